@@ -1,0 +1,86 @@
+"""The one tree of errors that nvmuser raises.
+
+::
+
+    NvmuserError
+    ├── UsageError            what the caller asked for cannot be meant (exit status 2)
+    ├── NotFoundError         a name that nothing bears
+    ├── ConflictError         in use, exists already, held by somebody else
+    ├── SetupError            a part is missing or could not be obtained
+    ├── TargetError           the SPDK process or its supervisor
+    │   └── TargetNotRunning
+    ├── GuestError            QEMU or the guest in it
+    └── RpcError
+        ├── RpcConnectionError  the connection was refused or ended; the call may have been carried out
+        ├── RpcTimeoutError     no reply within the deadline; the call may have been carried out
+        └── RpcServerError      the server answered with an error
+
+The libraries raise these; only the CLI prints them. A message is one line, says what is wrong, and where there is
+one, the way out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class NvmuserError(Exception):
+    """Root of every error that nvmuser raises on purpose."""
+
+    exit_status = 1
+
+
+class UsageError(NvmuserError):
+    """The input cannot be meant: a bad name, size, or combination of options."""
+
+    exit_status = 2
+
+
+class NotFoundError(NvmuserError):
+    """Nothing bears this name."""
+
+
+class ConflictError(NvmuserError):
+    """In use, exists already, or held by somebody else."""
+
+
+class SetupError(NvmuserError):
+    """A part (SPDK, QEMU, the guest) is missing or could not be obtained."""
+
+
+class TargetError(NvmuserError):
+    """The SPDK process or its supervisor could not do what was asked."""
+
+
+class TargetNotRunning(TargetError):
+    """There is no supervisor on this state directory."""
+
+
+class GuestError(NvmuserError):
+    """QEMU, or the guest in it, failed."""
+
+
+class RpcError(NvmuserError):
+    """A JSON-RPC call did not end with a result."""
+
+
+class RpcConnectionError(RpcError):
+    """The connection was refused or ended. The call may have been carried out."""
+
+
+class RpcTimeoutError(RpcError):
+    """No reply within the deadline. The call may have been carried out."""
+
+
+class RpcServerError(RpcError):
+    """The server answered with an error; the call was not carried out.
+
+    :param code: JSON-RPC's, or a negative errno, as SPDK sends it.
+    """
+
+    def __init__(self, method: str, params: Any, code: int, message: str) -> None:
+        self.method = method
+        self.params = params
+        self.code = code
+        self.message = message
+        super().__init__(f"{method}: {message} (code {code})")

@@ -1,0 +1,87 @@
+"""Where things lie: the cache (what `nvmuser setup` made) and the state directory (what one deployment is).
+
+Owns names only: nothing here creates, opens or removes anything.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+SUN_PATH_MAX = 107
+"""Longest path of a UNIX socket in bytes (unix(7): sun_path is 108 bytes with its terminating null)."""
+
+
+def cache_dir() -> Path:
+    """`$NVMUSER_CACHE`, else `~/.cache/nvmuser`."""
+    if path := os.environ.get("NVMUSER_CACHE"):
+        return Path(path)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nvmuser"
+
+
+def default_state_dir() -> Path:
+    """`$NVMUSER_STATE`, else /var/lib/nvmuser for root and `~/.local/state/nvmuser` for others."""
+    if path := os.environ.get("NVMUSER_STATE"):
+        return Path(path)
+    if os.geteuid() == 0:
+        return Path("/var/lib/nvmuser")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "nvmuser"
+
+
+@dataclass(frozen=True)
+class StateDir:
+    """The files of one deployment: one store, one supervisor, one endpoint process, one target at a time."""
+
+    root: Path
+
+    @property
+    def store(self) -> Path:
+        """SQLite: what is wanted."""
+        return self.root / "store.sqlite"
+
+    @property
+    def volumes(self) -> Path:
+        """Backing files of volumes that were given no `--path`."""
+        return self.root / "volumes"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "log"
+
+    @property
+    def run(self) -> Path:
+        """Sockets, pid files and locks."""
+        return self.root / "run"
+
+    @property
+    def lock(self) -> Path:
+        """Held (flock) by the supervisor as long as it lives; its content is the supervisor's pid."""
+        return self.run / "supervisor.pid"
+
+    @property
+    def control_socket(self) -> Path:
+        """The supervisor's JSON-RPC socket."""
+        return self.run / "control.sock"
+
+    @property
+    def rpc_socket(self) -> Path:
+        """The current target's JSON-RPC socket."""
+        return self.run / "spdk.sock"
+
+    @property
+    def endpoint_socket(self) -> Path:
+        """The endpoint process's control socket."""
+        return self.run / "endpoint.sock"
+
+    def target_dir(self, controller: str) -> Path:
+        """SPDK's listener directory for a controller: it creates `cntrl` in there. `--direct` guests connect to it."""
+        return self.run / "target" / controller
+
+    def guest_dir(self, controller: str) -> Path:
+        """The endpoint's listener directory for a controller; the socket in it is `cntrl`."""
+        return self.run / "guest" / controller
+
+    def socket(self, controller: str, *, direct: bool = False) -> Path:
+        """The vfio-user socket to which a guest's QEMU connects."""
+        return (self.target_dir(controller) if direct else self.guest_dir(controller)) / "cntrl"
