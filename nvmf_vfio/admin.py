@@ -1,0 +1,139 @@
+"""What a guest has outstanding in its admin queue.
+
+Linux and other drivers ring the admin queue's doorbells by register even where they use shadow doorbells for I/O queues
+(`nvme_dbbuf_init` in Linux leaves queue 0 out), and a trapped doorbell passes through the endpoint. So it can look at
+each command before the target does, and at each completion when the guest says that it has seen it.
+
+Owns the positions in both rings and the set of outstanding commands; the rings themselves are the guest's. Everything
+read from them is a guess about a hostile party's memory: it is bounded by the queue's size and never an address.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nvmf_vfio.memory import GuestMemory
+from nvmf_vfio.registers import (
+    CQE_SIZE,
+    OPC_ASYNC_EVENT_REQUEST,
+    SQE_SIZE,
+    AdminQueues,
+    command_of,
+    completion_of,
+    persistent_internal_error,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """A command that the guest has not seen completed."""
+
+    identifier: int
+    entry: bytes
+
+    @property
+    def is_event_request(self) -> bool:
+        return command_of(self.entry)[0] == OPC_ASYNC_EVENT_REQUEST
+
+
+class AdminQueue:
+    """The admin queue pair, as seen through its doorbells. Disabled until `enable`."""
+
+    def __init__(self) -> None:
+        self.queues: AdminQueues | None = None
+        self.tail = 0
+        self.head = 0
+        self.phase = 1
+        self.commands: dict[int, Outstanding] = {}
+
+    def enable(self, queues: AdminQueues) -> None:
+        """The guest set CC.EN: both rings are empty, and the first pass over the completions carries phase 1."""
+        self.disable()
+        self.queues = queues
+
+    def disable(self) -> None:
+        self.queues = None
+        self.tail = self.head = 0
+        self.phase = 1
+        self.commands.clear()
+
+    def submitted(self, memory: GuestMemory, tail: int) -> list[Outstanding]:
+        """The guest moved the submission queue's tail. Returns the new commands in order.
+
+        :raises GuestMemoryError: the queue is not in memory that the guest has mapped.
+        """
+        queues = self.queues
+        if queues is None or tail >= queues.submission_size:
+            return []
+        new = []
+        while self.tail != tail:
+            entry = memory.read(queues.submission + self.tail * SQE_SIZE, SQE_SIZE)
+            command = Outstanding(command_of(entry)[1], entry)
+            self.commands[command.identifier] = command
+            new.append(command)
+            self.tail = (self.tail + 1) % queues.submission_size
+        return new
+
+    def consumed(self, memory: GuestMemory, head: int) -> None:
+        """The guest moved the completion queue's head: it has seen what lies before it. Raises as `submitted` does."""
+        queues = self.queues
+        if queues is None or head >= queues.completion_size:
+            return
+        while self.head != head:
+            entry = memory.read(queues.completion + self.head * CQE_SIZE, CQE_SIZE)
+            self.commands.pop(completion_of(entry)[0], None)
+            self.head += 1
+            if self.head == queues.completion_size:
+                self.head, self.phase = 0, 1 - self.phase
+
+    def free_slot(self, memory: GuestMemory) -> tuple[int, int, set[int]]:
+        """The first completion slot that is free: its index and phase, and the commands whose completions wait before
+        it."""
+        queues = self.queues
+        assert queues is not None
+        slot, phase = self.head, self.phase
+        completed: set[int] = set()
+        for _ in range(queues.completion_size - 1):
+            entry = memory.read(queues.completion + slot * CQE_SIZE, CQE_SIZE)
+            identifier, tag = completion_of(entry)
+            if tag != phase:
+                break
+            completed.add(identifier)
+            slot += 1
+            if slot == queues.completion_size:
+                slot, phase = 0, 1 - phase
+        return slot, phase, completed
+
+    def complete(self, memory: GuestMemory, entry: bytes, slot: int) -> None:
+        """Put one completion into the guest's queue. Raises as `submitted` does."""
+        assert self.queues is not None
+        address = self.queues.completion + slot * CQE_SIZE
+        # The phase tag last: a driver that polls must not see the tag before the rest.
+        memory.write(address, entry[:12])
+        memory.write(address + 12, entry[12:])
+
+    def wake(self, memory: GuestMemory) -> bool:
+        """Complete the guest's Asynchronous Event Request with "persistent internal error".
+
+        :returns: False when the guest has none outstanding. :raises GuestMemoryError: as `submitted` does.
+        """
+        if self.queues is None:
+            return False
+        slot, phase, completed = self.free_slot(memory)
+        for command in self.commands.values():
+            if command.is_event_request and command.identifier not in completed:
+                self.complete(memory, persistent_internal_error(command.identifier, self.tail, phase), slot)
+                return True
+        return False
+
+    def to_json(self) -> dict[str, Any]:
+        commands = [command.entry.hex() for command in self.commands.values()]
+        return {"tail": self.tail, "head": self.head, "phase": self.phase, "commands": commands}
+
+    def load_json(self, document: dict[str, Any]) -> None:
+        self.tail, self.head, self.phase = document["tail"], document["head"], document["phase"]
+        for text in document["commands"]:
+            entry = bytes.fromhex(text)
+            command = Outstanding(command_of(entry)[1], entry)
+            self.commands[command.identifier] = command

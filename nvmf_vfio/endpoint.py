@@ -1,0 +1,287 @@
+"""The endpoint process: the sockets to which guests connect, for every controller of one state directory.
+
+    python -m nvmf_vfio.endpoint --control SOCKET --guests DIR --targets DIR
+
+Owns the listening sockets (`DIR/<controller>/cntrl`), a session for each connected guest, and the control socket on
+which the supervisor tells it which controllers there are and how the target fares. It reads no store and starts no
+process. It lives on when its supervisor is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+from nvmf_vfio.channel import Channel
+from nvmf_vfio.descriptors import Descriptor, close_all
+from nvmf_vfio.protocol import MAX_MESSAGE, ProtocolError
+from nvmf_vfio.session import Session
+from nvmf_vfio.vault import Kept, Record, Vault
+from nvmf_vfio.wire import Closed, Wire
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 4
+_STATUS_BATCH = 200
+
+
+class Endpoint:
+    """All guests' connections of one state directory."""
+
+    def __init__(self, guests: Path, targets: Path) -> None:
+        self._guests = guests
+        self._targets = targets
+        self._listeners: dict[str, socket.socket] = {}
+        self._sessions: dict[str, Session] = {}
+        self._vaults: dict[str, Vault] = {}
+        self._kept: dict[str, Descriptor] = {}
+        self._channel: Channel | None = None
+        self._target_state = "gone"
+        self._serial = 0
+        self._fresh = True
+        self._loop = asyncio.get_running_loop()
+        self.stopped = asyncio.Event()
+
+    # -- the supervisor ------------------------------------------------------------------------------------------
+
+    def connected(self, sock: socket.socket) -> None:
+        """A supervisor has connected; it takes the place of an earlier one."""
+        if self._channel:
+            self._channel.close()
+        self._channel = Channel(sock, self._told, self._supervisor_gone)
+        self._channel.send("hello", fresh=self._fresh, pid=os.getpid())
+
+    def _supervisor_gone(self) -> None:
+        log.warning("the supervisor is gone; guests stay connected")
+        self._channel = None
+
+    def _told(self, message: dict[str, Any], descriptors: list[Descriptor]) -> None:
+        match message["op"]:
+            case "kept":
+                self._kept.update(zip(message["names"], descriptors, strict=True))
+                return
+            case "start":
+                self._start()
+            case "serve":
+                self._serve(set(message["controllers"]))
+            case "target":
+                self._target(message["state"])
+            case "status":
+                self._status()
+            case "stop":
+                self.stopped.set()
+        close_all(descriptors)
+
+    def _start(self) -> None:
+        if self._fresh:
+            self._fresh = False
+            self._resume()
+        else:
+            for vault in self._vaults.values():
+                vault.offer()
+
+    def _target(self, state: str) -> None:
+        self._target_state = state
+        for session in list(self._sessions.values()):
+            match state:
+                case "gone":
+                    session.target_gone()
+                case "drained":
+                    session.target_drained()
+                case "ready":
+                    session.target_ready()
+
+    def _status(self) -> None:
+        sessions = [session.status() for session in self._sessions.values()]
+        batches = [sessions[i : i + _STATUS_BATCH] for i in range(0, len(sessions), _STATUS_BATCH)] or [[]]
+        if self._channel:
+            for batch in batches:
+                self._channel.send(
+                    "status",
+                    sessions=batch,
+                    more=batch is not batches[-1],
+                    rss_kib=_resident_kib(),
+                    controllers=len(self._listeners),
+                )
+
+    # -- listeners -----------------------------------------------------------------------------------------------
+
+    def _serve(self, controllers: set[str]) -> None:
+        for name in set(self._listeners) - controllers:
+            self._unlisten(name)
+        for name in sorted(controllers - set(self._listeners)):
+            try:
+                self._listen(name)
+            except OSError as error:
+                log.error("%s: no socket: %s", name, error)
+
+    def _listen(self, name: str) -> None:
+        path = self._guests / name / "cntrl"
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            # One endpoint a state directory, so that what is there belongs to one that is dead.
+            path.unlink()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            listener.bind(os.fspath(path))
+            path.chmod(0o660)
+            listener.listen(_BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+        self._listeners[name] = listener
+        self._loop.add_reader(listener, self._accept, name)
+
+    def _unlisten(self, name: str) -> None:
+        if session := self._sessions.get(name):
+            session.close()
+        listener = self._listeners.pop(name)
+        self._loop.remove_reader(listener)
+        listener.close()
+        path = self._guests / name / "cntrl"
+        with contextlib.suppress(OSError):
+            path.unlink()
+            path.parent.rmdir()
+
+    def _accept(self, name: str) -> None:
+        try:
+            sock, _ = self._listeners[name].accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        if name in self._sessions:
+            log.warning("%s: a second guest was turned away", name)
+            sock.close()
+            return
+        self._serial += 1
+        vault = self._vault(f"{name}/{self._serial}")
+        vault.adopt(f"{vault.prefix}/conn", Descriptor(os.dup(sock.fileno())), put=True)
+        record = Record.create(name)
+        vault.adopt(f"{vault.prefix}/record", record, put=True)
+        session = self._session(name, Wire(sock, limit=MAX_MESSAGE), record, vault)
+        log.info("%s: guest connected", name)
+        session.start()
+        if self._target_state == "ready":
+            session.target_ready()
+
+    # -- sessions ------------------------------------------------------------------------------------------------
+
+    def _vault(self, prefix: str) -> Vault:
+        def put(name: str, descriptor: Descriptor) -> None:
+            if self._channel:
+                self._channel.send("put", [descriptor], name=name)
+
+        def drop(name: str) -> None:
+            if self._channel:
+                self._channel.send("drop", name=name)
+
+        return Vault(prefix, put, drop)
+
+    def _session(self, name: str, wire: Wire, record: Descriptor, vault: Vault) -> Session:
+        def ended() -> None:
+            self._sessions.pop(name, None)
+            self._vaults.pop(name, None)
+
+        session = Session(
+            name,
+            self._targets / name / "cntrl",
+            wire,
+            record,
+            vault,
+            is_target_ready=lambda: self._target_state == "ready",
+            on_end=ended,
+        )
+        self._sessions[name] = session
+        self._vaults[name] = vault
+        return session
+
+    def _resume(self) -> None:
+        """Take over the guests of an endpoint that was killed."""
+        groups: dict[str, dict[str, Descriptor]] = {}
+        for name, descriptor in self._kept.items():
+            groups.setdefault(name.rpartition("/")[0], {})[name] = descriptor
+        self._kept = {}
+        for prefix, descriptors in sorted(groups.items()):
+            controller, _, serial = prefix.partition("/")
+            self._serial = max(self._serial, int(serial))
+            vault = self._vault(prefix)
+            kept: dict[str, Kept] = {name: vault.adopt(name, held) for name, held in descriptors.items()}
+            connection, record = kept.get(f"{prefix}/conn"), kept.get(f"{prefix}/record")
+            if connection is None or record is None:
+                vault.close()
+                continue
+            sock = socket.socket(fileno=os.dup(connection.descriptor.fileno()))
+            session = self._session(controller, Wire(sock, limit=MAX_MESSAGE), record.descriptor, vault)
+            try:
+                session.resume(kept)
+                log.info("%s: guest taken over", controller)
+            except (Closed, ProtocolError) as error:
+                log.warning("%s: guest not taken over: %s", controller, error or "it has gone")
+                session.close()
+
+    def close(self) -> None:
+        """Close every connection and socket."""
+        for name in list(self._listeners):
+            self._unlisten(name)
+        for session in list(self._sessions.values()):
+            session.close()
+        if self._channel:
+            self._channel.close()
+
+
+def _resident_kib() -> int:
+    """Memory of this process that is its own (RssAnon of proc_pid_status(5)), in KiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1])
+    return 0
+
+
+async def serve(control: Path, guests: Path, targets: Path) -> None:
+    """Run until told to stop, or SIGTERM."""
+    loop = asyncio.get_running_loop()
+    endpoint = Endpoint(guests, targets)
+    loop.add_signal_handler(signal.SIGTERM, endpoint.stopped.set)
+    with contextlib.suppress(FileNotFoundError):
+        control.unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as listener:
+        listener.bind(os.fspath(control))
+        control.chmod(0o600)
+        listener.listen(1)
+
+        def accept() -> None:
+            with contextlib.suppress(BlockingIOError):
+                endpoint.connected(listener.accept()[0])
+
+        loop.add_reader(listener, accept)
+        try:
+            await endpoint.stopped.wait()
+        finally:
+            loop.remove_reader(listener)
+            endpoint.close()
+            with contextlib.suppress(FileNotFoundError):
+                control.unlink()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="nvmf_vfio.endpoint", description="Stands between guests and SPDK.")
+    parser.add_argument("--control", type=Path, required=True, help="socket on which the supervisor connects")
+    parser.add_argument("--guests", type=Path, required=True, help="directory of the guests' sockets")
+    parser.add_argument("--targets", type=Path, required=True, help="directory of the targets' sockets")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # A guest's memory maps and interrupts are descriptors here.
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    asyncio.run(serve(arguments.control, arguments.guests, arguments.targets))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""A connection to a target: requests out, replies matched to them.
+
+Owns the socket to SPDK and the table of requests that await a reply. It does not know what a request means, nor what
+to do when the target is gone: it tells its user, once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from nvmf_vfio.descriptors import Descriptor
+from nvmf_vfio.protocol import MAX_TARGET_MESSAGE, Command, Flag, Header, ProtocolError
+from nvmf_vfio.wire import Closed, Message, Wire
+
+_CONNECT_INTERVAL = 0.01
+_MAX_ID = 0xFFFF
+
+
+class TargetError(Exception):
+    """The target answered with an error, or not at all."""
+
+
+async def connect(path: Path) -> socket.socket:
+    """Connect to a target's socket, as often as it takes: a new target is not listening yet, a busy one has its
+    backlog of one connection taken. Runs until it is cancelled."""
+    while True:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            sock.connect(os.fspath(path))
+            return sock
+        except (BlockingIOError, FileNotFoundError, ConnectionRefusedError):
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+        await asyncio.sleep(_CONNECT_INTERVAL)
+
+
+class TargetLink:
+    """One connection to one target.
+
+    :param on_request: called with each request that the target makes (DMA by message).
+    :param on_lost: called once when the connection ends for any reason but `close`.
+    """
+
+    def __init__(self, sock: socket.socket, on_request: Callable[[Message], None], on_lost: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._wire = Wire(sock, limit=MAX_TARGET_MESSAGE)
+        self._on_request = on_request
+        self._on_lost = on_lost
+        self._awaited: dict[int, Callable[[Message], None]] = {}
+        self._calls: set[asyncio.Future[bytes]] = set()
+        self._next_id = 0
+        self._open = True
+        self.messages = 0
+        self._loop.add_reader(sock, self._readable)
+
+    def request(
+        self, command: Command, body: bytes, descriptors: list[Descriptor], on_reply: Callable[[Message], None]
+    ) -> None:
+        """Send a request. `on_reply` gets the reply and its descriptors, unless the connection ends before."""
+        identifier = self._next_id
+        while identifier in self._awaited:
+            identifier = (identifier + 1) & _MAX_ID
+        self._next_id = (identifier + 1) & _MAX_ID
+        self._awaited[identifier] = on_reply
+        self._send(Header(identifier, command, 0), body, descriptors)
+
+    def post(self, command: Command, body: bytes) -> None:
+        """Send a request that gets no reply."""
+        self._send(Header(0, command, 0, Flag.NO_REPLY), body, [])
+
+    async def call(self, command: Command, body: bytes, descriptors: list[Descriptor] | None = None) -> bytes:
+        """A request of our own: its reply's payload.
+
+        :raises TargetError: an error reply, or the connection ended.
+        """
+        future: asyncio.Future[bytes] = self._loop.create_future()
+
+        def replied(message: Message) -> None:
+            message.close()
+            if future.done():
+                return
+            if message.header.flags & Flag.ERROR:
+                reason = os.strerror(message.header.error)
+                future.set_exception(TargetError(f"{command.name}: {reason}"))
+            else:
+                future.set_result(message.body)
+
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
+        self.request(command, body, descriptors or [], replied)
+        return await future
+
+    def reply(self, message: Message) -> None:
+        """Answer a request that the target made. Takes the descriptors over."""
+        descriptors, message.descriptors = message.descriptors, []
+        self._send(message.header, message.body, descriptors)
+
+    def _send(self, header: Header, body: bytes, descriptors: list[Descriptor]) -> None:
+        self.messages += 1
+        try:
+            self._wire.send(header, body, descriptors)
+        except (Closed, ProtocolError):
+            # Told from the event loop: the caller is in the middle of something.
+            self._loop.call_soon(self._lost)
+            return
+        if self._wire.is_blocked:
+            self._loop.add_writer(self._wire.socket, self._writable)
+
+    def _writable(self) -> None:
+        try:
+            self._wire.flush()
+        except Closed:
+            self._lost()
+            return
+        if not self._wire.is_blocked:
+            self._loop.remove_writer(self._wire.socket)
+
+    def _readable(self) -> None:
+        try:
+            while self._open and (message := self._wire.receive()):
+                self.messages += 1
+                if not message.header.is_reply:
+                    self._on_request(message)
+                elif callback := self._awaited.pop(message.header.id, None):
+                    callback(message)
+                else:
+                    message.close()
+        except (Closed, ProtocolError):
+            self._lost()
+
+    def _lost(self) -> None:
+        if self._open:
+            self.close()
+            self._on_lost()
+
+    def close(self) -> None:
+        """End the connection; whoever awaits a `call` gets a TargetError. Idempotent."""
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove_reader(self._wire.socket)
+        self._loop.remove_writer(self._wire.socket)
+        self._wire.close()
+        self._awaited.clear()
+        for future in list(self._calls):
+            if not future.done():
+                future.set_exception(TargetError(os.strerror(errno.ECONNRESET)))

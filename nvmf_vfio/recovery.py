@@ -1,0 +1,369 @@
+"""One controller as its guest knows it: what is remembered, what is answered while there is no target, what a new
+target is told.
+
+Owns the guest's DMA maps, interrupts, writes to configuration space and NVMe registers. It is a state machine over
+messages and knows no socket: `nvmf_vfio.session` moves messages and asks it.
+
+::
+
+               target lost, CC.EN=0                     target lost, CC.EN=1 and the guest has seen RDY=1
+    LIVE ─────────────────────────► IDLE     LIVE ────────────────────────► FAILED
+      ▲  ◄──────────── ready ───────┘ │ ▲      ▲                              │
+      │                         EN=1  │ └──────┼──── EN=0 or reset, no target ┤
+      └───── ready, CC replayed ── ENABLING    └──── EN=0 or reset, target ───┘
+
+LIVE passes registers through; the other phases answer them from here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any
+
+from nvmf_vfio.admin import AdminQueue
+from nvmf_vfio.descriptors import Descriptor, is_eventfd
+from nvmf_vfio.memory import GuestMemory, GuestMemoryError, Refused
+from nvmf_vfio.protocol import (
+    Command,
+    DmaMap,
+    DmaUnmap,
+    RegionAccess,
+    RegionWriteMulti,
+    Request,
+    Reset,
+    SetIrqs,
+    Version,
+)
+from nvmf_vfio.registers import (
+    CAP_TO_BYTE,
+    CAP_TO_LONGEST,
+    CC_EN,
+    CC_SHN_MASK,
+    CSTS_CFS,
+    CSTS_RDY,
+    CSTS_SHST_COMPLETE,
+    DOORBELLS,
+    AdminQueues,
+    Register,
+)
+from nvmf_vfio.vault import Kept
+
+BAR0 = 0
+CONFIG = 7
+"""Region indices (linux/vfio.h, VFIO_PCI_*_REGION_INDEX)."""
+_MSIX = 2
+_REGISTERS_SIZE = 0x1000
+_MAX_CONFIG_WRITES = 512
+_IRQ_DESCRIPTORS = 8
+"""Descriptors in one replayed DEVICE_SET_IRQS: the least that an implementation may be expected to take."""
+
+
+class Phase(StrEnum):
+    """Where the controller stands between guest and target; see the module's drawing."""
+
+    LIVE = "live"
+    FAILED = "failed"
+    IDLE = "idle"
+    ENABLING = "enabling"
+
+
+class Controller:
+    """What must be known to answer for a target that is gone, and to introduce the guest to the next one."""
+
+    def __init__(self) -> None:
+        self.version: Version | None = None
+        self.memory = GuestMemory()
+        self.admin = AdminQueue()
+        self.irqs: dict[int, dict[int, Kept]] = {}
+        self.config_writes: dict[tuple[int, int], bytes] = {}
+        self.config_space = bytearray()
+        self.registers = bytearray(64)
+        self.replies: dict[tuple[int, bytes], bytes] = {}
+        self.phase = Phase.IDLE
+        self.seen_ready = False
+        self.drained = True
+        """Nothing that an earlier target had in flight can still land."""
+
+    # -- what the guest says -------------------------------------------------------------------------------------
+
+    def check(self, request: Request, descriptors: list[Descriptor]) -> None:
+        """Whether a request may be passed on and remembered.
+
+        :raises Refused: with the errno to answer.
+        """
+        if isinstance(request, DmaMap):
+            self.memory.check_map(request, descriptors)
+        elif isinstance(request, SetIrqs):
+            if descriptors and not (request.flags & SetIrqs.DATA_EVENTFD and len(descriptors) == request.count):
+                raise Refused(errno.EINVAL, f"{len(descriptors)} descriptors for {request.count} vectors")
+            if not all(map(is_eventfd, descriptors)):
+                raise Refused(errno.EINVAL, "an interrupt's descriptor is not an eventfd")
+        elif descriptors:
+            raise Refused(errno.EINVAL, "descriptors with a message that takes none")
+
+    def look(self, request: Request) -> None:
+        """See the admin queue's doorbells before the target does, while the ring entries are what the guest meant."""
+        for write in _writes(request):
+            if write.region != BAR0 or write.count != 4 or write.offset not in (DOORBELLS, DOORBELLS + 4):
+                continue
+            value = int.from_bytes(write.data, "little")
+            try:
+                if write.offset == DOORBELLS:
+                    self.admin.submitted(self.memory, value)
+                else:
+                    self.admin.consumed(self.memory, value)
+            except GuestMemoryError:
+                # The queue is not where the guest may have one; the target will find so too.
+                self.admin.disable()
+
+    def remember(self, request: Request, kept: list[Kept]) -> None:
+        """A request has taken effect. Takes over the descriptors that came with it."""
+        match request:
+            case DmaMap():
+                self.memory.map(request, kept[0] if kept else None)
+            case DmaUnmap():
+                self.memory.unmap(request)
+            case SetIrqs():
+                self._remember_irqs(request, kept)
+            case Version():
+                self.version = request
+            case RegionAccess() | RegionWriteMulti():
+                for write in _writes(request):
+                    self._remember_write(write)
+            case Reset():
+                self._reset()
+
+    def _remember_irqs(self, request: SetIrqs, kept: list[Kept]) -> None:
+        if not request.flags & SetIrqs.TRIGGER or request.flags & SetIrqs.DATA_BOOL:
+            return
+        vectors = self.irqs.setdefault(request.index, {})
+        gone = range(request.start, request.start + request.count)
+        if request.flags & SetIrqs.DATA_NONE:
+            if request.count:
+                return
+            gone = range(SetIrqs.MAX_VECTORS)
+        for vector in [v for v in vectors if v in gone]:
+            vectors.pop(vector).release()
+        vectors.update(zip(range(request.start, request.start + len(kept)), kept, strict=True))
+
+    def _remember_write(self, write: RegionAccess) -> None:
+        if write.region == CONFIG:
+            key = (write.offset, write.count)
+            self.config_writes.pop(key, None)
+            if len(self.config_writes) < _MAX_CONFIG_WRITES:
+                self.config_writes[key] = write.data
+            if write.offset >= Register.CAP and write.offset + write.count <= len(self.config_space):
+                self.config_space[write.offset : write.offset + write.count] = write.data
+        elif write.region == BAR0 and write.offset + write.count <= len(self.registers):
+            before = self.cc
+            if write.offset >= Register.INTMS and not Register.CSTS <= write.offset < Register.AQA:
+                self.registers[write.offset : write.offset + write.count] = write.data
+            self._cc_written(before)
+
+    def _cc_written(self, before: int) -> None:
+        enabled, was = self.cc & CC_EN, before & CC_EN
+        if enabled and not was:
+            self.seen_ready = False
+            self.admin.enable(
+                AdminQueues.decode(self.reg(Register.AQA), self.reg(Register.ASQ, 8), self.reg(Register.ACQ, 8))
+            )
+            if self.phase is Phase.IDLE:
+                self.phase = Phase.ENABLING
+        elif was and not enabled:
+            self._disabled()
+
+    def _disabled(self) -> None:
+        self.admin.disable()
+        if self.phase in (Phase.FAILED, Phase.ENABLING):
+            self.phase = Phase.IDLE
+
+    def _reset(self) -> None:
+        """DEVICE_RESET: the NVMe registers are at their reset values (section 7.3.2); maps and interrupts stay."""
+        self.registers[Register.INTMS :] = bytes(len(self.registers) - Register.INTMS)
+        self.seen_ready = False
+        self._disabled()
+
+    # -- registers -----------------------------------------------------------------------------------------------
+
+    def reg(self, register: Register, size: int = 4) -> int:
+        return int.from_bytes(self.registers[register : register + size], "little")
+
+    @property
+    def cc(self) -> int:
+        return self.reg(Register.CC)
+
+    @property
+    def csts(self) -> int:
+        """CSTS as this controller shows it while no target answers (section 3.1.6)."""
+        if self.phase is Phase.LIVE:
+            return self.registers[Register.CSTS]
+        value = CSTS_SHST_COMPLETE if self.cc & CC_SHN_MASK and self.drained else 0
+        if self.phase is Phase.FAILED:
+            return value | CSTS_CFS | CSTS_RDY
+        if self.phase is Phase.IDLE and not self.drained:
+            # The guest may take its memory back only when nothing can land in it any more.
+            return value | CSTS_RDY
+        return value
+
+    def patch_read(self, request: RegionAccess, data: bytes) -> bytes:
+        """A target's answer as the guest shall see it: CAP.TO at its longest, and what must be known later noted."""
+        if request.region == CONFIG and request.offset + len(data) <= len(self.config_space):
+            self.config_space[request.offset : request.offset + len(data)] = data
+        if request.region != BAR0:
+            return data
+        if request.offset <= Register.CSTS < request.offset + len(data):
+            ready = data[Register.CSTS - request.offset] & CSTS_RDY
+            self.registers[Register.CSTS] = data[Register.CSTS - request.offset]
+            self.seen_ready = self.seen_ready or bool(ready and self.cc & CC_EN)
+        if request.offset <= CAP_TO_BYTE < request.offset + len(data):
+            patched = bytearray(data)
+            patched[CAP_TO_BYTE - request.offset] = CAP_TO_LONGEST
+            return bytes(patched)
+        return data
+
+    def read(self, request: RegionAccess) -> bytes:
+        """A region's content while no target answers."""
+        if request.region == CONFIG:
+            source = bytes(self.config_space)
+        elif request.region == BAR0 and request.offset < _REGISTERS_SIZE:
+            image = bytearray(self.registers)
+            image[CAP_TO_BYTE] = CAP_TO_LONGEST
+            image[Register.CSTS : Register.CSTS + 4] = self.csts.to_bytes(4, "little")
+            source = bytes(image)
+        else:
+            source = b""
+        data = source[request.offset : request.offset + request.count]
+        return data + bytes(request.count - len(data))
+
+    def is_local(self, request: Request) -> bool:
+        """Whether this access is answered here although a target is there: registers of a controller that has
+        failed."""
+        if self.phase is Phase.LIVE:
+            return False
+        if isinstance(request, RegionAccess):
+            return request.region == BAR0
+        return isinstance(request, RegionWriteMulti)
+
+    # -- targets -------------------------------------------------------------------------------------------------
+
+    def target_lost(self) -> None:
+        """No target answers any more, and what it had in flight may still land."""
+        self.drained = False
+        if self.phase is Phase.LIVE:
+            if not self.cc & CC_EN:
+                self.phase = Phase.IDLE
+            else:
+                self.phase = Phase.FAILED if self.seen_ready else Phase.ENABLING
+
+    def replay(self) -> Iterator[tuple[Command, bytes, list[Descriptor]]]:
+        """What a new target must be told after VERSION, in order. The descriptors are copies for the caller."""
+        for region in self.memory.regions:
+            copies = [region.kept.descriptor.duplicate()] if region.kept else []
+            yield Command.DMA_MAP, region.map.pack(), copies
+        for index, vectors in self.irqs.items():
+            for run in _runs(sorted(vectors), _IRQ_DESCRIPTORS):
+                request = SetIrqs(SetIrqs.DATA_EVENTFD | SetIrqs.TRIGGER, index, run[0], len(run))
+                copies = [vectors[vector].descriptor.duplicate() for vector in run]
+                yield Command.DEVICE_SET_IRQS, request.pack(), copies
+        for (offset, count), data in self.config_writes.items():
+            yield Command.REGION_WRITE, RegionAccess(offset, CONFIG, count, data).pack(), []
+        if self.phase is not Phase.FAILED:
+            yield from self.replay_registers()
+
+    def replay_registers(self) -> Iterator[tuple[Command, bytes, list[Descriptor]]]:
+        """The registers that the guest wrote while no target was there to see it, CC last."""
+        for register, size in ((Register.AQA, 4), (Register.ASQ, 8), (Register.ACQ, 8), (Register.CC, 4)):
+            data = bytes(self.registers[register : register + size])
+            if any(data):
+                yield Command.REGION_WRITE, RegionAccess(register, BAR0, size, data).pack(), []
+
+    def target_ready(self) -> bool:
+        """The replay is done: wake the guest if its controller had failed.
+
+        :returns: whether the guest's driver has been told by an event; if not, it finds CSTS.CFS itself.
+        """
+        self.drained = True
+        if self.phase is not Phase.FAILED:
+            self.phase = Phase.LIVE
+            return False
+        try:
+            woken = self.admin.wake(self.memory)
+        except GuestMemoryError:
+            return False
+        if woken:
+            self.interrupt()
+        return woken
+
+    def interrupt(self) -> None:
+        """Signal vector 0 of whichever kind of interrupt the guest has set up; the admin queue has no other."""
+        for index in (_MSIX, 1, 0):
+            if kept := self.irqs.get(index, {}).get(0):
+                _signal(kept.descriptor)
+                return
+
+    # -- the record ----------------------------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        version = [self.version.major, self.version.minor, self.version.capabilities] if self.version else None
+        return {
+            "version": version,
+            "memory": self.memory.to_json(),
+            "irqs": [[index, v, kept.name] for index, vs in self.irqs.items() for v, kept in vs.items()],
+            "config_writes": [[offset, size, data.hex()] for (offset, size), data in self.config_writes.items()],
+            "config_space": self.config_space.hex(),
+            "registers": self.registers.hex(),
+            "replies": [[command, body.hex(), reply.hex()] for (command, body), reply in self.replies.items()],
+            "phase": self.phase.value,
+            "seen_ready": self.seen_ready,
+            "admin": self.admin.to_json(),
+        }
+
+    def load_json(self, document: dict[str, Any], kept: dict[str, Kept]) -> None:
+        if document["version"]:
+            self.version = Version(*document["version"])
+        self.memory.load_json(document["memory"], kept)
+        for index, vector, name in document["irqs"]:
+            self.irqs.setdefault(index, {})[vector] = kept[name]
+        for offset, size, data in document["config_writes"]:
+            self.config_writes[(offset, size)] = bytes.fromhex(data)
+        self.config_space = bytearray.fromhex(document["config_space"])
+        self.registers = bytearray.fromhex(document["registers"])
+        self.replies = {(c, bytes.fromhex(body)): bytes.fromhex(reply) for c, body, reply in document["replies"]}
+        self.phase = Phase(document["phase"])
+        self.seen_ready = document["seen_ready"]
+        if self.cc & CC_EN:
+            self.admin.enable(
+                AdminQueues.decode(self.reg(Register.AQA), self.reg(Register.ASQ, 8), self.reg(Register.ACQ, 8))
+            )
+            self.admin.load_json(document["admin"])
+
+
+def _writes(request: Request) -> tuple[RegionAccess, ...]:
+    """The writes in a request: none in a read."""
+    if isinstance(request, RegionWriteMulti):
+        return request.writes
+    return (request,) if isinstance(request, RegionAccess) and request.data else ()
+
+
+def _runs(vectors: list[int], longest: int) -> Iterator[list[int]]:
+    """Consecutive vectors, in pieces of at most `longest`."""
+    run: list[int] = []
+    for vector in vectors:
+        if run and (vector != run[-1] + 1 or len(run) == longest):
+            yield run
+            run = []
+        run.append(vector)
+    if run:
+        yield run
+
+
+def _signal(descriptor: Descriptor) -> None:
+    """Count an eventfd up. It cannot block: a full counter means that the signal is pending anyway."""
+    os.set_blocking(descriptor.fileno(), False)
+    try:
+        os.eventfd_write(descriptor.fileno(), 1)
+    except BlockingIOError:
+        return

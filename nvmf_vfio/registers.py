@@ -1,0 +1,85 @@
+"""The NVMe registers and queue entries that recovery needs, by their names in the NVM Express Base Specification 1.4.
+
+Owns layouts and arithmetic only: no socket, no memory.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Register(IntEnum):
+    """Offsets in BAR0 (section 3.1)."""
+
+    CAP = 0x00
+    VS = 0x08
+    INTMS = 0x0C
+    INTMC = 0x10
+    CC = 0x14
+    CSTS = 0x1C
+    NSSR = 0x20
+    AQA = 0x24
+    ASQ = 0x28
+    ACQ = 0x30
+
+
+DOORBELLS = 0x1000
+"""Offset of the first doorbell (section 3.1.24)."""
+CAP_TO_BYTE = 3
+"""CAP.TO is bits 31:24 of CAP (section 3.1.1)."""
+CAP_TO_LONGEST = 0xFF
+"""CAP.TO in units of 500 ms: 127.5 s is the longest that a controller can ask a driver to wait for CSTS.RDY."""
+CAP_DSTRD_SHIFT = 32
+"""CAP.DSTRD is bits 35:32: doorbells lie 4 << DSTRD bytes apart."""
+
+CC_EN = 0x1
+CC_SHN_MASK = 0xC000
+CSTS_RDY = 0x1
+CSTS_CFS = 0x2
+CSTS_SHST_COMPLETE = 0x8
+
+SQE_SIZE = 64
+CQE_SIZE = 16
+OPC_ASYNC_EVENT_REQUEST = 0x0C
+"""Opcode of Asynchronous Event Request in the admin command set (section 5)."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdminQueues:
+    """Where the admin queues lie: AQA, ASQ and ACQ decoded (sections 3.1.8 to 3.1.10). Sizes count entries."""
+
+    submission: int
+    submission_size: int
+    completion: int
+    completion_size: int
+
+    @classmethod
+    def decode(cls, aqa: int, asq: int, acq: int) -> AdminQueues:
+        mask = ~0xFFF
+        return cls(asq & mask, (aqa & 0xFFF) + 1, acq & mask, (aqa >> 16 & 0xFFF) + 1)
+
+
+def persistent_internal_error(command_id: int, submission_head: int, phase: int) -> bytes:
+    """A completion of an Asynchronous Event Request that says: error, persistent internal error.
+
+    Section 5.2.1, figures 147 and 148: dword 0 holds the log page (01h, Error Information) in bits 23:16, the
+    information (03h, Persistent Internal Error) in 15:8 and the type (0h, Error status) in 2:0.
+
+    :param phase: the Phase Tag (0 or 1) that marks this slot as new.
+    """
+    dword0 = 0x01 << 16 | 0x03 << 8 | 0x0
+    return struct.pack("<IIHHHH", dword0, 0, submission_head, 0, command_id, phase)
+
+
+def command_of(entry: bytes) -> tuple[int, int]:
+    """Opcode and command identifier of a submission queue entry (section 4.2, figure 104)."""
+    opcode, _flags, identifier = struct.unpack_from("<BBH", entry)
+    return opcode, identifier
+
+
+def completion_of(entry: bytes) -> tuple[int, int]:
+    """Command identifier and phase tag of a completion queue entry (section 4.6)."""
+    identifier, status = struct.unpack_from("<HH", entry, 12)
+    return identifier, status & 1

@@ -1,0 +1,551 @@
+"""One guest's connection to one controller, across as many targets as it takes.
+
+Owns the guest's socket, the connection to the current target, and the order of events between them. What is remembered
+and answered is `nvmf_vfio.recovery`'s business.
+
+A guest's message is recorded before it is taken off its socket, and its reply is recorded before it is sent: see
+`resume`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nvmf_vfio.descriptors import Descriptor
+from nvmf_vfio.link import TargetError, TargetLink, connect
+from nvmf_vfio.memory import Refused
+from nvmf_vfio.protocol import (
+    FROM_TARGET,
+    MAX_MESSAGE,
+    Command,
+    DmaUnmap,
+    Flag,
+    Header,
+    ProtocolError,
+    RegionAccess,
+    RegionInfo,
+    RegionWriteMulti,
+    Request,
+    Version,
+    decode_request,
+)
+from nvmf_vfio.recovery import BAR0, CONFIG, Controller, Phase
+from nvmf_vfio.registers import DOORBELLS, Register
+from nvmf_vfio.vault import Kept, Record, Vault
+from nvmf_vfio.wire import Closed, Message, Wire
+
+log = logging.getLogger(__name__)
+
+_BATCH = 64
+"""Messages taken from one guest before the others have their turn."""
+_REPLY_DEADLINE = 4.0
+"""Seconds that a target may take to answer. QEMU gives up at 5 s, and a reply after that breaks its stream."""
+_RETRY_INTERVAL = 1.0
+_CONFIG_SPACE = 4096
+_CACHED = frozenset(
+    {Command.VERSION, Command.DEVICE_GET_INFO, Command.DEVICE_GET_REGION_INFO, Command.DEVICE_GET_IRQ_INFO}
+)
+_PENDING_SLOT = 2
+
+
+@dataclass(slots=True)
+class Pending:
+    """A guest's request that has no reply yet."""
+
+    header: Header
+    body: bytes
+    command: Command
+    request: Request
+    kept: list[Kept]
+    since: float
+    sent: bool = False
+    """Whether a target has it; the others wait for one, because only it can answer."""
+
+
+@dataclass
+class Statistics:
+    """What `nvmuser status` tells of a guest. Times in seconds."""
+
+    messages: int = 0
+    recoveries: int = 0
+    last_stall: float | None = None
+    longest_stall: float | None = None
+    lost_at: float | None = None
+
+    def back(self) -> None:
+        """The guest's driver works again."""
+        if self.lost_at is not None:
+            self.last_stall = time.monotonic() - self.lost_at
+            self.longest_stall = max(self.longest_stall or 0.0, self.last_stall)
+            self.recoveries += 1
+            self.lost_at = None
+
+
+class Session:
+    """A connected guest.
+
+    :param vault: already holds the connection and the record (`conn`, `record`).
+    :param on_end: called once when the guest has gone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        target: Path,
+        wire: Wire,
+        record: Descriptor,
+        vault: Vault,
+        *,
+        is_target_ready: Callable[[], bool],
+        on_end: Callable[[], None],
+    ) -> None:
+        self.name = name
+        self.statistics = Statistics()
+        self.controller = Controller()
+        self._target = target
+        self._wire = wire
+        self._vault = vault
+        self._is_target_ready = is_target_ready
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._record = Record(record)
+        self._pending_record = Record(record, _PENDING_SLOT)
+        self._pending: dict[int, Pending] = {}
+        self._link: TargetLink | None = None
+        self._online = False
+        self._bring_up: asyncio.Task[None] | None = None
+        self._overdue: asyncio.TimerHandle | None = None
+        self._open = True
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to serve the guest."""
+        self._loop.add_reader(self._wire.socket, self._guest_readable)
+
+    def resume(self, kept: dict[str, Kept]) -> None:
+        """Take over from an endpoint that was killed: what it recorded is what happened.
+
+        A request that was recorded but is still on the socket was not taken yet. A request that was taken has not been
+        answered, and is answered now. If the reply was recorded but not sent, QEMU waits for its time-out (5 s) and
+        goes on.
+        """
+        document = self._record.document
+        if document is None:
+            raise ProtocolError("the record is empty")
+        self.controller.load_json(document, kept)
+        self.controller.target_lost()
+        self.statistics = Statistics(**document["statistics"])
+        self.statistics.lost_at = time.monotonic()
+        pending = self._pending_record.document or []
+        if pending == "partial":
+            raise ProtocolError("killed in the middle of a message that came in pieces")
+        unread = self._wire.peek()
+        for packed, body_text, names in pending:
+            header = Header.unpack(bytes.fromhex(packed), limit=MAX_MESSAGE)
+            body = bytes.fromhex(body_text)
+            if unread and (unread.header, unread.body) == (header, body):
+                self._wire.consume()
+            command, request = decode_request(header.command, body)
+            descriptors = [kept[name] for name in names]
+            self._add(Pending(header, body, command, request, descriptors, self._loop.time()))
+        if unread:
+            unread.close()
+        self._answer_pending()
+        self.start()
+
+    def close(self) -> None:
+        """End everything that belongs to this guest. Idempotent."""
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove_reader(self._wire.socket)
+        self._loop.remove_writer(self._wire.socket)
+        if self._bring_up:
+            self._bring_up.cancel()
+        if self._overdue:
+            self._overdue.cancel()
+        if self._link:
+            self._link.close()
+        with contextlib.suppress(OSError):
+            # The keeper's copy of the descriptor keeps the connection open a little longer than `close` here.
+            self._wire.socket.shutdown(socket.SHUT_RDWR)
+        self._wire.close()
+        self._vault.close()
+        self._on_end()
+
+    def _fail(self, reason: str) -> None:
+        log.warning("%s: connection closed: %s", self.name, reason)
+        self.close()
+
+    # -- targets -------------------------------------------------------------------------------------------------
+
+    def target_ready(self) -> None:
+        """A target serves this controller (again)."""
+        if self._bring_up is None and self._open:
+            self._bring_up = self._loop.create_task(self._introduce())
+
+    def target_gone(self) -> None:
+        """The target is gone, or goes. What it had in flight may still land until `target_drained`."""
+        if self._bring_up:
+            self._bring_up.cancel()
+            self._bring_up = None
+        if self._link:
+            link, self._link = self._link, None
+            link.close()
+        self._online = False
+        if self.controller.version is not None:
+            self.controller.target_lost()
+            if self.statistics.lost_at is None:
+                self.statistics.lost_at = time.monotonic()
+            self._save()
+        self._answer_pending()
+
+    def target_drained(self) -> None:
+        """Nothing of the old target is in flight any more."""
+        self.controller.drained = True
+
+    async def _introduce(self) -> None:
+        """Connect to the target, tell it what the guest has told its predecessors, and wake the guest."""
+        while True:
+            link = TargetLink(await connect(self._target), self._target_request, self.target_gone_by_itself)
+            self._link = link
+            try:
+                if self.controller.version is not None:
+                    await self._replay(link)
+                break
+            except TargetError as error:
+                log.error("%s: the target refuses the guest's state: %s", self.name, error)
+                self._link = None
+                link.close()
+            await asyncio.sleep(_RETRY_INTERVAL)
+        self._online = True
+        if self.controller.version is not None:
+            woken = self.controller.target_ready()
+            log.info("%s: target ready, guest %s", self.name, "woken" if woken else self.controller.phase)
+            self._save()
+        else:
+            self.controller.phase = Phase.LIVE
+        for pending in list(self._pending.values()):
+            self._forward(pending)
+
+    async def _replay(self, link: TargetLink) -> None:
+        assert self.controller.version is not None
+        await link.call(Command.VERSION, self.controller.version.pack())
+        calls = [asyncio.ensure_future(link.call(*call)) for call in self.controller.replay()]
+        try:
+            await asyncio.gather(*calls)
+        finally:
+            for call in calls:
+                call.cancel()
+
+    def target_gone_by_itself(self) -> None:
+        """The connection ended before the supervisor said anything: it will, unless the target lives and only closed
+        it."""
+        self._link = None
+        if self._bring_up and not self._bring_up.done():
+            return
+        self.target_gone()
+        self._loop.call_later(_RETRY_INTERVAL, self._retry)
+
+    def _retry(self) -> None:
+        if self._is_target_ready():
+            # A live target takes a new connection only when everything of the old one has ended.
+            self.target_drained()
+            self.target_ready()
+
+    def _target_request(self, message: Message) -> None:
+        """The target reads or writes guest memory by message: the guest answers."""
+        if message.header.command not in FROM_TARGET:
+            message.close()
+            raise ProtocolError(f"command {message.header.command} from the target")
+        self._send(message.header, message.body, message.descriptors)
+
+    # -- the guest -----------------------------------------------------------------------------------------------
+
+    def _guest_readable(self) -> None:
+        try:
+            for _ in range(_BATCH):
+                message = self._wire.peek() if self._open else None
+                if message is None:
+                    break
+                self._take(message)
+            if self._open and self._wire.is_partial:
+                self._pending_record.write("partial")
+        except Closed:
+            log.info("%s: guest disconnected", self.name)
+            self.close()
+        except ProtocolError as error:
+            self._fail(str(error))
+
+    def _take(self, message: Message) -> None:
+        """Handle one message that is still on the socket, or was taken off it piecemeal."""
+        self.statistics.messages += 1
+        header = message.header
+        if header.is_reply:
+            self._wire.consume()
+            if self._link and header.command in FROM_TARGET:
+                self._link.reply(message)
+            message.close()
+            return
+        if header.id in self._pending:
+            message.close()
+            raise ProtocolError(f"message id {header.id} is in use")
+        try:
+            command, request = decode_request(header.command, message.body)
+            if command in FROM_TARGET:
+                raise ProtocolError(f"{command.name} from a client")
+            self.controller.check(request, message.descriptors)
+        except (ProtocolError, Refused) as error:
+            log.warning("%s: refused: %s", self.name, error)
+            message.close()
+            self._wire.consume()
+            self._reply(header, error=error.errno if isinstance(error, Refused) else errno.EINVAL)
+            return
+        self.controller.look(request)
+        kept = [self._vault.keep(descriptor) for descriptor in message.descriptors]
+        message.descriptors.clear()
+        pending = Pending(header, message.body, command, request, kept, self._loop.time())
+        if header.wants_reply:
+            self._add(pending)
+            self._wire.consume()
+            if self._online and not self.controller.is_local(request):
+                self._forward(pending)
+            else:
+                self._answer(pending)
+        else:
+            self._wire.consume()
+            self._posted(pending)
+
+    def _posted(self, pending: Pending) -> None:
+        """A request that gets no reply: writes to registers, doorbells above all."""
+        local = self.controller.is_local(pending.request)
+        if self._online and not local and self._link:
+            self._link.post(pending.command, pending.body)
+        self._took_effect(pending)
+
+    def _forward(self, pending: Pending) -> None:
+        assert self._link is not None
+        pending.sent = True
+        if pending.command is Command.VERSION:
+            assert isinstance(pending.request, Version)
+            # A second socket for the target's own requests would bypass this process.
+            capabilities = {k: v for k, v in pending.request.capabilities.items() if k != "twin_socket"}
+            pending.request = Version(pending.request.major, pending.request.minor, capabilities)
+            pending.body = pending.request.pack()
+        copies = [kept.descriptor.duplicate() for kept in pending.kept]
+        self._link.request(pending.command, pending.body, copies, lambda reply: self._replied(pending, reply))
+        if self._overdue is None:
+            self._overdue = self._loop.call_later(_REPLY_DEADLINE, self._check_deadlines)
+
+    def _replied(self, pending: Pending, reply: Message) -> None:
+        """The target has answered a guest's request."""
+        if self._pending.get(pending.header.id) is not pending:
+            # Answered here in the meantime, because the target was too slow.
+            reply.close()
+            return
+        if reply.header.flags & Flag.ERROR:
+            reply.close()
+            for kept in pending.kept:
+                kept.release()
+            self._finish(pending)
+            self._reply(pending.header, error=reply.header.error)
+            return
+        try:
+            body = self._patched(pending, reply)
+        except ProtocolError as error:
+            reply.close()
+            self._fail(f"from the target: {error}")
+            return
+        self._took_effect(pending)
+        self._finish(pending)
+        descriptors, reply.descriptors = reply.descriptors, []
+        self._reply(pending.header, body, descriptors)
+        if pending.command is Command.VERSION:
+            self._loop.create_task(self._prefetch())
+
+    def _patched(self, pending: Pending, reply: Message) -> bytes:
+        """The target's reply as the guest shall see it."""
+        body = reply.body
+        if pending.command is Command.REGION_READ:
+            assert isinstance(pending.request, RegionAccess)
+            answer = RegionAccess.unpack(body, with_data=True)
+            data = self.controller.patch_read(pending.request, answer.data)
+            if self.controller.seen_ready:
+                self.statistics.back()
+            body = RegionAccess(answer.offset, answer.region, answer.count, data).pack()
+        elif pending.command is Command.VERSION:
+            version = Version.unpack(body)
+            capabilities = {k: v for k, v in version.capabilities.items() if k != "twin_socket"}
+            body = Version(version.major, version.minor, capabilities).pack()
+        elif pending.command is Command.DEVICE_GET_REGION_INFO:
+            info = RegionInfo.unpack(body)
+            if info.index == BAR0 and info.flags & RegionInfo.MMAP:
+                raise ProtocolError("it maps its doorbells into the guest; create the transport with
+                disable_mappable_bar0")
+        if pending.command in _CACHED and not reply.descriptors:
+            self.controller.replies[(pending.command, pending.body)] = body
+        return body
+
+    async def _prefetch(self) -> None:
+        """Read what must be known when there is no target: CAP, VS and configuration space."""
+        link = self._link
+        if link is None:
+            return
+        wanted = ((BAR0, Register.CAP, 8), (BAR0, Register.VS, 4), (CONFIG, 0, _CONFIG_SPACE))
+        try:
+            for region, offset, count in wanted:
+                body = await link.call(Command.REGION_READ, RegionAccess(offset, region, count).pack())
+                data = RegionAccess.unpack(body, with_data=True).data
+                if region == BAR0:
+                    self.controller.registers[offset : offset + count] = data
+                else:
+                    self.controller.config_space[:] = data
+        except (TargetError, ProtocolError) as error:
+            log.warning("%s: registers not read: %s", self.name, error)
+        self._save()
+
+    # -- answers from here ---------------------------------------------------------------------------------------
+
+    def _answer_pending(self) -> None:
+        """Answer everything that a target was to answer, in order."""
+        for pending in list(self._pending.values()):
+            pending.sent = False
+            self._answer(pending)
+
+    def _answer(self, pending: Pending) -> None:
+        """Answer in the target's place. What only a target can answer waits for one."""
+        request, body = pending.request, b""
+        match pending.command:
+            case Command.REGION_READ:
+                assert isinstance(request, RegionAccess)
+                data = self.controller.read(request)
+                body = RegionAccess(request.offset, request.region, request.count, data).pack()
+            case Command.REGION_WRITE:
+                assert isinstance(request, RegionAccess)
+                body = RegionAccess(request.offset, request.region, request.count).pack()
+            case Command.DMA_UNMAP:
+                assert isinstance(request, DmaUnmap)
+                body = request.pack()
+            case command if command in _CACHED or command is Command.DEVICE_GET_REGION_IO_FDS:
+                cached = self.controller.replies.get((command, pending.body))
+                if cached is None:
+                    return
+                body = cached
+            case Command.DEVICE_FEATURE | Command.MIG_DATA_READ | Command.MIG_DATA_WRITE:
+                self._finish(pending)
+                self._reply(pending.header, error=errno.ENOTSUP)
+                return
+        self._took_effect(pending)
+        self._finish(pending)
+        self._reply(pending.header, body)
+
+    def _took_effect(self, pending: Pending) -> None:
+        """Remember a request, and record that when it matters after a crash."""
+        was = self.controller.phase
+        self.controller.remember(pending.request, pending.kept)
+        if self._online and was is Phase.FAILED and self.controller.phase is Phase.IDLE:
+            # The driver resets its controller: from here on the new target is its own.
+            self.controller.phase = Phase.LIVE
+            if self._link:
+                for command, body, _ in self.controller.replay_registers():
+                    self._link.request(command, body, [], Message.close)
+        if _changes_state(pending.request):
+            self._save()
+
+    def _check_deadlines(self) -> None:
+        """A target that does not answer: QEMU must not wait for it."""
+        self._overdue = None
+        now = self._loop.time()
+        for pending in list(self._pending.values()):
+            if pending.sent and now - pending.since >= _REPLY_DEADLINE:
+                log.warning("%s: no reply to %s in %g s", self.name, pending.command.name, _REPLY_DEADLINE)
+                self._answer(pending)
+                if pending.header.id in self._pending:
+                    self._finish(pending)
+                    self._reply(pending.header, error=errno.ETIMEDOUT)
+        sent = [pending.since for pending in self._pending.values() if pending.sent]
+        if sent:
+            self._overdue = self._loop.call_at(min(sent) + _REPLY_DEADLINE, self._check_deadlines)
+
+    # -- bookkeeping ---------------------------------------------------------------------------------------------
+
+    def _add(self, pending: Pending) -> None:
+        self._pending[pending.header.id] = pending
+        self._save_pending()
+
+    def _finish(self, pending: Pending) -> None:
+        if self._pending.pop(pending.header.id, None):
+            self._save_pending()
+
+    def _save(self) -> None:
+        document = self.controller.to_json()
+        document["statistics"] = vars(self.statistics)
+        self._record.write(document)
+
+    def _save_pending(self) -> None:
+        self._pending_record.write(
+            [[p.header.pack().hex(), p.body.hex(), [k.name for k in p.kept]] for p in self._pending.values()]
+        )
+
+    def _reply(
+        self, header: Header, body: bytes = b"", descriptors: list[Descriptor] | None = None, *, error: int = 0
+    ) -> None:
+        if header.wants_reply:
+            flags = Flag.REPLY | (Flag.ERROR if error else 0)
+            self._send(Header(header.id, header.command, 0, flags, error), body, descriptors or [])
+
+    def _send(self, header: Header, body: bytes, descriptors: list[Descriptor]) -> None:
+        self.statistics.messages += 1
+        try:
+            self._wire.send(header, body, descriptors)
+        except (Closed, ProtocolError) as error:
+            self._loop.call_soon(self._fail, f"cannot send: {error or 'the guest is gone'}")
+            return
+        if self._wire.is_blocked:
+            self._loop.add_writer(self._wire.socket, self._guest_writable)
+
+    def _guest_writable(self) -> None:
+        try:
+            self._wire.flush()
+        except Closed:
+            self.close()
+            return
+        if not self._wire.is_blocked:
+            self._loop.remove_writer(self._wire.socket)
+
+    def status(self) -> dict[str, Any]:
+        """For `nvmuser status`."""
+        return {
+            "controller": self.name,
+            "phase": self.controller.phase.value,
+            "online": self._online,
+            "pid": _peer_pid(self._wire),
+            **{k: v for k, v in vars(self.statistics).items() if k != "lost_at"},
+        }
+
+
+def _changes_state(request: Request) -> bool:
+    """Whether a crash must not forget this request. Doorbells of I/O queues are the many that may be forgotten."""
+    if isinstance(request, RegionWriteMulti):
+        return any(map(_changes_state, request.writes))
+    if isinstance(request, RegionAccess):
+        return bool(request.data) and (request.region == CONFIG or request.offset < DOORBELLS + 8)
+    return True
+
+
+def _peer_pid(wire: Wire) -> int:
+    credentials = wire.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", credentials)[0]
+    return pid if os.path.exists(f"/proc/{pid}") else 0

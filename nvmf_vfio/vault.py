@@ -1,0 +1,126 @@
+"""What must outlive the endpoint process: descriptors in the keeper's hands, and the record of a session in a memfd.
+
+Owns the names under which descriptors are kept and the layout of a record. The keeper itself (the supervisor) owns the
+copies; `nvmf_vfio.channel` carries them there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from nvmf_vfio.descriptors import Descriptor
+
+_SLOT_HEADER = struct.Struct("<QII")
+_SLOT_SIZE = 1 << 20
+
+
+class Kept:
+    """A descriptor of which the keeper has a copy, under `name`."""
+
+    __slots__ = ("_vault", "descriptor", "name")
+
+    def __init__(self, vault: Vault, name: str, descriptor: Descriptor) -> None:
+        self._vault = vault
+        self.name = name
+        self.descriptor = descriptor
+
+    def release(self) -> None:
+        """Close it here and in the keeper."""
+        self.descriptor.close()
+        self._vault.forget(self.name)
+
+
+class Vault:
+    """The kept descriptors of one session.
+
+    :param put: hands a copy to the keeper; `drop` makes the keeper close it.
+    """
+
+    def __init__(self, prefix: str, put: Callable[[str, Descriptor], None], drop: Callable[[str], None]) -> None:
+        self.prefix = prefix
+        self._put = put
+        self._drop = drop
+        self._kept: dict[str, Kept] = {}
+        self._next = 0
+
+    def keep(self, descriptor: Descriptor) -> Kept:
+        """Take a descriptor over and hand a copy to the keeper."""
+        name = f"{self.prefix}/{self._next}"
+        self._next += 1
+        return self.adopt(name, descriptor, put=True)
+
+    def adopt(self, name: str, descriptor: Descriptor, *, put: bool = False) -> Kept:
+        """Take over a descriptor that the keeper already has under `name` (or, with `put`, is to get)."""
+        if put:
+            self._put(name, descriptor)
+        self._kept[name] = kept = Kept(self, name, descriptor)
+        serial = name.rpartition("/")[2]
+        if serial.isdigit():
+            self._next = max(self._next, int(serial) + 1)
+        return kept
+
+    def forget(self, name: str) -> None:
+        if self._kept.pop(name, None):
+            self._drop(name)
+
+    def offer(self) -> None:
+        """Hand every descriptor to a keeper that is new."""
+        for name, kept in self._kept.items():
+            self._put(name, kept.descriptor)
+
+    def close(self) -> None:
+        """Release everything."""
+        for kept in list(self._kept.values()):
+            kept.release()
+
+
+class Record:
+    """A JSON document in a memfd that is either its old or its new self, whenever this process is killed.
+
+    Two slots are written in turn; each has a generation and a checksum, and the newest whole one counts.
+
+    :param first: the first slot of this document, so that two documents share a memfd.
+    """
+
+    def __init__(self, descriptor: Descriptor, first: int = 0) -> None:
+        self._descriptor = descriptor
+        self._first = first
+        self._generation = 0
+        for generation, document in self._slots():
+            if generation > self._generation:
+                self._generation, self.document = generation, document
+
+    document: Any = None
+    """What the record held when it was opened."""
+
+    @staticmethod
+    def create(name: str) -> Descriptor:
+        return Descriptor(os.memfd_create(name, os.MFD_CLOEXEC))
+
+    def _slots(self) -> list[tuple[int, Any]]:
+        slots = []
+        number = self._descriptor.fileno()
+        for slot in (0, 1):
+            offset = (self._first + slot) * _SLOT_SIZE
+            head = os.pread(number, _SLOT_HEADER.size, offset)
+            if len(head) < _SLOT_HEADER.size:
+                continue
+            generation, length, checksum = _SLOT_HEADER.unpack(head)
+            data = os.pread(number, length, offset + _SLOT_HEADER.size)
+            if generation and len(data) == length and zlib.crc32(data) == checksum:
+                slots.append((generation, json.loads(data)))
+        return slots
+
+    def write(self, document: Any) -> None:
+        """Replace the document."""
+        data = json.dumps(document, separators=(",", ":")).encode()
+        self._generation += 1
+        head = _SLOT_HEADER.pack(self._generation, len(data), zlib.crc32(data))
+        offset = (self._first + self._generation % 2) * _SLOT_SIZE
+        # One write: a reader that finds half of it finds a checksum that does not fit.
+        os.pwrite(self._descriptor.fileno(), head + data, offset)
