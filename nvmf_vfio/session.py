@@ -392,8 +392,7 @@ class Session:
         elif pending.command is Command.DEVICE_GET_REGION_INFO:
             info = RegionInfo.unpack(body)
             if info.index == BAR0 and info.flags & RegionInfo.MMAP:
-                raise ProtocolError("it maps its doorbells into the guest; create the transport with
-                disable_mappable_bar0")
+                raise ProtocolError("it maps its doorbells into the guest: no disable_mappable_bar0")
         if pending.command in _CACHED and not reply.descriptors:
             self.controller.replies[(pending.command, pending.body)] = body
         return body
