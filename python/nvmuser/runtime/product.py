@@ -1,0 +1,74 @@
+"""Directories in the cache that are either finished or not there.
+
+Owns how a product (an SPDK prefix, an unpacked QEMU, an appliance) comes to be: made in a sibling, given its manifest,
+renamed. An interrupted set-up therefore never looks finished. What is in a product is its maker's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nvmuser.errors import SetupError
+
+_MANIFEST = "nvmuser.json"
+_PARTIAL = ".partial"
+
+
+@contextmanager
+def assembling(final: Path) -> Iterator[Path]:
+    """Make `final` in a sibling directory; it appears, whole, when the block ends without an exception.
+
+    The caller holds the set-up lock: a sibling that is already there is what a killed set-up left, and is removed.
+    """
+    staging = final.with_name(final.name + _PARTIAL)
+    remove(staging)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+    except BaseException:
+        remove(staging)
+        raise
+    remove(final)
+    staging.rename(final)
+
+
+def remove(tree: Path) -> None:
+    """Remove a tree if it is there. Unpacked packages hold directories without write permission for their owner."""
+    if not tree.exists():
+        return
+    for directory in (tree, *(path for path in tree.rglob("*") if path.is_dir() and not path.is_symlink())):
+        directory.chmod(0o755)
+    shutil.rmtree(tree)
+
+
+def write_manifest(product: Path, **facts: Any) -> None:
+    """State what a product is; written last, before the rename."""
+    (product / _MANIFEST).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_manifest(product: Path) -> dict[str, Any] | None:
+    """What a product says of itself, or None when it is not there."""
+    try:
+        text = (product / _MANIFEST).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SetupError(f"{product}: {error.strerror}: make it readable, or set NVMUSER_CACHE") from error
+    facts = json.loads(text)
+    assert isinstance(facts, dict)
+    return facts
+
+
+def digest(*parts: str | bytes) -> str:
+    """A short name for inputs: twelve hexadecimal digits over all parts and their borders."""
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "big") + data)
+    return state.hexdigest()[:12]

@@ -1,0 +1,59 @@
+"""Everything that `nvmuser setup` provides, as a row of steps.
+
+Owns the order only.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from rich.console import Console
+
+from nvmuser.paths import cache_dir
+from nvmuser.runtime import accel, appliance, qemu, recipe, spdk, spdk_build
+from nvmuser.runtime.appliance import Suite
+from nvmuser.runtime.steps import Reporter, Step, exclusive, run_steps
+
+
+def steps(guest_kernel: Suite = "trixie") -> list[Step]:
+    """The steps, with the guest's kernel of the given suite."""
+    version = recipe.load().version
+    return [
+        Step("qemu", f"QEMU with {qemu.DEVICE}", qemu.is_done, qemu.install),
+        Step("guest-tools", "the guest's programs", appliance.tools_done, appliance.fetch_tools),
+        Step(
+            f"guest-kernel-{guest_kernel}",
+            f"the guest's kernel ({guest_kernel})",
+            partial(appliance.kernel_done, guest_kernel),
+            partial(appliance.fetch_kernel, guest_kernel),
+        ),
+        Step(
+            f"guest-{guest_kernel}",
+            "the guest's initramfs",
+            partial(appliance.is_done, guest_kernel),
+            partial(appliance.build, guest_kernel),
+        ),
+        Step("accelerator", "the accelerator", accel.is_known, _find_accelerator),
+        Step("spdk-source", f"SPDK {version}: source", spdk_build.fetched, spdk_build.fetch),
+        Step("spdk", f"SPDK {version}", spdk.is_done, spdk_build.build),
+    ]
+
+
+def _find_accelerator(reporter: Reporter) -> None:
+    reporter.update(f"booting a kernel under KVM, {accel.PROOF_SECONDS:.0f} s at most")
+    answer = accel.accelerator()
+    reporter.log.write_text(f"{answer}\n", encoding="utf-8")
+
+
+def run(console: Console, guest_kernel: Suite = "trixie") -> dict[str, float]:
+    """Do what is not done yet; return the seconds of each step.
+
+    :raise SetupError: a step failed. What was done stays, and running again goes on from there.
+    """
+    cache = cache_dir()
+    row = steps(guest_kernel)
+    if all(step.done() for step in row):
+        # Nothing to write: this also serves a cache that somebody else set up and that we may only read.
+        return run_steps(row, cache / "log", console)
+    with exclusive(cache, console):
+        return run_steps(row, cache / "log", console)
