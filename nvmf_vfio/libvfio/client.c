@@ -1,0 +1,395 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+#include "client_priv.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "channel.h"
+#include "log.h"
+
+#define DEFAULT_TIMEOUT_MS 20000
+
+static int
+timeout_ms(void)
+{
+    const char *text = getenv("LIBVFIO_TIMEOUT_MS");
+    char *end;
+    long value;
+
+    if (text == NULL || *text == '\0') {
+        return DEFAULT_TIMEOUT_MS;
+    }
+    value = strtol(text, &end, 10);
+    if (*end != '\0' || value < 0 || value > 3600000) {
+        lv_log("LIBVFIO_TIMEOUT_MS=%s is not a number of milliseconds up to an "
+               "hour; using %d", text, DEFAULT_TIMEOUT_MS);
+        return DEFAULT_TIMEOUT_MS;
+    }
+    return (int)value;
+}
+
+void
+lv_client_kill(struct lv_client *client, int why)
+{
+    bool first;
+
+    pthread_mutex_lock(&client->lock);
+    first = !client->dead;
+    client->dead = true;
+    pthread_cond_broadcast(&client->changed);
+    pthread_mutex_unlock(&client->lock);
+    if (first) {
+        if (client->wake != -1) {       /* else connecting: the caller says it */
+            errno = why;
+            lv_log("%s: lost the vfio-user server (%m); its device is gone until "
+                   "it is unplugged and plugged again", client->path);
+        }
+        /* Wakes the service thread and every reader. */
+        shutdown(client->sock, SHUT_RDWR);
+    }
+}
+
+/* Copies a reply's payload to where its call wants it. */
+static void
+scatter(struct lv_call *call, const char *payload, size_t length)
+{
+    call->reply_length = 0;
+    for (size_t i = 0; i < 2; i++) {
+        size_t n = call->reply[i].iov_len < length ? call->reply[i].iov_len
+                                                   : length;
+
+        if (n > 0) {
+            memcpy(call->reply[i].iov_base, payload, n);
+            payload += n;
+            length -= n;
+            call->reply_length += n;
+        }
+    }
+}
+
+/* Hands a reply to its call; one that nobody waits for is dropped. */
+static void
+deliver(struct lv_client *client, const struct vu_header *header, size_t length,
+        const int *fds, size_t nr_fds)
+{
+    struct pending *p;
+
+    pthread_mutex_lock(&client->lock);
+    for (p = client->pending; p != NULL; p = p->next) {
+        if (p->id == header->id && !p->done) {
+            break;
+        }
+    }
+    if (p != NULL) {
+        if (header->flags & VU_FLAG_ERROR) {
+            p->error = header->error > 0 && header->error < 4096
+                           ? (int)header->error : EIO;
+        } else if (header->command != p->call->command) {
+            p->error = EPROTO;
+        } else {
+            scatter(p->call, client->buffer, length);
+            if (p->call->reply_fds != NULL) {
+                memcpy(p->call->reply_fds, fds, nr_fds * sizeof(*fds));
+                p->call->nr_reply_fds = nr_fds;
+                nr_fds = 0;
+            }
+        }
+        p->done = true;
+    }
+    pthread_mutex_unlock(&client->lock);
+    lv_channel_close_fds(fds, nr_fds);
+}
+
+int
+lv_client_read_one(struct lv_client *client)
+{
+    struct vu_header header;
+    int fds[VU_MAX_FDS];
+    size_t length, nr_fds;
+
+    if (lv_channel_recv(client->sock, &header, client->buffer, VU_MAX_PAYLOAD,
+                        &length, fds, &nr_fds) != 0) {
+        return -1;
+    }
+    if ((header.flags & VU_TYPE_MASK) == VU_TYPE_REPLY) {
+        deliver(client, &header, length, fds, nr_fds);
+        return 0;
+    }
+    lv_channel_close_fds(fds, nr_fds);
+    return lv_service_answer(client, client->sock, &header, client->buffer,
+                             length);
+}
+
+static void
+deadline_in(struct timespec *deadline, int ms)
+{
+    clock_gettime(CLOCK_MONOTONIC, deadline);
+    deadline->tv_sec += ms / 1000;
+    deadline->tv_nsec += (long)(ms % 1000) * 1000000;
+    if (deadline->tv_nsec >= 1000000000) {
+        deadline->tv_sec++;
+        deadline->tv_nsec -= 1000000000;
+    }
+}
+
+/* Waits under client->lock for the reply, as the reader or behind it. */
+static void
+wait_reply(struct lv_client *client, struct pending *p)
+{
+    struct timespec deadline;
+
+    deadline_in(&deadline, client->timeout_ms);
+    while (!p->done && !client->dead) {
+        int ret = 0;
+
+        if (!client->reading) {
+            client->reading = true;
+            pthread_mutex_unlock(&client->lock);
+            ret = lv_client_read_one(client) == 0 ? 0 : errno;
+            pthread_mutex_lock(&client->lock);
+            client->reading = false;
+            pthread_cond_broadcast(&client->changed);
+        } else if (client->timeout_ms == 0) {
+            pthread_cond_wait(&client->changed, &client->lock);
+        } else {
+            ret = pthread_cond_timedwait(&client->changed, &client->lock,
+                                         &deadline);
+        }
+        if (ret != 0 && !p->done) {
+            pthread_mutex_unlock(&client->lock);
+            lv_client_kill(client, ret);
+            pthread_mutex_lock(&client->lock);
+        }
+    }
+}
+
+/* An id that no waiting call has; under client->lock. */
+static uint16_t
+fresh_id(struct lv_client *client)
+{
+    struct pending *p;
+    uint16_t id;
+
+    do {
+        id = client->next_id++;
+        for (p = client->pending; p != NULL && p->id != id; p = p->next) {
+        }
+    } while (p != NULL);
+    return id;
+}
+
+static void
+unlink_pending(struct lv_client *client, struct pending *p)
+{
+    struct pending **link = &client->pending;
+
+    while (*link != p) {
+        link = &(*link)->next;
+    }
+    *link = p->next;
+}
+
+static int
+send_call(struct lv_client *client, const struct lv_call *call, uint16_t id)
+{
+    struct vu_header header = {
+        .id = id,
+        .command = (uint16_t)call->command,
+        .flags = VU_TYPE_COMMAND | (call->no_reply ? VU_FLAG_NO_REPLY : 0),
+    };
+    int ret, why;
+
+    pthread_mutex_lock(&client->send_lock);
+    ret = lv_channel_send(client->sock, &header, call->request, 2, call->fds,
+                          call->nr_fds);
+    why = errno;
+    pthread_mutex_unlock(&client->send_lock);
+    if (ret != 0 && why != EINVAL) {
+        lv_client_kill(client, why);
+    }
+    errno = why;
+    return ret;
+}
+
+int
+lv_client_call(struct lv_client *client, struct lv_call *call)
+{
+    struct pending self = { .call = call };
+    int error = 0;
+
+    call->reply_length = 0;
+    call->nr_reply_fds = 0;
+    pthread_mutex_lock(&client->lock);
+    if (client->dead) {
+        pthread_mutex_unlock(&client->lock);
+        errno = ECONNRESET;
+        return -1;
+    }
+    self.id = fresh_id(client);
+    if (!call->no_reply) {
+        self.next = client->pending;
+        client->pending = &self;
+    }
+    pthread_mutex_unlock(&client->lock);
+
+    if (send_call(client, call, self.id) != 0) {
+        error = errno == EINVAL ? EINVAL : ECONNRESET;
+    }
+    if (!call->no_reply) {
+        pthread_mutex_lock(&client->lock);
+        if (error == 0) {
+            wait_reply(client, &self);
+            error = self.done ? self.error : ECONNRESET;
+        }
+        unlink_pending(client, &self);
+        pthread_cond_broadcast(&client->changed);
+        pthread_mutex_unlock(&client->lock);
+    }
+    errno = error;
+    return error == 0 ? 0 : -1;
+}
+
+static int
+negotiate(struct lv_client *client)
+{
+    struct vu_version ours = { .major = VU_MAJOR, .minor = VU_MINOR };
+    const char *json = lv_version_request();
+    int fds[VU_MAX_FDS];
+    char reply[4096];
+    struct vu_version theirs;
+    struct lv_call call = {
+        .command = VU_VERSION,
+        .request = { { &ours, sizeof(ours) }, { (void *)json, strlen(json) + 1 } },
+        .reply = { { &theirs, sizeof(theirs) }, { reply, sizeof(reply) } },
+        .reply_fds = fds,
+    };
+    int ret = -1;
+
+    if (lv_client_call(client, &call) != 0) {
+        return -1;
+    }
+    if (call.reply_length < sizeof(theirs) || theirs.major != VU_MAJOR ||
+        theirs.minor > VU_MINOR ||
+        lv_version_parse(reply, call.reply_length - sizeof(theirs),
+                         &client->limits) != 0) {
+        errno = EPROTO;
+    } else if (!client->limits.twin_socket) {
+        ret = 0;
+    } else if (client->limits.twin_fd_index >= call.nr_reply_fds) {
+        errno = EPROTO;
+    } else {
+        client->twin = fds[client->limits.twin_fd_index];
+        fds[client->limits.twin_fd_index] = fds[--call.nr_reply_fds];
+        ret = 0;
+    }
+    lv_channel_close_fds(fds, call.nr_reply_fds);
+    return ret;
+}
+
+static void
+destroy(struct lv_client *client)
+{
+    int saved = errno;
+
+    if (client->sock != -1) {
+        close(client->sock);
+    }
+    if (client->twin != -1) {
+        close(client->twin);
+    }
+    if (client->wake != -1) {
+        close(client->wake);
+    }
+    pthread_mutex_destroy(&client->send_lock);
+    pthread_mutex_destroy(&client->lock);
+    pthread_cond_destroy(&client->changed);
+    free(client->buffer);
+    free(client->path);
+    free(client);
+    errno = saved;
+}
+
+static struct lv_client *
+create(const char *path, const struct lv_client_ops *ops, void *opaque)
+{
+    struct lv_client *client = calloc(1, sizeof(*client));
+    pthread_condattr_t attr;
+
+    if (client == NULL) {
+        return NULL;
+    }
+    client->sock = client->twin = client->wake = -1;
+    client->ops = ops;
+    client->opaque = opaque;
+    client->timeout_ms = timeout_ms();
+    client->limits.max_msg_fds = VU_DEFAULT_MAX_FDS;
+    client->limits.max_data_xfer_size = VU_DEFAULT_MAX_XFER;
+    pthread_mutex_init(&client->send_lock, NULL);
+    pthread_mutex_init(&client->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&client->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    client->path = strdup(path);
+    client->buffer = malloc(VU_MAX_PAYLOAD);
+    if (client->path != NULL && client->buffer != NULL) {
+        return client;
+    }
+    destroy(client);
+    return NULL;
+}
+
+struct lv_client *
+lv_client_connect(const char *path, const struct lv_client_ops *ops, void *opaque)
+{
+    struct lv_client *client = create(path, ops, opaque);
+
+    if (client == NULL) {
+        return NULL;
+    }
+    client->sock = lv_channel_connect(path, client->timeout_ms);
+    if (client->sock == -1 || negotiate(client) != 0 ||
+        lv_service_start(client) != 0) {
+        destroy(client);
+        return NULL;
+    }
+    return client;
+}
+
+void
+lv_client_close(struct lv_client *client)
+{
+    lv_service_stop(client);
+    destroy(client);
+}
+
+bool
+lv_client_dead(struct lv_client *client)
+{
+    pthread_mutex_lock(&client->lock);
+    bool dead = client->dead;
+    pthread_mutex_unlock(&client->lock);
+    return dead;
+}
+
+uint32_t
+lv_client_max_xfer(const struct lv_client *client)
+{
+    return (uint32_t)client->limits.max_data_xfer_size;
+}
+
+uint32_t
+lv_client_max_fds(const struct lv_client *client)
+{
+    return (uint32_t)client->limits.max_msg_fds;
+}
+
+uint64_t
+lv_client_max_dma_maps(const struct lv_client *client)
+{
+    return client->limits.max_dma_maps;
+}
