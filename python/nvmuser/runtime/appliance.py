@@ -18,6 +18,8 @@ from nvmuser.runtime.steps import Reporter
 
 Suite = Literal["trixie", "bookworm"]
 
+_KEPT_IMAGES = 3
+
 _TOOLS_SUITE = "trixie"
 """The programs are always of this suite, so that two kernels are compared with the same fio."""
 _TOOLS = ("busybox-static", "e2fsprogs", "fdisk", "fio", "gpiod", "kmod", "mount", "nvme-cli", "util-linux")
@@ -137,8 +139,7 @@ def build(suite: Suite, reporter: Reporter) -> None:
 
 
 def _forget_older(suite: Suite) -> None:
-    """Images made from earlier versions of the guest's files."""
-    current = _image_dir(suite)
-    for other in cache_dir().glob(f"guest-{suite}-*"):
-        if other != current:
-            product.remove(other)
+    """Images of earlier guest files, but for the last ones: another checkout on this cache may use those."""
+    images = [path for path in cache_dir().glob(f"guest-{suite}-*") if not path.name.endswith(product.PARTIAL)]
+    for image in sorted(images, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT_IMAGES:]:
+        product.remove(image)

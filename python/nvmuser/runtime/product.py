@@ -17,7 +17,8 @@ from typing import Any
 from nvmuser.errors import SetupError
 
 _MANIFEST = "nvmuser.json"
-_PARTIAL = ".partial"
+PARTIAL = ".partial"
+"""What the name of an unfinished product ends with."""
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def assembling(final: Path) -> Iterator[Path]:
 
     The caller holds the set-up lock: a sibling that is already there is what a killed set-up left, and is removed.
     """
-    staging = final.with_name(final.name + _PARTIAL)
+    staging = final.with_name(final.name + PARTIAL)
     remove(staging)
     staging.mkdir(parents=True)
     try:

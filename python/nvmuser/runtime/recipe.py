@@ -13,6 +13,9 @@ from pathlib import Path
 from nvmuser.errors import SetupError
 from nvmuser.runtime import cpu, product
 
+_DECISIVE = ("version", "layout", "source", "fio", "configure")
+"""The parts of spdk.toml that decide what a build is; the rest may be corrected without building anew."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -62,7 +65,7 @@ def load() -> Recipe:
 def parse(text: str, patches: tuple[Path, ...], cpu_level: str, host: str) -> Recipe:
     """Make a recipe of spdk.toml's text; the key covers all that decides what a build is."""
     data = tomllib.loads(text)
-    source, fio, build = data["source"], data["fio"], data["build"]
+    source, fio = data["source"], data["fio"]
     return Recipe(
         version=data["version"],
         space_mib=data["space_mib"],
@@ -72,11 +75,13 @@ def parse(text: str, patches: tuple[Path, ...], cpu_level: str, host: str) -> Re
         subtree=source["subtree"],
         fio_package=fio["package"],
         fio_suites=tuple(fio["suites"]),
-        configure=tuple(build["configure"]),
-        lines=build["lines"],
+        configure=tuple(data["configure"]),
+        lines=data["lines"],
         patches=patches,
         cpu_level=cpu_level,
-        key=product.digest(text, *(patch.read_bytes() for patch in patches), cpu_level, host),
+        key=product.digest(
+            repr([data[name] for name in _DECISIVE]), *(patch.read_bytes() for patch in patches), cpu_level, host
+        ),
     )
 
 

@@ -22,7 +22,7 @@ _MIB = 1024 * 1024
 
 def fetched() -> bool:
     """Whether both tarballs are here, or no longer needed."""
-    return spdk.is_done() or product.read_manifest(_downloads()) is not None
+    return spdk.is_done() or product.read_manifest(_found()) is not None
 
 
 def fetch(reporter: Reporter) -> None:
@@ -35,16 +35,21 @@ def fetch(reporter: Reporter) -> None:
     directory = _downloads()
     tarball, version = _fetch_first(private, wanted.package, wanted.suites, wanted, directory, reporter)
     fio, fio_version = _fetch_first(private, wanted.fio_package, wanted.fio_suites, None, directory, reporter)
+    _found().mkdir(exist_ok=True)
     product.write_manifest(
-        directory, tarball=tarball.name, package_version=version, fio_tarball=fio.name, fio_version=fio_version
+        _found(), tarball=tarball.name, package_version=version, fio_tarball=fio.name, fio_version=fio_version
     )
     product.remove(private.root)
 
 
 def _downloads() -> Path:
-    # By recipe, so that another recipe never takes the wrong tarball; not in a product directory, because a partial
-    # download is worth keeping.
-    return cache_dir() / f"download/spdk-{recipe.load().key}"
+    # Not a product directory: a partial download is worth keeping. apt checks a file that is there before it uses it.
+    return cache_dir() / "download"
+
+
+def _found() -> Path:
+    """What the recipe asks for was found as which tarballs."""
+    return _downloads() / recipe.load().key
 
 
 def _check_space(wanted: Recipe) -> None:
@@ -95,9 +100,12 @@ def build(reporter: Reporter) -> None:
     """Unpack, patch, build and install."""
     wanted = recipe.load()
     _check_space(wanted)
-    facts = product.read_manifest(_downloads())
+    facts = product.read_manifest(_found())
     assert facts is not None
     work = cache_dir() / f"build/spdk-{wanted.key}"
+    for abandoned in work.parent.glob("*"):
+        if abandoned != work:
+            product.remove(abandoned)
     tree = _unpacked(wanted, facts, work, reporter)
     unclean = work / "make-is-running"
     if unclean.exists():
@@ -140,7 +148,7 @@ def _unpacked(wanted: Recipe, facts: dict[str, str], work: Path, reporter: Repor
             log=reporter.log,
         )  # fmt: skip
     version = (work / "spdk.new/VERSION").read_text(encoding="utf-8").strip()
-    if version != wanted.version:
+    if not f"{version}.".startswith(f"{wanted.version}."):
         raise SetupError(f"{facts['tarball']} holds SPDK {version}, the recipe is for {wanted.version}")
     for patch in wanted.patches:
         reporter.update(f"applying {patch.name}", 0.1)

@@ -1,0 +1,58 @@
+# nvmuser: `make demo` and `make test` do everything from a fresh Debian 12 or 13.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.nvmuser-installed
+CHECKED := python nvmf_vfio tests samples
+
+.DEFAULT_GOAL := help
+.PHONY: help setup packages demo test test-matrix lint type unit bench lock clean
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+setup: packages $(STAMP) ## get and build everything: packages, Python, SPDK, QEMU, the guest
+	$(BIN)/nvmuser setup
+
+packages:
+	@ci/install-packages
+
+# A virtual environment without the stamp was interrupted, or is somebody else's idea: made anew. With an older stamp
+# the requirements changed: installed over it.
+$(STAMP): requirements.lock pyproject.toml | packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=…")'
+	@if [ ! -e $@ ]; then echo "making $(VENV)"; $(PYTHON) -m venv --clear $(VENV); fi
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup ## boot a guest on an SPDK volume, run fio in it: out/demo/report.html
+	$(BIN)/nvmuser bench demo --output out/demo
+
+test: setup lint type ## set up, then every check and test but the matrix
+	$(BIN)/pytest -m 'not matrix'
+
+test-matrix: setup ## every guest kernel, firmware and number of controllers (long)
+	$(BIN)/nvmuser setup --guest-kernel bookworm
+	$(BIN)/pytest -m matrix
+
+lint: $(STAMP) ## ruff
+	$(BIN)/ruff check $(wildcard $(CHECKED))
+
+type: $(STAMP) ## mypy --strict
+	$(BIN)/mypy
+
+unit: $(STAMP) ## the unit tests alone: no SPDK, no QEMU, seconds
+	$(BIN)/pytest -q tests/unit
+
+bench: setup ## measure inside a guest: bench/latest
+	$(BIN)/nvmuser bench guest --output bench/latest
+
+lock: $(STAMP) ## write requirements.lock anew from pyproject.toml (needs uv)
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --all-extras --python-version 3.11 \
+		--output-file requirements.lock pyproject.toml
+
+clean: ## remove what the build and the tests left here (not the cache: rm -r ~/.cache/nvmuser)
+	rm -rf out build dist bench/latest .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

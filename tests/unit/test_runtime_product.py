@@ -1,0 +1,64 @@
+"""nvmuser.runtime.product: a product is whole or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nvmuser.runtime import product
+
+
+def test_a_product_appears_when_the_block_ends(tmp_path: Path) -> None:
+    final = tmp_path / "cache/thing"
+    with product.assembling(final) as staging:
+        (staging / "file").write_text("x")
+        product.write_manifest(staging, version="1")
+        assert not final.exists()
+    assert (final / "file").read_text() == "x"
+    assert product.read_manifest(final) == {"version": "1"}
+    assert [path.name for path in final.parent.iterdir()] == ["thing"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), product.assembling(tmp_path / "thing") as staging:
+        (staging / "file").write_text("x")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_set_up_left_is_replaced(tmp_path: Path) -> None:
+    leftover = tmp_path / "thing.partial"
+    leftover.mkdir()
+    (leftover / "half").write_text("x")
+    with product.assembling(tmp_path / "thing") as staging:
+        assert list(staging.iterdir()) == []
+    assert not leftover.exists()
+
+
+def test_an_unfinished_product_has_no_manifest(tmp_path: Path) -> None:
+    assert product.read_manifest(tmp_path / "absent") is None
+
+
+def test_remove_takes_directories_that_forbid_writing(tmp_path: Path) -> None:
+    inner = tmp_path / "tree/inner"
+    inner.mkdir(parents=True)
+    (inner / "file").write_text("x")
+    inner.chmod(0o555)
+    product.remove(tmp_path / "tree")
+    assert not (tmp_path / "tree").exists()
+
+
+def test_remove_does_not_follow_links(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o500)
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/link").symlink_to(outside)
+    product.remove(tmp_path / "tree")
+    assert outside.stat().st_mode & 0o777 == 0o500
+
+
+def test_digest_knows_where_a_part_ends() -> None:
+    assert product.digest("ab", "c") != product.digest("a", "bc")
+    assert product.digest("ab", b"c") == product.digest(b"ab", "c")
