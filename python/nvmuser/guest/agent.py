@@ -1,0 +1,364 @@
+"""The host's side of the guest's agent: runs commands in the guest over a serial port, several at once.
+
+Owns the connection to the serial port's UNIX socket, the session, and the commands in flight. It neither starts QEMU
+nor knows what is run. The program in the guest, and the protocol, are in appliance/agent.c.
+
+The connection outlives a reboot of the guest: the agent says hello with the kernel's boot id, the commands of the boot
+before end with `GuestRebooted`, and new ones can be run. What ends it is QEMU's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shlex
+import signal
+import struct
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from nvmuser.errors import GuestError, UsageError
+from nvmuser.guest.frames import MAX_PAYLOAD, Decoder, Frame, encode
+
+_GREETING_PERIOD = 0.5
+_PING_PERIOD = 5.0
+_KILL_GRACE = 10.0
+_STDIN_WINDOW = 8192
+_STDIN_CHUNK = 4096
+
+
+class AgentError(GuestError):
+    """The agent cannot be reached, could not start a command, or the line lost a part of what was said."""
+
+
+class GuestRebooted(AgentError):
+    """The guest, or its agent, started anew while the command ran. What the command did is not known."""
+
+
+class CommandTimeout(GuestError):
+    """The command did not end within its deadline; it has been killed."""
+
+
+class CommandFailed(GuestError):
+    """The command ended with a status other than 0, and `check` was asked for."""
+
+    def __init__(self, command: str, result: CommandResult) -> None:
+        self.result = result
+        said = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace").splitlines()
+        last = f": {said[-1]}" if said else ""
+        super().__init__(f"in the guest: {command!r} ended with status {result.status}{last}")
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """How a command ended. `status` is its exit status, or 128 + n when signal n killed it."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+@dataclass(frozen=True)
+class Output:
+    """A piece of a command's output."""
+
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+class Process:
+    """A command that runs in the guest; made by `Agent.stream`. Iterate over it for its output, once."""
+
+    def __init__(self, agent: Agent, identity: int, command: str) -> None:
+        self.command = command
+        self._agent = agent
+        self._id = identity
+        self._output: asyncio.Queue[Output | None] = asyncio.Queue()
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._ended.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._window = _STDIN_WINDOW
+        self._window_moved = asyncio.Event()
+
+    async def __aiter__(self) -> AsyncIterator[Output]:
+        """Its output as it comes, until it has ended.
+
+        :raise AgentError: it cannot be told how the command went on.
+        """
+        while (piece := await self._output.get()) is not None:
+            yield piece
+        await self.wait()
+
+    async def wait(self) -> int:
+        """Its status, see `CommandResult`.
+
+        :raise AgentError: it cannot be told how the command ended.
+        """
+        return await asyncio.shield(self._ended)
+
+    async def write(self, data: bytes) -> None:
+        """Send input. Returns when the guest has taken it or has room for it; what nobody reads any more is dropped."""
+        view = memoryview(data)
+        while view and not self._ended.done():
+            if self._window == 0:
+                self._window_moved.clear()
+                await self._window_moved.wait()
+                continue
+            piece = view[: min(self._window, _STDIN_CHUNK)]
+            self._window -= len(piece)
+            view = view[len(piece) :]
+            self._agent.send(b"I", self._id, bytes(piece))
+
+    def close_stdin(self) -> None:
+        """The input ends here."""
+        self._agent.send(b"I", self._id)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Signal the command and what it has started in its process group."""
+        self._agent.send(b"S", self._id, bytes([number]))
+
+    async def feed(self, data: bytes) -> None:
+        """All of its input, and the end of it."""
+        await self.write(data)
+        self.close_stdin()
+
+    async def collect(self) -> CommandResult:
+        """All of its output, and its status."""
+        parts: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
+        async for piece in self:
+            parts[piece.stream].append(piece.data)
+        return CommandResult(await self.wait(), b"".join(parts["stdout"]), b"".join(parts["stderr"]))
+
+    def take(self, frame: Frame) -> None:
+        """What the agent says of this command."""
+        if frame.kind in (b"o", b"e"):
+            self._output.put_nowait(Output("stdout" if frame.kind == b"o" else "stderr", frame.payload))
+        elif frame.kind == b"k":
+            self._window += struct.unpack("<I", frame.payload)[0]
+            self._window_moved.set()
+        elif frame.kind == b"x":
+            self.end(struct.unpack("<i", frame.payload)[0])
+        elif frame.kind == b"f":
+            reason = os.strerror(struct.unpack("<I", frame.payload)[0])
+            self.end(AgentError(f"the guest could not start {self.command!r}: {reason}"))
+
+    def end(self, outcome: int | AgentError) -> None:
+        """It has a status, or never will."""
+        if self._ended.done():
+            return
+        if isinstance(outcome, int):
+            self._ended.set_result(outcome)
+        else:
+            self._ended.set_exception(outcome)
+        self._output.put_nowait(None)
+        self._window_moved.set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether its end is known."""
+        return self._ended.done()
+
+
+class Agent:
+    """One session with the agent of one guest. An async context manager; for any number of tasks of one event loop."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._session = secrets.randbits(63) + 1
+        self._in_session = False
+        self._boot_id = ""
+        self._booted = asyncio.Event()
+        self._sequence = 0
+        self._expected = 0
+        self._processes: dict[int, Process] = {}
+        self._gone: AgentError | None = None
+        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._keep_in_touch())]
+
+    @classmethod
+    async def connect(cls, path: Path) -> Self:
+        """Connect to the serial port's socket. Whether there is an agent behind it, `wait_boot` tells.
+
+        :raise AgentError: nobody listens there.
+        """
+        try:
+            return cls(*await asyncio.open_unix_connection(path))
+        except OSError as error:
+            raise AgentError(f"{path}: the guest's agent port: {error.strerror}") from error
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the session: what still runs is killed by the next one, or by the guest's end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._end_all(AgentError("the connection to the guest's agent was closed"))
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    @property
+    def boot_id(self) -> str:
+        """The kernel's id of the boot in which the agent runs; empty before it has said hello."""
+        return self._boot_id
+
+    async def wait_boot(self, previous: str = "", *, timeout: float) -> str:  # noqa: ASYNC109 (its end is an error of ours)
+        """Wait for an agent of another boot than `previous`; return its boot's id.
+
+        :raise AgentError: not within `timeout` seconds, or the connection ended.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while not self._in_session or self._boot_id == previous:
+                    if self._gone is not None:
+                        raise self._gone
+                    self._booted.clear()
+                    await self._booted.wait()
+        except TimeoutError:
+            raise AgentError(f"no word from the guest's agent within {timeout:g} s") from None
+        return self._boot_id
+
+    @contextlib.asynccontextmanager
+    async def stream(self, command: str) -> AsyncIterator[Process]:
+        """Run a command of /bin/sh; its output comes while it runs. It does not outlive the context.
+
+        :raise AgentError: the connection has ended.
+        :raise UsageError: the command does not fit into a frame.
+        """
+        text = command.encode()
+        if len(text) > MAX_PAYLOAD or b"\0" in text:
+            raise UsageError(f"a command for the guest may have {MAX_PAYLOAD} bytes and no null; use its input instead")
+        if self._gone is not None:
+            raise self._gone
+        identity = secrets.randbits(32) | 1
+        process = Process(self, identity, command)
+        self._processes[identity] = process
+        try:
+            self.send(b"R", identity, text)
+            yield process
+        finally:
+            try:
+                if not process.ended:
+                    process.kill()
+                    with contextlib.suppress(TimeoutError, AgentError):
+                        await asyncio.wait_for(process.wait(), _KILL_GRACE)
+            finally:
+                del self._processes[identity]
+
+    async def run(
+        self,
+        command: str,
+        *,
+        input: bytes = b"",
+        timeout: float | None = None,
+        check: bool = False,  # noqa: ASYNC109
+    ) -> CommandResult:
+        """Run a command of /bin/sh to its end.
+
+        :raise CommandTimeout: it did not end within `timeout` seconds, and was killed.
+        :raise CommandFailed: `check`, and its status is not 0.
+        :raise AgentError: it cannot be told how it ended.
+        """
+        async with self.stream(command) as process:
+            try:
+                async with asyncio.timeout(timeout):
+                    _, result = await asyncio.gather(process.feed(input), process.collect())
+            except TimeoutError:
+                raise CommandTimeout(f"in the guest: {command!r} did not end within {timeout:g} s") from None
+        if check and result.status != 0:
+            raise CommandFailed(command, result)
+        return result
+
+    async def put(self, path: str, data: bytes, *, timeout: float | None = 60) -> None:  # noqa: ASYNC109
+        """Write a small file in the guest."""
+        await self.run(f"cat > {shlex.quote(path)}", input=data, timeout=timeout, check=True)
+
+    async def get(self, path: str, *, timeout: float | None = 60) -> bytes:  # noqa: ASYNC109
+        """Read a small file of the guest."""
+        return (await self.run(f"cat {shlex.quote(path)}", timeout=timeout, check=True)).stdout
+
+    def send(self, kind: bytes, command: int = 0, payload: bytes = b"") -> None:
+        """Send one frame; nothing when the connection has ended, for then every command has ended too."""
+        if self._gone is not None or self._writer.is_closing():
+            return
+        self._writer.write(encode(Frame(kind, self._sequence, command, payload)))
+        self._sequence = (self._sequence + 1) & 0xFFFF
+
+    async def _keep_in_touch(self) -> None:
+        """Greets until the agent answers, then now and again while commands run: a lost last frame shows as a gap."""
+        while True:
+            if not self._in_session or self._processes:
+                self._greet()
+            await asyncio.sleep(_PING_PERIOD if self._in_session else _GREETING_PERIOD)
+
+    def _greet(self) -> None:
+        self.send(b"H", 0, struct.pack("<Q", self._session))
+
+    async def _receive(self) -> None:
+        decoder = Decoder()
+        reason = "QEMU closed it"
+        try:
+            while data := await self._reader.read(1 << 16):
+                for frame in decoder.feed(data):
+                    self._take(frame)
+        except OSError as error:
+            reason = str(error.strerror)
+        self._gone = AgentError(f"the connection to the guest's agent ended: {reason}")
+        self._end_all(self._gone)
+        self._booted.set()
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind == b"h" and len(frame.payload) >= 8:
+            self._take_hello(frame)
+            return
+        if not self._in_session:
+            return  # meant for the session before
+        self._check_sequence(frame)
+        if frame.kind == b"l":
+            self._lost("to")
+        elif frame.command in self._processes:
+            self._processes[frame.command].take(frame)
+
+    def _take_hello(self, frame: Frame) -> None:
+        (session,) = struct.unpack_from("<Q", frame.payload)
+        boot_id = frame.payload[8:].decode(errors="replace")
+        if session == self._session and self._in_session and boot_id == self._boot_id:
+            self._check_sequence(frame)
+            return
+        if self._in_session:
+            # Another agent has started: it knows nothing of what ran.
+            self._in_session = False
+            what = "rebooted" if boot_id != self._boot_id else "started its agent anew"
+            self._end_all(GuestRebooted(f"the guest {what} while the command ran"))
+        if session != self._session:
+            self._greet()
+            return
+        self._in_session = True
+        self._boot_id = boot_id
+        self._expected = (frame.sequence + 1) & 0xFFFF
+        self._booted.set()
+
+    def _check_sequence(self, frame: Frame) -> None:
+        if frame.sequence != self._expected:
+            self._lost("from")
+        self._expected = (frame.sequence + 1) & 0xFFFF
+
+    def _lost(self, direction: str) -> None:
+        for process in self._processes.values():
+            process.kill()
+        self._end_all(AgentError(f"the serial line lost a part of what was sent {direction} the guest"))
+
+    def _end_all(self, reason: AgentError) -> None:
+        for process in self._processes.values():
+            process.end(reason)
