@@ -22,9 +22,13 @@ def test_a_product_appears_when_the_block_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), product.assembling(tmp_path / "thing") as staging:
-        (staging / "file").write_text("x")
-        raise error
+    def assemble() -> None:
+        with product.assembling(tmp_path / "thing") as staging:
+            (staging / "file").write_text("x")
+            raise error
+
+    with pytest.raises(error):
+        assemble()
     assert list(tmp_path.iterdir()) == []
 
 

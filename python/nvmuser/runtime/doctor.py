@@ -48,7 +48,7 @@ def examine(state: StateDir) -> list[Check]:
         _part("guest", _guest),
         _part("accelerator", _accelerator),
         _hugepages(),
-        _hugetlbfs(Path("/proc/mounts").read_text(encoding="utf-8")),
+        hugetlbfs(Path("/proc/mounts").read_text(encoding="utf-8")),
         _memory_lock(),
         _cores(),
         _path_length(state),
@@ -110,7 +110,7 @@ def _hugepages() -> Check:
     return Check(name, False, f"{finding}: the target runs without them, a little slower", mend, needed=False)
 
 
-def _hugetlbfs(mounts: str) -> Check:
+def hugetlbfs(mounts: str) -> Check:
     points = [line.split()[1] for line in mounts.splitlines() if line.split()[2] == "hugetlbfs"]
     if points:
         return Check("hugetlbfs", True, f"mounted on {', '.join(points)}", needed=False)

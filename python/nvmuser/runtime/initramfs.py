@@ -136,7 +136,7 @@ def _copy_modules(parts: Parts, root: Path, reporter: Reporter) -> None:
     depmod = [*_loader(parts.tools), "--argv0", "depmod", str(_find_program(parts.tools, "kmod"))]
     proc.run([*depmod, "-b", parts.kernel, parts.version], log=reporter.log)
     builtin = (source / "modules.builtin").read_text(encoding="utf-8")
-    for module in _module_closure((source / "modules.dep").read_text(encoding="utf-8"), builtin, _MODULES):
+    for module in module_closure((source / "modules.dep").read_text(encoding="utf-8"), builtin, _MODULES):
         data = (source / module).read_bytes()
         # Unpacked, because not every modprobe and kernel can.
         plain = target / module.removesuffix(".xz")
@@ -147,7 +147,7 @@ def _copy_modules(parts: Parts, root: Path, reporter: Reporter) -> None:
     proc.run([*depmod, "-b", root, parts.version], log=reporter.log)
 
 
-def _module_closure(dependencies: str, builtin: str, wanted: Sequence[str]) -> list[str]:
+def module_closure(dependencies: str, builtin: str, wanted: Sequence[str]) -> list[str]:
     """The files of modules and of all that they depend on; modules.dep lists each with its whole closure.
 
     :raise SetupError: a wanted one is neither a module nor part of the kernel.
