@@ -51,9 +51,7 @@ class Environment:
     @property
     def noise(self) -> float | None:
         """The worse of the two."""
-        return max(
-            (value for value in (self.noise_before, self.noise_after) if value is not None), default=None
-        )
+        return max((value for value in (self.noise_before, self.noise_after) if value is not None), default=None)
 
     def to_json(self) -> dict[str, object]:
         return {**asdict(self), "noise": self.noise}

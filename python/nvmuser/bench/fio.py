@@ -75,15 +75,11 @@ class Job:
 
     def __post_init__(self) -> None:
         if not _NAME.match(self.name):
-            raise UsageError(
-                f"'{self.name}' is not a job name: letters, digits, dots, dashes, underscores, at most 64"
-            )
+            raise UsageError(f"'{self.name}' is not a job name: letters, digits, dots, dashes, underscores, at most 64")
         if self.rw not in MODES:
             raise UsageError(f"'{self.rw}' is not a mode: one of {', '.join(MODES)}")
         if self.ioengine not in ENGINES:
-            raise UsageError(
-                f"'{self.ioengine}' is not an I/O engine that is measured: one of {', '.join(ENGINES)}"
-            )
+            raise UsageError(f"'{self.ioengine}' is not an I/O engine that is measured: one of {', '.join(ENGINES)}")
         for value in filter(None, (self.bs, self.size, self.io_size)):
             parse_size(value)
         if not 1 <= self.iodepth <= 4096:
@@ -140,9 +136,7 @@ class Job:
     def workload(self) -> Workload:
         lines = [f"[{self.name}]", *(f"{key}={value}" for key, value in self.options.items())]
         seconds = None if self.runtime is None else self.runtime + self.ramp
-        return Workload(
-            self.name, "\n".join(lines) + "\n", seconds, writes=self.rw not in ("read", "randread")
-        )
+        return Workload(self.name, "\n".join(lines) + "\n", seconds, writes=self.rw not in ("read", "randread"))
 
 
 @dataclass(frozen=True)

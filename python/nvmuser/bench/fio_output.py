@@ -181,9 +181,7 @@ def job_result(report: Mapping[str, Any], index: int) -> JobResult:
         bw_bytes=sum(block["bw_bytes"] for block in blocks),
         lat_ns=latency(blocks),
         directions={
-            name: Direction(
-                job[name]["total_ios"], job[name]["iops"], job[name]["bw_bytes"], latency([job[name]])
-            )
+            name: Direction(job[name]["total_ios"], job[name]["iops"], job[name]["bw_bytes"], latency([job[name]]))
             for name in active
         },
         verified_blocks=verified,

@@ -1,0 +1,52 @@
+"""The same results for a terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nvmuser.bench import plots, report
+from nvmuser.bench.result import JobResult, Result
+
+
+def _percent(value: float | None) -> str:
+    return report.MISSING if value is None else f"{value:.0f}%"
+
+
+def _time(value: float) -> str:
+    return report.MISSING if value != value else plots.duration(value)
+
+
+def _verdict(job: JobResult) -> Text:
+    if job.wrong:
+        return Text(job.wrong, style="bold red")
+    if job.verified_blocks:
+        return Text(f"0 of {job.verified_blocks:,}", style="green")
+    return Text(report.MISSING)
+
+
+def result(result: Result) -> RenderableType:
+    """A row a job, and under it what it was measured on."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("job", overflow="fold")
+    for heading in ("IOPS", "MiB/s", "mean", "p50", "p99", "p99.9", "guest\nCPU", "host\nCPU", "host\nµs/IO"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("wrong\nblocks", overflow="fold")
+    for job in result.jobs:
+        lat = job.lat_ns
+        host = sum(job.cpu.host_percent.values()) if job.cpu.host_percent else None
+        table.add_row(
+            Text(job.name, style="bold"),
+            Text(plots.si(job.iops), style="bold"),
+            f"{job.bw_bytes / (1 << 20):.1f}",
+            *(_time(value) for value in (lat.mean, lat.p50, lat.p99, lat.p99_9)),
+            _percent(job.cpu.guest_percent),
+            _percent(host),
+            report.MISSING if job.cpu.host_us_per_io is None else f"{job.cpu.host_us_per_io:.1f}",
+            _verdict(job),
+        )
+    facts = dict(report.facts(result))
+    notes = Text("\n".join(f"{name}: {facts[name]}" for name in ("Guest", "Software", "Host", "Noise")), style="dim")
+    return Group(table, notes)
