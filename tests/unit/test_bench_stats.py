@@ -1,0 +1,110 @@
+"""Intervals and the steady-state test, by properties that hold for all data."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvmuser.bench import cpu, environment, stats
+
+VALUES = st.lists(st.floats(1e-3, 1e9), min_size=1, max_size=12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(VALUES)
+def test_median_lies_in_its_interval_and_the_interval_in_the_data(values: list[float]) -> None:
+    interval = stats.bootstrap_median(values)
+    margin = 1 + 1e-9
+    assert min(values) <= interval.low * margin
+    assert interval.low <= interval.median * margin
+    assert interval.median <= interval.high * margin
+    assert interval.high <= max(values) * margin
+
+
+@settings(max_examples=25, deadline=None)
+@given(VALUES, st.floats(0.1, 10))
+def test_ratio_of_what_differs_by_a_factor_is_the_factor(values: list[float], factor: float) -> None:
+    interval = stats.ratio([value * factor for value in values], values)
+    assert interval.median == pytest.approx(factor)
+    assert interval.low == pytest.approx(factor)
+    assert interval.high == pytest.approx(factor)
+
+
+def test_ratio_divides_out_what_slows_a_whole_round() -> None:
+    ours, theirs = [100.0, 40.0, 90.0, 20.0], [50.0, 20.0, 45.0, 10.0]
+    assert stats.ratio(ours, theirs).spread == pytest.approx(1)
+    assert stats.difference(theirs, ours).spread > 2
+
+
+def test_same_measurements_give_the_same_interval() -> None:
+    assert stats.bootstrap_median([3, 1, 4, 1, 5]) == stats.bootstrap_median([3, 1, 4, 1, 5])
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [([1.0], []), ([1.0], [0.0]), ([], [])])
+def test_ratios_that_do_not_exist(ours: list[float], theirs: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"ratio|median"):
+        stats.ratio(ours, theirs)
+
+
+def test_one_round_says_nothing_about_spread() -> None:
+    assert math.isinf(stats.ratio([2.0], [1.0]).spread)
+
+
+@given(st.floats(1, 1e6), st.integers(5, 40))
+def test_constant_is_steady(value: float, length: int) -> None:
+    assert stats.steadiness([value] * length).steady
+
+
+@pytest.mark.parametrize(
+    ("series", "steady"),
+    [
+        ([100, 101, 99, 100, 102, 98], True),
+        ([100, 90, 80, 70, 60, 50], False),  # drifts
+        ([100, 100, 130, 100, 100], False),  # one window out of bounds
+        ([10, 50, 100, 100, 100, 101, 99, 100, 100, 100, 100], False),  # the climb is inside the windows
+        ([10, 100, 100, 100, 100, 100], True),  # and here left of them
+        ([100, 100, 100], False),  # too short to tell
+        ([0, 0, 0, 0, 0], False),
+    ],
+)
+def test_steadiness(series: list[float], steady: bool) -> None:
+    assert stats.steadiness(series).steady is steady
+
+
+def test_used_interpolates_between_samples() -> None:
+    samples = [(0.0, 0.0), (1.0, 0.0), (2.0, 1.0), (3.0, 2.0), (4.0, 2.0)]
+    assert cpu.used(samples, 1.0, 3.0) == pytest.approx(1.0)
+    assert cpu.used(samples, 0.5, 1.5) == pytest.approx(0.5)
+    assert cpu.used(samples, -1.0, 2.0) is None
+    assert cpu.used(samples, 2.0, 5.0) is None
+    assert cpu.used([], 0.0, 1.0) is None
+
+
+def test_guest_log_leaves_idle_and_waiting_out() -> None:
+    log = "10.50 cpu  100 0 50 800 40 5 5 7 0 0\ngarbage\n11.50 cpu  150 0 90 805 40 10 10 7 0 0\n"
+    samples = cpu.guest_samples(log)
+    assert samples == [(10.5, 1.6), (11.5, 2.6)]
+    assert cpu.used(samples, 10.5, 11.5) == pytest.approx(1.0)
+
+
+def test_process_seconds_grow_with_work() -> None:
+    before = cpu.process_seconds(os.getpid())
+    environment.spin()
+    assert cpu.process_seconds(os.getpid()) > before
+
+
+async def test_sampler_keeps_a_dead_process_share() -> None:
+    async with cpu.ProcessSampler({"self": [os.getpid()], "none": [2**22 - 1]}) as sampler:
+        pass
+    assert sampler.samples["self"][-1][1] > 0
+    assert sampler.samples["none"][-1][1] == 0
+
+
+def test_spin_leaves_the_affinity_as_it_was() -> None:
+    allowed = os.sched_getaffinity(0)
+    assert 0 <= environment.spin() < 1
+    assert os.sched_getaffinity(0) == allowed
