@@ -52,7 +52,8 @@ def run(console: Console, guest_kernel: Suite = "trixie") -> dict[str, float]:
     """
     cache = cache_dir()
     row = steps(guest_kernel)
-    if all(step.done() for step in row):
+    # All of them, so that a wrong NVMUSER_SPDK or NVMUSER_QEMU is told before anything is done.
+    if all([step.done() for step in row]):
         # Nothing to write: this also serves a cache that somebody else set up and that we may only read.
         return run_steps(row, cache / "log", console)
     with exclusive(cache, console):
