@@ -1,0 +1,34 @@
+"""Guests: QEMU with NVMe controllers of ours, and what runs inside.
+
+    async with launch(GuestSpec(sockets=(state.socket("vm1"),)), state.run / "vm/demo") as guest:
+        result = await guest.run("nvme list", timeout=30)
+
+`launch` leaves no process behind. Errors are `nvmuser.errors.GuestError` and those below it.
+"""
+
+from __future__ import annotations
+
+from nvmuser.guest.agent import (
+    AgentError,
+    CommandFailed,
+    CommandResult,
+    CommandTimeout,
+    GuestRebooted,
+    Output,
+    Process,
+)
+from nvmuser.guest.machine import Guest, launch
+from nvmuser.guest.spec import GuestSpec
+
+__all__ = [
+    "AgentError",
+    "CommandFailed",
+    "CommandResult",
+    "CommandTimeout",
+    "Guest",
+    "GuestRebooted",
+    "GuestSpec",
+    "Output",
+    "Process",
+    "launch",
+]

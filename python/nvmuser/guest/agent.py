@@ -261,8 +261,8 @@ class Agent:
         command: str,
         *,
         input: bytes = b"",
-        timeout: float | None = None,
-        check: bool = False,  # noqa: ASYNC109
+        timeout: float | None = None,  # noqa: ASYNC109
+        check: bool = False,
     ) -> CommandResult:
         """Run a command of /bin/sh to its end.
 

@@ -1,0 +1,166 @@
+"""From a specification to QEMU's arguments. Pure: nothing is started, opened or looked up here.
+
+Every object and device is given in JSON, so that a comma in a path is only a comma.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nvmuser.guest.spec import GuestSpec
+
+_PORTS_AT = 0x10
+"""The first PCI slot of our root ports; eight to a slot, so that 32 of them leave room for the rest."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The files of one running guest, all in a directory of its own."""
+
+    directory: Path
+
+    @property
+    def sockets(self) -> dict[str, Path]:
+        """By the name of the character device behind each."""
+        return {"agent": self.agent, "console": self.console, "qmp": self.qmp}
+
+    @property
+    def agent(self) -> Path:
+        """The socket of the second serial port."""
+        return self.directory / "agent.sock"
+
+    @property
+    def console(self) -> Path:
+        """The socket of the first serial port."""
+        return self.directory / "console.sock"
+
+    @property
+    def qmp(self) -> Path:
+        return self.directory / "qmp.sock"
+
+    @property
+    def console_log(self) -> Path:
+        """All that the guest wrote to its first serial port."""
+        return self.directory / "console.log"
+
+    @property
+    def qemu_log(self) -> Path:
+        """What QEMU itself had to say."""
+        return self.directory / "qemu.log"
+
+    @property
+    def uefi_vars(self) -> Path:
+        """This guest's copy of UEFI's variables."""
+        return self.directory / "uefi-vars.fd"
+
+
+@dataclass(frozen=True)
+class Boot:
+    """What the host provides: how to run guest code, with which memory, and what is booted."""
+
+    accelerator: str
+    hugepages: bool
+    kernel: Path | None = None
+    initrd: Path | None = None
+    uefi_code: Path | None = None
+    image_format: str = "raw"
+
+
+def arguments(spec: GuestSpec, runtime: Runtime, boot: Boot, listeners: Mapping[str, int]) -> list[str]:
+    """All arguments of a QEMU of ours (without the program itself).
+
+    :param listeners: descriptors that QEMU inherits, of sockets that listen already: `console`, `agent`, `qmp`.
+    """
+    return [
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        *("-accel", "tcg,thread=multi" if boot.accelerator == "tcg" else boot.accelerator),
+        *("-cpu", "max" if boot.accelerator == "tcg" else "host", "-smp", str(spec.cpus)),
+        *attachment(spec, hugepages=boot.hugepages),
+        *_firmware(runtime, boot),
+        *_socket("console", listeners["console"], log=runtime.console_log),
+        *("-serial", "chardev:console"),
+        *_socket("agent", listeners["agent"]),
+        *("-serial", "chardev:agent"),
+        *_socket("qmp", listeners["qmp"]),
+        *("-mon", "chardev=qmp,mode=control"),
+        *_system(spec, boot),
+        *spec.qemu_args,
+    ]
+
+
+def attachment(spec: GuestSpec, *, hugepages: bool) -> list[str]:
+    """The arguments that a guest's memory and controllers need, in any QEMU with a q35 machine."""
+    memory: dict[str, Any] = {"qom-type": "memory-backend-memfd", "id": "mem", "size": spec.memory, "share": True}
+    if hugepages:
+        memory |= {"hugetlb": True, "hugetlbsize": 2 << 20}
+    result = ["-machine", "q35,memory-backend=mem", "-m", f"{spec.memory >> 20}M", "-object", json.dumps(memory)]
+    for number in range(len(spec.sockets) + spec.spare_ports):
+        result += _device(root_port(number))
+    for number, socket in enumerate(spec.sockets):
+        bootable = {"bootindex": 1} if socket == spec.boot_from else {}
+        result += _device({**controller(f"nvme{number}", socket, f"port{number}"), **bootable})
+    return result
+
+
+def controller(identity: str, socket: Path, bus: str) -> dict[str, Any]:
+    """The device that connects to an NVMe controller's vfio-user socket; also as arguments of QMP's device_add."""
+    return {
+        "driver": "vfio-user-pci",
+        "id": identity,
+        "bus": bus,
+        "socket": {"type": "unix", "path": str(socket)},
+    }
+
+
+def root_port(number: int) -> dict[str, Any]:
+    """A slot into which one controller fits, now or later.
+
+    It forwards no I/O ports: NVMe needs none, and there are not enough of them for more than a few root ports.
+    """
+    return {
+        "driver": "pcie-root-port",
+        "id": f"port{number}",
+        "bus": "pcie.0",
+        "chassis": number + 1,
+        "slot": number + 1,
+        "addr": f"{_PORTS_AT + number // 8:x}.{number % 8}",
+        "multifunction": number % 8 == 0,
+        "io-reserve": 0,
+        "mem-reserve": 2 << 20,
+    }
+
+
+def _device(properties: Mapping[str, Any]) -> tuple[str, str]:
+    return "-device", json.dumps(properties)
+
+
+def _socket(identity: str, listener: int, *, log: Path | None = None) -> tuple[str, str]:
+    # This option knows no JSON: a comma is doubled.
+    more = f",logfile={str(log).replace(',', ',,')},logappend=on" if log else ""
+    return "-chardev", f"socket,id={identity},fd={listener},server=on,wait=off{more}"
+
+
+def _firmware(runtime: Runtime, boot: Boot) -> Iterator[str]:
+    if boot.uefi_code is None:
+        return
+    for unit, (path, read_only) in enumerate([(boot.uefi_code, True), (runtime.uefi_vars, False)]):
+        file = {"driver": "file", "filename": str(path)}
+        node = {"driver": "raw", "node-name": f"flash{unit}", "read-only": read_only, "file": file}
+        yield from ("-blockdev", json.dumps(node), "-machine", f"pflash{unit}=flash{unit}")
+
+
+def _system(spec: GuestSpec, boot: Boot) -> list[str]:
+    if spec.image is not None:
+        file = {"driver": "file", "filename": str(spec.image)}
+        node = {"driver": boot.image_format, "node-name": "image", "discard": "unmap", "file": file}
+        disk = {"driver": "virtio-blk-pci", "id": "image", "drive": "image", "bootindex": 1}
+        return ["-blockdev", json.dumps(node), *_device(disk)]
+    if boot.kernel is None or boot.initrd is None:
+        return []
+    # `quiet`: a serial console costs a trap for each character, and the kernel waits for it.
+    command_line = f"console=ttyS0 quiet panic=-1 {spec.append}".strip()
+    return ["-kernel", str(boot.kernel), "-initrd", str(boot.initrd), "-append", command_line]

@@ -1,0 +1,137 @@
+"""What a guest is: the specification from which QEMU's arguments are made, and what it asks of the host's memory.
+
+Owns validation and the choice between hugepages and 4 KiB pages. It neither makes arguments nor starts anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nvmuser.errors import GuestError, UsageError
+from nvmuser.sockets import answers, check_socket_path
+
+MIB = 1 << 20
+HUGEPAGE = 2 * MIB
+_HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+_MEMINFO = Path("/proc/meminfo")
+_SMALLEST = 256 * MIB
+_ROOT_PORTS = 32
+_QCOW2 = b"QFI\xfb"
+
+Firmware = Literal["seabios", "uefi"]
+Suite = Literal["trixie", "bookworm"]
+
+
+@dataclass(frozen=True)
+class GuestSpec:
+    """One virtual machine. Without an `image`, or a controller to boot from, it is our appliance."""
+
+    cpus: int = 1
+    memory: int = 1024 * MIB
+    """In bytes."""
+    sockets: tuple[Path, ...] = ()
+    """The vfio-user sockets of its NVMe controllers."""
+    hugepages: bool | None = None
+    """Memory of 2 MiB pages; None: if enough of them are free."""
+    image: Path | None = None
+    """A disk of the user, raw or qcow2, from which the guest boots."""
+    boot_from: Path | None = None
+    """One of `sockets`: the guest boots from that controller."""
+    firmware: Firmware = "seabios"
+    suite: Suite = "trixie"
+    """Of which Debian the appliance's kernel is."""
+    append: str = ""
+    """Added to the appliance's kernel command line."""
+    spare_ports: int = 4
+    """Empty PCIe root ports, for what is plugged later."""
+    qemu_args: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.cpus < 1:
+            raise UsageError(f"a guest needs at least one CPU, not {self.cpus}")
+        if self.memory < _SMALLEST or self.memory % HUGEPAGE:
+            raise UsageError(f"a guest's memory is a multiple of 2 MiB from 256 MiB on, not {self.memory} bytes")
+        if len(set(self.sockets)) != len(self.sockets):
+            raise UsageError("the same controller is given twice: an endpoint serves one connection")
+        if self.spare_ports < 0 or len(self.sockets) + self.spare_ports > _ROOT_PORTS:
+            raise UsageError(f"a guest has room for {_ROOT_PORTS} controllers and spare ports together")
+        if self.boot_from is not None and self.boot_from not in self.sockets:
+            raise UsageError("the controller to boot from is not one of the guest's")
+        if self.boot_from is not None and self.image is not None:
+            raise UsageError("a guest boots from an image or from a controller, not from both")
+        if self.own_system and self.append:
+            raise UsageError("--append is for the appliance's kernel; an image brings its own command line")
+
+    @property
+    def own_system(self) -> bool:
+        """Whether the guest boots a system of the user's instead of the appliance."""
+        return self.image is not None or self.boot_from is not None
+
+
+def free_hugepages() -> int:
+    """Bytes in 2 MiB pages that nobody uses or has reserved."""
+    try:
+        free = int((_HUGEPAGES / "free_hugepages").read_text(encoding="ascii"))
+        reserved = int((_HUGEPAGES / "resv_hugepages").read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return 0
+    return (free - reserved) * HUGEPAGE
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping, as the kernel estimates them."""
+    for line in _MEMINFO.read_text(encoding="ascii").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    raise GuestError(f"{_MEMINFO} does not tell MemAvailable")
+
+
+def use_hugepages(spec: GuestSpec) -> bool:
+    """Which kind of memory the guest gets now.
+
+    :raise GuestError: there is not enough of what it needs.
+    """
+    wanted, free = spec.memory, free_hugepages()
+    if spec.hugepages is not False and free >= wanted:
+        return True
+    if spec.hugepages:
+        missing = -(-(wanted - free) // HUGEPAGE)
+        raise GuestError(
+            f"{wanted // MIB} MiB of hugepages wanted, {free // MIB} MiB are free: "
+            f"`sysctl vm.nr_hugepages` must grow by {missing}, or use --no-hugepages"
+        )
+    if (available := available_memory()) < wanted:
+        raise GuestError(
+            f"{wanted // MIB} MiB of memory wanted, {available // MIB} MiB are available: use less --memory"
+        )
+    return False
+
+
+def check_sockets(spec: GuestSpec) -> None:
+    """Before anything boots: is there a controller behind each socket? QEMU would say it less clearly, and later.
+
+    :raise GuestError: there is none.
+    """
+    for path in spec.sockets:
+        check_socket_path(path)
+        if not path.exists():
+            raise GuestError(
+                f"{path}: there is no such controller socket: does the controller exist, and the target run?"
+            )
+        if not answers(path):
+            raise GuestError(f"{path}: nobody answers at this controller socket: is the target running?")
+
+
+def image_format(path: Path) -> str:
+    """`qcow2` or `raw`, by its first bytes.
+
+    :raise GuestError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return "qcow2" if file.read(len(_QCOW2)) == _QCOW2 else "raw"
+    except OSError as error:
+        raise GuestError(f"{path}: {error.strerror}") from error
