@@ -116,6 +116,10 @@ def build(reporter: Reporter) -> None:
     unclean.touch()
     try:
         _make(wanted, work, tree, prefix, reporter)
+    except KeyboardInterrupt:
+        # make was ended by a signal that it handles: it removed what was half-made, and may go on next time.
+        unclean.unlink()
+        raise
     except proc.CommandError:
         product.remove(work)
         raise
