@@ -29,6 +29,7 @@ from nvmf_vfio.protocol import (
     FROM_TARGET,
     MAX_MESSAGE,
     Command,
+    DmaMap,
     DmaUnmap,
     Flag,
     Header,
@@ -71,6 +72,8 @@ class Pending:
     since: float
     sent: bool = False
     """Whether a target has it; the others wait for one, because only it can answer."""
+    remembered: bool = False
+    """Whether it counts already, before its reply."""
 
 
 @dataclass
@@ -155,10 +158,11 @@ class Session:
         for packed, body_text, names in pending:
             header = Header.unpack(bytes.fromhex(packed), limit=MAX_MESSAGE)
             body = bytes.fromhex(body_text)
-            if unread and (unread.header, unread.body) == (header, body):
-                self._wire.consume()
-            command, request = decode_request(header.command, body)
             descriptors = [kept[name] for name in names]
+            if unread and (unread.header.pack(), unread.body) == (header.pack(), body):
+                _release(descriptors)
+                continue
+            command, request = decode_request(header.command, body)
             self._add(Pending(header, body, command, request, descriptors, self._loop.time()))
         if unread:
             unread.close()
@@ -306,27 +310,44 @@ class Session:
             command, request = decode_request(header.command, message.body)
             if command in FROM_TARGET:
                 raise ProtocolError(f"{command.name} from a client")
-            self.controller.check(request, message.descriptors)
-        except (ProtocolError, Refused) as error:
-            log.warning("%s: refused: %s", self.name, error)
+        except ProtocolError as error:
             message.close()
             self._wire.consume()
-            self._reply(header, error=error.errno if isinstance(error, Refused) else errno.EINVAL)
+            self._refuse(header, errno.EINVAL, error)
             return
-        self.controller.look(request)
         kept = [self._vault.keep(descriptor) for descriptor in message.descriptors]
         message.descriptors.clear()
         pending = Pending(header, message.body, command, request, kept, self._loop.time())
         if header.wants_reply:
             self._add(pending)
-            self._wire.consume()
-            if self._online and not self.controller.is_local(request):
-                self._forward(pending)
-            else:
-                self._answer(pending)
-        else:
-            self._wire.consume()
+        if not self._wire.consume():
+            _release(kept)
+        self._handle(pending)
+
+    def _handle(self, pending: Pending) -> None:
+        """A request that is recorded and off the socket: pass it on, or answer it."""
+        request = pending.request
+        try:
+            self.controller.check(request, [kept.descriptor for kept in pending.kept])
+        except Refused as error:
+            _release(pending.kept)
+            self._finish(pending)
+            self._refuse(pending.header, error.errno, error)
+            return
+        self.controller.look(request)
+        if isinstance(request, DmaMap | DmaUnmap):
+            # QEMU sends the changes of a whole transaction without waiting: the next is judged by what this one leaves.
+            self._remember(pending)
+        if not pending.header.wants_reply:
             self._posted(pending)
+        elif self._online and not self.controller.is_local(request):
+            self._forward(pending)
+        else:
+            self._answer(pending)
+
+    def _refuse(self, header: Header, number: int, reason: Exception) -> None:
+        log.warning("%s: refused: %s", self.name, reason)
+        self._reply(header, error=number)
 
     def _posted(self, pending: Pending) -> None:
         """A request that gets no reply: writes to registers, doorbells above all."""
@@ -357,8 +378,11 @@ class Session:
             return
         if reply.header.flags & Flag.ERROR:
             reply.close()
-            for kept in pending.kept:
-                kept.release()
+            if isinstance(pending.request, DmaMap):
+                self.controller.memory.unmap(DmaUnmap(0, pending.request.address, pending.request.size))
+                self._save()
+            else:
+                _release(pending.kept)
             self._finish(pending)
             self._reply(pending.header, error=reply.header.error)
             return
@@ -450,17 +474,23 @@ class Session:
         self._finish(pending)
         self._reply(pending.header, body)
 
-    def _took_effect(self, pending: Pending) -> None:
-        """Remember a request, and record that when it matters after a crash."""
-        was = self.controller.phase
+    def _remember(self, pending: Pending) -> None:
+        pending.remembered = True
         self.controller.remember(pending.request, pending.kept)
+        if _changes_state(pending.request):
+            self._save()
+
+    def _took_effect(self, pending: Pending) -> None:
+        """Remember a request, and what follows from it when a controller that had failed is reset."""
+        was = self.controller.phase
+        if not pending.remembered:
+            self._remember(pending)
         if self._online and was is Phase.FAILED and self.controller.phase is Phase.IDLE:
             # The driver resets its controller: from here on the new target is its own.
             self.controller.phase = Phase.LIVE
             if self._link:
                 for command, body, _ in self.controller.replay_registers():
                     self._link.request(command, body, [], Message.close)
-        if _changes_state(pending.request):
             self._save()
 
     def _check_deadlines(self) -> None:
@@ -533,6 +563,11 @@ class Session:
             "pid": _peer_pid(self._wire),
             **{k: v for k, v in vars(self.statistics).items() if k != "lost_at"},
         }
+
+
+def _release(kept: list[Kept]) -> None:
+    while kept:
+        kept.pop().release()
 
 
 def _changes_state(request: Request) -> bool:

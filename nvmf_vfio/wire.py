@@ -20,6 +20,8 @@ from nvmf_vfio.protocol import MAX_DESCRIPTORS, Header, ProtocolError
 
 _CONTROL_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 _MAX_QUEUED = 512
+_MAX_QUEUED_BYTES = 4 << 20
+"""What may wait for a peer that does not read."""
 
 
 class Closed(Exception):
@@ -52,6 +54,8 @@ class Wire:
         self._descriptors: list[Descriptor] = []
         self._peeked = 0
         self._queue: deque[tuple[memoryview, list[Descriptor]]] = deque()
+        self._queued_bytes = 0
+        self._open = True
 
     @property
     def is_partial(self) -> bool:
@@ -84,12 +88,24 @@ class Wire:
             close_all(descriptors)
         return self.receive()
 
-    def consume(self) -> None:
-        """Take the message off that `peek` returned."""
+    def consume(self) -> bool:
+        """Take the message off that `peek` returned.
+
+        :returns: whether the descriptors that `peek` returned are this message's. When a message has none, Linux's
+            `unix_stream_read_generic` looks at the next one while it peeks, and tells of that one's.
+        """
         size, self._peeked = self._peeked, 0
+        if not size:
+            return True
+        descriptors: list[Descriptor] = []
         while size:
-            # Without room for control data the kernel drops this copy of the descriptors.
-            size -= len(self.socket.recv(size))
+            data, more = self._recv(size, 0)
+            assert data is not None
+            descriptors += more
+            size -= len(data)
+        found = bool(descriptors)
+        close_all(descriptors)
+        return found
 
     def receive(self) -> Message | None:
         """The next message, taken off the socket; None when it has not arrived in whole. Raises as `peek` does."""
@@ -121,8 +137,9 @@ class Wire:
             )
         except (BlockingIOError, InterruptedError):
             return None, []
-        except ConnectionError as error:
-            # A peer that dies with unread data in its socket resets the connection: its end all the same.
+        except OSError as error:
+            # A peer that dies with unread data in its socket resets the connection: its end all the same. And no
+            # memory, or no room for descriptors, must end one connection only.
             raise Closed from error
         received: list[Descriptor] = []
         for level, kind, content in control:
@@ -146,10 +163,14 @@ class Wire:
         :raises ProtocolError: the peer sends requests but does not read replies.
         """
         packed = Header(header.id, header.command, Header.SIZE + len(body), header.flags, header.error).pack()
-        if len(self._queue) >= _MAX_QUEUED:
+        if not self._open:
             close_all(list(descriptors))
-            raise ProtocolError(f"{_MAX_QUEUED} messages unread")
+            raise Closed
+        if len(self._queue) >= _MAX_QUEUED or self._queued_bytes >= _MAX_QUEUED_BYTES:
+            close_all(list(descriptors))
+            raise ProtocolError(f"{len(self._queue)} messages unread")
         self._queue.append((memoryview(packed + body), list(descriptors)))
+        self._queued_bytes += len(packed) + len(body)
         if len(self._queue) == 1:
             self.flush()
 
@@ -168,6 +189,7 @@ class Wire:
             except OSError as error:
                 raise Closed from error
             close_all(descriptors)
+            self._queued_bytes -= sent
             if sent == len(data):
                 self._queue.popleft()
             else:
@@ -175,6 +197,7 @@ class Wire:
 
     def close(self) -> None:
         """Close the socket and every descriptor in transit. Idempotent."""
+        self._open = False
         for _, descriptors in self._queue:
             close_all(descriptors)
         self._queue.clear()
