@@ -23,6 +23,8 @@ MAX_TARGET_MESSAGE = 0x100000 + 4096
 MAX_DESCRIPTORS = 16
 """Most descriptors in one message."""
 ADDRESS_SPACE = 1 << 64
+_MAX_VERSION = 4096
+_MAX_VERSION_OBJECTS = 32
 
 
 class ProtocolError(Exception):
@@ -123,6 +125,9 @@ class Version:
     def unpack(cls, body: bytes) -> Self:
         major, minor = _take(cls.LAYOUT, body, "VERSION")
         text = body[cls.LAYOUT.size :].rstrip(b"\0")
+        # The capabilities are written out again and again: nothing that nests as deep as the interpreter can go.
+        if len(text) > _MAX_VERSION or text.count(b"{") + text.count(b"[") > _MAX_VERSION_OBJECTS:
+            raise ProtocolError(f"VERSION: capabilities of {len(text)} bytes, or too many objects in them")
         try:
             data = json.loads(text) if text else {}
         except (ValueError, RecursionError) as error:
