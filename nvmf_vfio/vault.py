@@ -19,6 +19,10 @@ _SLOT_HEADER = struct.Struct("<QII")
 _SLOT_SIZE = 1 << 20
 
 
+class RecordFull(Exception):
+    """The document is larger than a record can be."""
+
+
 class Kept:
     """A descriptor of which the keeper has a copy, under `name`."""
 
@@ -30,7 +34,7 @@ class Kept:
         self.descriptor = descriptor
 
     def release(self) -> None:
-        """Close it here and in the keeper."""
+        """Close it here, and in the keeper once no record names it."""
         self.descriptor.close()
         self._vault.forget(self.name)
 
@@ -46,6 +50,7 @@ class Vault:
         self._put = put
         self._drop = drop
         self._kept: dict[str, Kept] = {}
+        self._forgotten: list[str] = []
         self._next = 0
 
     def keep(self, descriptor: Descriptor) -> Kept:
@@ -56,16 +61,24 @@ class Vault:
 
     def adopt(self, name: str, descriptor: Descriptor, *, put: bool = False) -> Kept:
         """Take over a descriptor that the keeper already has under `name` (or, with `put`, is to get)."""
+        # It has its owner before anything can fail.
+        self._kept[name] = kept = Kept(self, name, descriptor)
         if put:
             self._put(name, descriptor)
-        self._kept[name] = kept = Kept(self, name, descriptor)
         serial = name.rpartition("/")[2]
         if serial.isdigit():
             self._next = max(self._next, int(serial) + 1)
         return kept
 
     def forget(self, name: str) -> None:
+        """The keeper closes its copy at the next `settle`: until then the record may still name it."""
         if self._kept.pop(name, None):
+            self._forgotten.append(name)
+
+    def settle(self) -> None:
+        """No record names what was forgotten."""
+        forgotten, self._forgotten = self._forgotten, []
+        for name in forgotten:
             self._drop(name)
 
     def offer(self) -> None:
@@ -77,6 +90,7 @@ class Vault:
         """Release everything."""
         for kept in list(self._kept.values()):
             kept.release()
+        self.settle()
 
 
 class Record:
@@ -111,14 +125,21 @@ class Record:
             if len(head) < _SLOT_HEADER.size:
                 continue
             generation, length, checksum = _SLOT_HEADER.unpack(head)
+            if length > _SLOT_SIZE - _SLOT_HEADER.size:
+                continue
             data = os.pread(number, length, offset + _SLOT_HEADER.size)
             if generation and len(data) == length and zlib.crc32(data) == checksum:
                 slots.append((generation, json.loads(data)))
         return slots
 
     def write(self, document: Any) -> None:
-        """Replace the document."""
+        """Replace the document.
+
+        :raises RecordFull: it is too large for its slot, and the next slot is another document's.
+        """
         data = json.dumps(document, separators=(",", ":")).encode()
+        if len(data) > _SLOT_SIZE - _SLOT_HEADER.size:
+            raise RecordFull(f"{len(data)} bytes in a record of {_SLOT_SIZE}")
         self._generation += 1
         head = _SLOT_HEADER.pack(self._generation, len(data), zlib.crc32(data))
         offset = (self._first + self._generation % 2) * _SLOT_SIZE
