@@ -24,6 +24,10 @@ from nvmf_vfio.registers import (
     persistent_internal_error,
 )
 
+_MAX_OUTSTANDING = 1024
+"""Commands remembered at most. Drivers have a few tens; a guest that submits and never completes has one for each of
+65,536 identifiers, and every one of them would be in each record."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outstanding:
@@ -70,7 +74,10 @@ class AdminQueue:
         while self.tail != tail:
             entry = memory.read(queues.submission + self.tail * SQE_SIZE, SQE_SIZE)
             command = Outstanding(command_of(entry)[1], entry)
+            self.commands.pop(command.identifier, None)
             self.commands[command.identifier] = command
+            if len(self.commands) > _MAX_OUTSTANDING:
+                del self.commands[next(iter(self.commands))]
             new.append(command)
             self.tail = (self.tail + 1) % queues.submission_size
         return new
