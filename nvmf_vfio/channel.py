@@ -34,6 +34,8 @@ MAX_DESCRIPTORS = 128
 """Descriptors in one `kept` message; the kernel's SCM_MAX_FD is 253."""
 _MAX_MESSAGE = 1 << 20
 _BUFFER = 8 << 20
+_MAX_QUEUED = 4096
+"""Messages after which the other end counts as gone: what waits holds descriptors."""
 
 Handler = Callable[[dict[str, Any], list[Descriptor]], None]
 
@@ -61,6 +63,9 @@ class Channel:
         """Send a message, or queue it. The descriptors stay the caller's."""
         if not self._open:
             return
+        if len(self._queue) >= _MAX_QUEUED:
+            self._loop.call_soon(self._ended)
+            return
         copies = [descriptor.duplicate() for descriptor in descriptors or []]
         self._queue.append((json.dumps({"op": op, **fields}).encode(), copies))
         self._flush()
@@ -85,20 +90,21 @@ class Channel:
     def _readable(self) -> None:
         while self._open:
             try:
-                data, control, _flags, _ = self._socket.recvmsg(
+                data, control, flags, _ = self._socket.recvmsg(
                     _MAX_MESSAGE, socket.CMSG_SPACE(MAX_DESCRIPTORS * 4), socket.MSG_CMSG_CLOEXEC
                 )
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
-                data, control = b"", []
+                data, control, flags = b"", [], 0
             descriptors: list[Descriptor] = []
             for level, kind, content in control:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     numbers = array.array("i")
                     numbers.frombytes(content)
                     descriptors += [Descriptor(number) for number in numbers]
-            if not data:
+            if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                # A truncated message means that this process can have no more descriptors.
                 close_all(descriptors)
                 self._ended()
                 return

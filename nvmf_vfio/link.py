@@ -13,12 +13,15 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from nvmf_vfio.descriptors import Descriptor
+from nvmf_vfio.descriptors import Descriptor, close_all
 from nvmf_vfio.protocol import MAX_TARGET_MESSAGE, Command, Flag, Header, ProtocolError
 from nvmf_vfio.wire import Closed, Message, Wire
 
 _CONNECT_INTERVAL = 0.01
+_CONNECT_LONGEST = 0.2
 _MAX_ID = 0xFFFF
+_MAX_AWAITED = 4096
+"""Requests without a reply after which a target counts as lost."""
 
 
 class TargetError(Exception):
@@ -27,18 +30,23 @@ class TargetError(Exception):
 
 async def connect(path: Path) -> socket.socket:
     """Connect to a target's socket, as often as it takes: a new target is not listening yet, a busy one has its
-    backlog of one connection taken. Runs until it is cancelled."""
+    backlog of one connection taken. Runs until it is cancelled.
+
+    :raises OSError: the path can never be a target's.
+    """
+    interval = _CONNECT_INTERVAL
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             sock.connect(os.fspath(path))
             return sock
-        except (BlockingIOError, FileNotFoundError, ConnectionRefusedError):
+        except (BlockingIOError, FileNotFoundError, ConnectionError):
             sock.close()
         except BaseException:
             sock.close()
             raise
-        await asyncio.sleep(_CONNECT_INTERVAL)
+        await asyncio.sleep(interval)
+        interval = min(interval * 1.5, _CONNECT_LONGEST)
 
 
 class TargetLink:
@@ -64,6 +72,10 @@ class TargetLink:
         self, command: Command, body: bytes, descriptors: list[Descriptor], on_reply: Callable[[Message], None]
     ) -> None:
         """Send a request. `on_reply` gets the reply and its descriptors, unless the connection ends before."""
+        if len(self._awaited) >= _MAX_AWAITED:
+            close_all(descriptors)
+            self._loop.call_soon(self._lost)
+            return
         identifier = self._next_id
         while identifier in self._awaited:
             identifier = (identifier + 1) & _MAX_ID
@@ -72,14 +84,19 @@ class TargetLink:
         self._send(Header(identifier, command, 0), body, descriptors)
 
     def post(self, command: Command, body: bytes) -> None:
-        """Send a request that gets no reply."""
+        """Send a request that gets no reply and has no descriptors."""
         self._send(Header(0, command, 0, Flag.NO_REPLY), body, [])
 
-    async def call(self, command: Command, body: bytes, descriptors: list[Descriptor] | None = None) -> bytes:
-        """A request of our own: its reply's payload.
+    def call(
+        self, command: Command, body: bytes, descriptors: list[Descriptor] | None = None
+    ) -> asyncio.Future[bytes]:
+        """Send a request of our own; awaiting the future gives its reply's payload.
 
-        :raises TargetError: an error reply, or the connection ended.
+        The future's exception is a TargetError: an error reply, or the connection ended.
         """
+        if not self._open:
+            close_all(descriptors or [])
+            raise TargetError(os.strerror(errno.ECONNRESET))
         future: asyncio.Future[bytes] = self._loop.create_future()
 
         def replied(message: Message) -> None:
@@ -95,7 +112,7 @@ class TargetLink:
         self._calls.add(future)
         future.add_done_callback(self._calls.discard)
         self.request(command, body, descriptors or [], replied)
-        return await future
+        return future
 
     def reply(self, message: Message) -> None:
         """Answer a request that the target made. Takes the descriptors over."""
@@ -132,7 +149,7 @@ class TargetLink:
                     callback(message)
                 else:
                     message.close()
-        except (Closed, ProtocolError):
+        except (Closed, ProtocolError, OSError):
             self._lost()
 
     def _lost(self) -> None:
