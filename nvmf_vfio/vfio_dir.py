@@ -1,0 +1,90 @@
+"""Device directories: what stands for a vfio-user socket on the command line of a QEMU that only knows VFIO.
+
+`-device vfio-pci,sysfsdev=<root>/<N>` with libvfio.so preloaded: QEMU reads the link `iommu_group` for the group's
+number, and the library finds the socket as `cntrl` beside it. Owns these directories and the choice of N; it neither
+connects to a socket nor builds command lines. The C side of the same agreement is libvfio/registry.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+_GROUP_MAX = 2**31 - 1
+_GROUP_LINK = "iommu_group"
+_SOCKET_LINK = "cntrl"
+
+
+def make(root: Path, number: int, socket: Path) -> Path:
+    """Make `<root>/<number>` for `socket` (which may not exist yet), or point an existing one to it; return it.
+
+    :raise ValueError: the number cannot be a group's, or something else is in the way.
+    """
+    if not 0 <= number <= _GROUP_MAX:
+        raise ValueError(f"a group's number is 0 to {_GROUP_MAX}, not {number}")
+    directory = root / str(number)
+    directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    _link(directory / _SOCKET_LINK, os.path.abspath(socket))
+    # Only the last component counts. It need not exist: QEMU reads the link and does not follow it.
+    _link(directory / _GROUP_LINK, f"iommu_groups/{number}")
+    return directory
+
+
+def remove(root: Path, number: int) -> None:
+    """Remove `<root>/<number>`; nothing happens if there is none. A guest that uses the device keeps it.
+
+    :raise ValueError: it holds what `make` did not put there.
+    """
+    directory = root / str(number)
+    for name in (_GROUP_LINK, _SOCKET_LINK):
+        if (directory / name).is_symlink():
+            (directory / name).unlink()
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            directory.rmdir()
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(f"{directory} holds something else: {error.strerror}") from error
+
+
+def socket_of(root: Path, number: int) -> Path | None:
+    """The socket that `<root>/<number>` stands for, or None if there is no such directory."""
+    link = root / str(number) / _SOCKET_LINK
+    return Path(os.readlink(link)) if link.is_symlink() else None
+
+
+def numbers(root: Path) -> dict[int, Path]:
+    """All device directories under `root`: their numbers and sockets."""
+    try:
+        names = [entry.name for entry in root.iterdir() if entry.name.isdecimal()]
+    except FileNotFoundError:
+        return {}
+    found = {int(name): socket_of(root, int(name)) for name in names}
+    return {number: socket for number, socket in sorted(found.items()) if socket is not None}
+
+
+def assign(root: Path, socket: Path, *, first: int = 1) -> int:
+    """The number that stands for `socket`: the one it has, else the lowest free one from `first`, made now."""
+    taken = numbers(root)
+    wanted = Path(os.path.abspath(socket))
+    for number, known in taken.items():
+        if known == wanted:
+            return number
+    number = first
+    while number in taken or (root / str(number)).exists():
+        number += 1
+    make(root, number, socket)
+    return number
+
+
+def _link(link: Path, target: str) -> None:
+    """Make a symbolic link in one step, also over an older one: a QEMU may be reading it."""
+    if os.path.lexists(link) and not link.is_symlink():
+        raise ValueError(f"{link} is in the way: it is no link of ours")
+    scratch = link.with_name(f".{link.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        scratch.unlink()
+    scratch.symlink_to(target)
+    scratch.replace(link)

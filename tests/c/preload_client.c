@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A little QEMU: opens a device through the kernel's VFIO calls, in QEMU's order
+ * and knowing nothing of vfio-user, and prints what it finds. Run with
+ * libvfio.so preloaded. Built with 64-bit file offsets as QEMU is, so that it
+ * calls open64, pread64, …
+ *
+ *   preload_client DIR      sysfsdev=DIR
+ *   preload_client -f DIR   and a child that closes every descriptor meanwhile
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/vfio.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define RAM_SIZE 0x100000u
+
+#define REQUIRE(condition)                                                  \
+    do {                                                                    \
+        if (!(condition)) {                                                 \
+            printf("line %d: %s: %s\n", __LINE__, #condition,               \
+                   strerror(errno));                                        \
+            exit(1);                                                        \
+        }                                                                   \
+    } while (0)
+
+static int
+group_number(const char *directory)
+{
+    char link[PATH_MAX], target[PATH_MAX];
+    struct stat st;
+    ssize_t n;
+    char *base;
+
+    REQUIRE(stat(directory, &st) == 0);
+    (void)snprintf(link, sizeof(link), "%s/iommu_group", directory);
+    n = readlink(link, target, sizeof(target));
+    REQUIRE(n > 0 && n < (ssize_t)sizeof(target));
+    target[n] = '\0';
+    base = strrchr(target, '/');
+    return atoi(base == NULL ? target : base + 1);
+}
+
+/* What QEMU does to start a helper program. */
+static void
+close_all_in_child(void)
+{
+    pid_t child = fork();
+    int status;
+
+    REQUIRE(child >= 0);
+    if (child == 0) {
+        for (int fd = 3; fd < 1024; fd++) {
+            (void)close(fd);
+        }
+        _exit(0);
+    }
+    REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+}
+
+int
+main(int argc, char **argv)
+{
+    bool with_child = argc > 1 && strcmp(argv[1], "-f") == 0;
+    const char *directory = argv[argc - 1];
+    struct vfio_group_status status = { .argsz = sizeof(status) };
+    struct vfio_device_info info = { .argsz = sizeof(info) };
+    struct vfio_region_info region = { .argsz = sizeof(region), .index = 7 };
+    struct vfio_iommu_type1_dma_map map = { .argsz = sizeof(map) };
+    char path[64], other[8];
+    uint32_t id = 0;
+    int group, container, device, ram_fd, null;
+    void *ram, *bar;
+
+    REQUIRE(argc == 2 || (with_child && argc == 3));
+    (void)snprintf(path, sizeof(path), "/dev/vfio/%d", group_number(directory));
+    group = open(path, O_RDWR | O_CLOEXEC);
+    REQUIRE(group >= 0);
+    REQUIRE(ioctl(group, VFIO_GROUP_GET_STATUS, &status) == 0);
+    container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
+    REQUIRE(container >= 0);
+    REQUIRE(ioctl(container, VFIO_GET_API_VERSION) == VFIO_API_VERSION);
+    REQUIRE(ioctl(group, VFIO_GROUP_SET_CONTAINER, &container) == 0);
+    REQUIRE(ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) == 0);
+
+    ram_fd = memfd_create("ram", 0);
+    REQUIRE(ftruncate(ram_fd, RAM_SIZE) == 0);
+    ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, ram_fd, 0);
+    REQUIRE(ram != MAP_FAILED);
+    map.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE;
+    map.vaddr = (uintptr_t)ram;
+    map.size = RAM_SIZE;
+    REQUIRE(ioctl(container, VFIO_IOMMU_MAP_DMA, &map) == 0);
+
+    device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, "any");
+    REQUIRE(device >= 0);
+    if (with_child) {
+        close_all_in_child();
+    }
+    REQUIRE(ioctl(device, VFIO_DEVICE_GET_INFO, &info) == 0);
+    REQUIRE(ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &region) == 0);
+    REQUIRE(pread(device, &id, 4, (off_t)region.offset) == 4);
+    REQUIRE(pwrite(device, &id, 4, (off_t)region.offset + 0x40) == 4);
+    bar = mmap(NULL, 0x1000, PROT_READ | PROT_WRITE, MAP_SHARED, device, 0x8000);
+    REQUIRE(bar != MAP_FAILED);
+    munmap(bar, 0x1000);
+
+    /* Everything else goes where it always went. */
+    null = open("/dev/null", O_RDWR);
+    REQUIRE(null >= 0 && pread(null, other, 8, 0) == 0);
+    REQUIRE(ioctl(null, VFIO_GET_API_VERSION) == -1 && errno == ENOTTY);
+    REQUIRE(open("/dev/vfio/99999", O_RDWR) == -1 && errno == ENOENT);
+    REQUIRE(open("/dev/vfio/vfio", O_RDWR) == -1);
+
+    printf("regions=%u irqs=%u id=%08x\n", info.num_regions, info.num_irqs, id);
+    REQUIRE(close(device) == 0);
+    REQUIRE(ioctl(group, VFIO_GROUP_UNSET_CONTAINER, &container) == 0);
+    REQUIRE(close(container) == 0);
+    REQUIRE(close(group) == 0);
+    REQUIRE(close(group) == -1 && errno == EBADF);
+    return 0;
+}

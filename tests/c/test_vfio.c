@@ -1,0 +1,663 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The kernel's objects, called as the traps call them, against a test server. */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "server.h"
+#include "test.h"
+#include "vfio.h"
+
+#define RAM_SIZE 0x400000u
+
+static struct server *server;
+static int ram_fd, group, container, device;
+static char *ram;
+
+static int
+ioctl_on(int fd, unsigned long request, void *arg)
+{
+    struct lv_file *file = lv_file_get(fd);
+    int ret, saved;
+
+    assert_non_null(file);
+    ret = file->kind == LV_CONTAINER
+        ? lv_container_ioctl((struct lv_container *)file, request, arg)
+        : file->kind == LV_GROUP
+        ? lv_group_ioctl((struct lv_group *)file, request, arg)
+        : lv_device_ioctl((struct lv_device *)file, request, arg);
+    saved = errno;
+    lv_file_put(file);
+    errno = saved;
+    return ret;
+}
+
+static void
+close_fd(int fd)
+{
+    lv_fdtable_remove(fd);
+    close(fd);
+}
+
+static struct lv_device *
+the_device(void)
+{
+    struct lv_device *d = (struct lv_device *)lv_file_get_kind(device, LV_DEVICE);
+
+    assert_non_null(d);
+    lv_file_put(&d->file);
+    return d;
+}
+
+static int
+map(uint64_t iova, uint64_t size, const void *vaddr)
+{
+    struct vfio_iommu_type1_dma_map m = {
+        .argsz = sizeof(m),
+        .flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+        .vaddr = (uintptr_t)vaddr, .iova = iova, .size = size,
+    };
+
+    return ioctl_on(container, VFIO_IOMMU_MAP_DMA, &m);
+}
+
+static int64_t
+unmap(uint64_t iova, uint64_t size)
+{
+    struct vfio_iommu_type1_dma_unmap u = {
+        .argsz = sizeof(u), .iova = iova, .size = size,
+    };
+
+    return ioctl_on(container, VFIO_IOMMU_UNMAP_DMA, &u) == 0 ? (int64_t)u.size : -1;
+}
+
+static int
+setup(void **state)
+{
+    (void)state;
+    server = server_start();
+    ram_fd = memfd_create("ram", MFD_CLOEXEC);
+    assert_int_equal(ftruncate(ram_fd, RAM_SIZE), 0);
+    ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, ram_fd, 0);
+    assert_true(ram != MAP_FAILED);
+    group = container = device = -1;
+    return 0;
+}
+
+static int
+setup_twin(void **state)
+{
+    (void)setup(state);
+    server->twin = true;
+    return 0;
+}
+
+static int
+teardown(void **state)
+{
+    (void)state;
+    if (device != -1) {
+        close_fd(device);
+    }
+    if (group != -1) {
+        close_fd(group);
+    }
+    if (container != -1) {
+        close_fd(container);
+    }
+    server_stop(server);
+    munmap(ram, RAM_SIZE);
+    close(ram_fd);
+    return 0;
+}
+
+static void
+open_container(void)
+{
+    group = lv_group_open(5, server->path);
+    assert_true(group >= 0);
+    container = lv_container_open();
+    assert_true(container >= 0);
+    assert_int_equal(ioctl_on(group, VFIO_GROUP_SET_CONTAINER, &container), 0);
+    assert_int_equal(ioctl_on(container, VFIO_SET_IOMMU, (void *)VFIO_TYPE1v2_IOMMU),
+                     0);
+}
+
+static void
+open_device(void)
+{
+    open_container();
+    device = ioctl_on(group, VFIO_GROUP_GET_DEVICE_FD, "5");
+    assert_true(device >= 0);
+}
+
+/* The order that the kernel wants, and its errno for every other. */
+static void
+test_order(void **state)
+{
+    struct vfio_group_status status = { .argsz = sizeof(status) };
+    struct vfio_iommu_type1_info info = { .argsz = sizeof(info) };
+    int other, none = -1;
+
+    (void)state;
+    assert_false(lv_group_unattached());
+    group = lv_group_open(5, server->path);
+    assert_true(group >= 0);
+    assert_true(lv_group_unattached());
+    assert_errno(lv_group_open(5, server->path), EBUSY);
+    assert_int_equal(ioctl_on(group, VFIO_GROUP_GET_STATUS, &status), 0);
+    assert_int_equal(status.flags, VFIO_GROUP_FLAGS_VIABLE);
+    assert_errno(ioctl_on(group, VFIO_GROUP_GET_DEVICE_FD, "5"), EINVAL);
+    assert_errno(ioctl_on(group, VFIO_GROUP_UNSET_CONTAINER, NULL), EINVAL);
+    assert_errno(ioctl_on(group, VFIO_GROUP_SET_CONTAINER, &none), EBADF);
+    assert_errno(ioctl_on(group, VFIO_GROUP_SET_CONTAINER, &ram_fd), EINVAL);
+    assert_errno(ioctl_on(group, VFIO_GROUP_SET_CONTAINER, &group), EINVAL);
+    assert_errno(ioctl_on(group, VFIO_DEVICE_RESET, NULL), ENOTTY);
+
+    container = lv_container_open();
+    assert_int_equal(ioctl_on(container, VFIO_GET_API_VERSION, NULL),
+                     VFIO_API_VERSION);
+    assert_int_equal(ioctl_on(container, VFIO_CHECK_EXTENSION,
+                              (void *)VFIO_TYPE1v2_IOMMU), 1);
+    assert_int_equal(ioctl_on(container, VFIO_CHECK_EXTENSION,
+                              (void *)VFIO_SPAPR_TCE_IOMMU), 0);
+    assert_errno(ioctl_on(container, VFIO_SET_IOMMU, (void *)VFIO_TYPE1_IOMMU), EINVAL);
+    assert_errno(ioctl_on(container, VFIO_IOMMU_GET_INFO, &info), EINVAL);
+    assert_int_equal(ioctl_on(group, VFIO_GROUP_SET_CONTAINER, &container), 0);
+    assert_false(lv_group_unattached());
+    assert_int_equal(ioctl_on(group, VFIO_GROUP_GET_STATUS, &status), 0);
+    assert_true((status.flags & VFIO_GROUP_FLAGS_CONTAINER_SET) != 0);
+    assert_errno(ioctl_on(group, VFIO_GROUP_SET_CONTAINER, &container), EINVAL);
+    assert_errno(ioctl_on(group, VFIO_GROUP_GET_DEVICE_FD, "5"), EINVAL);
+    assert_errno(ioctl_on(container, VFIO_SET_IOMMU, (void *)VFIO_SPAPR_TCE_IOMMU),
+                 ENODEV);
+    assert_int_equal(ioctl_on(container, VFIO_SET_IOMMU, (void *)VFIO_TYPE1v2_IOMMU),
+                     0);
+    assert_errno(ioctl_on(container, VFIO_SET_IOMMU, (void *)VFIO_TYPE1v2_IOMMU),
+                 EINVAL);
+
+    device = ioctl_on(group, VFIO_GROUP_GET_DEVICE_FD, "5");
+    assert_true(device >= 0);
+    assert_errno(ioctl_on(group, VFIO_GROUP_GET_DEVICE_FD, "5"), EBUSY);
+    assert_errno(ioctl_on(group, VFIO_GROUP_UNSET_CONTAINER, NULL), EBUSY);
+    close_fd(device);
+    device = ioctl_on(group, VFIO_GROUP_GET_DEVICE_FD, "5");
+    assert_true(device >= 0);
+    other = device;
+    device = -1;
+    close_fd(other);
+    assert_int_equal(ioctl_on(group, VFIO_GROUP_UNSET_CONTAINER, NULL), 0);
+}
+
+/* Closing everything in the wrong order, fifty times: nothing is left. */
+static void
+test_again_and_again(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 50; i++) {
+        open_device();
+        assert_int_equal(map(0, 0x1000, ram), 0);
+        close_fd(i % 2 ? container : group);
+        close_fd(i % 2 ? group : container);
+        assert_int_equal(ioctl_on(device, VFIO_DEVICE_RESET, NULL), 0);
+        close_fd(device);
+        group = container = device = -1;
+    }
+    assert_int_equal(server->connections, 50);
+}
+
+static void
+test_no_server(void **state)
+{
+    (void)state;
+    assert_errno(lv_group_open(6, "/nowhere/cntrl"), ENOENT);
+    assert_errno(lv_group_open(6, "/nowhere/cntrl"), ENOENT);
+    assert_false(lv_group_unattached());
+}
+
+static void
+test_iommu_info(void **state)
+{
+    struct {
+        struct vfio_iommu_type1_info info;
+        char rest[64];
+    } out = { .info = { .argsz = sizeof(out.info) } };
+    struct vfio_iommu_type1_info_dma_avail *available;
+
+    (void)state;
+    server->version_json = "{\"capabilities\":{\"max_msg_fds\":8,\"max_dma_maps\":9}}";
+    open_container();
+    assert_int_equal(map(0, 0x1000, ram), 0);
+    assert_int_equal(ioctl_on(container, VFIO_IOMMU_GET_INFO, &out.info), 0);
+    assert_true(out.info.argsz > sizeof(out.info));
+    assert_int_equal(out.info.flags, VFIO_IOMMU_INFO_PGSIZES);
+    assert_true((out.info.iova_pgsizes & 0x1000) != 0);
+    assert_int_equal(ioctl_on(container, VFIO_IOMMU_GET_INFO, &out.info), 0);
+    assert_true((out.info.flags & VFIO_IOMMU_INFO_CAPS) != 0);
+    available = (void *)((char *)&out + out.info.cap_offset);
+    assert_int_equal(available->header.id, VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL);
+    assert_int_equal(available->avail, 8);
+    out.info.argsz = 8;
+    assert_errno(ioctl_on(container, VFIO_IOMMU_GET_INFO, &out.info), EINVAL);
+    assert_errno(ioctl_on(container, VFIO_IOMMU_DIRTY_PAGES, &out), ENOTTY);
+}
+
+static void
+test_mappings_reach_the_server(void **state)
+{
+    char byte;
+
+    (void)state;
+    open_container();
+    assert_int_equal(map(0x100000, 0x2000, ram + 0x3000), 0);
+    assert_int_equal(server->nr_maps, 1);
+    assert_int_equal(server->maps[0].address, 0x100000);
+    assert_int_equal(server->maps[0].size, 0x2000);
+    assert_int_equal(server->maps[0].offset, 0x3000);
+    assert_int_equal(server->maps[0].flags, VU_DMA_READABLE | VU_DMA_WRITABLE);
+    ram[0x3000] = 0x11;
+    assert_int_equal(pread(server->maps[0].fd, &byte, 1, 0x3000), 1);
+    assert_int_equal(byte, 0x11);
+
+    assert_errno(map(0x101000, 0x1000, ram), EEXIST);
+    assert_errno(map(0x1, 0x1000, ram), EINVAL);
+    assert_errno(unmap(0x100000, 0x1000), EINVAL);
+    assert_int_equal(unmap(0, 0x100000), 0);
+    assert_int_equal(unmap(0, 0x200000), 0x2000);
+    assert_int_equal(server->nr_maps, 0);
+    assert_int_equal(unmap(0x100000, 0x2000), 0);
+}
+
+static void
+test_unmap_all(void **state)
+{
+    struct vfio_iommu_type1_dma_unmap u = { .argsz = sizeof(u),
+                                            .flags = VFIO_DMA_UNMAP_FLAG_ALL };
+
+    (void)state;
+    open_container();
+    assert_int_equal(map(0, 0x1000, ram), 0);
+    assert_int_equal(map(0x5000, 0x1000, ram + 0x1000), 0);
+    assert_int_equal(ioctl_on(container, VFIO_IOMMU_UNMAP_DMA, &u), 0);
+    assert_int_equal(u.size, 0x2000);
+    assert_int_equal(server->nr_maps, 0);
+    u.size = 0x1000;
+    assert_errno(ioctl_on(container, VFIO_IOMMU_UNMAP_DMA, &u), EINVAL);
+    u.flags = VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP;
+    assert_errno(ioctl_on(container, VFIO_IOMMU_UNMAP_DMA, &u), EINVAL);
+}
+
+/* Guest memory must be shared; what is no guest memory goes without a file. */
+static void
+test_private_memory(void **state)
+{
+    char *private = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    (void)state;
+    open_container();
+    assert_errno(map(0, 0x1000, private), EFAULT);
+    assert_int_equal(server->nr_maps, 0);
+    assert_int_equal(map(0xfd000000, RAM_SIZE, private), 0);
+    assert_int_equal(server->maps[0].fd, -1);
+    assert_int_equal(server->maps[0].offset, 0);
+    assert_int_equal(unmap(0xfd000000, RAM_SIZE), RAM_SIZE);
+    device = ioctl_on(group, VFIO_GROUP_GET_DEVICE_FD, "5");
+    /* The guest runs: QEMU would abort. */
+    assert_int_equal(map(0, 0x1000, private), 0);
+    munmap(private, RAM_SIZE);
+}
+
+static void
+test_server_refuses_mapping(void **state)
+{
+    (void)state;
+    open_container();
+    server->fault = FAULT_ERROR;
+    server->fault_command = VU_DMA_MAP;
+    assert_errno(map(0, 0x1000, ram), EPERM);
+    server->fault = FAULT_NONE;
+    assert_int_equal(map(0, 0x1000, ram), 0);
+}
+
+/* A second group in the container learns what was mapped before it came. */
+static void
+test_second_group(void **state)
+{
+    struct server *second = server_start();
+    int other;
+
+    (void)state;
+    open_container();
+    assert_int_equal(map(0, 0x1000, ram), 0);
+    assert_int_equal(map(0x2000, 0x1000, ram + 0x2000), 0);
+    other = lv_group_open(6, second->path);
+    assert_true(other >= 0);
+    assert_int_equal(ioctl_on(other, VFIO_GROUP_SET_CONTAINER, &container), 0);
+    assert_int_equal(second->nr_maps, 2);
+    assert_int_equal(unmap(0x2000, 0x1000), 0x1000);
+    assert_int_equal(second->nr_maps, 1);
+    assert_int_equal(server->nr_maps, 1);
+    /* One refuses: the other forgets it again. */
+    second->fault = FAULT_ERROR;
+    second->fault_command = VU_DMA_MAP;
+    assert_errno(map(0x2000, 0x1000, ram), EPERM);
+    assert_int_equal(server->nr_maps, 1);
+    second->fault = FAULT_NONE;
+    close_fd(other);
+    assert_int_equal(map(0x2000, 0x1000, ram), 0);
+    server_stop(second);
+}
+
+static void
+test_server_reads_and_writes_memory(void **state)
+{
+    char data[] = "from the server", back[16];
+
+    (void)state;
+    open_container();
+    assert_int_equal(map(0x10000, 0x1000, ram + 0x1000), 0);
+    assert_int_equal(server_dma(server, VU_DMA_WRITE, 0x10010, data, 16), 0);
+    assert_string_equal(ram + 0x1010, data);
+    assert_int_equal(server_dma(server, VU_DMA_READ, 0x10010, back, 16), 0);
+    assert_string_equal(back, data);
+    assert_int_equal(server_dma(server, VU_DMA_READ, 0x11000, back, 16), EFAULT);
+    assert_int_equal(unmap(0x10000, 0x1000), 0x1000);
+    assert_int_equal(server_dma(server, VU_DMA_READ, 0x10010, back, 16), EFAULT);
+}
+
+static void
+test_device_info(void **state)
+{
+    struct vfio_device_info info = { .argsz = sizeof(info) };
+
+    (void)state;
+    open_device();
+    assert_int_equal(ioctl_on(device, VFIO_DEVICE_GET_INFO, &info), 0);
+    assert_int_equal(info.num_regions, 9);
+    assert_int_equal(info.num_irqs, 5);
+    assert_int_equal(info.flags, VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET);
+    info.argsz = 4;
+    assert_errno(ioctl_on(device, VFIO_DEVICE_GET_INFO, &info), EINVAL);
+    assert_errno(ioctl_on(device, VFIO_DEVICE_FEATURE, &info), ENOTTY);
+}
+
+static void
+test_region_info(void **state)
+{
+    struct {
+        struct vfio_region_info info;
+        char rest[128];
+    } out = { .info = { .argsz = sizeof(out.info) } };
+    struct vfio_region_info_cap_sparse_mmap *sparse;
+
+    (void)state;
+    open_device();
+    assert_int_equal(ioctl_on(device, VFIO_DEVICE_GET_REGION_INFO, &out), 0);
+    assert_true(out.info.argsz > sizeof(out.info));
+    assert_int_equal(out.info.cap_offset, 0);
+    assert_int_equal(ioctl_on(device, VFIO_DEVICE_GET_REGION_INFO, &out), 0);
+    sparse = (void *)((char *)&out + out.info.cap_offset);
+    assert_int_equal(sparse->header.id, VFIO_REGION_INFO_CAP_SPARSE_MMAP);
+    assert_int_equal(sparse->nr_areas, 1);
+    assert_int_equal(out.info.size, SERVER_BAR0_SIZE);
+    out.info = (struct vfio_region_info){ .argsz = sizeof(out), .index = 7 };
+    assert_int_equal(ioctl_on(device, VFIO_DEVICE_GET_REGION_INFO, &out), 0);
+    assert_int_equal(out.info.offset, 7ull << 40);
+    assert_int_equal(out.info.size, SERVER_CONFIG_SIZE);
+    out.info.index = 9;
+    assert_errno(ioctl_on(device, VFIO_DEVICE_GET_REGION_INFO, &out), EINVAL);
+    out.info.argsz = 31;
+    assert_errno(ioctl_on(device, VFIO_DEVICE_GET_REGION_INFO, &out), EINVAL);
+}
+
+static void
+test_bad_capabilities(void **state)
+{
+    struct vfio_region_info info = { .argsz = sizeof(info) };
+
+    (void)state;
+    server->fault = FAULT_BAD_CAPS;
+    server->fault_command = VU_DEVICE_GET_REGION_INFO;
+    open_device();
+    assert_int_equal(ioctl_on(device, VFIO_DEVICE_GET_REGION_INFO, &info), 0);
+    assert_int_equal(info.flags & VFIO_REGION_INFO_FLAG_CAPS, 0);
+    assert_int_equal(info.argsz, sizeof(info));
+}
+
+static void
+test_region_access(void **state)
+{
+    uint64_t config = 7ull << 40;
+    uint8_t data[16];
+
+    (void)state;
+    open_device();
+    assert_int_equal(lv_region_read(the_device(), data, 4, config + 8), 4);
+    assert_memory_equal(data, server->config + 8, 4);
+    assert_int_equal(lv_region_write(the_device(), "abcd", 4, config + 0x40), 4);
+    assert_memory_equal(server->config + 0x40, "abcd", 4);
+    assert_int_equal(server->unanswered, 0);
+    /* Memory BARs are posted, I/O BARs and configuration space are not. */
+    assert_int_equal(lv_region_write(the_device(), "efgh", 4, 0x100), 4);
+    assert_int_equal(lv_region_read(the_device(), data, 4, 0x100), 4);
+    assert_memory_equal(data, "efgh", 4);
+    assert_int_equal(server->unanswered, 1);
+    assert_errno(lv_region_write(the_device(), "i", 1, 1ull << 40), EINVAL);
+
+    assert_errno(lv_region_read(the_device(), data, 4, config + SERVER_CONFIG_SIZE - 2),
+                 EFAULT);
+    assert_errno(lv_region_read(the_device(), data, 4, config + SERVER_CONFIG_SIZE),
+                 EFAULT);
+    assert_int_equal(lv_region_read(the_device(), data, 16, SERVER_BAR0_SIZE - 8), 8);
+    assert_errno(lv_region_read(the_device(), data, 1, SERVER_BAR0_SIZE), EINVAL);
+    assert_errno(lv_region_read(the_device(), data, 1, 2ull << 40), EINVAL);
+    assert_errno(lv_region_read(the_device(), data, 1, 9ull << 40), EINVAL);
+    assert_errno(lv_region_read(the_device(), data, 1, ~0ull), EINVAL);
+}
+
+/* A server that takes little at once is asked several times. */
+static void
+test_small_transfers(void **state)
+{
+    uint8_t data[1000];
+
+    (void)state;
+    server->version_json = "{\"capabilities\":{\"max_data_xfer_size\":64}}";
+    open_device();
+    server->seen[VU_REGION_READ] = 0;
+    assert_int_equal(lv_region_read(the_device(), data, sizeof(data), 7ull << 40), 1000);
+    assert_memory_equal(data, server->config, sizeof(data));
+    assert_int_equal(server->seen[VU_REGION_READ], 16);
+}
+
+static void
+test_mmap(void **state)
+{
+    size_t half = SERVER_BAR0_SIZE / 2;
+    char *at, byte;
+
+    (void)state;
+    open_device();
+    at = lv_region_mmap(the_device(), NULL, half, PROT_READ | PROT_WRITE, MAP_SHARED,
+                        half);
+    assert_true(at != MAP_FAILED);
+    at[5] = 0x66;
+    assert_int_equal(pread(server->bar0_fd, &byte, 1, (off_t)(0x1000 + half + 5)), 1);
+    assert_int_equal(byte, 0x66);
+    munmap(at, half);
+    errno = 0;
+    assert_true(lv_region_mmap(the_device(), NULL, half + 0x1000, PROT_READ, MAP_SHARED,
+                               half) == MAP_FAILED);
+    assert_int_equal(errno, EINVAL);
+    assert_true(lv_region_mmap(the_device(), NULL, 0x1000, PROT_READ, MAP_SHARED,
+                               7ull << 40) == MAP_FAILED);
+    assert_true(lv_region_mmap(the_device(), NULL, 0x1000, PROT_READ, MAP_PRIVATE,
+                               half) == MAP_FAILED);
+}
+
+static int
+set_irqs(uint32_t flags, uint32_t index, uint32_t start, uint32_t count,
+         const void *data, size_t size)
+{
+    struct vfio_irq_set *set = calloc(1, sizeof(*set) + size);
+    int ret, saved;
+
+    *set = (struct vfio_irq_set){ (uint32_t)(sizeof(*set) + size), flags, index, start,
+                                  count };
+    if (size > 0) {
+        memcpy(set->data, data, size);
+    }
+    ret = ioctl_on(device, VFIO_DEVICE_SET_IRQS, set);
+    saved = errno;
+    free(set);
+    errno = saved;
+    return ret;
+}
+
+#define EVENTFDS (VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER)
+#define NOTHING  (VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER)
+
+/* Descriptors and gaps, more than one message takes. */
+static void
+test_msix(void **state)
+{
+    int32_t fds[SERVER_MSIX];
+    eventfd_t value;
+
+    (void)state;
+    open_device();
+    for (int i = 0; i < (int)SERVER_MSIX; i++) {
+        fds[i] = i == 2 || i == 3 ? -1 : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    }
+    server->seen[VU_DEVICE_SET_IRQS] = 0;
+    assert_int_equal(set_irqs(EVENTFDS, VFIO_PCI_MSIX_IRQ_INDEX, 0, SERVER_MSIX, fds,
+                              sizeof(fds)), 0);
+    /* 0-1, the gap 2-3, 4-11, 12-15 */
+    assert_int_equal(server->seen[VU_DEVICE_SET_IRQS], 4);
+    for (int i = 0; i < (int)SERVER_MSIX; i++) {
+        assert_int_equal(server->vectors[i] == -1, fds[i] == -1);
+        if (fds[i] != -1) {
+            assert_int_equal(eventfd_write(server->vectors[i], (eventfd_t)i + 1), 0);
+            assert_int_equal(eventfd_read(fds[i], &value), 0);
+            assert_int_equal(value, i + 1);
+            close(fds[i]);
+        }
+    }
+    fds[0] = -1;
+    assert_int_equal(set_irqs(EVENTFDS, VFIO_PCI_MSIX_IRQ_INDEX, 7, 1, fds, 4), 0);
+    assert_int_equal(server->vectors[7], -1);
+}
+
+static void
+test_irq_errno(void **state)
+{
+    struct vfio_irq_info info = { .argsz = sizeof(info), .index = 2 };
+    int32_t none = -1;
+
+    (void)state;
+    open_device();
+    assert_int_equal(ioctl_on(device, VFIO_DEVICE_GET_IRQ_INFO, &info), 0);
+    assert_int_equal(info.count, SERVER_MSIX);
+    info.index = 5;
+    assert_errno(ioctl_on(device, VFIO_DEVICE_GET_IRQ_INFO, &info), EINVAL);
+    assert_errno(set_irqs(EVENTFDS, 2, SERVER_MSIX, 1, &none, 4), EINVAL);
+    assert_errno(set_irqs(EVENTFDS, 2, 10, 7, &none, 4), EINVAL);
+    assert_errno(set_irqs(EVENTFDS, 2, 0, 2, &none, 4), EINVAL);
+    assert_errno(set_irqs(EVENTFDS, 2, 1, UINT32_MAX, &none, 4), EINVAL);
+    assert_errno(set_irqs(EVENTFDS, 5, 0, 1, &none, 4), EINVAL);
+    assert_errno(set_irqs(EVENTFDS | 0x100, 2, 0, 1, &none, 4), EINVAL);
+    assert_errno(set_irqs(VFIO_IRQ_SET_DATA_EVENTFD, 2, 0, 1, &none, 4), EINVAL);
+    assert_errno(set_irqs(VFIO_IRQ_SET_ACTION_TRIGGER, 2, 0, 1, &none, 4), EINVAL);
+    assert_errno(set_irqs(NOTHING, 1, 0, 0, NULL, 0), EINVAL);  /* no MSI here */
+    assert_int_equal(set_irqs(NOTHING, 2, 0, 0, NULL, 0), 0);
+    assert_int_equal(set_irqs(VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_MASK, 0, 0,
+                              1, NULL, 0), 0);
+    assert_int_equal(set_irqs(VFIO_IRQ_SET_DATA_BOOL | VFIO_IRQ_SET_ACTION_UNMASK, 0,
+                              0, 1, "\1", 1), 0);
+}
+
+static void
+test_resets(void **state)
+{
+    struct {
+        struct vfio_pci_hot_reset_info info;
+        struct vfio_pci_dependent_device one;
+    } out = { .info = { .argsz = sizeof(out.info) } };
+    struct {
+        struct vfio_pci_hot_reset reset;
+        int32_t fd;
+    } hot = { .reset = { .argsz = sizeof(hot), .count = 1 } };
+
+    (void)state;
+    open_device();
+    assert_int_equal(ioctl_on(device, VFIO_DEVICE_RESET, NULL), 0);
+    assert_int_equal(server->resets, 1);
+    assert_errno(ioctl_on(device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &out), ENOSPC);
+    assert_int_equal(out.info.count, 1);
+    out.info.argsz = sizeof(out);
+    assert_int_equal(ioctl_on(device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, &out), 0);
+    assert_int_equal(out.one.group_id, 5);
+    hot.fd = ram_fd;
+    assert_errno(ioctl_on(device, VFIO_DEVICE_PCI_HOT_RESET, &hot), EINVAL);
+    hot.fd = group;
+    assert_int_equal(ioctl_on(device, VFIO_DEVICE_PCI_HOT_RESET, &hot), 0);
+    assert_int_equal(server->resets, 2);
+    hot.reset.count = 2;
+    assert_errno(ioctl_on(device, VFIO_DEVICE_PCI_HOT_RESET, &hot), EINVAL);
+}
+
+/* Hardware that was pulled out: ones, silence, and a request to let go. */
+static void
+test_server_dies(void **state)
+{
+    int32_t request = eventfd(0, EFD_CLOEXEC), vector = eventfd(0, EFD_CLOEXEC);
+    struct vfio_irq_info info = { .argsz = sizeof(info),
+                                  .index = VFIO_PCI_REQ_IRQ_INDEX };
+    struct pollfd pfd = { request, POLLIN, 0 };
+    uint32_t data = 0;
+
+    (void)state;
+    open_device();
+    assert_int_equal(map(0, 0x1000, ram), 0);
+    assert_int_equal(ioctl_on(device, VFIO_DEVICE_GET_IRQ_INFO, &info), 0);
+    assert_int_equal(info.count, 1);
+    assert_int_equal(set_irqs(EVENTFDS, VFIO_PCI_REQ_IRQ_INDEX, 0, 1, &request, 4), 0);
+    server_drop(server);
+    assert_int_equal(poll(&pfd, 1, 5000), 1);
+    assert_int_equal(lv_region_read(the_device(), &data, 4, 7ull << 40), 4);
+    assert_int_equal(data, UINT32_MAX);
+    assert_int_equal(lv_region_write(the_device(), &data, 4, 0x14), 4);
+    assert_int_equal(lv_region_write(the_device(), &data, 4, 7ull << 40), 4);
+    assert_int_equal(map(0x1000, 0x1000, ram + 0x1000), 0);
+    assert_int_equal(unmap(0, 0x2000), 0x2000);
+    assert_int_equal(set_irqs(EVENTFDS, 2, 0, 1, &vector, 4), 0);
+    assert_errno(ioctl_on(device, VFIO_DEVICE_RESET, NULL), EIO);
+    close(request);
+    close(vector);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TWIN(name) cmocka_unit_test_setup_teardown(name, setup_twin, teardown)
+
+int
+main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(test_order), TEST(test_again_and_again), TWIN(test_again_and_again),
+        TEST(test_no_server), TEST(test_iommu_info),
+        TEST(test_mappings_reach_the_server), TEST(test_unmap_all),
+        TEST(test_private_memory), TEST(test_server_refuses_mapping),
+        TEST(test_second_group), TWIN(test_server_reads_and_writes_memory),
+        TEST(test_device_info), TEST(test_region_info), TEST(test_bad_capabilities),
+        TEST(test_region_access), TEST(test_small_transfers), TEST(test_mmap),
+        TEST(test_msix), TEST(test_irq_errno), TEST(test_resets),
+        TEST(test_server_dies), TWIN(test_server_dies),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
