@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 4
 _STATUS_BATCH = 200
+_ACCEPT_INTERVAL = 1.0
 
 
 class Endpoint:
@@ -152,9 +153,16 @@ class Endpoint:
             path.parent.rmdir()
 
     def _accept(self, name: str) -> None:
+        listener = self._listeners[name]
         try:
-            sock, _ = self._listeners[name].accept()
+            sock, _ = listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            # No descriptors are left. The guest waits in the backlog, and must not keep this process awake.
+            log.error("%s: a guest cannot connect: %s", name, error)
+            self._loop.remove_reader(listener)
+            self._loop.call_later(_ACCEPT_INTERVAL, self._accept_again, name, listener)
             return
         if name in self._sessions:
             log.warning("%s: a second guest was turned away", name)
@@ -162,14 +170,24 @@ class Endpoint:
             return
         self._serial += 1
         vault = self._vault(f"{name}/{self._serial}")
-        vault.adopt(f"{vault.prefix}/conn", Descriptor(os.dup(sock.fileno())), put=True)
-        record = Record.create(name)
-        vault.adopt(f"{vault.prefix}/record", record, put=True)
+        try:
+            vault.adopt(f"{vault.prefix}/conn", Descriptor(os.dup(sock.fileno())), put=True)
+            record = Record.create(name)
+            vault.adopt(f"{vault.prefix}/record", record, put=True)
+        except OSError as error:
+            log.error("%s: a guest cannot connect: %s", name, error)
+            vault.close()
+            sock.close()
+            return
         session = self._session(name, Wire(sock, limit=MAX_MESSAGE), record, vault)
         log.info("%s: guest connected", name)
         session.start()
         if self._target_state == "ready":
             session.target_ready()
+
+    def _accept_again(self, name: str, listener: socket.socket) -> None:
+        if self._listeners.get(name) is listener:
+            self._loop.add_reader(listener, self._accept, name)
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
@@ -186,8 +204,8 @@ class Endpoint:
 
     def _session(self, name: str, wire: Wire, record: Descriptor, vault: Vault) -> Session:
         def ended() -> None:
-            self._sessions.pop(name, None)
-            self._vaults.pop(name, None)
+            if self._sessions.get(name) is session:
+                del self._sessions[name], self._vaults[name]
 
         session = Session(
             name,
@@ -208,23 +226,29 @@ class Endpoint:
         for name, descriptor in self._kept.items():
             groups.setdefault(name.rpartition("/")[0], {})[name] = descriptor
         self._kept = {}
-        for prefix, descriptors in sorted(groups.items()):
+        for prefix, descriptors in sorted(groups.items(), key=lambda group: int(group[0].rpartition("/")[2])):
             controller, _, serial = prefix.partition("/")
             self._serial = max(self._serial, int(serial))
+            if older := self._sessions.get(controller):
+                # Its guest had gone, and the keeper had not been told.
+                older.close()
             vault = self._vault(prefix)
             kept: dict[str, Kept] = {name: vault.adopt(name, held) for name, held in descriptors.items()}
-            connection, record = kept.get(f"{prefix}/conn"), kept.get(f"{prefix}/record")
-            if connection is None or record is None:
-                vault.close()
-                continue
-            sock = socket.socket(fileno=os.dup(connection.descriptor.fileno()))
-            session = self._session(controller, Wire(sock, limit=MAX_MESSAGE), record.descriptor, vault)
-            try:
-                session.resume(kept)
-                log.info("%s: guest taken over", controller)
-            except (Closed, ProtocolError) as error:
-                log.warning("%s: guest not taken over: %s", controller, error or "it has gone")
-                session.close()
+            self._resume_session(controller, vault, kept)
+
+    def _resume_session(self, controller: str, vault: Vault, kept: dict[str, Kept]) -> None:
+        connection, record = kept.get(f"{vault.prefix}/conn"), kept.get(f"{vault.prefix}/record")
+        if connection is None or record is None:
+            vault.close()
+            return
+        sock = socket.socket(fileno=os.dup(connection.descriptor.fileno()))
+        session = self._session(controller, Wire(sock, limit=MAX_MESSAGE), record.descriptor, vault)
+        try:
+            session.resume(kept)
+            log.info("%s: guest taken over", controller)
+        except (Closed, ProtocolError, OSError) as error:
+            log.warning("%s: guest not taken over: %s", controller, error or "it has gone")
+            session.close()
 
     def close(self) -> None:
         """Close every connection and socket."""

@@ -87,9 +87,7 @@ class TargetLink:
         """Send a request that gets no reply and has no descriptors."""
         self._send(Header(0, command, 0, Flag.NO_REPLY), body, [])
 
-    def call(
-        self, command: Command, body: bytes, descriptors: list[Descriptor] | None = None
-    ) -> asyncio.Future[bytes]:
+    def call(self, command: Command, body: bytes, descriptors: list[Descriptor] | None = None) -> asyncio.Future[bytes]:
         """Send a request of our own; awaiting the future gives its reply's payload.
 
         The future's exception is a TargetError: an error reply, or the connection ended.

@@ -52,7 +52,10 @@ class GuestMemory:
         self.regions: list[Region] = []
 
     def check_map(self, request: DmaMap, descriptors: list[Descriptor]) -> None:
-        """:raises Refused: EINVAL (not memory), EEXIST (overlaps another map), ENOSPC (too many)."""
+        """Whether what the request maps is memory.
+
+        :raises Refused: EINVAL.
+        """
         if len(descriptors) > 1:
             raise Refused(errno.EINVAL, f"{len(descriptors)} descriptors for one map")
         for descriptor in descriptors:
@@ -60,6 +63,12 @@ class GuestMemory:
                 raise Refused(errno.EINVAL, "the descriptor is not a memfd, nor a file of tmpfs or hugetlbfs")
             if os.fstat(descriptor.fileno()).st_size < request.offset + request.size:
                 raise Refused(errno.EINVAL, "the memory ends before the map does")
+
+    def check_room(self, request: DmaMap) -> None:
+        """Whether the request fits beside the other maps.
+
+        :raises Refused: EEXIST (overlaps another map), ENOSPC (too many).
+        """
         for region in self.regions:
             if region.map != request and region.map.address < request.end and request.address < region.map.end:
                 raise Refused(errno.EEXIST, f"map at {request.address:#x} overlaps the one at {region.map.address:#x}")
@@ -67,7 +76,11 @@ class GuestMemory:
             raise Refused(errno.ENOSPC, f"more than {MAX_MAPS} maps")
 
     def map(self, request: DmaMap, kept: Kept | None) -> None:
-        """Remember a map that `check_map` has accepted. Takes the descriptor over."""
+        """Remember a map that has been accepted. Takes the descriptor over."""
+        for region in self.regions:
+            if kept is not None and region.kept is kept:
+                # Remembered by an endpoint that was killed before it had answered.
+                return
         self.unmap(DmaUnmap(0, request.address, request.size))
         insort(self.regions, Region(request, kept))
 
@@ -98,9 +111,10 @@ class GuestMemory:
         number = descriptor.fileno()
         try:
             # hugetlbfs has no write(2), hence a mapping; its granularity is the page size that fstat tells.
-            page = os.fstat(number).st_blksize
+            facts = os.fstat(number)
+            page = facts.st_blksize
             start = offset // page * page
-            length = -(-(offset - start + len(data)) // page) * page
+            length = min(-(-(offset - start + len(data)) // page) * page, facts.st_size - start)
             with mmap.mmap(number, length, offset=start) as window, memoryview(window) as view:
                 source = os.memfd_create("nvmf_vfio", os.MFD_CLOEXEC)
                 try:

@@ -56,7 +56,11 @@ CONFIG = 7
 """Region indices (linux/vfio.h, VFIO_PCI_*_REGION_INDEX)."""
 _MSIX = 2
 _REGISTERS_SIZE = 0x1000
+_CONFIG_SIZE = 4096
+_MAX_CONFIG_WRITE = 64
 _MAX_CONFIG_WRITES = 512
+_MAX_INTERRUPTS = 2048
+"""PCI's limit for MSI-X; all kinds of interrupt of one guest count."""
 _IRQ_DESCRIPTORS = 8
 """Descriptors in one replayed DEVICE_SET_IRQS: the least that an implementation may be expected to take."""
 
@@ -96,13 +100,21 @@ class Controller:
         """
         if isinstance(request, DmaMap):
             self.memory.check_map(request, descriptors)
+            self.memory.check_room(request)
         elif isinstance(request, SetIrqs):
+            if descriptors and len(descriptors) + sum(map(len, self.irqs.values())) > 2 * _MAX_INTERRUPTS:
+                raise Refused(errno.ENOSPC, f"more than {_MAX_INTERRUPTS} interrupts")
             if descriptors and not (request.flags & SetIrqs.DATA_EVENTFD and len(descriptors) == request.count):
                 raise Refused(errno.EINVAL, f"{len(descriptors)} descriptors for {request.count} vectors")
             if not all(map(is_eventfd, descriptors)):
                 raise Refused(errno.EINVAL, "an interrupt's descriptor is not an eventfd")
         elif descriptors:
             raise Refused(errno.EINVAL, "descriptors with a message that takes none")
+        for write in _writes(request):
+            if write.region == CONFIG and (
+                write.count > _MAX_CONFIG_WRITE or write.offset + write.count > _CONFIG_SIZE
+            ):
+                raise Refused(errno.EINVAL, f"write of {write.count} bytes at {write.offset:#x} of configuration space")
 
     def look(self, request: Request) -> None:
         """See the admin queue's doorbells before the target does, while the ring entries are what the guest meant."""
@@ -138,6 +150,8 @@ class Controller:
 
     def _remember_irqs(self, request: SetIrqs, kept: list[Kept]) -> None:
         if not request.flags & SetIrqs.TRIGGER or request.flags & SetIrqs.DATA_BOOL:
+            for unused in kept:
+                unused.release()
             return
         vectors = self.irqs.setdefault(request.index, {})
         gone = range(request.start, request.start + request.count)
@@ -146,7 +160,8 @@ class Controller:
                 return
             gone = range(SetIrqs.MAX_VECTORS)
         for vector in [v for v in vectors if v in gone]:
-            vectors.pop(vector).release()
+            if (old := vectors.pop(vector)) not in kept:
+                old.release()
         vectors.update(zip(range(request.start, request.start + len(kept)), kept, strict=True))
 
     def _remember_write(self, write: RegionAccess) -> None:
@@ -177,13 +192,13 @@ class Controller:
 
     def _disabled(self) -> None:
         self.admin.disable()
+        self.seen_ready = False
         if self.phase in (Phase.FAILED, Phase.ENABLING):
             self.phase = Phase.IDLE
 
     def _reset(self) -> None:
         """DEVICE_RESET: the NVMe registers are at their reset values (section 7.3.2); maps and interrupts stay."""
         self.registers[Register.INTMS :] = bytes(len(self.registers) - Register.INTMS)
-        self.seen_ready = False
         self._disabled()
 
     # -- registers -----------------------------------------------------------------------------------------------
@@ -259,7 +274,8 @@ class Controller:
                 self.phase = Phase.FAILED if self.seen_ready else Phase.ENABLING
 
     def replay(self) -> Iterator[tuple[Command, bytes, list[Descriptor]]]:
-        """What a new target must be told after VERSION, in order. The descriptors are copies for the caller."""
+        """What a new target must be told after VERSION, in order; registers come last, see `replay_registers`. The
+        descriptors are copies for the caller."""
         for region in self.memory.regions:
             copies = [region.kept.descriptor.duplicate()] if region.kept else []
             yield Command.DMA_MAP, region.map.pack(), copies
@@ -270,8 +286,6 @@ class Controller:
                 yield Command.DEVICE_SET_IRQS, request.pack(), copies
         for (offset, count), data in self.config_writes.items():
             yield Command.REGION_WRITE, RegionAccess(offset, CONFIG, count, data).pack(), []
-        if self.phase is not Phase.FAILED:
-            yield from self.replay_registers()
 
     def replay_registers(self) -> Iterator[tuple[Command, bytes, list[Descriptor]]]:
         """The registers that the guest wrote while no target was there to see it, CC last."""
@@ -305,6 +319,11 @@ class Controller:
                 return
 
     # -- the record ----------------------------------------------------------------------------------------------
+
+    def kept_names(self) -> set[str]:
+        """The names of the descriptors that are remembered."""
+        names = {region.kept.name for region in self.memory.regions if region.kept}
+        return names | {kept.name for vectors in self.irqs.values() for kept in vectors.values()}
 
     def to_json(self) -> dict[str, Any]:
         version = [self.version.major, self.version.minor, self.version.capabilities] if self.version else None

@@ -18,7 +18,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,14 @@ from nvmf_vfio.protocol import (
     RegionInfo,
     RegionWriteMulti,
     Request,
+    Reset,
+    SetIrqs,
     Version,
     decode_request,
 )
 from nvmf_vfio.recovery import BAR0, CONFIG, Controller, Phase
 from nvmf_vfio.registers import DOORBELLS, Register
-from nvmf_vfio.vault import Kept, Record, Vault
+from nvmf_vfio.vault import Kept, Record, RecordFull, Vault
 from nvmf_vfio.wire import Closed, Message, Wire
 
 log = logging.getLogger(__name__)
@@ -53,10 +55,19 @@ _BATCH = 64
 _REPLY_DEADLINE = 4.0
 """Seconds that a target may take to answer. QEMU gives up at 5 s, and a reply after that breaks its stream."""
 _RETRY_INTERVAL = 1.0
+_MAX_PENDING = 256
+_MAX_PENDING_BYTES = 256 << 10
+"""Requests without a reply, and what is in them: QEMU has a few tens, of less than 100 bytes. All are in the record."""
+_MAX_CACHED = 64
+_MAX_CACHED_BYTES = 4096
+_MAX_REFUSALS_LOGGED = 16
+_MAX_DATA = 0x10000
+"""Bytes of data that a guest may put into one message."""
 _CONFIG_SPACE = 4096
 _CACHED = frozenset(
     {Command.VERSION, Command.DEVICE_GET_INFO, Command.DEVICE_GET_REGION_INFO, Command.DEVICE_GET_IRQ_INFO}
 )
+_MAY_BE_POSTED = frozenset({Command.REGION_WRITE, Command.REGION_WRITE_MULTI})
 _PENDING_SLOT = 2
 
 
@@ -74,6 +85,10 @@ class Pending:
     """Whether a target has it; the others wait for one, because only it can answer."""
     remembered: bool = False
     """Whether it counts already, before its reply."""
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = len(self.body)
 
 
 @dataclass
@@ -125,8 +140,13 @@ class Session:
         self._record = Record(record)
         self._pending_record = Record(record, _PENDING_SLOT)
         self._pending: dict[int, Pending] = {}
+        self._pending_bytes = 0
+        self._asked: set[int] = set()
+        self._refusals = 0
+        self._partial_recorded = False
         self._link: TargetLink | None = None
         self._online = False
+        self._introducing = False
         self._bring_up: asyncio.Task[None] | None = None
         self._overdue: asyncio.TimerHandle | None = None
         self._open = True
@@ -147,26 +167,31 @@ class Session:
         document = self._record.document
         if document is None:
             raise ProtocolError("the record is empty")
-        self.controller.load_json(document, kept)
+        try:
+            self.controller.load_json(document, kept)
+            self.statistics = Statistics(**document["statistics"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(f"the record makes no sense: {error!r}") from error
         self.controller.target_lost()
-        self.statistics = Statistics(**document["statistics"])
         self.statistics.lost_at = time.monotonic()
         pending = self._pending_record.document or []
         if pending == "partial":
             raise ProtocolError("killed in the middle of a message that came in pieces")
         unread = self._wire.peek()
-        for packed, body_text, names in pending:
+        for packed, body_text, names, remembered in pending:
             header = Header.unpack(bytes.fromhex(packed), limit=MAX_MESSAGE)
             body = bytes.fromhex(body_text)
-            descriptors = [kept[name] for name in names]
+            descriptors = [kept[name] for name in names if name in kept]
             if unread and (unread.header.pack(), unread.body) == (header.pack(), body):
                 _release(descriptors)
                 continue
             command, request = decode_request(header.command, body)
-            self._add(Pending(header, body, command, request, descriptors, self._loop.time()))
+            taken = Pending(header, body, command, request, descriptors, self._loop.time(), remembered=remembered)
+            self._add(taken)
         if unread:
             unread.close()
         self._answer_pending()
+        self._vault.retain(self.controller.kept_names())
         self.start()
 
     def close(self) -> None:
@@ -209,6 +234,7 @@ class Session:
             link, self._link = self._link, None
             link.close()
         self._online = False
+        self._asked.clear()
         if self.controller.version is not None:
             self.controller.target_lost()
             if self.statistics.lost_at is None:
@@ -223,19 +249,25 @@ class Session:
     async def _introduce(self) -> None:
         """Connect to the target, tell it what the guest has told its predecessors, and wake the guest."""
         while True:
-            link = TargetLink(await connect(self._target), self._target_request, self.target_gone_by_itself)
-            self._link = link
             try:
+                link = TargetLink(await connect(self._target), self._target_request, self.target_gone_by_itself)
+                self._link = link
                 if self.controller.version is not None:
                     await self._replay(link)
                 break
-            except TargetError as error:
+            except (TargetError, OSError) as error:
                 log.error("%s: the target refuses the guest's state: %s", self.name, error)
-                self._link = None
-                link.close()
+                if self._link:
+                    self._link.close()
+                    self._link = None
+            finally:
+                self._introducing = False
             await asyncio.sleep(_RETRY_INTERVAL)
+        # No guest's message can come between what follows.
         self._online = True
         if self.controller.version is not None:
+            if self.controller.phase is not Phase.FAILED:
+                self._tell_registers()
             woken = self.controller.target_ready()
             log.info("%s: target ready, guest %s", self.name, "woken" if woken else self.controller.phase)
             self._save()
@@ -247,7 +279,8 @@ class Session:
     async def _replay(self, link: TargetLink) -> None:
         assert self.controller.version is not None
         await link.call(Command.VERSION, self.controller.version.pack())
-        calls = [asyncio.ensure_future(link.call(*call)) for call in self.controller.replay()]
+        calls = [link.call(*call) for call in self.controller.replay()]
+        self._introducing = True
         try:
             await asyncio.gather(*calls)
         finally:
@@ -265,8 +298,8 @@ class Session:
 
     def _retry(self) -> None:
         if self._is_target_ready():
-            # A live target takes a new connection only when everything of the old one has ended.
-            self.target_drained()
+            # A live target answers on a new connection only when everything of the old one has ended. One that has
+            # died and whose death nobody has told yet does not answer, and is not drained.
             self.target_ready()
 
     def _target_request(self, message: Message) -> None:
@@ -274,6 +307,7 @@ class Session:
         if message.header.command not in FROM_TARGET:
             message.close()
             raise ProtocolError(f"command {message.header.command} from the target")
+        self._asked.add(message.header.id)
         self._send(message.header, message.body, message.descriptors)
 
     # -- the guest -----------------------------------------------------------------------------------------------
@@ -286,12 +320,18 @@ class Session:
                     break
                 self._take(message)
             if self._open and self._wire.is_partial:
-                self._pending_record.write("partial")
+                self._partial_recorded = True
+                self._write(self._pending_record, "partial")
+            elif self._partial_recorded:
+                self._save_pending()
         except Closed:
             log.info("%s: guest disconnected", self.name)
             self.close()
         except ProtocolError as error:
             self._fail(str(error))
+        except OSError as error:
+            # No descriptors left, or no memory: this guest's own connection ends, and gives back what it has.
+            self._fail(f"cannot serve it: {error}")
 
     def _take(self, message: Message) -> None:
         """Handle one message that is still on the socket, or was taken off it piecemeal."""
@@ -299,24 +339,37 @@ class Session:
         header = message.header
         if header.is_reply:
             self._wire.consume()
-            if self._link and header.command in FROM_TARGET:
-                self._link.reply(message)
             message.close()
+            if self._link and header.command in FROM_TARGET and header.id in self._asked:
+                self._asked.discard(header.id)
+                self._link.reply(message)
             return
-        if header.id in self._pending:
+        if header.wants_reply and header.id in self._pending:
             message.close()
             raise ProtocolError(f"message id {header.id} is in use")
+        if len(self._pending) >= _MAX_PENDING or self._pending_bytes > _MAX_PENDING_BYTES:
+            message.close()
+            raise ProtocolError(f"{len(self._pending)} requests without a reply")
         try:
             command, request = decode_request(header.command, message.body)
             if command in FROM_TARGET:
                 raise ProtocolError(f"{command.name} from a client")
+            if not header.wants_reply and command not in _MAY_BE_POSTED:
+                raise ProtocolError(f"{command.name} without a reply")
+            if self.controller.version is None and command is not Command.VERSION:
+                raise ProtocolError(f"{command.name} before VERSION")
         except ProtocolError as error:
             message.close()
             self._wire.consume()
             self._refuse(header, errno.EINVAL, error)
             return
-        kept = [self._vault.keep(descriptor) for descriptor in message.descriptors]
-        message.descriptors.clear()
+        kept: list[Kept] = []
+        try:
+            while message.descriptors:
+                kept.append(self._vault.keep(message.descriptors.pop(0)))
+        except OSError:
+            message.close()
+            raise
         pending = Pending(header, message.body, command, request, kept, self._loop.time())
         if header.wants_reply:
             self._add(pending)
@@ -346,7 +399,9 @@ class Session:
             self._answer(pending)
 
     def _refuse(self, header: Header, number: int, reason: Exception) -> None:
-        log.warning("%s: refused: %s", self.name, reason)
+        self._refusals += 1
+        if self._refusals <= _MAX_REFUSALS_LOGGED:
+            log.warning("%s: refused: %s", self.name, reason)
         self._reply(header, error=number)
 
     def _posted(self, pending: Pending) -> None:
@@ -359,6 +414,7 @@ class Session:
     def _forward(self, pending: Pending) -> None:
         assert self._link is not None
         pending.sent = True
+        pending.since = self._loop.time()
         if pending.command is Command.VERSION:
             assert isinstance(pending.request, Version)
             # A second socket for the target's own requests would bypass this process.
@@ -406,18 +462,21 @@ class Session:
             assert isinstance(pending.request, RegionAccess)
             answer = RegionAccess.unpack(body, with_data=True)
             data = self.controller.patch_read(pending.request, answer.data)
-            if self.controller.seen_ready:
+            if self.controller.seen_ready and self.controller.phase is Phase.LIVE:
                 self.statistics.back()
             body = RegionAccess(answer.offset, answer.region, answer.count, data).pack()
         elif pending.command is Command.VERSION:
             version = Version.unpack(body)
             capabilities = {k: v for k, v in version.capabilities.items() if k != "twin_socket"}
+            capabilities["max_data_xfer_size"] = _MAX_DATA
             body = Version(version.major, version.minor, capabilities).pack()
         elif pending.command is Command.DEVICE_GET_REGION_INFO:
             info = RegionInfo.unpack(body)
             if info.index == BAR0 and info.flags & RegionInfo.MMAP:
                 raise ProtocolError("it maps its doorbells into the guest: no disable_mappable_bar0")
-        if pending.command in _CACHED and not reply.descriptors:
+        cacheable = pending.command in _CACHED and not reply.descriptors
+        small = len(pending.body) + len(body) <= _MAX_CACHED_BYTES and len(self.controller.replies) < _MAX_CACHED
+        if cacheable and small:
             self.controller.replies[(pending.command, pending.body)] = body
         return body
 
@@ -431,6 +490,8 @@ class Session:
             for region, offset, count in wanted:
                 body = await link.call(Command.REGION_READ, RegionAccess(offset, region, count).pack())
                 data = RegionAccess.unpack(body, with_data=True).data
+                if len(data) != count:
+                    raise ProtocolError(f"{len(data)} bytes for {count}")
                 if region == BAR0:
                     self.controller.registers[offset : offset + count] = data
                 else:
@@ -476,6 +537,8 @@ class Session:
 
     def _remember(self, pending: Pending) -> None:
         pending.remembered = True
+        if self._introducing and self._link:
+            self._tell_too(self._link, pending)
         self.controller.remember(pending.request, pending.kept)
         if _changes_state(pending.request):
             self._save()
@@ -488,10 +551,21 @@ class Session:
         if self._online and was is Phase.FAILED and self.controller.phase is Phase.IDLE:
             # The driver resets its controller: from here on the new target is its own.
             self.controller.phase = Phase.LIVE
-            if self._link:
-                for command, body, _ in self.controller.replay_registers():
-                    self._link.request(command, body, [], Message.close)
+            self._tell_registers()
             self._save()
+
+    def _tell_registers(self) -> None:
+        for command, body, _ in self.controller.replay_registers():
+            if self._link:
+                self._link.request(command, body, [], Message.close)
+
+    def _tell_too(self, link: TargetLink, pending: Pending) -> None:
+        """The guest's state is on its way to a new target, and this request, which is answered here, changes it."""
+        request = pending.request
+        is_config = isinstance(request, RegionAccess) and bool(request.data) and request.region == CONFIG
+        if is_config or isinstance(request, DmaMap | DmaUnmap | SetIrqs | Reset):
+            copies = [kept.descriptor.duplicate() for kept in pending.kept]
+            link.request(pending.command, pending.body, copies, Message.close)
 
     def _check_deadlines(self) -> None:
         """A target that does not answer: QEMU must not wait for it."""
@@ -512,21 +586,38 @@ class Session:
 
     def _add(self, pending: Pending) -> None:
         self._pending[pending.header.id] = pending
+        self._pending_bytes += pending.size
         self._save_pending()
 
     def _finish(self, pending: Pending) -> None:
         if self._pending.pop(pending.header.id, None):
+            self._pending_bytes -= pending.size
             self._save_pending()
 
     def _save(self) -> None:
         document = self.controller.to_json()
         document["statistics"] = vars(self.statistics)
-        self._record.write(document)
+        self._write(self._record, document)
 
     def _save_pending(self) -> None:
-        self._pending_record.write(
-            [[p.header.pack().hex(), p.body.hex(), [k.name for k in p.kept]] for p in self._pending.values()]
-        )
+        self._partial_recorded = False
+        # The descriptors of what is remembered are the controller's, and may have been released since.
+        document = [
+            [p.header.pack().hex(), p.body.hex(), [] if p.remembered else [k.name for k in p.kept], p.remembered]
+            for p in self._pending.values()
+        ]
+        self._write(self._pending_record, document)
+
+    def _write(self, record: Record, document: Any) -> None:
+        if not self._open:
+            return
+        try:
+            record.write(document)
+        except (RecordFull, OSError) as error:
+            # Told from the event loop: others may be in the middle of telling every guest.
+            self._loop.call_soon(self._fail, f"cannot record: {error}")
+        else:
+            self._vault.settle()
 
     def _reply(
         self, header: Header, body: bytes = b"", descriptors: list[Descriptor] | None = None, *, error: int = 0

@@ -81,6 +81,13 @@ class Vault:
         for name in forgotten:
             self._drop(name)
 
+    def retain(self, names: set[str]) -> None:
+        """Release the numbered descriptors that are not in `names`: handed over, but in no record yet, by an endpoint
+        that was killed."""
+        for name, kept in list(self._kept.items()):
+            if name not in names and name.rpartition("/")[2].isdigit():
+                kept.release()
+
     def offer(self) -> None:
         """Hand every descriptor to a keeper that is new."""
         for name, kept in self._kept.items():
