@@ -17,13 +17,18 @@ from nvmf_vfio.memory import GuestMemory
 from nvmf_vfio.registers import (
     CQE_SIZE,
     OPC_ASYNC_EVENT_REQUEST,
+    OPC_DOORBELL_BUFFER_CONFIG,
     SQE_SIZE,
+    STATEFUL_OPCODES,
     AdminQueues,
     command_of,
     completion_of,
+    completion_status,
     persistent_internal_error,
 )
 
+_MAX_HISTORY = 4096
+_DOORBELL_PAGE = 4096
 _MAX_OUTSTANDING = 1024
 """Commands remembered at most. Drivers have a few tens; a guest that submits and never completes has one for each of
 65,536 identifiers, and every one of them would be in each record."""
@@ -50,6 +55,10 @@ class AdminQueue:
         self.head = 0
         self.phase = 1
         self.commands: dict[int, Outstanding] = {}
+        self.history: list[bytes] = []
+        """What the driver has set up since it enabled the controller: commands that left something behind."""
+        self.event_requested = False
+        """The driver has sent an event request, which is the last thing that it does when it sets a controller up."""
 
     def enable(self, queues: AdminQueues) -> None:
         """The guest set CC.EN: both rings are empty, and the first pass over the completions carries phase 1."""
@@ -61,6 +70,8 @@ class AdminQueue:
         self.tail = self.head = 0
         self.phase = 1
         self.commands.clear()
+        self.history.clear()
+        self.event_requested = False
 
     def submitted(self, memory: GuestMemory, tail: int) -> list[Outstanding]:
         """The guest moved the submission queue's tail. Returns the new commands in order.
@@ -79,6 +90,7 @@ class AdminQueue:
             if len(self.commands) > _MAX_OUTSTANDING:
                 del self.commands[next(iter(self.commands))]
             new.append(command)
+            self.event_requested |= command.is_event_request
             self.tail = (self.tail + 1) % queues.submission_size
         return new
 
@@ -89,10 +101,50 @@ class AdminQueue:
             return
         while self.head != head:
             entry = memory.read(queues.completion + self.head * CQE_SIZE, CQE_SIZE)
+            self._succeeded(entry)
             self.commands.pop(completion_of(entry)[0], None)
             self.head += 1
             if self.head == queues.completion_size:
                 self.head, self.phase = 0, 1 - self.phase
+
+    def _succeeded(self, completion: bytes) -> None:
+        entry = self._left_behind(completion)
+        if entry and not self.event_requested and len(self.history) < _MAX_HISTORY:
+            self.history.append(entry)
+
+    def _left_behind(self, completion: bytes) -> bytes | None:
+        """The command that completed, if it has left something behind in the controller."""
+        command = self.commands.get(completion_of(completion)[0])
+        if command is None or completion_status(completion):
+            return None
+        return command.entry if command_of(command.entry)[0] in STATEFUL_OPCODES else None
+
+    def set_up(self, memory: GuestMemory) -> list[bytes]:
+        """`history` and what has completed since, though the driver has not said yet that it saw it.
+
+        :raises GuestMemoryError: as `submitted` does.
+        """
+        assert self.queues is not None
+        slot, count = self.head, len(self.free_slot(memory)[2])
+        waiting = []
+        for _ in range(count):
+            entry = self._left_behind(memory.read(self.queues.completion + slot * CQE_SIZE, CQE_SIZE))
+            waiting += [entry] if entry else []
+            slot = (slot + 1) % self.queues.completion_size
+        return self.history + waiting
+
+    def io_started(self, memory: GuestMemory) -> bool:
+        """Whether the driver has put a command into an I/O queue, as far as its shadow doorbells tell.
+
+        :raises GuestMemoryError: as `submitted` does.
+        """
+        for entry in self.history:
+            if command_of(entry)[0] == OPC_DOORBELL_BUFFER_CONFIG:
+                address = int.from_bytes(entry[24:32], "little") & ~0xFFF
+                # Doorbells of submission queues 1, 2 … lie at multiples of 8 bytes from 8 on (section 5.7).
+                page = memory.read(address, _DOORBELL_PAGE)
+                return any(any(page[offset : offset + 4]) for offset in range(8, _DOORBELL_PAGE, 8))
+        return False
 
     def free_slot(self, memory: GuestMemory) -> tuple[int, int, set[int]]:
         """The first completion slot that is free: its index and phase, and the commands whose completions wait before
@@ -136,10 +188,19 @@ class AdminQueue:
 
     def to_json(self) -> dict[str, Any]:
         commands = [command.entry.hex() for command in self.commands.values()]
-        return {"tail": self.tail, "head": self.head, "phase": self.phase, "commands": commands}
+        return {
+            "tail": self.tail,
+            "head": self.head,
+            "phase": self.phase,
+            "commands": commands,
+            "history": [entry.hex() for entry in self.history],
+            "event_requested": self.event_requested,
+        }
 
     def load_json(self, document: dict[str, Any]) -> None:
         self.tail, self.head, self.phase = document["tail"], document["head"], document["phase"]
+        self.history = [bytes.fromhex(text) for text in document["history"]]
+        self.event_requested = document["event_requested"]
         for text in document["commands"]:
             entry = bytes.fromhex(text)
             command = Outstanding(command_of(entry)[1], entry)

@@ -25,6 +25,8 @@ class Register(IntEnum):
     ACQ = 0x30
 
 
+BAR0 = 0
+"""The region that holds the registers (linux/vfio.h, VFIO_PCI_BAR0_REGION_INDEX)."""
 DOORBELLS = 0x1000
 """Offset of the first doorbell (section 3.1.24)."""
 CAP_TO_BYTE = 3
@@ -43,7 +45,10 @@ CSTS_SHST_COMPLETE = 0x8
 SQE_SIZE = 64
 CQE_SIZE = 16
 OPC_ASYNC_EVENT_REQUEST = 0x0C
-"""Opcode of Asynchronous Event Request in the admin command set (section 5)."""
+OPC_DOORBELL_BUFFER_CONFIG = 0x7C
+STATEFUL_OPCODES = frozenset({0x00, 0x01, 0x04, 0x05, 0x09, OPC_DOORBELL_BUFFER_CONFIG})
+"""Opcodes of the admin command set (section 5). Stateful are those that leave something behind in the controller:
+create and delete submission and completion queues, Set Features, Doorbell Buffer Config."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,12 @@ def command_of(entry: bytes) -> tuple[int, int]:
     """Opcode and command identifier of a submission queue entry (section 4.2, figure 104)."""
     opcode, _flags, identifier = struct.unpack_from("<BBH", entry)
     return opcode, identifier
+
+
+def completion_status(entry: bytes) -> int:
+    """The Status Field of a completion queue entry, without its phase tag; 0 is success (section 4.6.1)."""
+    (status,) = struct.unpack_from("<H", entry, 14)
+    return int(status) >> 1
 
 
 def completion_of(entry: bytes) -> tuple[int, int]:

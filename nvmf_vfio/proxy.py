@@ -1,0 +1,200 @@
+"""Takes a guest's driver through the rest of its controller's initialisation, on a target that did not see the
+beginning.
+
+A driver that waits for an admin command while it sets its controller up has no event request outstanding, so that
+nothing can wake it, and Linux gives a controller up for good when a command of that time is not completed. So its
+admin queue is carried on: the endpoint has admin queues of its own in the new target, repeats there what the driver
+has set up so far, passes on its outstanding and further commands, and puts the completions into the guest's queue.
+That lasts until the driver next disables the controller. I/O queues are the guest's and the target's as ever.
+
+Owns the memory of those queues, the eventfd on which the target signals them, and the positions in them. The guest's
+side of the admin queue is `nvmf_vfio.admin`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+from collections.abc import Callable
+
+from nvmf_vfio.admin import AdminQueue, Outstanding
+from nvmf_vfio.descriptors import Descriptor
+from nvmf_vfio.link import TargetError, TargetLink
+from nvmf_vfio.memory import GuestMemory, GuestMemoryError
+from nvmf_vfio.protocol import Command, DmaMap, DmaUnmap, RegionAccess, SetIrqs
+from nvmf_vfio.registers import (
+    BAR0,
+    CQE_SIZE,
+    CSTS_RDY,
+    DOORBELLS,
+    SQE_SIZE,
+    Register,
+    completion_of,
+    completion_status,
+)
+
+_ADDRESS = 1 << 52
+"""Where the queues lie in the guest's address space: above what any CPU can address (x86-64 and AArch64 end at 52
+bits)."""
+_ENTRIES = 64
+_COMPLETIONS_OFFSET = _ENTRIES * SQE_SIZE
+_SIZE = 0x2000
+_HISTORY_ID = 0xFFF0
+_READY_INTERVAL = 0.005
+_DEADLINE = 30.0
+
+
+class AdminProxy:
+    """The endpoint's own admin queue pair in a target.
+
+    :param interrupt: signals the guest's admin interrupt.
+    :param vector_index: the kind of interrupt that the guest uses (linux/vfio.h, VFIO_PCI_*_IRQ_INDEX).
+    """
+
+    def __init__(
+        self,
+        link: TargetLink,
+        admin: AdminQueue,
+        memory: GuestMemory,
+        *,
+        interrupt: Callable[[], None],
+        vector_index: int,
+    ) -> None:
+        self._link = link
+        self._admin = admin
+        self._guest = memory
+        self._interrupt = interrupt
+        self._vector_index = vector_index
+        self._loop = asyncio.get_running_loop()
+        self._memory = Descriptor(os.memfd_create("nvmf_vfio-admin", os.MFD_CLOEXEC))
+        os.truncate(self._memory.fileno(), _SIZE)
+        self._rings = mmap.mmap(self._memory.fileno(), _SIZE)
+        self._event = Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        self._tail = self._head = 0
+        self._phase = 1
+        self._history: asyncio.Future[None] | None = None
+        self._open = True
+        self._loop.add_reader(self._event.fileno(), self._completed)
+
+    async def start(self, cc: int) -> None:
+        """Enable the controller with our queues, repeat what the driver had set up, pass on what it waits for.
+
+        :param cc: the guest's CC. :raises TargetError: the target does not follow.
+        """
+        call = self._link.call
+        request = DmaMap(DmaMap.READ | DmaMap.WRITE, 0, _ADDRESS, _SIZE)
+        await call(Command.DMA_MAP, request.pack(), [self._memory.duplicate()])
+        await self._signal_to(self._event)
+        entries = _ENTRIES - 1
+        for register, size, value in (
+            (Register.AQA, 4, entries << 16 | entries),
+            (Register.ASQ, 8, _ADDRESS),
+            (Register.ACQ, 8, _ADDRESS + _COMPLETIONS_OFFSET),
+            (Register.CC, 4, cc),
+        ):
+            await self._write(register, value.to_bytes(size, "little"))
+        try:
+            async with asyncio.timeout(_DEADLINE):
+                await self._wait_ready()
+                for entry in self._admin.set_up(self._guest):
+                    await self._repeat(entry)
+        except TimeoutError:
+            raise TargetError("the controller does not become ready") from None
+        _slot, _phase, completed = self._admin.free_slot(self._guest)
+        self.submit([command for command in self._admin.commands.values() if command.identifier not in completed])
+
+    async def _write(self, offset: int, data: bytes) -> None:
+        await self._link.call(Command.REGION_WRITE, RegionAccess(offset, BAR0, len(data), data).pack())
+
+    async def _wait_ready(self) -> None:
+        while True:
+            body = await self._link.call(Command.REGION_READ, RegionAccess(Register.CSTS, BAR0, 4).pack())
+            if RegionAccess.unpack(body, with_data=True).data[0] & CSTS_RDY:
+                return
+            await asyncio.sleep(_READY_INTERVAL)
+
+    async def _signal_to(self, event: Descriptor) -> None:
+        request = SetIrqs(SetIrqs.DATA_EVENTFD | SetIrqs.TRIGGER, self._vector_index, 0, 1)
+        await self._link.call(Command.DEVICE_SET_IRQS, request.pack(), [event.duplicate()])
+
+    async def _repeat(self, entry: bytes) -> None:
+        """Carry out a command that the driver has seen completed by an earlier target."""
+        self._history = self._loop.create_future()
+        self._push(entry[:2] + _HISTORY_ID.to_bytes(2, "little") + entry[4:])
+        await self._history
+        self._history = None
+
+    def submit(self, commands: list[Outstanding]) -> None:
+        """Pass the guest's commands on."""
+        for command in commands:
+            self._push(command.entry)
+
+    def _push(self, entry: bytes) -> None:
+        start = self._tail * SQE_SIZE
+        self._rings[start : start + SQE_SIZE] = entry
+        self._tail = (self._tail + 1) % _ENTRIES
+        self._link.post(Command.REGION_WRITE, _doorbell(0, self._tail))
+
+    def _completed(self) -> None:
+        """The target has signalled: hand the completions to the guest."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._event.fileno())
+        before = self._head
+        while True:
+            start = _COMPLETIONS_OFFSET + self._head * CQE_SIZE
+            entry = self._rings[start : start + CQE_SIZE]
+            identifier, tag = completion_of(entry)
+            if tag != self._phase:
+                break
+            self._head += 1
+            if self._head == _ENTRIES:
+                self._head, self._phase = 0, 1 - self._phase
+            if identifier == _HISTORY_ID and self._history is not None:
+                self._history.set_result(None)
+            else:
+                self._deliver(entry)
+        if self._head != before:
+            self._link.post(Command.REGION_WRITE, _doorbell(4, self._head))
+        # The vector may be an I/O queue's too: the guest is signalled whatever it was for.
+        self._interrupt()
+
+    def _deliver(self, entry: bytes) -> None:
+        try:
+            slot, phase, _completed = self._admin.free_slot(self._guest)
+            identifier, _tag = completion_of(entry)
+            status = completion_status(entry) << 1 | phase
+            head = self._admin.tail.to_bytes(2, "little")
+            self._admin.complete(
+                self._guest,
+                entry[:8] + head + entry[10:12] + identifier.to_bytes(2, "little") + status.to_bytes(2, "little"),
+                slot,
+            )
+        except GuestMemoryError:
+            # The guest has taken its queue away: it does not wait for this.
+            return
+
+    async def end(self, guest_event: Descriptor | None) -> None:
+        """The driver disables the controller: the queues that it sets up next are its own.
+
+        :param guest_event: the guest's admin interrupt.
+        """
+        if guest_event:
+            await self._signal_to(guest_event)
+        await self._link.call(Command.DMA_UNMAP, DmaUnmap(0, _ADDRESS, _SIZE).pack())
+
+    def close(self) -> None:
+        """Let go of the memory and the eventfd. Idempotent."""
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._event.fileno())
+            self._event.close()
+            self._rings.close()
+            self._memory.close()
+            if self._history and not self._history.done():
+                self._history.cancel()
+
+
+def _doorbell(offset: int, value: int) -> bytes:
+    return RegionAccess(DOORBELLS + offset, BAR0, 4, value.to_bytes(4, "little")).pack()
