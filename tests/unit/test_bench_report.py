@@ -96,8 +96,8 @@ def test_page_of_a_job_without_numbers(result: Result) -> None:
     assert "nan" not in page.lower()
 
 
-def test_table_fits_a_terminal_of_100_columns(result: Result) -> None:
-    console = Console(width=100)
+def test_table_fits_a_terminal_of_80_columns(result: Result) -> None:
+    console = Console(width=80)
     with console.capture() as capture:
         console.print(table.result(result))
     text = capture.get()

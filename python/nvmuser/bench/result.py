@@ -115,7 +115,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         document = {"schema": SCHEMA, **asdict(self), "verify_errors": self.verify_errors}
-        cleaned: dict[str, Any] = _null_for_nan(document)
+        cleaned: dict[str, Any] = null_for_nan(document)
         return cleaned
 
     def write(self, path: Path) -> None:
@@ -140,11 +140,12 @@ class Result:
         )
 
 
-def _null_for_nan(value: Any) -> Any:
+def null_for_nan(value: Any) -> Any:
+    """A document with null in place of what JSON cannot say."""
     if isinstance(value, dict):
-        return {key: _null_for_nan(item) for key, item in value.items()}
+        return {key: null_for_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_null_for_nan(item) for item in value]
+        return [null_for_nan(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

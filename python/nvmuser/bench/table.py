@@ -30,10 +30,10 @@ def _verdict(job: JobResult) -> Text:
 def result(result: Result) -> RenderableType:
     """A row a job, and under it what it was measured on."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("job", overflow="fold")
-    for heading in ("IOPS", "MiB/s", "mean", "p50", "p99", "p99.9", "guest\nCPU", "host\nCPU", "host\nµs/IO"):
+    table.add_column("job", no_wrap=True, overflow="fold")
+    for heading in ("IOPS", "MiB/s", "mean", "p50", "p99", "p99.9", "guest\nCPU", "host\nCPU"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("wrong\nblocks", overflow="fold")
+    table.add_column("wrong\nblocks", no_wrap=True, overflow="fold")
     for job in result.jobs:
         lat = job.lat_ns
         host = sum(job.cpu.host_percent.values()) if job.cpu.host_percent else None
@@ -44,7 +44,6 @@ def result(result: Result) -> RenderableType:
             *(_time(value) for value in (lat.mean, lat.p50, lat.p99, lat.p99_9)),
             _percent(job.cpu.guest_percent),
             _percent(host),
-            report.MISSING if job.cpu.host_us_per_io is None else f"{job.cpu.host_us_per_io:.1f}",
             _verdict(job),
         )
     facts = dict(report.facts(result))

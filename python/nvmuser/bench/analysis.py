@@ -1,0 +1,137 @@
+"""From a comparison's runs to what it says: ratios with intervals, what is too noisy to say, what has
+changed.
+
+Pure functions over `records.Comparison`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nvmuser.bench import stats
+from nvmuser.bench.records import Comparison
+from nvmuser.bench.stats import Interval
+
+OURS = "endpoint"
+MAX_SPREAD = 2.0
+"""A ratio whose interval reaches from x to more than twice x says nothing; then there is no number, but this
+reason.
+"""
+MIN_ROUNDS = 3
+MIN_CHANGE = 0.03
+"""Smaller changes are not worth a word, however sure."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Ours over a peer's. `unclear` is the reason for there being no number to believe."""
+
+    interval: Interval
+    unclear: str | None
+
+
+def ratios(comparison: Comparison) -> dict[str, dict[str, Ratio]]:
+    """By job and peer; a peer that was not measured is left out."""
+    table: dict[str, dict[str, Ratio]] = {}
+    for job in comparison.jobs:
+        ours = comparison.values(job, OURS)
+        for peer in comparison.peers:
+            theirs = comparison.values(job, peer)
+            rounds = sorted(ours.keys() & theirs.keys())
+            if peer == OURS or not rounds:
+                continue
+            interval = stats.ratio([ours[number] for number in rounds], [theirs[number] for number in rounds])
+            table.setdefault(job, {})[peer] = Ratio(interval, _unclear(interval))
+    return table
+
+
+def _unclear(interval: Interval) -> str | None:
+    if interval.samples < MIN_ROUNDS:
+        return f"{interval.samples} rounds, at least {MIN_ROUNDS} needed"
+    if interval.spread > MAX_SPREAD:
+        return f"too noisy: between {interval.low:.2f} and {interval.high:.2f}"
+    return None
+
+
+def medians(comparison: Comparison, name: str = "iops") -> dict[str, dict[str, Interval]]:
+    """Of one number, by job and peer."""
+    return {
+        job: {
+            peer: stats.bootstrap_median(list(values.values()))
+            for peer in comparison.peers
+            if (values := comparison.values(job, peer, name))
+        }
+        for job in comparison.jobs
+    }
+
+
+def summary(comparison: Comparison) -> dict[str, Any]:
+    """The document of `--json`: ratios (null where too noisy), their intervals, medians, noise."""
+    table = ratios(comparison)
+
+    def nested(pick: Any) -> dict[str, dict[str, Any]]:
+        return {job: {peer: pick(ratio) for peer, ratio in row.items()} for job, row in table.items()}
+
+    def middle(name: str) -> dict[str, dict[str, float]]:
+        return {
+            job: {peer: interval.median for peer, interval in row.items()}
+            for job, row in medians(comparison, name).items()
+        }
+
+    return {
+        "schema": "nvmuser.bench.summary/1",
+        "ratios": nested(lambda ratio: None if ratio.unclear else round(ratio.interval.median, 4)),
+        "ratios_ci": nested(lambda ratio: [round(ratio.interval.low, 4), round(ratio.interval.high, 4)]),
+        "unclear": {
+            job: {peer: ratio.unclear for peer, ratio in row.items() if ratio.unclear} for job, row in table.items()
+        },
+        "iops": middle("iops"),
+        "lat_ns_p99": middle("lat_ns.p99"),
+        "host_us_per_io": middle("host_us_per_io"),
+        "guest_us_per_io": middle("guest_us_per_io"),
+        "noise": comparison.noise,
+        "unsteady": comparison.unsteady,
+        "skipped": comparison.skipped,
+        "complete": comparison.footer is not None,
+        **{key: comparison.header[key] for key in ("created", "accelerator", "versions", "environment", "settings")},
+    }
+
+
+@dataclass(frozen=True)
+class Change:
+    """New over old of one job on one peer. `real`: its interval leaves 1 out, and it is not tiny."""
+
+    job: str
+    peer: str
+    interval: Interval
+    real: bool
+
+
+def changes(old: Comparison, new: Comparison, name: str = "iops") -> list[Change]:
+    """What both have measured, the real changes first."""
+    found = []
+    for job in new.jobs:
+        for peer in new.peers:
+            before, after = old.values(job, peer, name), new.values(job, peer, name)
+            if not before or not after:
+                continue
+            interval = stats.difference(list(before.values()), list(after.values()))
+            enough = interval.samples >= MIN_ROUNDS and abs(interval.median - 1) >= MIN_CHANGE
+            found.append(Change(job, peer, interval, enough and not interval.low <= 1 <= interval.high))
+    return sorted(found, key=lambda change: not change.real)
+
+
+def environment_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What else changed between two headers: a reader must know before believing a difference."""
+    skip = {"noise", "noise_before", "noise_after", "load_average", "hugepages_free"}
+    lines = []
+    for part in ("versions", "environment", "settings"):
+        for key in sorted(old[part].keys() | new[part].keys()):
+            before, after = old[part].get(key), new[part].get(key)
+            if key not in skip and before != after:
+                lines.append(f"{key}: {before} then, {after} now")
+    if old["accelerator"] != new["accelerator"]:
+        lines.append(f"accelerator: {old['accelerator']} then, {new['accelerator']} now")
+    return lines

@@ -1,0 +1,180 @@
+"""The ways of giving a guest a disk that are compared: ours, without the endpoint, and QEMU's and SPDK's
+others.
+
+Owns each peer's QEMU arguments. A peer is opened to a `Seat`: a booted guest of its own with its one disk,
+which can be parked, so that it takes nothing from the others while they are measured. The files behind the
+disks are the caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvmuser.bench import backends, runner
+from nvmuser.bench.deployment import Deployment
+from nvmuser.errors import UsageError
+from nvmuser.guest import Guest, GuestSpec, launch
+from nvmuser.runtime import find_qemu, find_spdk
+
+OURS = "endpoint"
+NVME_PEERS = (OURS, "direct", "nvme")
+PEERS = (OURS, "direct", "nvme", "virtio-blk", "virtio-blk-vq", "vhost-user-blk-spdk", "vhost-user-blk-qsd")
+SHORT = tuple(peer for peer in PEERS if peer != "virtio-blk-vq")
+"""With one guest CPU, `iothread-vq-mapping` has one queue to map: the same thing as one iothread."""
+
+MEMORY = 512 << 20
+APPEND = "nvme.poll_queues=1 virtio_blk.poll_queues=1"
+"""One polled queue beside those with interrupts, in every guest: jobs choose by `hipri`."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all peers have in common."""
+
+    cpus: int
+    directory: Path
+    """For sockets and logs; short."""
+    backing: Mapping[str, Path]
+    """Each peer's own file, all alike."""
+    deployment: Deployment
+
+    @property
+    def queues(self) -> int:
+        """One a CPU with interrupts, and the polled one."""
+        return self.cpus + 1
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A booted guest with one disk. `backends` are processes that spin or poll, and are stopped while
+    parked.
+    """
+
+    peer: str
+    guest: Guest
+    device: str
+    processes: Mapping[str, Sequence[int]]
+    backends: Sequence[int] = ()
+    polled: bool = True
+    """Its driver has a queue without interrupts, for `hipri`."""
+
+    async def park(self) -> None:
+        await self.guest.qmp.execute("stop")
+        for pid in self.backends:
+            os.kill(pid, signal.SIGSTOP)
+
+    async def unpark(self) -> None:
+        for pid in self.backends:
+            os.kill(pid, signal.SIGCONT)
+        await self.guest.qmp.execute("cont")
+
+
+def _disk(backing: Path) -> list[str]:
+    """The file as QEMU serves it best: no page cache, io_uring, passed-through discards."""
+    node = {
+        "driver": "raw",
+        "node-name": "disk",
+        "file": {
+            "driver": "file",
+            "filename": str(backing),
+            "aio": "io_uring",
+            "cache": {"direct": True, "no-flush": False},
+            "discard": "unmap",
+        },
+        "cache": {"direct": True, "no-flush": False},
+        "discard": "unmap",
+    }
+    return ["-blockdev", json.dumps(node)]
+
+
+def qemu_arguments(peer: str, setup: Setup, socket: Path | None = None) -> list[str]:
+    """What QEMU gets for a peer that is not ours."""
+    device: dict[str, object]
+    if peer == "nvme":
+        # ioeventfd: QEMU's own advice for submission from several CPUs; doorbells otherwise stop the virtual
+        # CPU.
+        device = {"driver": "nvme", "serial": "bench", "drive": "disk", "max_ioqpairs": setup.queues, "ioeventfd": True}
+        return [*_disk(setup.backing[peer]), "-device", json.dumps(device)]
+    if peer == "virtio-blk":
+        device = {"driver": "virtio-blk-pci", "drive": "disk", "num-queues": setup.queues, "iothread": "io0"}
+        return ["-object", "iothread,id=io0", *_disk(setup.backing[peer]), "-device", json.dumps(device)]
+    if peer == "virtio-blk-vq":
+        threads = [f"io{number}" for number in range(setup.queues)]
+        mapping = [{"iothread": thread} for thread in threads]
+        device = {
+            "driver": "virtio-blk-pci",
+            "drive": "disk",
+            "num-queues": setup.queues,
+            "iothread-vq-mapping": mapping,
+        }
+        objects = [word for thread in threads for word in ("-object", f"iothread,id={thread}")]
+        return [*objects, *_disk(setup.backing[peer]), "-device", json.dumps(device)]
+    assert socket is not None
+    device = {"driver": "vhost-user-blk-pci", "chardev": "vhost", "num-queues": setup.queues}
+    return ["-chardev", f"socket,id=vhost,path={socket}", "-device", json.dumps(device)]
+
+
+@contextlib.asynccontextmanager
+async def open_peer(peer: str, setup: Setup) -> AsyncIterator[Seat]:
+    """Boot a peer's guest and find its disk.
+
+    :raises UsageError: no such peer. :raises NvmuserError: it cannot run here, with the reason.
+    """
+    if peer not in PEERS:
+        raise UsageError(f"no peer is called '{peer}': choose among {', '.join(PEERS)}")
+    directory = setup.directory / peer
+    directory.mkdir(parents=True, exist_ok=True)
+    processes: dict[str, Sequence[int]] = {}
+    stopped: list[int] = []
+    sockets: tuple[Path, ...] = ()
+    arguments: list[str] = []
+    hugepages: bool | None = None
+    async with contextlib.AsyncExitStack() as stack:
+        if peer in (OURS, "direct"):
+            processes |= await setup.deployment.processes(direct=peer == "direct")
+            stopped += processes["target"]
+            # The other one of ours, if it is there, has parked the target that both share.
+            _continue(stopped)
+            sockets = (await setup.deployment.disk(f"bench-{peer}", setup.backing[peer], direct=peer == "direct"),)
+        elif peer == "vhost-user-blk-qsd":
+            daemon = backends.storage_daemon(find_qemu(), setup.backing[peer], directory, setup.queues)
+            socket, pid = await stack.enter_async_context(daemon)
+            processes["backend"] = [pid]
+            arguments = qemu_arguments(peer, setup, socket)
+        elif peer == "vhost-user-blk-spdk":
+            core = max(os.sched_getaffinity(0))
+            vhost = backends.spdk_vhost(find_spdk(), setup.backing[peer], directory, core)
+            socket, pid = await stack.enter_async_context(vhost)
+            processes["backend"] = stopped = [pid]
+            arguments = qemu_arguments(peer, setup, socket)
+            hugepages = True
+        else:
+            arguments = qemu_arguments(peer, setup)
+        spec = GuestSpec(
+            cpus=setup.cpus,
+            memory=MEMORY,
+            sockets=sockets,
+            hugepages=hugepages,
+            append=APPEND,
+            qemu_args=tuple(arguments),
+        )
+        guest = await stack.enter_async_context(launch(spec, directory / "vm"))
+        # A stopped process cannot end in good order.
+        stack.callback(_continue, stopped)
+        pattern = "nvme*n*" if peer in NVME_PEERS else "vd*"
+        [device] = await runner.block_devices(guest, pattern, 1)
+        processes["qemu"] = [guest.process.pid]
+        answer = await guest.run(f"cat /sys/block/{Path(device).name}/queue/io_poll", timeout=60, check=True)
+        yield Seat(peer, guest, device, processes, stopped, polled=answer.stdout.strip() == b"1")
+
+
+def _continue(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)

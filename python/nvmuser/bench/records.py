@@ -1,0 +1,170 @@
+"""Comparisons as JSON lines: written while they are measured, so that what was measured before an end is
+kept.
+
+The schema (docs/benchmarks.md): one `header` (what was compared, on what), then `skipped` (a peer that cannot
+run here, and why) and `run` (one job on one peer in one round) in any order, and one `footer` when it came to
+its end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from nvmuser.bench.result import JobResult, null_for_nan
+from nvmuser.bench.stats import Steadiness
+from nvmuser.errors import UsageError
+
+SCHEMA = "nvmuser.bench.compare/1"
+FILE = "runs.jsonl"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measurement. `steady` is the verdict of the slope test, `attempt` is 2 when the first was not."""
+
+    round: int
+    job: str
+    peer: str
+    iops: float
+    bw_bytes: float
+    lat_ns: dict[str, float | None]
+    guest_us_per_io: float | None
+    host_us_per_io: float | None
+    guest_percent: float | None
+    host_percent: dict[str, float]
+    steady: bool
+    drift: float | None
+    excursion: float | None
+    attempt: int
+
+    @classmethod
+    def of(cls, job: JobResult, peer: str, number: int, steadiness: Steadiness, attempt: int) -> Self:
+        return cls(
+            round=number,
+            job=job.name,
+            peer=peer,
+            iops=job.iops,
+            bw_bytes=job.bw_bytes,
+            lat_ns=dict(vars(job.lat_ns)),
+            guest_us_per_io=job.cpu.guest_us_per_io,
+            host_us_per_io=job.cpu.host_us_per_io,
+            guest_percent=job.cpu.guest_percent,
+            host_percent=job.cpu.host_percent,
+            steady=steadiness.steady,
+            drift=steadiness.drift,
+            excursion=steadiness.excursion,
+            attempt=attempt,
+        )
+
+
+@dataclass
+class Comparison:
+    """All that one file holds."""
+
+    header: dict[str, Any]
+    runs: list[Run] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    footer: dict[str, Any] | None = None
+
+    @property
+    def jobs(self) -> list[str]:
+        """In the order in which they were first measured."""
+        return list(dict.fromkeys(run.job for run in self.runs))
+
+    @property
+    def peers(self) -> list[str]:
+        return [peer for peer in self.header["peers"] if any(run.peer == peer for run in self.runs)]
+
+    def values(self, job: str, peer: str, name: str = "iops") -> dict[int, float]:
+        """One number of each round: `iops`, `host_us_per_io`, or `lat_ns.p99`. Rounds without it are left
+        out.
+        """
+        found: dict[int, float] = {}
+        for run in self.runs:
+            if (run.job, run.peer) != (job, peer):
+                continue
+            key, _, part = name.partition(".")
+            value = getattr(run, key)[part] if part else getattr(run, key)
+            if value is not None:
+                found[run.round] = value
+        return found
+
+    @property
+    def noise(self) -> float | None:
+        """The worst idle spin of before, between and after."""
+        spins = [self.header["environment"].get("noise_before")]
+        spins += [] if self.footer is None else self.footer["noise"]
+        return max((spin for spin in spins if spin is not None), default=None)
+
+    @property
+    def unsteady(self) -> dict[str, int]:
+        """How many runs of each job were not in a steady state, even when repeated."""
+        counts: dict[str, int] = defaultdict(int)
+        for run in self.runs:
+            counts[run.job] += not run.steady
+        return dict(counts)
+
+
+class Writer:
+    """Appends lines, each flushed: a context manager that owns the file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def header(self, document: dict[str, Any]) -> None:
+        self._line({"schema": SCHEMA, "kind": "header", **document})
+
+    def skipped(self, peer: str, reason: str) -> None:
+        self._line({"kind": "skipped", "peer": peer, "reason": reason})
+
+    def run(self, run: Run) -> None:
+        self._line({"kind": "run", **vars(run)})
+
+    def footer(self, document: dict[str, Any]) -> None:
+        self._line({"kind": "footer", **document})
+
+    def _line(self, document: dict[str, Any]) -> None:
+        self._file.write(json.dumps(null_for_nan(document), allow_nan=False) + "\n")
+        self._file.flush()
+
+
+def read(path: Path) -> Comparison:
+    """A comparison's file, or its directory.
+
+    :raises UsageError: unreadable, or of another schema.
+    """
+    file = path / FILE if path.is_dir() else path
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read the comparison {file}: {error}") from None
+    if not lines or not isinstance(lines[0], dict) or lines[0].get("schema") != SCHEMA:
+        raise UsageError(f"{file} is not a result of `nvmuser bench compare` ({SCHEMA})")
+    comparison = Comparison(lines[0])
+    _fill(comparison, lines[1:])
+    return comparison
+
+
+def _fill(comparison: Comparison, lines: Sequence[dict[str, Any]]) -> None:
+    for line in lines:
+        kind = line.pop("kind")
+        if kind == "run":
+            comparison.runs.append(Run(**line))
+        elif kind == "skipped":
+            comparison.skipped[line["peer"]] = line["reason"]
+        elif kind == "footer":
+            comparison.footer = line

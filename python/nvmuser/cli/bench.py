@@ -1,0 +1,257 @@
+"""`nvmuser bench …`: measuring. The commands on comparisons are in `bench_compare`, loaded when they are
+used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import signal
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.status import Status
+
+from nvmuser.errors import GuestError, UsageError
+from nvmuser.paths import StateDir
+
+if TYPE_CHECKING:
+    from nvmuser.bench.demo import Disks, Watch
+    from nvmuser.bench.fio import Workload
+    from nvmuser.bench.fio_output import Estimate
+    from nvmuser.bench.result import Result
+
+T = TypeVar("T")
+
+_COMMANDS = {
+    "compare": "bench_compare",
+    "demo": "bench",
+    "diff": "bench_compare",
+    "guest": "bench",
+    "report": "bench_compare",
+}
+"""Command → module of this package that defines a click command of that name."""
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"nvmuser.cli.{_COMMANDS[cmd_name]}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_Group)
+def bench() -> None:
+    """Measure from inside a guest, and compare.
+
+    \b
+    Examples:
+      nvmuser bench demo --output out/demo
+      nvmuser bench guest --controller vm1 --rw randread --iodepth 32
+      nvmuser bench compare --output bench/latest
+    """
+
+
+class Teller:
+    """Says on stderr what goes on and for how long: one living line on a terminal, a line a step
+    elsewhere.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._status: Status | None = None
+        self._step = ""
+        self._started = self._step_started = time.monotonic()
+
+    def __enter__(self) -> Teller:
+        if self._console.is_terminal:
+            self._status = self._console.status("")
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def step(self, text: str) -> None:
+        """A new step begins; the one before keeps its time on the screen."""
+        now = time.monotonic()
+        if self._status is not None and self._step:
+            self._console.print(f"[dim]{now - self._step_started:5.1f} s[/dim]  {self._step}")
+        elif self._status is None:
+            self._console.print(f"[{now - self._started:5.1f} s] {text}", markup=False)
+        self._step, self._step_started = text, now
+        self.detail("")
+
+    def detail(self, text: str) -> None:
+        """How far the step is."""
+        if self._status is not None:
+            self._status.update(f"{self._step}  [bold]{text}[/bold]")
+
+    def progress(self, _name: str, estimate: Estimate) -> None:
+        """fio's own word."""
+        from nvmuser.bench.plots import si
+
+        left = "" if not estimate.left else f", {estimate.left:.0f} s left"
+        self.detail(f"{si(estimate.iops)} IOPS{left}")
+
+    @property
+    def watch(self) -> Watch:
+        from nvmuser.bench.demo import Watch
+
+        return Watch(self.step, self.progress)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs to the end; an interrupt or SIGTERM ends it in good order, with nothing left behind."""
+
+    async def guarded() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(guarded())
+    except asyncio.CancelledError:
+        raise click.Abort from None
+
+
+def _show(result: Result, output: Path, as_json: bool) -> None:
+    """Prints a result; raises when its data was wrong, after everything has been shown."""
+    if as_json:
+        click.echo(json.dumps(result.to_json(), indent=1))
+    else:
+        from nvmuser.bench import table
+
+        console = Console()
+        # A pipe has no width of its own.
+        console.print(table.result(result), width=None if console.is_terminal else 100)
+        click.echo(f"\nreport: {output / 'report.html'}\nresult: {output / 'result.json'}")
+    if result.wrong:
+        raise GuestError(f"{'; '.join(result.wrong)}; see {output / 'report.html'}")
+
+
+_OUTPUT = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command()
+@click.option("--output", type=_OUTPUT, default=Path("out/demo"), show_default=True, help="Where results go.")
+@click.option("--direct", is_flag=True, help="Without the endpoint: the guest would not survive its target.")
+@click.option("--json", "as_json", is_flag=True, help="Print result.json instead of a table.")
+def demo(output: Path, direct: bool, as_json: bool) -> None:
+    """Start a target, make a volume, boot a guest, measure and verify inside it; leave a report and no
+    process.
+    """
+    from nvmuser.bench import demo as chain
+
+    with Teller() as teller:
+        result = run(chain.demo(output, teller.watch, direct=direct))
+        teller.step("done")
+    _show(result, output, as_json)
+
+
+@click.command()
+@click.option("--controller", "controllers", multiple=True, metavar="NAME", help="Measure this one (again: several).")
+@click.option("--job", type=click.Path(path_type=Path), help="A fio job file; its own words win over our defaults.")
+@click.option("--rw", default="randread", show_default=True, help="read, write, randread, randwrite, randrw, rw …")
+@click.option("--bs", default="4k", show_default=True, help="Block size.")
+@click.option("--iodepth", default=32, show_default=True)
+@click.option("--ioengine", default="io_uring", show_default=True, help="io_uring, libaio, psync, sync.")
+@click.option("--numjobs", default=1, show_default=True, help="Threads, each with the depth.")
+@click.option("--runtime", default=10.0, show_default=True, metavar="SECONDS")
+@click.option("--size", metavar="SIZE", help="Only the first so many bytes; with --verify, how much is written.")
+@click.option("--verify", metavar="SUM", help="Write, read back and check, such as crc32c; ends by size, not by time.")
+@click.option("--poll", is_flag=True, help="Polled queues instead of interrupts (io_uring).")
+@click.option("--cpus", default=1, show_default=True, help="Of the guest.")
+@click.option("--memory", default="512M", show_default=True, help="Of the guest.")
+@click.option("--direct", is_flag=True, help="Connect the guest to the target, without the endpoint between.")
+@click.option("--overwrite", is_flag=True, help="Let writing jobs write over a file system.")
+@click.option("--json", "as_json", is_flag=True, help="Print result.json instead of a table.")
+@click.option("--output", type=_OUTPUT, default=Path("out/bench"), show_default=True, help="Where results go.")
+@click.pass_obj
+def guest(
+    state: StateDir,
+    /,
+    controllers: tuple[str, ...],
+    job: Path | None,
+    output: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run fio in a guest, on controllers of yours or on a disk made for it.
+
+    Without --controller everything is private and temporary: a target, a volume of 256 MiB, a guest.
+    """
+    from nvmuser.bench import fio
+
+    work = fio.Workload.from_file(job) if job else _workload(options)
+    with Teller() as teller:
+        result = run(_measure(state, controllers, work, output, teller.watch, options))
+        teller.step("done")
+    _show(result, output, as_json)
+
+
+def _workload(options: dict[str, Any]) -> Workload:
+    from nvmuser.bench import fio
+
+    verify = options["verify"]
+    return fio.Job(
+        name=options["rw"],
+        rw="randwrite" if verify and options["rw"] == "randread" else options["rw"],
+        bs=options["bs"],
+        iodepth=options["iodepth"],
+        ioengine=options["ioengine"],
+        numjobs=options["numjobs"],
+        runtime=None if verify else options["runtime"],
+        ramp=0.0 if verify else 1.0,
+        size=None if verify else options["size"],
+        io_size=options["size"] or "64M" if verify else None,
+        verify=verify,
+        poll=options["poll"],
+    ).workload()
+
+
+async def _measure(
+    state: StateDir,
+    controllers: tuple[str, ...],
+    work: Workload,
+    output: Path,
+    watch: Watch,
+    options: dict[str, Any],
+) -> Result:
+    from nvmuser.bench import demo as chain
+    from nvmuser.bench import fio
+
+    direct, cpus, memory = options["direct"], options["cpus"], fio.parse_size(options["memory"])
+    append = "nvme.poll_queues=1" if options["poll"] else ""
+    if not controllers:
+        async with chain.own_disk(output, watch, direct=direct) as disks:
+            return await chain.measure(disks, [work], output, watch, cpus=cpus, memory=memory, append=append)
+    disks = await _existing(state, controllers, direct)
+    return await chain.measure(
+        disks, [work], output, watch, cpus=cpus, memory=memory, append=append, overwrite=options["overwrite"]
+    )
+
+
+async def _existing(state: StateDir, controllers: tuple[str, ...], direct: bool) -> Disks:
+    from nvmuser.bench.demo import Disks
+    from nvmuser.bench.deployment import processes
+    from nvmuser.target import daemon
+
+    if len(set(controllers)) != len(controllers):
+        raise UsageError("the same controller is named twice")
+    async with daemon.connected(state) as control:
+        found = await processes(control, direct=direct)
+    sockets = tuple(state.socket(name, direct=direct) for name in controllers)
+    return Disks(sockets, controllers, found)
