@@ -34,6 +34,7 @@ from nvmf_vfio.registers import (
     completion_of,
     completion_status,
 )
+from nvmf_vfio.wire import Message
 
 _ADDRESS = 1 << 52
 """Where the queues lie in the guest's address space: above what any CPU can address (x86-64 and AArch64 end at 52
@@ -86,7 +87,7 @@ class AdminProxy:
         call = self._link.call
         request = DmaMap(DmaMap.READ | DmaMap.WRITE, 0, _ADDRESS, _SIZE)
         await call(Command.DMA_MAP, request.pack(), [self._memory.duplicate()])
-        await self._signal_to(self._event)
+        await call(Command.DEVICE_SET_IRQS, self._event_request(), [self._event.duplicate()])
         entries = _ENTRIES - 1
         for register, size, value in (
             (Register.AQA, 4, entries << 16 | entries),
@@ -115,9 +116,8 @@ class AdminProxy:
                 return
             await asyncio.sleep(_READY_INTERVAL)
 
-    async def _signal_to(self, event: Descriptor) -> None:
-        request = SetIrqs(SetIrqs.DATA_EVENTFD | SetIrqs.TRIGGER, self._vector_index, 0, 1)
-        await self._link.call(Command.DEVICE_SET_IRQS, request.pack(), [event.duplicate()])
+    def _event_request(self) -> bytes:
+        return SetIrqs(SetIrqs.DATA_EVENTFD | SetIrqs.TRIGGER, self._vector_index, 0, 1).pack()
 
     async def _repeat(self, entry: bytes) -> None:
         """Carry out a command that the driver has seen completed by an earlier target."""
@@ -175,14 +175,27 @@ class AdminProxy:
             # The guest has taken its queue away: it does not wait for this.
             return
 
-    async def end(self, guest_event: Descriptor | None) -> None:
+    def reclaim(self) -> None:
+        """The guest has set its interrupts anew, and with them the one on which the target signals us."""
+
+        def done(reply: Message) -> None:
+            reply.close()
+            if self._open:
+                self._completed()
+
+        request = self._event_request()
+        self._link.request(Command.DEVICE_SET_IRQS, request, [self._event.duplicate()], done)
+
+    def end(self, guest_event: Descriptor | None) -> None:
         """The driver disables the controller: the queues that it sets up next are its own.
 
-        :param guest_event: the guest's admin interrupt.
+        :param guest_event: the guest's admin interrupt, if it has one.
         """
         if guest_event:
-            await self._signal_to(guest_event)
-        await self._link.call(Command.DMA_UNMAP, DmaUnmap(0, _ADDRESS, _SIZE).pack())
+            copies = [guest_event.duplicate()]
+            self._link.request(Command.DEVICE_SET_IRQS, self._event_request(), copies, Message.close)
+        self._link.request(Command.DMA_UNMAP, DmaUnmap(0, _ADDRESS, _SIZE).pack(), [], Message.close)
+        self.close()
 
     def close(self) -> None:
         """Let go of the memory and the eventfd. Idempotent."""
@@ -193,7 +206,7 @@ class AdminProxy:
             self._rings.close()
             self._memory.close()
             if self._history and not self._history.done():
-                self._history.cancel()
+                self._history.set_exception(TargetError("the connection ended"))
 
 
 def _doorbell(offset: int, value: int) -> bytes:

@@ -6,11 +6,11 @@ messages and knows no socket: `nvmf_vfio.session` moves messages and asks it.
 
 ::
 
-               target lost, CC.EN=0                     target lost, CC.EN=1 and the guest has seen RDY=1
-    LIVE ─────────────────────────► IDLE     LIVE ────────────────────────► FAILED
-      ▲  ◄──────────── ready ───────┘ │ ▲      ▲                              │
-      │                         EN=1  │ └──────┼──── EN=0 or reset, no target ┤
-      └───── ready, CC replayed ── ENABLING    └──── EN=0 or reset, target ───┘
+    LIVE ──── target lost, CC.EN=0 ───────────────────────────► IDLE      ─── target ready ───────────────► LIVE
+    LIVE ──── target lost, CC.EN=1, RDY=1 not seen yet ───────► ENABLING  ─── target ready, CC replayed ──► LIVE
+    LIVE ──── target lost, RDY=1 seen, driver sets it up ─────► STARTING  ─── target ready, admin proxy ──► LIVE
+    LIVE ──── target lost, controller in use ─────────────────► FAILED    ─── EN=0 or reset, target ready ► LIVE
+    IDLE ──── EN=1 ──► ENABLING       ENABLING, STARTING, FAILED ─── EN=0 or reset, no target ──► IDLE
 
 LIVE passes registers through; the other phases answer them from here.
 """
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
-from nvmf_vfio.admin import AdminQueue
+from nvmf_vfio.admin import AdminQueue, Outstanding
 from nvmf_vfio.descriptors import Descriptor, is_eventfd
 from nvmf_vfio.memory import GuestMemory, GuestMemoryError, Refused
 from nvmf_vfio.protocol import (
@@ -38,6 +38,7 @@ from nvmf_vfio.protocol import (
     Version,
 )
 from nvmf_vfio.registers import (
+    BAR0,
     CAP_TO_BYTE,
     CAP_TO_LONGEST,
     CC_EN,
@@ -51,9 +52,8 @@ from nvmf_vfio.registers import (
 )
 from nvmf_vfio.vault import Kept
 
-BAR0 = 0
 CONFIG = 7
-"""Region indices (linux/vfio.h, VFIO_PCI_*_REGION_INDEX)."""
+"""Region index of configuration space (linux/vfio.h, VFIO_PCI_CONFIG_REGION_INDEX)."""
 _MSIX = 2
 _REGISTERS_SIZE = 0x1000
 _CONFIG_SIZE = 4096
@@ -72,6 +72,7 @@ class Phase(StrEnum):
     FAILED = "failed"
     IDLE = "idle"
     ENABLING = "enabling"
+    STARTING = "starting"
 
 
 class Controller:
@@ -88,6 +89,8 @@ class Controller:
         self.replies: dict[tuple[int, bytes], bytes] = {}
         self.phase = Phase.IDLE
         self.seen_ready = False
+        self.io_started = False
+        """The driver has rung an I/O queue's doorbell by register since it enabled the controller."""
         self.drained = True
         """Nothing that an earlier target had in flight can still land."""
 
@@ -116,20 +119,27 @@ class Controller:
             ):
                 raise Refused(errno.EINVAL, f"write of {write.count} bytes at {write.offset:#x} of configuration space")
 
-    def look(self, request: Request) -> None:
-        """See the admin queue's doorbells before the target does, while the ring entries are what the guest meant."""
+    def look(self, request: Request) -> list[Outstanding]:
+        """See the admin queue's doorbells before the target does, while the ring entries are what the guest meant.
+
+        :returns: the admin commands that the request submits.
+        """
+        new: list[Outstanding] = []
         for write in _writes(request):
-            if write.region != BAR0 or write.count != 4 or write.offset not in (DOORBELLS, DOORBELLS + 4):
+            if write.region != BAR0 or write.count != 4 or write.offset < DOORBELLS:
                 continue
             value = int.from_bytes(write.data, "little")
             try:
                 if write.offset == DOORBELLS:
-                    self.admin.submitted(self.memory, value)
-                else:
+                    new += self.admin.submitted(self.memory, value)
+                elif write.offset == DOORBELLS + 4:
                     self.admin.consumed(self.memory, value)
+                else:
+                    self.io_started = True
             except GuestMemoryError:
                 # The queue is not where the guest may have one; the target will find so too.
                 self.admin.disable()
+        return new
 
     def remember(self, request: Request, kept: list[Kept]) -> None:
         """A request has taken effect. Takes over the descriptors that came with it."""
@@ -181,7 +191,7 @@ class Controller:
     def _cc_written(self, before: int) -> None:
         enabled, was = self.cc & CC_EN, before & CC_EN
         if enabled and not was:
-            self.seen_ready = False
+            self.seen_ready = self.io_started = False
             self.admin.enable(
                 AdminQueues.decode(self.reg(Register.AQA), self.reg(Register.ASQ, 8), self.reg(Register.ACQ, 8))
             )
@@ -193,7 +203,7 @@ class Controller:
     def _disabled(self) -> None:
         self.admin.disable()
         self.seen_ready = False
-        if self.phase in (Phase.FAILED, Phase.ENABLING):
+        if self.phase in (Phase.FAILED, Phase.ENABLING, Phase.STARTING):
             self.phase = Phase.IDLE
 
     def _reset(self) -> None:
@@ -218,6 +228,8 @@ class Controller:
         value = CSTS_SHST_COMPLETE if self.cc & CC_SHN_MASK and self.drained else 0
         if self.phase is Phase.FAILED:
             return value | CSTS_CFS | CSTS_RDY
+        if self.phase is Phase.STARTING:
+            return value | CSTS_RDY
         if self.phase is Phase.IDLE and not self.drained:
             # The guest may take its memory back only when nothing can land in it any more.
             return value | CSTS_RDY
@@ -233,11 +245,14 @@ class Controller:
             ready = data[Register.CSTS - request.offset] & CSTS_RDY
             self.registers[Register.CSTS] = data[Register.CSTS - request.offset]
             self.seen_ready = self.seen_ready or bool(ready and self.cc & CC_EN)
-        if request.offset <= CAP_TO_BYTE < request.offset + len(data):
-            patched = bytearray(data)
-            patched[CAP_TO_BYTE - request.offset] = CAP_TO_LONGEST
-            return bytes(patched)
-        return data
+        patched = bytearray(data)
+        for offset in range(request.offset, request.offset + len(data)):
+            if offset == CAP_TO_BYTE:
+                patched[offset - request.offset] = CAP_TO_LONGEST
+            elif Register.AQA <= offset < Register.ACQ + 8:
+                # The target may have others, see `nvmf_vfio.proxy`.
+                patched[offset - request.offset] = self.registers[offset]
+        return bytes(patched)
 
     def read(self, request: RegionAccess) -> bytes:
         """A region's content while no target answers."""
@@ -270,8 +285,17 @@ class Controller:
         if self.phase is Phase.LIVE:
             if not self.cc & CC_EN:
                 self.phase = Phase.IDLE
+            elif not self.seen_ready:
+                self.phase = Phase.ENABLING
             else:
-                self.phase = Phase.FAILED if self.seen_ready else Phase.ENABLING
+                self.phase = Phase.FAILED if self._in_use() else Phase.STARTING
+
+    def _in_use(self) -> bool:
+        """Whether the driver has set the controller up: it has sent an event request, or begun with I/O."""
+        try:
+            return self.admin.event_requested or self.io_started or self.admin.io_started(self.memory)
+        except GuestMemoryError:
+            return True
 
     def replay(self) -> Iterator[tuple[Command, bytes, list[Descriptor]]]:
         """What a new target must be told after VERSION, in order; registers come last, see `replay_registers`. The
@@ -303,6 +327,13 @@ class Controller:
         if self.phase is not Phase.FAILED:
             self.phase = Phase.LIVE
             return False
+        return self.wake()
+
+    def wake(self) -> bool:
+        """Tell the driver of a failed controller, by the event that it has requested.
+
+        :returns: False when it has not requested one.
+        """
         try:
             woken = self.admin.wake(self.memory)
         except GuestMemoryError:
@@ -311,12 +342,19 @@ class Controller:
             self.interrupt()
         return woken
 
-    def interrupt(self) -> None:
-        """Signal vector 0 of whichever kind of interrupt the guest has set up; the admin queue has no other."""
+    @property
+    def admin_irq(self) -> tuple[int, Kept | None]:
+        """The kind of interrupt that the guest has set up, and vector 0 of it; the admin queue has no other."""
         for index in (_MSIX, 1, 0):
             if kept := self.irqs.get(index, {}).get(0):
-                _signal(kept.descriptor)
-                return
+                return index, kept
+        return _MSIX, None
+
+    def interrupt(self) -> None:
+        """Signal the guest's admin interrupt."""
+        _index, kept = self.admin_irq
+        if kept:
+            _signal(kept.descriptor)
 
     # -- the record ----------------------------------------------------------------------------------------------
 
@@ -337,6 +375,7 @@ class Controller:
             "replies": [[command, body.hex(), reply.hex()] for (command, body), reply in self.replies.items()],
             "phase": self.phase.value,
             "seen_ready": self.seen_ready,
+            "io_started": self.io_started,
             "admin": self.admin.to_json(),
         }
 
@@ -353,6 +392,7 @@ class Controller:
         self.replies = {(c, bytes.fromhex(body)): bytes.fromhex(reply) for c, body, reply in document["replies"]}
         self.phase = Phase(document["phase"])
         self.seen_ready = document["seen_ready"]
+        self.io_started = document["io_started"]
         if self.cc & CC_EN:
             self.admin.enable(
                 AdminQueues.decode(self.reg(Register.AQA), self.reg(Register.ASQ, 8), self.reg(Register.ACQ, 8))

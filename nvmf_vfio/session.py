@@ -24,7 +24,7 @@ from typing import Any
 
 from nvmf_vfio.descriptors import Descriptor
 from nvmf_vfio.link import TargetError, TargetLink, connect
-from nvmf_vfio.memory import Refused
+from nvmf_vfio.memory import GuestMemoryError, Refused
 from nvmf_vfio.protocol import (
     FROM_TARGET,
     MAX_MESSAGE,
@@ -43,8 +43,9 @@ from nvmf_vfio.protocol import (
     Version,
     decode_request,
 )
-from nvmf_vfio.recovery import BAR0, CONFIG, Controller, Phase
-from nvmf_vfio.registers import DOORBELLS, Register
+from nvmf_vfio.proxy import AdminProxy
+from nvmf_vfio.recovery import CONFIG, Controller, Phase
+from nvmf_vfio.registers import BAR0, CC_EN, DOORBELLS, Register
 from nvmf_vfio.vault import Kept, Record, RecordFull, Vault
 from nvmf_vfio.wire import Closed, Message, Wire
 
@@ -69,6 +70,7 @@ _CACHED = frozenset(
 )
 _MAY_BE_POSTED = frozenset({Command.REGION_WRITE, Command.REGION_WRITE_MULTI})
 _PENDING_SLOT = 2
+_ADMIN_DOORBELLS = (DOORBELLS, DOORBELLS + 4)
 
 
 @dataclass(slots=True)
@@ -149,6 +151,7 @@ class Session:
         self._introducing = False
         self._bring_up: asyncio.Task[None] | None = None
         self._overdue: asyncio.TimerHandle | None = None
+        self._prefetching: asyncio.Task[None] | None = None
         self._open = True
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -203,6 +206,7 @@ class Session:
         self._loop.remove_writer(self._wire.socket)
         if self._bring_up:
             self._bring_up.cancel()
+        self._drop_proxy()
         if self._overdue:
             self._overdue.cancel()
         if self._link:
@@ -234,6 +238,7 @@ class Session:
             link, self._link = self._link, None
             link.close()
         self._online = False
+        self._drop_proxy()
         self._asked.clear()
         if self.controller.version is not None:
             self.controller.target_lost()
@@ -254,9 +259,11 @@ class Session:
                 self._link = link
                 if self.controller.version is not None:
                     await self._replay(link)
+                    await self._carry_on(link)
                 break
             except (TargetError, OSError) as error:
                 log.error("%s: the target refuses the guest's state: %s", self.name, error)
+                self._drop_proxy()
                 if self._link:
                     self._link.close()
                     self._link = None
@@ -266,7 +273,7 @@ class Session:
         # No guest's message can come between what follows.
         self._online = True
         if self.controller.version is not None:
-            if self.controller.phase is not Phase.FAILED:
+            if self.controller.phase is not Phase.FAILED and not self._proxy:
                 self._tell_registers()
             woken = self.controller.target_ready()
             log.info("%s: target ready, guest %s", self.name, "woken" if woken else self.controller.phase)
@@ -287,10 +294,44 @@ class Session:
             for call in calls:
                 call.cancel()
 
+    async def _carry_on(self, link: TargetLink) -> None:
+        """Take a driver that was setting its controller up through the rest of that."""
+        if self.controller.phase is not Phase.STARTING:
+            return
+        vector_index, _ = self.controller.admin_irq
+        proxy = AdminProxy(
+            link,
+            self.controller.admin,
+            self.controller.memory,
+            interrupt=self.controller.interrupt,
+            vector_index=vector_index,
+        )
+        self._proxy = proxy
+        try:
+            await proxy.start(self.controller.cc)
+        except GuestMemoryError as error:
+            raise TargetError(f"the guest's admin queue is gone: {error}") from error
+        if self.controller.phase is not Phase.STARTING:
+            raise TargetError("the driver has begun anew")
+        log.info("%s: carrying the driver on through its initialisation", self.name)
+
+    def _end_proxy(self) -> None:
+        proxy, self._proxy = self._proxy, None
+        if proxy:
+            _, kept = self.controller.admin_irq
+            proxy.end(kept.descriptor if kept else None)
+
+    def _drop_proxy(self) -> None:
+        """The target of the proxy is gone, or the guest."""
+        if self._proxy:
+            self._proxy.close()
+            self._proxy = None
+
     def target_gone_by_itself(self) -> None:
         """The connection ended before the supervisor said anything: it will, unless the target lives and only closed
         it."""
         self._link = None
+        self._drop_proxy()
         if self._bring_up and not self._bring_up.done():
             return
         self.target_gone()
@@ -387,29 +428,32 @@ class Session:
             self._finish(pending)
             self._refuse(pending.header, error.errno, error)
             return
-        self.controller.look(request)
+        new = self.controller.look(request)
+        if self._online and self.controller.phase is Phase.FAILED and any(c.is_event_request for c in new):
+            # It had none when the target came back.
+            self.controller.wake()
         if isinstance(request, DmaMap | DmaUnmap):
             # QEMU sends the changes of a whole transaction without waiting: the next is judged by what this one leaves.
             self._remember(pending)
-        if not pending.header.wants_reply:
-            self._posted(pending)
-        elif self._online and not self.controller.is_local(request):
-            self._forward(pending)
-        else:
-            self._answer(pending)
+        passed_on = self._online and not self.controller.is_local(request)
+        if passed_on and self._proxy and _is_admin_doorbell(request):
+            self._proxy.submit(new)
+            passed_on = False
+        if pending.header.wants_reply:
+            if passed_on:
+                self._forward(pending)
+            else:
+                self._answer(pending)
+            return
+        if passed_on and self._link:
+            self._link.post(pending.command, pending.body)
+        self._took_effect(pending)
 
     def _refuse(self, header: Header, number: int, reason: Exception) -> None:
         self._refusals += 1
         if self._refusals <= _MAX_REFUSALS_LOGGED:
             log.warning("%s: refused: %s", self.name, reason)
         self._reply(header, error=number)
-
-    def _posted(self, pending: Pending) -> None:
-        """A request that gets no reply: writes to registers, doorbells above all."""
-        local = self.controller.is_local(pending.request)
-        if self._online and not local and self._link:
-            self._link.post(pending.command, pending.body)
-        self._took_effect(pending)
 
     def _forward(self, pending: Pending) -> None:
         assert self._link is not None
@@ -453,7 +497,9 @@ class Session:
         descriptors, reply.descriptors = reply.descriptors, []
         self._reply(pending.header, body, descriptors)
         if pending.command is Command.VERSION:
-            self._loop.create_task(self._prefetch())
+            self._prefetching = self._loop.create_task(self._prefetch())
+        elif pending.command is Command.DEVICE_SET_IRQS and self._proxy:
+            self._proxy.reclaim()
 
     def _patched(self, pending: Pending, reply: Message) -> bytes:
         """The target's reply as the guest shall see it."""
@@ -553,6 +599,8 @@ class Session:
             self.controller.phase = Phase.LIVE
             self._tell_registers()
             self._save()
+        elif self._proxy and not self.controller.cc & CC_EN and self._online:
+            self._end_proxy()
 
     def _tell_registers(self) -> None:
         for command, body, _ in self.controller.replay_registers():
@@ -654,6 +702,15 @@ class Session:
             "pid": _peer_pid(self._wire),
             **{k: v for k, v in vars(self.statistics).items() if k != "lost_at"},
         }
+
+
+def _is_admin_doorbell(request: Request) -> bool:
+    """Whether this rings the admin queue's doorbells and nothing else."""
+    writes = request.writes if isinstance(request, RegionWriteMulti) else (request,)
+    return all(
+        isinstance(write, RegionAccess) and write.data and write.region == BAR0 and write.offset in _ADMIN_DOORBELLS
+        for write in writes
+    )
 
 
 def _release(kept: list[Kept]) -> None:

@@ -93,7 +93,7 @@ query_all(struct lv_device *device)
         }
         device->nr_irqs++;
     }
-    lv_region_find_posted(device);
+    lv_region_read_header(device);
     return 0;
 }
 

@@ -20,8 +20,12 @@
 #define MAX_REGION_INFO 4096u
 
 #define PCI_BAR0            0x10
+#define PCI_ROM             0x30
+#define PCI_CAPABILITIES    0x34
+#define PCI_INTERRUPT_LINE  0x3c
+#define PCI_INTERRUPT_PIN   0x3d
 #define PCI_BAR_IO          0x1u
-#define NR_BARS             6
+#define NR_BARS             6u
 
 /* Are the capabilities of info, length bytes in all, well formed? */
 static bool
@@ -122,18 +126,18 @@ lv_region_release(struct lv_region *region)
 }
 
 void
-lv_region_find_posted(struct lv_device *device)
+lv_region_read_header(struct lv_device *device)
 {
     uint64_t config = (uint64_t)VFIO_PCI_CONFIG_REGION_INDEX << LV_REGION_SHIFT;
-    uint32_t bars[NR_BARS];
 
     if ((device->info.flags & VFIO_DEVICE_FLAGS_PCI) == 0 ||
-        lv_region_read(device, bars, sizeof(bars), config + PCI_BAR0) !=
-            sizeof(bars)) {
+        lv_region_read(device, device->header, LV_CONFIG_HEADER, config) !=
+            LV_CONFIG_HEADER) {
         return;
     }
     for (uint32_t i = 0; i < NR_BARS && i < device->nr_regions; i++) {
-        device->regions[i].posted = (bars[i] & PCI_BAR_IO) == 0;
+        device->regions[i].posted =
+            (device->header[PCI_BAR0 + 4 * i] & PCI_BAR_IO) == 0;
     }
 }
 
@@ -188,6 +192,34 @@ locate(struct lv_device *device, uint64_t position, size_t *size, uint64_t *offs
     return region;
 }
 
+/* Does the kernel answer for this byte of configuration space by itself? */
+static bool
+kept_by_kernel(uint64_t at)
+{
+    return (at >= PCI_BAR0 && at < PCI_BAR0 + 4 * NR_BARS) ||
+           (at >= PCI_ROM && at < PCI_ROM + 4) || at == PCI_CAPABILITIES ||
+           at == PCI_INTERRUPT_LINE || at == PCI_INTERRUPT_PIN;
+}
+
+/*
+ * What hardware that was pulled out reads as. QEMU 7.2 ends itself when the
+ * interrupt pin is not one of the four, so what the kernel keeps is kept here.
+ */
+static ssize_t
+read_pulled_out(struct lv_device *device, uint32_t index, uint64_t offset,
+                uint8_t *data, size_t size)
+{
+    memset(data, 0xff, size);
+    if (index == VFIO_PCI_CONFIG_REGION_INDEX) {
+        for (size_t i = 0; i < size && offset + i < LV_CONFIG_HEADER; i++) {
+            if (kept_by_kernel(offset + i)) {
+                data[i] = device->header[offset + i];
+            }
+        }
+    }
+    return (ssize_t)size;
+}
+
 static ssize_t
 read_once(struct lv_device *device, uint32_t index, uint64_t offset, void *data,
           size_t size)
@@ -201,8 +233,7 @@ read_once(struct lv_device *device, uint32_t index, uint64_t offset, void *data,
 
     if (lv_client_call(device->group->client, &call) != 0) {
         if (lv_client_dead(device->group->client)) {
-            memset(data, 0xff, size);
-            return (ssize_t)size;
+            return read_pulled_out(device, index, offset, data, size);
         }
         return -1;
     }

@@ -19,8 +19,9 @@
  *
  * Ioctl functions return what ioctl() does: ≥ 0, or -1 with the errno that the
  * kernel gives for the same mistake. When a server is gone its device behaves
- * like hardware that was pulled out: reads give ones, writes go nowhere,
- * mappings and tear-down succeed (QEMU aborts when they fail), the rest is EIO.
+ * like hardware that was pulled out: reads give ones (but for what the kernel
+ * would have kept of the configuration space), writes go nowhere, mappings and
+ * interrupts succeed (QEMU aborts or complains when they fail), resets are EIO.
  */
 #ifndef LV_VFIO_H
 #define LV_VFIO_H
@@ -71,9 +72,12 @@ struct lv_region {
     bool posted;                        /* writes need no reply */
 };
 
+#define LV_CONFIG_HEADER 64u
+
 struct lv_device {
     struct lv_file file;
     struct lv_group *group;             /* referenced */
+    uint8_t header[LV_CONFIG_HEADER];   /* of configuration space, at opening */
     struct vfio_device_info info;
     uint32_t nr_regions;
     struct lv_region regions[LV_MAX_REGIONS];
@@ -117,8 +121,8 @@ void lv_device_gone(struct lv_device *device);
 /* region.c */
 int lv_region_query(struct lv_device *device, uint32_t index);
 void lv_region_release(struct lv_region *region);
-/* Which memory BARs take posted writes: asks the configuration space. */
-void lv_region_find_posted(struct lv_device *device);
+/* Keeps the header of configuration space; finds BARs that take posted writes. */
+void lv_region_read_header(struct lv_device *device);
 int lv_region_info(struct lv_device *device, struct vfio_region_info *arg);
 ssize_t lv_region_read(struct lv_device *device, void *data, size_t size,
                        uint64_t position);
