@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nvmuser.bench import analysis, environment, records, runner, stats, versions
+from nvmuser.bench import environment, records, runner, stats, versions
 from nvmuser.bench.deployment import Deployment
 from nvmuser.bench.matrix import Case
 from nvmuser.bench.peers import OURS, Seat, Setup, open_peer
@@ -207,8 +207,3 @@ class _Measuring:
             if steadiness.steady or attempt == 2:
                 self._writer.run(Run.of(job, seat.peer, number, steadiness, attempt))
                 return
-
-
-def conclude(comparison: records.Comparison) -> dict[str, Any]:
-    """What is printed by `--json`."""
-    return analysis.summary(comparison)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -168,3 +168,27 @@ def _fill(comparison: Comparison, lines: Sequence[dict[str, Any]]) -> None:
             comparison.skipped[line["peer"]] = line["reason"]
         elif kind == "footer":
             comparison.footer = line
+
+
+def merge(comparisons: Sequence[Comparison]) -> Comparison:
+    """Several runs of the same comparison as one with all their rounds.
+
+    :raises UsageError: they were not made alike, so that their rounds do not belong together.
+    """
+    first, *others = comparisons
+    merged = Comparison(first.header, list(first.runs), dict(first.skipped), first.footer)
+    for other in others:
+        for key in ("accelerator", "versions"):
+            if other.header[key] != first.header[key]:
+                raise UsageError(f"these comparisons differ in {key}: use `nvmuser bench diff`")
+        settings = [{**one.header["settings"], "rounds": 0} for one in (first, other)]
+        if settings[0] != settings[1]:
+            raise UsageError("these comparisons differ in their settings: use `nvmuser bench diff`")
+        start = 1 + max((run.round for run in merged.runs), default=-1)
+        merged.runs += [replace(run, round=run.round + start) for run in other.runs]
+        merged.skipped |= other.skipped
+        if merged.footer is not None and other.footer is not None:
+            merged.footer = {**merged.footer, "noise": merged.footer["noise"] + other.footer["noise"]}
+        else:
+            merged.footer = None
+    return merged

@@ -16,14 +16,14 @@ def _percent(value: float | None) -> str:
 
 
 def _time(value: float) -> str:
-    return report.MISSING if value != value else plots.duration(value)
+    return report.MISSING if value != value else plots.duration(value).replace(" ", "")
 
 
 def _verdict(job: JobResult) -> Text:
     if job.wrong:
         return Text(job.wrong, style="bold red")
     if job.verified_blocks:
-        return Text(f"0 of {job.verified_blocks:,}", style="green")
+        return Text(f"{job.verified_blocks:,} ✓", style="green")
     return Text(report.MISSING)
 
 
@@ -33,7 +33,7 @@ def result(result: Result) -> RenderableType:
     table.add_column("job", no_wrap=True, overflow="fold")
     for heading in ("IOPS", "MiB/s", "mean", "p50", "p99", "p99.9", "guest\nCPU", "host\nCPU"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("wrong\nblocks", no_wrap=True, overflow="fold")
+    table.add_column("blocks\nverified", no_wrap=True, overflow="fold")
     for job in result.jobs:
         lat = job.lat_ns
         host = sum(job.cpu.host_percent.values()) if job.cpu.host_percent else None

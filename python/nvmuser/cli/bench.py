@@ -35,7 +35,7 @@ _COMMANDS = {
     "guest": "bench",
     "report": "bench_compare",
 }
-"""Command → module of this package that defines a click command of that name."""
+"""Command → module of this package that defines a click command of that name, or with `_command` after it."""
 
 
 class _Group(click.Group):
@@ -45,7 +45,8 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = getattr(importlib.import_module(f"nvmuser.cli.{_COMMANDS[cmd_name]}"), cmd_name)
+        module = importlib.import_module(f"nvmuser.cli.{_COMMANDS[cmd_name]}")
+        command = getattr(module, f"{cmd_name}_command", None) or getattr(module, cmd_name)
         assert isinstance(command, click.Command)
         return command
 

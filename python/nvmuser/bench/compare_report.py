@@ -1,0 +1,208 @@
+"""A comparison as a page, as Markdown, and as a table for a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nvmuser.bench import analysis, plots, report
+from nvmuser.bench.analysis import OURS, Change, Ratio
+from nvmuser.bench.records import Comparison
+
+NOISY_MACHINE = 0.10
+"""From here on a reader is warned: so much of an idle spin's time was taken away."""
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One peer's numbers in one job, as text."""
+
+    iops: str
+    interval: str
+    p99: str
+    host: str
+    guest: str
+    ratio: str
+    ratio_interval: str
+    unclear: str | None
+
+
+def _cells(comparison: Comparison) -> dict[str, dict[str, _Cell]]:
+    iops = analysis.medians(comparison)
+    p99 = analysis.medians(comparison, "lat_ns.p99")
+    host = analysis.medians(comparison, "host_us_per_io")
+    guest = analysis.medians(comparison, "guest_us_per_io")
+    ratios = analysis.ratios(comparison)
+
+    def cell(job: str, peer: str) -> _Cell:
+        interval = iops[job][peer]
+        ratio: Ratio | None = ratios.get(job, {}).get(peer)
+        tail = p99[job].get(peer)
+        return _Cell(
+            iops=plots.si(interval.median),
+            interval=f"{plots.si(interval.low)} to {plots.si(interval.high)}",
+            p99=plots.duration(tail.median) if tail else report.MISSING,
+            host=_micros(host[job][peer].median if peer in host[job] else None),
+            guest=_micros(guest[job][peer].median if peer in guest[job] else None),
+            ratio=report.MISSING if ratio is None else f"{ratio.interval.median:.2f}",
+            ratio_interval="" if ratio is None else f"{ratio.interval.low:.2f} to {ratio.interval.high:.2f}",
+            unclear=ratio.unclear if ratio else None,
+        )
+
+    return {job: {peer: cell(job, peer) for peer in row} for job, row in iops.items()}
+
+
+def _micros(value: float | None) -> str:
+    return report.MISSING if value is None else f"{value:.0f}"
+
+
+def facts(comparison: Comparison) -> list[tuple[str, str]]:
+    """What was compared on what."""
+    header, settings = comparison.header, comparison.header["settings"]
+    environment, versions = header["environment"], header["versions"]
+    accelerator = "KVM" if header["accelerator"] == "kvm" else "software emulation (TCG)"
+    pages = environment["hugepages_total"] * environment["hugepage_bytes"] >> 20
+    unsteady = sum(comparison.unsteady.values())
+    rounds = {run.round for run in comparison.runs}
+    return [
+        ("Host", f"{environment['cpu_model']}, {environment['cpus']} CPUs, kernel {environment['kernel']}"),
+        ("Guest", f"{accelerator}, kernel {versions['guest_kernel']}"),
+        ("Software", f"SPDK {versions['spdk']}, QEMU {versions['qemu']}, {versions['fio']}"),
+        ("Backing", f"{settings['backing']}, {settings['size_bytes'] >> 20} MiB, every block written before"),
+        (
+            "Method",
+            f"{len(rounds)} rounds, interleaved; {settings['ramp']:g} s warm-up, {settings['runtime']:g} s each",
+        ),
+        ("Frequency governor", environment["governor"] or "not visible (a virtual machine, or none)"),
+        ("Hugepages", f"{pages} MiB" if pages else "none: 4 KiB pages"),
+        ("Noise", _noise(comparison.noise)),
+        ("Steady state", f"{len(comparison.runs) - unsteady} of {len(comparison.runs)} runs, the others repeated once"),
+    ]
+
+
+def _noise(noise: float | None) -> str:
+    return "not measured" if noise is None else f"up to {noise * 100:.0f} % of an idle spin's time was taken away"
+
+
+def _warning(comparison: Comparison) -> str | None:
+    if comparison.footer is None:
+        return "This comparison did not come to its end: what follows is what was measured until then."
+    if comparison.noise is not None and comparison.noise > NOISY_MACHINE:
+        return (
+            "This machine was busy with something else while it was measured. The ratios are taken within rounds "
+            "and carry their intervals; the absolute numbers would be better on a quiet machine."
+        )
+    return None
+
+
+def html(comparison: Comparison, title: str = "NVMe for a guest, compared") -> str:
+    """The whole page."""
+    intervals = {
+        job: {peer: ratio.interval for peer, ratio in row.items()} for job, row in analysis.ratios(comparison).items()
+    }
+    return report.render(
+        "compare.html.j2",
+        title=title,
+        comparison=comparison,
+        cells=_cells(comparison),
+        facts=facts(comparison),
+        warning=_warning(comparison),
+        ours=OURS,
+        ratios=plots.ratios(intervals, "IOPS, ours over the peer (above 1: ours is faster)"),
+    )
+
+
+def markdown(comparison: Comparison) -> str:
+    """Tables for a README or an issue."""
+    cells = _cells(comparison)
+    peers = comparison.peers
+    lines = ["IOPS, median of the rounds (95 % interval); in parentheses ours over the peer.", ""]
+    lines.append(f"| job | {' | '.join(peers)} |")
+    lines.append(f"|---|{'---:|' * len(peers)}")
+    for job, row in cells.items():
+        texts = [_markdown_cell(row.get(peer), peer) for peer in peers]
+        lines.append(f"| {job} | {' | '.join(texts)} |")
+    lines += ["", "Host CPU per I/O, µs:", "", f"| job | {' | '.join(peers)} |", f"|---|{'---:|' * len(peers)}"]
+    for job, row in cells.items():
+        texts = [row[peer].host if peer in row else report.MISSING for peer in peers]
+        lines.append(f"| {job} | {' | '.join(texts)} |")
+    lines += ["", *(f"- {name}: {value}" for name, value in facts(comparison))]
+    lines += [f"- left out: {peer}: {reason}" for peer, reason in comparison.skipped.items()]
+    if warning := _warning(comparison):
+        lines += ["", f"**{warning}**"]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_cell(cell: _Cell | None, peer: str) -> str:
+    if cell is None:
+        return report.MISSING
+    if peer == OURS:
+        return f"**{cell.iops}** [{cell.interval}]"
+    ratio = "noisy" if cell.unclear else f"{cell.ratio} \N{MULTIPLICATION SIGN}"
+    return f"{cell.iops} [{cell.interval}] ({ratio})"
+
+
+def table(comparison: Comparison) -> RenderableType:
+    """Medians and ratios for a terminal: a row a job and peer."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    result.add_column("job", no_wrap=True)
+    result.add_column("peer", no_wrap=True)
+    for heading in ("IOPS", "95 %", "p99", "host\nµs/IO", "guest\nµs/IO", "ours /\npeer", "95 %"):
+        result.add_column(heading, justify="right", no_wrap=True)
+    for job, row in _cells(comparison).items():
+        for number, (peer, cell) in enumerate(row.items()):
+            ratio = Text("noisy", style="yellow") if cell.unclear else Text(cell.ratio, style="bold")
+            numbers = (cell.iops, cell.interval, cell.p99, cell.host, cell.guest)
+            name = Text(job if number == 0 else "", style="bold")
+            result.add_row(name, peer, *numbers, ratio, cell.ratio_interval, end_section=number == len(row) - 1)
+    notes = [f"{name}: {value}" for name, value in facts(comparison)]
+    notes += [f"left out: {peer}: {reason}" for peer, reason in comparison.skipped.items()]
+    warning = _warning(comparison)
+    return Group(result, Text("\n".join(notes), style="dim"), Text(warning or "", style="yellow"))
+
+
+def diff_table(changes: list[Change], notes: list[str]) -> RenderableType:
+    """Which changes are real."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("job", "peer"):
+        result.add_column(heading, no_wrap=True)
+    result.add_column("new / old", justify="right")
+    result.add_column("95 %", justify="right", no_wrap=True)
+    result.add_column("verdict")
+    for change in changes:
+        interval = change.interval
+        verdict = _verdict(change)
+        bounds = f"{interval.low:.2f} to {interval.high:.2f}"
+        result.add_row(change.job, change.peer, f"{interval.median:.2f}", bounds, verdict)
+    warnings = [Text(f"not the same: {note}", style="yellow") for note in notes]
+    return Group(result, *warnings)
+
+
+def _verdict(change: Change) -> Text:
+    if not change.real:
+        return Text("no change to be seen", style="dim")
+    faster = change.interval.median > 1
+    return Text("faster" if faster else "slower", style="bold green" if faster else "bold red")
+
+
+def diff_json(changes: list[Change], notes: list[str]) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "schema": "nvmuser.bench.diff/1",
+        "changes": [
+            {
+                "job": change.job,
+                "peer": change.peer,
+                "ratio": change.interval.median,
+                "ci": [change.interval.low, change.interval.high],
+                "real": change.real,
+            }
+            for change in changes
+        ],
+        "not_the_same": notes,
+    }

@@ -1,0 +1,136 @@
+"""`nvmuser bench compare`, `report` and `diff`: peers against each other, and what came out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console, RenderableType
+
+from nvmuser.bench import analysis, compare_report, matrix, peers, records, report
+from nvmuser.bench import compare as comparing
+from nvmuser.bench.fio import parse_size
+from nvmuser.bench.result import Result
+from nvmuser.cli.bench import Teller, run
+from nvmuser.errors import UsageError
+
+_WIDTH = 120
+
+
+def _print(table: RenderableType) -> None:
+    console = Console()
+    console.print(table, width=None if console.is_terminal else _WIDTH)
+
+
+def _peers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
+    chosen = tuple(name for name in value.split(",") if name)
+    if unknown := set(chosen) - set(peers.PEERS):
+        raise UsageError(f"--peers {sorted(unknown)[0]}: choose among {', '.join(peers.PEERS)}")
+    return chosen
+
+
+@click.command()
+@click.option("--full", is_flag=True, help="Also sequential and mixed, 128k, depth 8, libaio, 2 guest CPUs: hours.")
+@click.option("--peers", "chosen", default="", callback=_peers, metavar="A,B,…", help=f"Of {', '.join(peers.PEERS)}.")
+@click.option("--only", default="", metavar="TEXT", help="Only jobs with this in their name, such as randread or poll.")
+@click.option("--rounds", default=5, show_default=True, help="Below 3, ratios are not given.")
+@click.option("--runtime", default=3.0, show_default=True, metavar="SECONDS", help="Of each run, after 1 s of warm-up.")
+@click.option("--size", default="256M", show_default=True, help="Of each disk.")
+@click.option("--backing", type=click.Choice(["file", "memory"]), default="file", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON: ratios.<job>.<peer>, noise, …")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("out/compare"),
+    show_default=True,
+    help="Gets runs.jsonl, summary.json, report.html, report.md, fio/; a file system with direct I/O.",
+)
+def compare(
+    full: bool,
+    chosen: tuple[str, ...],
+    only: str,
+    rounds: int,
+    runtime: float,
+    size: str,
+    backing: str,
+    as_json: bool,
+    output: Path,
+) -> None:
+    """Measure our controllers against QEMU's and SPDK's other ways of giving a guest a disk.
+
+    The short set (4k random, depths 1 and 32, interrupts and polling) takes under 20 minutes.
+    """
+    timing = matrix.Timing(runtime)
+    cases = [case for case in (matrix.full if full else matrix.short)(timing) if only in case.job.name]
+    if not cases:
+        raise UsageError(f"no job has '{only}' in its name")
+    names = chosen or (peers.PEERS if full else peers.SHORT)
+    plan = comparing.Plan(cases, names, rounds, parse_size(size), backing)
+    with Teller() as teller:
+
+        def tell(step: comparing.Step) -> None:
+            teller.step(f"{step.done}/{step.total} {step.text}")
+
+        comparison = run(comparing.compare(plan, output, tell))
+    summary = analysis.summary(comparison)
+    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    (output / "report.html").write_text(compare_report.html(comparison), encoding="utf-8")
+    (output / "report.md").write_text(compare_report.markdown(comparison), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+    else:
+        _print(compare_report.table(comparison))
+        click.echo(f"report: {output / 'report.html'}")
+
+
+@click.command("report")
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="An HTML file to write.")
+@click.option("--markdown", is_flag=True, help="Print Markdown instead.")
+def report_command(results: tuple[Path, ...], output: Path | None, markdown: bool) -> None:
+    """Make a report of RESULT: a result.json of `bench guest`, or what `bench compare` left.
+
+    Several comparisons with the same settings become one, their rounds put together.
+    """
+    single = [path for path in results if path.name == "result.json" or (path / "result.json").is_file()]
+    if single and (len(results) > 1 or markdown):
+        raise UsageError("a result of `bench guest` has a page of its own: give it alone, without --markdown")
+    if single:
+        file = single[0] if single[0].is_file() else single[0] / "result.json"
+        page = report.html(Result.read(file))
+    else:
+        comparison = records.merge([records.read(path) for path in results])
+        page = compare_report.html(comparison)
+        if markdown:
+            click.echo(compare_report.markdown(comparison), nl=False)
+        elif output is None:
+            _print(compare_report.table(comparison))
+    if output is not None:
+        output.write_text(page, encoding="utf-8")
+        click.echo(f"report: {output}", err=True)
+    elif single:
+        raise UsageError("say where the page shall go: -o report.html")
+
+
+@click.command()
+@click.argument("old", type=click.Path(path_type=Path))
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--metric", default="iops", show_default=True, help="Or lat_ns.p99, host_us_per_io, guest_us_per_io.")
+@click.option("--json", "as_json", is_flag=True)
+def diff(old: Path, new: Path, metric: str, as_json: bool) -> None:
+    """Say which changes between two comparisons are real: their 95 % interval leaves "no change" out."""
+    if metric not in ("iops", "bw_bytes", "host_us_per_io", "guest_us_per_io") and not metric.startswith("lat_ns."):
+        raise UsageError(f"--metric {metric}: iops, bw_bytes, lat_ns.p99, host_us_per_io or guest_us_per_io")
+    before, after = records.read(old), records.read(new)
+    try:
+        changes = analysis.changes(before, after, metric)
+    except KeyError:
+        raise UsageError(f"--metric {metric}: no such latency; lat_ns.mean, p50, p90, p99, p99_9") from None
+    notes = analysis.environment_differences(before.header, after.header)
+    if not changes:
+        raise UsageError("the two have no job on the same peer in common")
+    if as_json:
+        click.echo(json.dumps(compare_report.diff_json(changes, notes), indent=1))
+    else:
+        _print(compare_report.diff_table(changes, notes))
