@@ -14,6 +14,8 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -106,6 +108,16 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    @property
+    def peer_pid(self) -> int | None:
+        """The process that serves the socket, as the kernel knows it; None when the connection is closed."""
+        peer = self._writer.get_extra_info("socket")
+        if peer is None or self.closed:
+            return None
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, _, _ = struct.unpack("3i", credentials)
+        return int(pid)
 
     @property
     def closed(self) -> bool:

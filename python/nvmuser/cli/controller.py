@@ -1,0 +1,153 @@
+"""`nvmuser controller`: what guests connect to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import click
+from rich.table import Table
+
+from nvmuser import change as changes
+from nvmuser import control
+from nvmuser.change import Change
+from nvmuser.cli.present import console, run, say, say_object
+from nvmuser.desired import Desired
+from nvmuser.model import Controller, Namespace, Volume, format_size
+from nvmuser.paths import StateDir
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def controller() -> None:
+    """Controllers: each is one NVMe controller for one guest.
+
+    \b
+    nvmuser controller create vm1 --attach data
+    nvmuser controller attach vm1 more
+    nvmuser guest qemu-args vm1
+    """
+
+
+@controller.command()
+@click.argument("name")
+@click.option("--attach", "volumes", multiple=True, metavar="VOLUME", help="Show this volume; may be repeated.")
+@click.option("--nqn", default="", help="Default: made for you, and kept.")
+@click.option("--serial", default="", help="Default: made for you, and kept.")
+@click.option("--owner", default="", help="User whose QEMU may connect, such as libvirt-qemu.")
+@click.option("--group", default="", help="Group whose QEMU may connect.")
+@click.option("--mode", default="", help="Mode of the guest's socket, octal.")
+@_as_json
+@click.pass_obj
+def create(state: StateDir, /, name: str, volumes: tuple[str, ...], as_json: bool, **fields: str) -> None:
+    """Declare a controller.
+
+    \b
+    nvmuser controller create vm1 --attach data --attach logs
+    """
+    one = Controller(name, tuple(Namespace(volume) for volume in volumes), **fields)  # type: ignore[arg-type]
+    outcome = run(control.submit(state, Change(create=(one,))))
+    say_object(outcome, as_json, f"controller {name} created: {state.socket(name)}")
+
+
+@controller.command("list")
+@_as_json
+@click.pass_obj
+def list_(state: StateDir, as_json: bool) -> None:
+    """Every controller, and what it shows."""
+    desired = control.load(state)
+    if as_json:
+        say([_described(one, desired, state) for one in desired.controllers()])
+        return
+    table = Table("controller", "namespaces", "socket for QEMU", "")
+    for one in desired.controllers():
+        shown = ", ".join(f"{ns.nsid}: {ns.volume}" for ns in one.namespaces)
+        note = "" if desired.surviving(one) else "has data that dies with the target"
+        table.add_row(one.name, shown, str(state.socket(one.name)), note)
+    console().print(table)
+
+
+@controller.command()
+@click.argument("name")
+@_as_json
+@click.pass_obj
+def show(state: StateDir, name: str, as_json: bool) -> None:
+    """One controller in full."""
+    desired = control.load(state)
+    one = _get(desired, name)
+    data = _described(one, desired, state)
+    if as_json:
+        say(data)
+        return
+    for key in ("name", "nqn", "serial", "cntlid", "socket", "direct_socket"):
+        click.echo(f"{key:14} {data[key]}")
+    for ns in data["namespaces"]:
+        note = "; its data dies with the target" if ns["volatile"] else ""
+        click.echo(f"namespace {ns['nsid']:<4} {ns['volume']}, {ns['size_text']}, uuid {ns['uuid']}{note}")
+
+
+@controller.command()
+@click.argument("name")
+@_as_json
+@click.pass_obj
+def delete(state: StateDir, name: str, as_json: bool) -> None:
+    """Take a controller away. Its volumes stay. A guest that is connected loses it."""
+    outcome = run(control.submit(state, Change(delete=(f"controller/{name}",))))
+    say_object(outcome, as_json, f"controller {name} deleted")
+
+
+@controller.command()
+@click.argument("name")
+@click.argument("volume")
+@click.option("--nsid", type=int, default=0, help="Number of the namespace. Default: the lowest that is free.")
+@_as_json
+@click.pass_obj
+def attach(state: StateDir, name: str, volume: str, nsid: int, as_json: bool) -> None:
+    """Show one volume more; a running guest sees it at once."""
+    one = _get(control.load(state), name)
+    outcome = run(control.submit(state, Change(update=(changes.attach(one, volume, nsid),))))
+    say_object(outcome, as_json, f"volume {volume} attached to controller {name}")
+
+
+@controller.command()
+@click.argument("name")
+@click.argument("volume")
+@_as_json
+@click.pass_obj
+def detach(state: StateDir, name: str, volume: str, as_json: bool) -> None:
+    """Show a volume no more; a running guest sees it go at once: unmount it first."""
+    one = _get(control.load(state), name)
+    outcome = run(control.submit(state, Change(update=(changes.detach(one, volume),))))
+    say_object(outcome, as_json, f"volume {volume} detached from controller {name}")
+
+
+def _get(desired: Desired, name: str) -> Controller:
+    one = desired.get(f"controller/{name}")
+    assert isinstance(one, Controller)
+    return replace(one)
+
+
+def _described(one: Controller, desired: Desired, state: StateDir) -> dict[str, Any]:
+    namespaces = []
+    for ns in one.namespaces:
+        volume = desired.get(f"volume/{ns.volume}")
+        assert isinstance(volume, Volume)
+        namespaces.append(
+            {
+                "nsid": ns.nsid,
+                "volume": ns.volume,
+                "uuid": volume.uuid,
+                "nguid": volume.nguid,
+                "eui64": volume.eui64,
+                "size": volume.size,
+                "size_text": format_size(volume.size) if volume.size else "size of what it lies on",
+                "volatile": volume.volatile,
+            }
+        )
+    return one.to_json() | {
+        "namespaces": namespaces,
+        "socket": str(state.socket(one.name)),
+        "direct_socket": str(state.socket(one.name, direct=True)),
+        "surviving": desired.surviving(one),
+    }

@@ -1,0 +1,43 @@
+"""What the commands of the control plane print, and how they run what is asynchronous."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from nvmuser.engine import Outcome
+
+T = TypeVar("T")
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for it."""
+    return asyncio.run(work)
+
+
+def console() -> Console:
+    """For tables: as wide as the terminal, and never cut when there is none."""
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=240)
+
+
+def say(data: Any) -> None:
+    """As JSON."""
+    click.echo(json.dumps(data, indent=2))
+
+
+def say_object(outcome: Outcome, as_json: bool, text: str) -> None:
+    """What became of a change."""
+    if as_json:
+        say(outcome.objects[0] if len(outcome.objects) == 1 else outcome.to_json())
+        return
+    click.echo(text)
+    if outcome.pending:
+        click.echo("the target is not running: this takes effect when it starts (nvmuser target start)")
+    for problem in outcome.problems:
+        click.echo(f"note: {problem}")

@@ -1,0 +1,209 @@
+"""`nvmuser volume`: what namespaces show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import click
+from rich.table import Table
+
+from nvmuser import control
+from nvmuser.change import Change
+from nvmuser.cli.present import console, run, say, say_object
+from nvmuser.desired import Desired
+from nvmuser.errors import UsageError
+from nvmuser.model import NO_LIMITS, Limits, Volume, format_size, parse_size
+from nvmuser.paths import StateDir
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def volume() -> None:
+    """Volumes: what a guest sees as namespaces.
+
+    \b
+    nvmuser volume create data --size 10G
+    nvmuser volume create disk --path /dev/sdb
+    nvmuser volume list
+    """
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--size", help="Such as 512M or 10G. An existing --path has its own.")
+@click.option(
+    "--backend",
+    type=click.Choice(Volume.backends),
+    default="file",
+    show_default=True,
+    help="file: a file or block device; malloc, null: memory and nothing, lost with the target; lvol: in a --pool; "
+    "remote: a namespace of a --remote; raid1, concat: over --member; delay, error: over --base, for tests.",
+)
+@click.option("--path", default="", help="file: use this. An existing one is used as it is. Default: made for you.")
+@click.option("--block-size", type=click.Choice(["512", "4096"]), default="512", show_default=True)
+@click.option("--volatile", is_flag=True, help="It is meant that the data dies with the target.")
+@click.option("--pool", default="", help="lvol: the pool.")
+@click.option("--thin", is_flag=True, help="lvol: take space from the pool only when it is written.")
+@click.option("--remote", "remote", default="", help="remote: the remote.")
+@click.option("--nsid", "remote_nsid", type=int, default=0, help="remote: the number of the namespace there.")
+@click.option("--member", "members", multiple=True, help="raid1, concat: a volume; say it twice or more.")
+@click.option("--base", default="", help="delay, error: the volume below.")
+@click.option("--latency-us", type=int, default=0, help="delay: what each I/O takes longer, in microseconds.")
+@_as_json
+@click.pass_obj
+def create(state: StateDir, /, name: str, size: str | None, block_size: str, as_json: bool, **fields: Any) -> None:
+    """Declare a volume.
+
+    \b
+    nvmuser volume create data --size 10G
+    nvmuser volume create scratch --size 1G --backend malloc --volatile
+    nvmuser volume create db --backend lvol --pool fast --size 20G --thin
+    """
+    bytes_ = parse_size(size) if size else 0
+    if size and not bytes_:
+        raise UsageError(f"volume {name}: size 0; say how large it is, such as --size 1G")
+    one = Volume(name, size=bytes_, block_size=int(block_size), **fields)
+    outcome = run(control.submit(state, Change(create=(one,))))
+    say_object(outcome, as_json, f"volume {name} created")
+
+
+@volume.command("list")
+@_as_json
+@click.pass_obj
+def list_(state: StateDir, as_json: bool) -> None:
+    """Every volume, and who uses it."""
+    desired = control.load(state)
+    if as_json:
+        say([_described(one, desired) for one in desired.volumes()])
+        return
+    table = Table("volume", "backend", "size", "used by", "where", "")
+    for one in desired.volumes():
+        data = _described(one, desired)
+        where = one.path or one.pool or one.remote or one.base or ", ".join(one.members)
+        note = "data dies with the target" if one.volatile else ""
+        table.add_row(one.name, one.backend, data["size_text"], ", ".join(data["used_by"]), where, note)
+    console().print(table)
+
+
+@volume.command()
+@click.argument("name")
+@_as_json
+@click.pass_obj
+def show(state: StateDir, name: str, as_json: bool) -> None:
+    """One volume in full."""
+    desired = control.load(state)
+    one = desired.get(f"volume/{name}")
+    assert isinstance(one, Volume)
+    data = _described(one, desired)
+    if as_json:
+        say(data)
+        return
+    for key, value in data.items():
+        if key not in ("kind", "size_text") and value not in ("", [], None):
+            text = data["size_text"] if key == "size" else value
+            click.echo(f"{key:12} {', '.join(map(str, text)) if isinstance(text, list) else text}")
+    if one.volatile:
+        click.echo("note         its data dies with the target")
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Its data may be deleted too.")
+@_as_json
+@click.pass_obj
+def delete(state: StateDir, name: str, yes: bool, as_json: bool) -> None:
+    """Take a volume away. A file that was given by --path stays."""
+    outcome = run(control.submit(state, Change(delete=(f"volume/{name}",), wipe=yes)))
+    say_object(outcome, as_json, f"volume {name} deleted")
+
+
+@volume.command()
+@click.argument("name")
+@click.argument("size")
+@_as_json
+@click.pass_obj
+def grow(state: StateDir, name: str, size: str, as_json: bool) -> None:
+    """Make a volume larger; a running guest sees it at once.
+
+    \b
+    nvmuser volume grow data 20G
+    """
+    one = _get(state, name)
+    outcome = run(control.submit(state, Change(update=(replace(one, size=parse_size(size)),))))
+    say_object(outcome, as_json, f"volume {name} has {size} now")
+
+
+@volume.command()
+@click.argument("name")
+@click.option("--iops", type=int, default=0, help="I/Os a second, in multiples of 1000; 0 for no limit.")
+@click.option("--mbps", type=int, default=0, help="MiB a second, reads and writes together.")
+@click.option("--read-mbps", type=int, default=0)
+@click.option("--write-mbps", type=int, default=0)
+@_as_json
+@click.pass_obj
+def limit(state: StateDir, /, name: str, as_json: bool, **limits: int) -> None:
+    """Limit a running volume; without options, limit it no more.
+
+    \b
+    nvmuser volume limit data --iops 5000 --read-mbps 100
+    """
+    one = _get(state, name)
+    wanted = Limits(**limits) if any(limits.values()) else NO_LIMITS
+    outcome = run(control.submit(state, Change(update=(replace(one, limits=wanted),))))
+    say_object(outcome, as_json, f"volume {name} has its limits")
+
+
+@volume.command()
+@click.argument("name")
+@click.argument("source")
+@_as_json
+@click.pass_obj
+def snapshot(state: StateDir, name: str, source: str, as_json: bool) -> None:
+    """NAME is how SOURCE, a volume in a pool, is now; read only."""
+    of = _get(state, source)
+    one = Volume(name, "lvol", pool=of.pool, block_size=of.block_size, snapshot_of=source, volatile=of.volatile)
+    outcome = run(control.submit(state, Change(create=(one,))))
+    say_object(outcome, as_json, f"snapshot {name} of {source} created")
+
+
+@volume.command()
+@click.argument("name")
+@click.argument("source")
+@_as_json
+@click.pass_obj
+def clone(state: StateDir, name: str, source: str, as_json: bool) -> None:
+    """NAME begins as the snapshot SOURCE is, and shares its space until it is written."""
+    of = _get(state, source)
+    one = Volume(name, "lvol", pool=of.pool, block_size=of.block_size, clone_of=source, volatile=of.volatile)
+    outcome = run(control.submit(state, Change(create=(one,))))
+    say_object(outcome, as_json, f"clone {name} of {source} created")
+
+
+@volume.command()
+@click.argument("name")
+@_as_json
+@click.pass_obj
+def inflate(state: StateDir, name: str, as_json: bool) -> None:
+    """Make a clone independent of its snapshot."""
+    outcome = run(control.submit(state, Change(update=(replace(_get(state, name), inflated=True),))))
+    say_object(outcome, as_json, f"volume {name} is independent now")
+
+
+def _get(state: StateDir, name: str) -> Volume:
+    one = control.load(state).get(f"volume/{name}")
+    assert isinstance(one, Volume)
+    return one
+
+
+def _described(one: Volume, desired: Desired) -> dict[str, Any]:
+    extra = {
+        "volatile": one.volatile,
+        "backend": one.backend,
+        "block_size": one.block_size,
+        "size": one.size,
+        "size_text": format_size(one.size) if one.size else "",
+        "used_by": desired.users(one.key),
+    }
+    return one.to_json() | extra

@@ -1,0 +1,317 @@
+"""Makes SPDK agree with the store. Every command, every specification and every recovery is the same act
+here.
+
+Owns the order of a change: the store first, then files, then SPDK, then a second look. One engine executes at
+a time: the supervisor's, while it lives. It owns no process, and the connection to SPDK is lent to it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nvmuser import backends, files, listeners, locks
+from nvmuser.actual import Actual, look
+from nvmuser.change import Change, next_desired
+from nvmuser.desired import Desired, Entry
+from nvmuser.errors import (
+    NvmuserError,
+    RpcError,
+    RpcServerError,
+    TargetError,
+    TargetNotRunning,
+)
+from nvmuser.execute import Result, execute
+from nvmuser.model import Controller, Volume
+from nvmuser.paths import StateDir
+from nvmuser.plan import Call, Plan, Problem, plan
+from nvmuser.rpc import methods
+from nvmuser.rpc.client import Client
+from nvmuser.sockets import answers
+from nvmuser.status import Status, status_of
+from nvmuser.store import Store
+
+_ROUNDS = 8
+"""Times that it looks again. Two are usual; each layer of volumes on pools on volumes can need one more."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an act came to."""
+
+    calls: int = 0
+    problems: tuple[Problem, ...] = ()
+    foreign: tuple[str, ...] = ()
+    pending: bool = False
+    """There is no target: it takes effect when one starts."""
+    objects: tuple[dict[str, Any], ...] = ()
+    """What a change declared, with identities."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "calls": self.calls,
+            "problems": [one.to_json() for one in self.problems],
+            "foreign": list(self.foreign),
+            "pending": self.pending,
+            "objects": list(self.objects),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Outcome:
+        return cls(
+            calls=data["calls"],
+            problems=tuple(Problem(one["object"], one["message"]) for one in data["problems"]),
+            foreign=tuple(data["foreign"]),
+            pending=data["pending"],
+            objects=tuple(data["objects"]),
+        )
+
+
+class Engine:
+    """The executor of one state directory. Not for two tasks at once: its caller takes turns."""
+
+    def __init__(self, state: StateDir, rpc: Client | None = None) -> None:
+        self._state = state
+        self._store = Store(state.store)
+        self.rpc = rpc
+        """The target's; None while there is none."""
+
+    def close(self) -> None:
+        """May be called again. The connection to SPDK is not closed: it was lent."""
+        self._store.close()
+
+    @staticmethod
+    async def prepare(rpc: Client) -> None:
+        """What a standby target can have before any volume is opened: the transport."""
+        transport = methods.create_transport()
+        await rpc.call(transport.method, transport.params)
+
+    def controllers(self) -> list[str]:
+        """Names of what is wanted."""
+        return [one.name for one in self._store.load().controllers()]
+
+    def sync_files(self) -> None:
+        """Every file volume is on the disk when this returns. :raise TargetError: one is not."""
+        if failures := files.sync([one for one in self._store.load().volumes() if one.backend == "file"]):
+            raise TargetError("; ".join(map(str, failures)))
+
+    # -- acts ------------------------------------------------------------------------------------------------
+
+    async def change(self, change: Change) -> Outcome:
+        """Record what is wanted from now on, and carry it out.
+
+        When SPDK or the machine refuses, what was recorded and done is undone, and the reason is raised. When
+        the target dies meanwhile, the change stands, and takes effect with the next one.
+
+        :raise NvmuserError: nothing has changed.
+        """
+        with self._store.transaction():
+            before = self._store.load()
+            after = next_desired(before, change, lambda volume: files.prepare(volume, self._state))
+            for one in change.create:
+                if isinstance(one, Controller):
+                    listeners.check_paths(self._state, one.name)
+            self._store.put(after.entries[key] for key in change.keys)
+        outcome = await self.reconcile()
+        declared = {one.key for one in (*change.create, *change.update)}
+        mine = [one for one in outcome.problems if one.object in change.keys]
+        if mine and not outcome.pending:
+            await self._undo(before, after, change, mine)
+            raise TargetError(f"{'; '.join(map(str, mine))}; nothing was changed")
+        objects = tuple(after.get(key).to_json() for key in after.entries if key in declared)
+        return replace(outcome, objects=objects)
+
+    async def reconcile(self) -> Outcome:
+        """Carry out what is wanted and not so, until nothing is left or nothing moves.
+
+        :raise RpcError: SPDK cannot be asked what it has.
+        """
+        if self.rpc is None:
+            return self._offline()
+        calls, problems, current = 0, dict[str, Problem](), Plan()
+        actual = Actual()
+        for _ in range(_ROUNDS):
+            problems = self._provision()
+            desired = self._store.load()
+            actual = await look(self.rpc)
+            current = plan(desired, actual, self._state.target_dir)
+            self._adopt(desired, current.adopted)
+            runnable = self._runnable(current, problems)
+            if not runnable:
+                break
+            result = await self._run(runnable, problems)
+            calls += len(result.done)
+            if result.lost:
+                return Outcome(calls, (), current.foreign, pending=True)
+            if not result.done:
+                break
+        self._lock(problems)
+        self._forget_deleted(actual, problems)
+        problems |= {one.object: one for one in current.conflicts}
+        if lost := self._lost(current.waiting - problems.keys()):
+            problems |= lost
+        return Outcome(calls, tuple(problems.values()), current.foreign)
+
+    async def status(self) -> Status:
+        """How what is wanted and what SPDK has compare. Changes nothing.
+
+        :raise TargetNotRunning: there is no SPDK to look at.
+        """
+        if self.rpc is None:
+            raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
+        desired = self._store.load()
+        actual = await look(self.rpc)
+        return status_of(desired, actual, plan(desired, actual, self._state.target_dir))
+
+    async def dry_run(self, change: Change) -> list[list[dict[str, Any]]]:
+        """The calls that a change would lead to, in waves, as far as can be said without making any."""
+        desired = next_desired(self._store.load(), change, lambda volume: files.prepare(volume, self._state))
+        actual = await look(self.rpc) if self.rpc else Actual()
+        waves = plan(desired, actual, self._state.target_dir).waves()
+        return [[{"method": c.request.method, "params": dict(c.request.params)} for c in wave] for wave in waves]
+
+    # -- steps -----------------------------------------------------------------------------------------------
+
+    def _provision(self) -> dict[str, Problem]:
+        """Backing files: made for new volumes, looked at for the others."""
+        problems: dict[str, Problem] = {}
+        made: list[Entry] = []
+        for entry in self._store.load().entries.values():
+            volume = entry.object
+            if not isinstance(volume, Volume) or volume.backend != "file" or entry.deleting:
+                continue
+            try:
+                if not entry.provisioned:
+                    files.provision(volume)
+                    made.append(replace(entry, provisioned=True))
+                else:
+                    files.check_or_grow(volume)
+            except NvmuserError as error:
+                problems[volume.key] = Problem(volume.key, str(error))
+        self._put(made)
+        return problems
+
+    def _adopt(self, desired: Desired, keys: Iterable[str]) -> None:
+        """What holds data and is there needs no making, whoever was interrupted before it could say so."""
+        new = [entry for key in keys if not (entry := desired.entries[key]).provisioned]
+        self._put([replace(entry, provisioned=True) for entry in new if backends.made_once(entry.object)])
+
+    def _put(self, entries: list[Entry]) -> None:
+        if entries:
+            with self._store.transaction():
+                self._store.put(entries)
+
+    def _runnable(self, current: Plan, problems: dict[str, Problem]) -> list[Call]:
+        """Without what stands on something that has a problem, and with the machine ready for what is
+        left."""
+        left: list[Call] = []
+        place: dict[int, int] = {}
+        for number, call in enumerate(current.calls):
+            if self._blocked(call, problems) or any(before not in place for before in call.after):
+                continue
+            place[number] = len(left)
+            left.append(replace(call, after=tuple(place[before] for before in call.after)))
+        return left
+
+    def _blocked(self, call: Call, problems: dict[str, Problem]) -> bool:
+        if call.object in problems and call.verb != "delete":
+            return True
+        try:
+            if call.request.method == "nvmf_subsystem_add_listener":
+                listeners.prepare(self._state, call.object.split("/")[1])
+            elif call.request.method == "bdev_aio_create":
+                locks.check_free(call.request.params["filename"])
+        except NvmuserError as error:
+            problems[call.object] = Problem(call.object, str(error))
+            return True
+        return False
+
+    async def _run(self, calls: list[Call], problems: dict[str, Problem]) -> Result:
+        assert self.rpc is not None
+        result = await execute(self.rpc, calls)
+        desired = self._store.load()
+        made = [desired.entries[call.object] for call in result.done if call.provisions]
+        self._put([replace(entry, provisioned=True) for entry in made])
+        for call, error in result.failed:
+            log.warning("%s: %s", call.object, error)
+            reason = error.message if isinstance(error, RpcServerError) else str(error)
+            problems[call.object] = Problem(call.object, f"{call.verb} failed: {reason} ({call.request.method})")
+        for call in result.skipped:
+            problems.setdefault(call.object, Problem(call.object, "waits for what failed below it"))
+        return result
+
+    def _lock(self, problems: dict[str, Problem]) -> None:
+        """What the target has open belongs to it alone."""
+        assert self.rpc is not None
+        volumes = {v.path: v for v in self._store.load().volumes() if v.backend == "file"}
+        if pid := self.rpc.peer_pid:
+            for path, error in locks.lock_for(pid, volumes):
+                problems[volumes[path].key] = Problem(volumes[path].key, str(error))
+
+    def _lost(self, waiting: Iterable[str]) -> dict[str, Problem]:
+        """What waits when nothing moves any more will not come."""
+        return {
+            key: Problem(key, "not there: what it lies on is missing, or does not hold it any more") for key in waiting
+        }
+
+    def _forget_deleted(self, actual: Actual, problems: dict[str, Problem]) -> None:
+        """Remove the files and the tombstones of what SPDK does not have any more."""
+        desired = self._store.load()
+        gone = [one for one in desired.deleted() if not _present(one.key, desired, actual)]
+        self._bury(gone, problems)
+
+    def _bury(self, gone: Iterable[Any], problems: dict[str, Problem]) -> None:
+        buried: list[str] = []
+        for one in gone:
+            try:
+                if isinstance(one, Volume):
+                    files.remove(one)
+                elif isinstance(one, Controller):
+                    listeners.tidy(self._state.target_dir(one.name))
+            except NvmuserError as error:
+                problems[one.key] = Problem(one.key, str(error))
+            else:
+                buried.append(one.key)
+        if buried:
+            with self._store.transaction():
+                self._store.remove(buried)
+
+    def _offline(self) -> Outcome:
+        """No target is known. If none lives, files can be made and removed; the rest waits."""
+        problems = self._provision()
+        if not answers(self._state.rpc_socket):
+            self._bury(self._store.load().deleted(), problems)
+        return Outcome(0, tuple(problems.values()), pending=not problems)
+
+    async def _undo(self, before: Desired, after: Desired, change: Change, reasons: list[Problem]) -> None:
+        """Back to what was wanted before; what this change made is taken away again."""
+        with self._store.transaction():
+            now = self._store.load()
+            self._store.put(
+                before.entries.get(key) or replace(now.entries[key], deleting=True)
+                for key in change.keys
+                if key in now.entries
+            )
+        try:
+            outcome = await self.reconcile()
+        except RpcError as error:
+            log.warning("not undone yet: %s", error)
+            return
+        if left := [one for one in outcome.problems if one.object in change.keys]:
+            raise TargetError(f"{'; '.join(map(str, reasons))}; not undone: {'; '.join(map(str, left))}")
+
+
+def _present(key: str, desired: Desired, actual: Actual) -> bool:
+    """Does SPDK still have what a tombstone stands for?"""
+    one = desired.entries[key].object
+    if isinstance(one, Controller):
+        found = actual.subsystems.get(one.nqn)
+        return found is not None and found.serial == one.serial
+    if isinstance(one, Volume):
+        bdev = backends.find(one, desired, actual)
+        return bdev is not None and backends.is_ours(one, bdev, desired, actual) and one.backend != "remote"
+    return one.name in (actual.lvstores if one.kind == "pool" else actual.remotes)

@@ -1,0 +1,128 @@
+"""Locks on the backing files of volumes: whoever may write holds them, for as long as it may.
+
+SPDK takes no lock. The lock is therefore put on SPDK's own open file (`pidfd_getfd` gives us its descriptor,
+and flock and OFD locks belong to the open file, not to a process): it lives exactly as long as the target has
+the file open, also when the supervisor dies. Both kinds of lock are taken, because tools differ: QEMU looks
+at OFD locks, others at flock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from nvmuser.errors import ConflictError, NotFoundError, SetupError
+
+_PIDFD_GETFD = 438
+"""The system call's number, the same on every architecture; Python has no name for it."""
+
+_FLOCK = "hhqqi4x"
+"""struct flock: l_type, l_whence, l_start, l_len, l_pid."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check_free(path: str) -> None:
+    """:raise ConflictError: somebody holds a lock on it, who is named if the kernel tells.
+
+    :raise NotFoundError, SetupError: it is missing or may not be opened.
+    """
+    with _opened(path) as fd:
+        if not _try_lock(fd):
+            raise ConflictError(f"{path}: open elsewhere already{_holder(fd)}; end that first")
+
+
+def lock_for(pid: int, paths: Iterable[str]) -> list[tuple[str, ConflictError]]:
+    """Lock what process `pid` has open of `paths`. What it has locked already stays so.
+
+    Returns each path that somebody else has locked, with the error.
+    """
+    wanted = {os.path.realpath(path): path for path in paths}
+    if not wanted:
+        return []
+    failures: list[tuple[str, ConflictError]] = []
+    with _pidfd(pid) as pidfd:
+        for number, path in _open_files(pid):
+            if path not in wanted:
+                continue
+            fd = _libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
+            if fd < 0:
+                code = ctypes.get_errno()
+                if code == errno.EBADF:  # closed meanwhile
+                    continue
+                raise SetupError(f"{path}: cannot lock it for process {pid}: {os.strerror(code)}")
+            try:
+                if not _try_lock(fd):
+                    reason = f"{path}: open elsewhere already{_holder(fd)}; end that first"
+                    failures.append((wanted[path], ConflictError(reason)))
+            finally:
+                os.close(fd)
+    return failures
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFoundError(f"{path}: no such file") from None
+    except OSError as error:
+        raise SetupError(f"{path}: {error.strerror}") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _pidfd(pid: int) -> Iterator[int]:
+    fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _open_files(pid: int) -> Iterator[tuple[int, str]]:
+    directory = f"/proc/{pid}/fd"
+    for name in os.listdir(directory):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            yield int(name), os.readlink(f"{directory}/{name}")
+
+
+def _try_lock(fd: int) -> bool:
+    """Both locks, until the open file is closed."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    if stat.S_ISBLK(os.fstat(fd).st_mode):
+        return True
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _holder(fd: int) -> str:
+    """Who holds the lock, in words; empty when the kernel does not tell."""
+    info = os.fstat(fd)
+    device = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+    for line in Path("/proc/locks").read_text().splitlines():
+        fields = line.split()
+        # "1: FLOCK ADVISORY WRITE 4242 fe:00:1234 0 EOF"; waiters have "->" in the second place
+        if len(fields) >= 6 and fields[5] == device and fields[4] not in ("-1", "0"):
+            with contextlib.suppress(OSError):
+                name = Path(f"/proc/{fields[4]}/comm").read_text().strip()
+                return f" (locked by process {fields[4]}, {name})"
+    return ""

@@ -1,0 +1,51 @@
+"""The store's schema, as the steps that lead to it. A step, once released, is never edited: another is
+added."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from nvmuser.errors import SetupError
+
+MIGRATIONS: tuple[str, ...] = (
+    # 1: one row for each object; `spec` is the object's own JSON.
+    """
+    CREATE TABLE object (
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        spec TEXT NOT NULL,
+        provisioned INTEGER NOT NULL DEFAULT 0,
+        deleting INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (kind, name)
+    ) WITHOUT ROWID;
+    """,
+)
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring the schema up to date, all of it or nothing.
+
+    :raise SetupError: the store was written by a newer nvmuser.
+    """
+    if _version(connection) == len(MIGRATIONS):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = _version(connection)  # again: another process may have migrated while we waited
+        if version > len(MIGRATIONS):
+            raise SetupError(
+                f"the store has schema version {version}, this nvmuser knows {len(MIGRATIONS)}; use the newer one"
+            )
+        for script in MIGRATIONS[version:]:
+            for statement in filter(str.strip, script.split(";")):
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)

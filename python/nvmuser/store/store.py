@@ -1,0 +1,113 @@
+"""The SQLite file of what is wanted: transactional, durable, one writer at a time.
+
+Owns the file and its connection. It does not know what objects mean: `nvmuser.desired` has the rules, and
+nothing is committed here that its caller has not checked.
+
+WAL with `synchronous=FULL`: a committed change is on the disk, and a process killed at any point leaves the
+last one that was committed. Readers see one state, while another process writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from nvmuser.desired import Desired, Entry
+from nvmuser.errors import ConflictError, SetupError
+from nvmuser.model import object_from_json
+from nvmuser.store.schema import migrate
+
+_BUSY_S = 10.0
+"""How long to wait for another process's transaction; ours take milliseconds."""
+
+
+class Store:
+    """A context manager around one connection. Every method may raise SetupError for a store that cannot be
+    used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        with self._explained():
+            # Autocommit mode: transactions begin and end where this module says so.
+            self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                migrate(self._db)
+            except BaseException:
+                self._db.close()
+                raise
+        os.chmod(path, 0o600)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """May be called again."""
+        self._db.close()
+
+    def load(self) -> Desired:
+        """Everything, by kind and name."""
+        with self._explained():
+            rows = self._db.execute("SELECT spec, provisioned, deleting FROM object ORDER BY kind, name").fetchall()
+        entries = (
+            Entry(object_from_json(json.loads(spec)), bool(provisioned), bool(deleting))
+            for spec, provisioned, deleting in rows
+        )
+        return Desired({entry.object.key: entry for entry in entries})
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside, or nothing; nobody else writes meanwhile. What is read inside is what is
+        changed."""
+        with self._explained():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def put(self, entries: Iterable[Entry]) -> None:
+        """Insert or replace."""
+        self._db.executemany(
+            "INSERT OR REPLACE INTO object VALUES (?, ?, ?, ?, ?)",
+            (
+                (
+                    entry.object.kind,
+                    entry.object.name,
+                    json.dumps(entry.object.to_json()),
+                    entry.provisioned,
+                    entry.deleting,
+                )
+                for entry in entries
+            ),
+        )
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Forget. Nothing happens to what is not there."""
+        self._db.executemany("DELETE FROM object WHERE kind = ? AND name = ?", (key.split("/", 1) for key in keys))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise ConflictError(f"{self.path}: another process has been changing it for {_BUSY_S:g} s") from error
+            raise SetupError(f"{self.path}: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise SetupError(f"{self.path}: not usable as a store: {error}") from error
