@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nvmuser.errors import SetupError
-from nvmuser.runtime import accel, appliance, cpio, find_qemu, find_spdk, initramfs, product, qemu, spdk
+from nvmuser.runtime import accel, appliance, cpio, find_qemu, find_spdk, initramfs, product, qemu, setup, spdk
 
 WITH = 'echo \'name "vfio-user-pci", bus PCI, desc "VFIO over socket PCI device assignment"\''
 WITHOUT = "echo 'name \"vfio-pci\", bus PCI'"
@@ -155,6 +155,14 @@ def test_kvm_is_believed_only_after_a_kernel_spoke_and_then_remembered(
     assert accel.is_known()
     binary.write_text(binary.read_text().replace("sleep 60", "exit 1"))
     assert accel.accelerator() == answer
+
+
+def test_on_an_empty_machine_with_kvm_every_step_is_merely_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr(accel, "_DEVICE", tmp_path / "kvm")
+    assert [step.name for step in setup.steps() if step.done()] == []
 
 
 def test_module_closure_holds_all_that_the_wanted_ones_need() -> None:

@@ -42,7 +42,12 @@ def accelerator() -> str:
 
 def is_known() -> bool:
     """Whether `accelerator` would answer at once."""
-    return not os.access(_DEVICE, os.R_OK | os.W_OK) or _key(find_qemu()) in _read()
+    if not os.access(_DEVICE, os.R_OK | os.W_OK):
+        return True
+    try:
+        return _key(find_qemu()) in _read()
+    except SetupError:
+        return False
 
 
 class _Heard(Exception):
