@@ -24,10 +24,12 @@ from nvmf_vfio.registers import (
     command_of,
     completion_of,
     completion_status,
+    internal_error,
     persistent_internal_error,
 )
 
 _MAX_HISTORY = 4096
+_PAGE = 4096
 _DOORBELL_PAGE = 4096
 _MAX_OUTSTANDING = 1024
 """Commands remembered at most. Drivers have a few tens; a guest that submits and never completes has one for each of
@@ -153,8 +155,13 @@ class AdminQueue:
         assert queues is not None
         slot, phase = self.head, self.phase
         completed: set[int] = set()
+        page = b""
         for _ in range(queues.completion_size - 1):
-            entry = memory.read(queues.completion + slot * CQE_SIZE, CQE_SIZE)
+            if not page:
+                # A page at a time: these are up to 4,096 entries, and other guests wait.
+                count = min(_PAGE // CQE_SIZE - slot % (_PAGE // CQE_SIZE), queues.completion_size - slot)
+                page = memory.read(queues.completion + slot * CQE_SIZE, count * CQE_SIZE)
+            entry, page = page[:CQE_SIZE], page[CQE_SIZE:]
             identifier, tag = completion_of(entry)
             if tag != phase:
                 break
@@ -177,14 +184,32 @@ class AdminQueue:
 
         :returns: False when the guest has none outstanding. :raises GuestMemoryError: as `submitted` does.
         """
-        if self.queues is None:
-            return False
-        slot, phase, completed = self.free_slot(memory)
-        for command in self.commands.values():
-            if command.is_event_request and command.identifier not in completed:
+        for command in self.waiting(memory):
+            if command.is_event_request:
+                slot, phase, _ = self.free_slot(memory)
                 self.complete(memory, persistent_internal_error(command.identifier, self.tail, phase), slot)
                 return True
         return False
+
+    def fail_waiting(self, memory: GuestMemory) -> bool:
+        """Complete every outstanding command with "internal error".
+
+        A driver that waits for one has no event request yet; without the wait it goes on to send one, and can be woken.
+
+        :returns: False when nothing is outstanding. :raises GuestMemoryError: as `submitted` does.
+        """
+        waiting = self.waiting(memory)
+        for command in waiting:
+            slot, phase, _ = self.free_slot(memory)
+            self.complete(memory, internal_error(command.identifier, self.tail, phase), slot)
+        return bool(waiting)
+
+    def waiting(self, memory: GuestMemory) -> list[Outstanding]:
+        """The commands that have no completion yet, in order. :raises GuestMemoryError: as `submitted` does."""
+        if self.queues is None:
+            return []
+        completed = self.free_slot(memory)[2]
+        return [command for command in self.commands.values() if command.identifier not in completed]
 
     def to_json(self) -> dict[str, Any]:
         commands = [command.entry.hex() for command in self.commands.values()]

@@ -103,8 +103,7 @@ class AdminProxy:
                     await self._repeat(entry)
         except TimeoutError:
             raise TargetError("the controller does not become ready") from None
-        _slot, _phase, completed = self._admin.free_slot(self._guest)
-        self.submit([command for command in self._admin.commands.values() if command.identifier not in completed])
+        self.submit(self._admin.waiting(self._guest))
 
     async def _write(self, offset: int, data: bytes) -> None:
         await self._link.call(Command.REGION_WRITE, RegionAccess(offset, BAR0, len(data), data).pack())
@@ -151,7 +150,7 @@ class AdminProxy:
             self._head += 1
             if self._head == _ENTRIES:
                 self._head, self._phase = 0, 1 - self._phase
-            if identifier == _HISTORY_ID and self._history is not None:
+            if identifier == _HISTORY_ID and self._history is not None and not self._history.done():
                 self._history.set_result(None)
             else:
                 self._deliver(entry)

@@ -336,9 +336,10 @@ class Controller:
         """
         try:
             woken = self.admin.wake(self.memory)
+            told = woken or self.admin.fail_waiting(self.memory)
         except GuestMemoryError:
             return False
-        if woken:
+        if told:
             self.interrupt()
         return woken
 

@@ -78,6 +78,11 @@ def persistent_internal_error(command_id: int, submission_head: int, phase: int)
     return struct.pack("<IIHHHH", dword0, 0, submission_head, 0, command_id, phase)
 
 
+def internal_error(command_id: int, submission_head: int, phase: int) -> bytes:
+    """A completion with the generic status Internal Error, 06h, which a driver may try again (section 4.6.1.2.1)."""
+    return struct.pack("<IIHHHH", 0, 0, submission_head, 0, command_id, 0x06 << 1 | phase)
+
+
 def command_of(entry: bytes) -> tuple[int, int]:
     """Opcode and command identifier of a submission queue entry (section 4.2, figure 104)."""
     opcode, _flags, identifier = struct.unpack_from("<BBH", entry)

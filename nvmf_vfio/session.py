@@ -52,7 +52,8 @@ from nvmf_vfio.wire import Closed, Message, Wire
 log = logging.getLogger(__name__)
 
 _BATCH = 64
-"""Messages taken from one guest before the others have their turn."""
+_TURN = 0.002
+"""Messages, and about the seconds, that one guest gets before the others have their turn."""
 _REPLY_DEADLINE = 4.0
 """Seconds that a target may take to answer. QEMU gives up at 5 s, and a reply after that breaks its stream."""
 _RETRY_INTERVAL = 1.0
@@ -152,6 +153,7 @@ class Session:
         self._bring_up: asyncio.Task[None] | None = None
         self._overdue: asyncio.TimerHandle | None = None
         self._prefetching: asyncio.Task[None] | None = None
+        self._proxy: AdminProxy | None = None
         self._open = True
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -261,7 +263,7 @@ class Session:
                     await self._replay(link)
                     await self._carry_on(link)
                 break
-            except (TargetError, OSError) as error:
+            except (TargetError, ProtocolError, OSError) as error:
                 log.error("%s: the target refuses the guest's state: %s", self.name, error)
                 self._drop_proxy()
                 if self._link:
@@ -354,8 +356,11 @@ class Session:
     # -- the guest -----------------------------------------------------------------------------------------------
 
     def _guest_readable(self) -> None:
+        until = time.monotonic() + _TURN
         try:
             for _ in range(_BATCH):
+                if time.monotonic() > until:
+                    break
                 message = self._wire.peek() if self._open else None
                 if message is None:
                     break
