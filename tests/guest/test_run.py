@@ -59,7 +59,7 @@ async def test_data_survive_a_reboot_and_a_reset(target: Target, boot: Boot) -> 
     assert await guest.get("/mnt/file") == b"kept"
     await guest.run("sync; umount /mnt", check=True)
     assert await guest.reset() not in (first, second)
-    await guest.run("modprobe ext4; fsck.ext4 -fn /dev/nvme0n1", check=True)
+    await guest.run("fsck.ext4 -fn /dev/nvme0n1", check=True)
 
 
 async def test_nothing_is_left(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ async def test_a_killed_qemu_is_noticed_at_once(boot: Boot) -> None:
     guest = await boot(GuestSpec(memory=512 * MIB))
     async with guest.stream("exec sleep 1000") as process:
         signal.pidfd_send_signal(guest.process._pidfd, signal.SIGKILL)
-        with pytest.raises(GuestError, match="QEMU closed it"):
+        with pytest.raises(GuestError, match="connection to the guest's agent ended"):
             await asyncio.wait_for(process.wait(), 10)
     assert await guest.process.wait_ended(10)
 

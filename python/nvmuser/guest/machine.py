@@ -145,9 +145,14 @@ async def launch(
         try:
             async with connect(runtime, process) as guest:
                 if wait:
-                    await _wait_agent(guest, boot_deadline)
+                    await wait_agent(guest, boot_deadline)
                 yield guest
                 await guest.stop()
+        except asyncio.CancelledError:
+            # Somebody does not want it any more: that is no failure to be looked into.
+            await process.kill()
+            shutil.rmtree(runtime.directory)
+            raise
         except GuestError as error:
             if type(error) is not GuestError:
                 raise
@@ -155,7 +160,11 @@ async def launch(
     shutil.rmtree(runtime.directory)
 
 
-async def _wait_agent(guest: Guest, deadline: float) -> None:
+async def wait_agent(guest: Guest, deadline: float) -> None:
+    """Wait for a guest's first word.
+
+    :raise GuestError: it did not come; with the end of what its console shows.
+    """
     try:
         await guest.wait_boot(timeout=deadline)
     except AgentError as error:
@@ -196,10 +205,11 @@ def prepare(spec: GuestSpec) -> Boot:
     qemu = host.find_qemu()
     if spec.firmware == "uefi" and (qemu.firmware is None or qemu.uefi_vars is None):
         raise SetupError("no UEFI firmware (OVMF) for this QEMU: install ovmf, or run `make setup`")
+    hugepages = use_hugepages(spec)
     appliance = None if spec.own_system else host.find_appliance(spec.suite)
     return Boot(
         accelerator=host.accelerator(),
-        hugepages=use_hugepages(spec),
+        hugepages=hugepages,
         kernel=appliance.kernel if appliance else None,
         initrd=appliance.initrd if appliance else None,
         uefi_code=qemu.firmware if spec.firmware == "uefi" else None,

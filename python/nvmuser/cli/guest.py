@@ -1,0 +1,254 @@
+"""`nvmuser guest`: virtual machines that use our controllers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nvmuser.errors import UsageError
+from nvmuser.guest import libvirt, machine, qemu, terminal
+from nvmuser.guest.registry import Registry
+from nvmuser.guest.spec import MIB, GuestSpec, use_hugepages
+from nvmuser.model import parse_size
+from nvmuser.paths import StateDir
+from nvmuser.runtime import accelerator
+from nvmuser.sockets import answers
+
+_TERMINATED = 128 + signal.SIGTERM
+
+
+@click.group()
+def guest() -> None:
+    """Boot guests with NVMe controllers, and run commands in them.
+
+    \b
+    Examples:
+      nvmuser guest run --controller vm1 -- nvme list
+      nvmuser guest run --controller vm1 --controller vm2 --memory 2G --cpus 2
+      nvmuser guest qemu-args vm1
+    """
+
+
+def _memory(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+    size = parse_size(value)
+    return -(-size // (2 * MIB)) * 2 * MIB
+
+
+def _machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(
+        (
+            click.option("--cpus", default=1, show_default=True, help="Virtual CPUs."),
+            click.option("--memory", default="1G", show_default=True, callback=_memory, help="Such as 512M or 4G."),
+            click.option(
+                "--direct", is_flag=True, help="Without the endpoint: the guest loses its disks with the target."
+            ),
+            click.option("--hugepages/--no-hugepages", default=None, help="Default: hugepages if enough are free."),
+            click.option(
+                "--uefi", "firmware", flag_value="uefi", default=None, help="UEFI firmware instead of SeaBIOS."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _boot_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(
+        (
+            click.option("--controller", "controllers", multiple=True, metavar="C", help="May be given several times."),
+            click.option(
+                "--image",
+                type=click.Path(path_type=Path, exists=True, dir_okay=False),
+                help="Boot this disk (raw or qcow2) instead of the appliance.",
+            ),
+            click.option("--boot-from", metavar="C", help="Boot from this controller instead of the appliance."),
+            click.option(
+                "--guest-kernel",
+                "suite",
+                type=click.Choice(["trixie", "bookworm"]),
+                default="trixie",
+                help="Of which Debian the appliance's kernel is.",
+            ),
+            click.option("--append", default="", help="For the appliance's kernel, such as nvme.poll_queues=1."),
+            click.option(
+                "--spare-ports", default=4, show_default=True, help="PCIe root ports for what is plugged later."
+            ),
+            click.option("--qemu-arg", "qemu_args", multiple=True, help="One more argument for QEMU."),
+        )
+    ):
+        command = option(command)
+    return _machine_options(command)
+
+
+def _spec(state: StateDir, controllers: tuple[str, ...], direct: bool, **options: Any) -> GuestSpec:
+    boot_from = options.pop("boot_from", None)
+    if boot_from and boot_from not in controllers:
+        controllers = (*controllers, boot_from)
+    options["firmware"] = options.get("firmware") or "seabios"
+    return GuestSpec(
+        sockets=tuple(state.socket(name, direct=direct) for name in controllers),
+        boot_from=state.socket(boot_from, direct=direct) if boot_from else None,
+        **options,
+    )
+
+
+def _registry(state: StateDir) -> Registry:
+    return Registry(state.run / "vm")
+
+
+def _run(work: Coroutine[Any, Any, int]) -> int:
+    """Like asyncio.run, and SIGTERM ends it as orderly as Ctrl-C."""
+
+    async def guarded() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(guarded())
+    except asyncio.CancelledError:
+        return _TERMINATED
+
+
+@guest.command(context_settings={"ignore_unknown_options": False})
+@_boot_options
+@click.argument("command", nargs=-1)
+@click.pass_obj
+def run(state: StateDir, /, command: tuple[str, ...], **options: Any) -> int:
+    """Boot a guest, run COMMAND in it, and end it. Without COMMAND: its console.
+
+    The exit status is the command's. What is piped in is the command's input. No process is left, however this ends.
+    """
+    spec = _spec(state, **options)
+    return _run(_run_command(_registry(state).runtime(f"run-{os.getpid()}"), spec, command))
+
+
+async def _run_command(runtime: qemu.Runtime, spec: GuestSpec, command: tuple[str, ...]) -> int:
+    async with machine.launch(spec, runtime.directory, wait=bool(command)) as guest:
+        if not command:
+            await terminal.console(runtime.console)
+            return 0
+        async with guest.stream(_shell(command)) as process:
+            return await terminal.relay(process)
+
+
+def _shell(command: tuple[str, ...]) -> str:
+    """A single word is a line for the guest's shell; several are a command and its arguments."""
+    return command[0] if len(command) == 1 else shlex.join(command)
+
+
+@guest.command()
+@click.argument("name")
+@_boot_options
+@click.option("--no-wait", is_flag=True, help="Do not wait for the guest's agent (a system without one).")
+@click.pass_obj
+def start(state: StateDir, /, name: str, no_wait: bool, **options: Any) -> int:
+    """Start a guest that goes on in the background."""
+    spec = _spec(state, **options)
+    record = asyncio.run(_registry(state).start(name, spec, wait=not no_wait))
+    click.echo(f"guest {name} runs (pid {record.pid}); QMP: {_registry(state).runtime(name).qmp}")
+    return 0
+
+
+@guest.command("list")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def list_guests(state: StateDir, /, as_json: bool) -> None:
+    """The guests that were started and not stopped."""
+    records = _registry(state).list()
+    if as_json:
+        fields = ("name", "pid", "running", "cpus", "memory", "sockets")
+        click.echo(json.dumps([{field: getattr(record, field) for field in fields} for record in records], indent=2))
+        return
+    for record in records:
+        status = f"pid {record.pid}" if record.running else "ended"
+        controllers = " ".join(Path(path).parent.name for path in record.sockets) or "-"
+        click.echo(f"{record.name:20} {status:12} {record.cpus} CPUs {record.memory // MIB:6} MiB  {controllers}")
+
+
+@guest.command("exec")
+@click.argument("name")
+@click.argument("command", nargs=-1, required=True)
+@click.pass_obj
+def exec_command(state: StateDir, /, name: str, command: tuple[str, ...]) -> int:
+    """Run COMMAND in a guest that was started. One at a time: a second one waits for its turn."""
+
+    async def work() -> int:
+        async with (
+            _registry(state).agent(name) as agent,
+            agent.stream(_shell(command)) as process,
+        ):
+            return await terminal.relay(process)
+
+    return _run(work())
+
+
+@guest.command()
+@click.argument("name")
+@click.pass_obj
+def console(state: StateDir, /, name: str) -> int:
+    """Connect this terminal with a guest's serial console. Ctrl-] leaves it; the guest goes on."""
+    registry = _registry(state)
+    registry.get(name)
+
+    async def work() -> int:
+        await terminal.console(registry.runtime(name).console)
+        return 0
+
+    return _run(work())
+
+
+@guest.command()
+@click.argument("names", nargs=-1, required=True)
+@click.pass_obj
+def stop(state: StateDir, /, names: tuple[str, ...]) -> int:
+    """Shut guests down, and remove what was theirs."""
+    registry = _registry(state)
+    for name in names:
+        registry.get(name)
+
+    async def work() -> int:
+        results = await asyncio.gather(*(registry.stop(name) for name in names))
+        for name, graceful in zip(names, results, strict=True):
+            click.echo(f"guest {name} {'shut down' if graceful else 'did not shut down by itself and was ended'}")
+        return 0
+
+    return _run(work())
+
+
+@guest.command("qemu-args")
+@click.argument("controllers", nargs=-1, required=True)
+@_machine_options
+@click.option("--libvirt", "as_libvirt", is_flag=True, help="A domain for `virsh define` instead.")
+@click.option("--json", "as_json", is_flag=True, help="A list of strings.")
+@click.pass_obj
+def qemu_args(
+    state: StateDir, /, controllers: tuple[str, ...], as_libvirt: bool, as_json: bool, **options: Any
+) -> None:
+    """Print what a QEMU (10.1 or later, machine q35) that somebody else starts needs for these controllers."""
+    if as_libvirt and as_json:
+        raise UsageError("--libvirt prints XML: not together with --json")
+    spec = _spec(state, controllers, **options, spare_ports=0)
+    hugepages = use_hugepages(spec)
+    for path in spec.sockets:
+        if not (path.exists() and answers(path)):
+            click.echo(f"note: nobody answers at {path} yet: QEMU will not start before the target does", err=True)
+    if as_libvirt:
+        with_kvm = accelerator() == "kvm"
+        click.echo(libvirt.domain(spec, name=controllers[0], hugepages=hugepages, kvm=with_kvm))
+        return
+    arguments = qemu.attachment(spec, hugepages=hugepages)
+    if as_json:
+        click.echo(json.dumps(arguments, indent=2))
+    else:
+        pairs = zip(arguments[::2], arguments[1::2], strict=True)
+        click.echo(" \\\n".join(f"{option} {shlex.quote(value)}" for option, value in pairs))

@@ -1,0 +1,63 @@
+"""The parts of a libvirt domain that let its guest use our controllers.
+
+libvirt has no element for vfio-user devices, so they go through `qemu:commandline`, which its schema knows. Pure:
+nothing is looked up or started.
+"""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+from nvmuser.guest.qemu import controller
+from nvmuser.guest.spec import GuestSpec
+
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+_SLOTS_FROM = 0x18
+"""libvirt hands out PCI slots from below, some fixed ones above 0x18, and does not know what the command line holds."""
+
+_EMULATOR = "/usr/bin/qemu-system-x86_64"
+
+
+def domain(spec: GuestSpec, *, name: str, hugepages: bool, kvm: bool) -> str:
+    """A whole domain: what is ours in it, and the least that libvirt wants around that."""
+    ET.register_namespace("qemu", _QEMU)
+    root = ET.Element("domain", type="kvm" if kvm else "qemu")
+    ET.SubElement(root, "name").text = name
+    ET.SubElement(root, "memory", unit="MiB").text = str(spec.memory >> 20)
+    backing = ET.SubElement(root, "memoryBacking")
+    if hugepages:
+        ET.SubElement(ET.SubElement(backing, "hugepages"), "page", size="2", unit="MiB")
+    ET.SubElement(backing, "source", type="memfd")
+    # Shared, because SPDK reads and writes the guest's memory.
+    ET.SubElement(backing, "access", mode="shared")
+    ET.SubElement(root, "vcpu").text = str(spec.cpus)
+    system = ET.SubElement(root, "os", {"firmware": "efi"} if spec.firmware == "uefi" else {})
+    ET.SubElement(system, "type", arch="x86_64", machine="q35").text = "hvm"
+    features = ET.SubElement(root, "features")
+    ET.SubElement(features, "acpi")
+    ET.SubElement(root, "cpu", mode="host-passthrough" if kvm else "maximum")
+    _devices(root, spec)
+    _command_line(root, spec)
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _devices(root: ET.Element, spec: GuestSpec) -> None:
+    devices = ET.SubElement(root, "devices")
+    ET.SubElement(devices, "emulator").text = _EMULATOR
+    if spec.image is not None:
+        disk = ET.SubElement(devices, "disk", type="file", device="disk")
+        ET.SubElement(disk, "driver", name="qemu", type="qcow2" if spec.image.suffix == ".qcow2" else "raw")
+        ET.SubElement(disk, "source", file=str(spec.image.absolute()))
+        ET.SubElement(disk, "target", dev="vda", bus="virtio")
+    console = ET.SubElement(devices, "console", type="pty")
+    ET.SubElement(console, "target", type="serial")
+
+
+def _command_line(root: ET.Element, spec: GuestSpec) -> None:
+    line = ET.SubElement(root, f"{{{_QEMU}}}commandline")
+    for number, socket in enumerate(spec.sockets):
+        device = controller(f"nvmuser{number}", socket, "pcie.0") | {"addr": f"{_SLOTS_FROM - number:x}"}
+        for value in ("-device", json.dumps(device)):
+            ET.SubElement(line, f"{{{_QEMU}}}arg", value=value)

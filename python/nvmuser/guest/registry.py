@@ -1,0 +1,162 @@
+"""Guests that go on when the command that started them has ended: `nvmuser guest start`, `list`, `exec`, `stop`.
+
+Owns one directory per guest, with a record in it by which its QEMU is found again: pid and start time, so that another
+process with the same pid is never taken for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nvmuser.errors import ConflictError, GuestError, NotFoundError, UsageError
+from nvmuser.guest.agent import Agent
+from nvmuser.guest.machine import BOOT_DEADLINE, Guest, connect, start_qemu, wait_agent
+from nvmuser.guest.process import QemuProcess, start_time
+from nvmuser.guest.qemu import Runtime
+from nvmuser.guest.spec import GuestSpec
+
+_RECORD = "guest.json"
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A guest that was started."""
+
+    name: str
+    pid: int
+    started: int
+    """The process's start time in the kernel's ticks."""
+    cpus: int
+    memory: int
+    sockets: tuple[str, ...]
+
+    @property
+    def running(self) -> bool:
+        """Whether its QEMU lives."""
+        return start_time(self.pid) == self.started
+
+
+class Registry:
+    """The guests below one directory."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def runtime(self, name: str) -> Runtime:
+        """The files of a guest, which need not exist.
+
+        :raise UsageError: no guest can have this name.
+        """
+        if not name or len(name) > 32 or not set(name) <= _NAME or name[0] in "._-":
+            raise UsageError(
+                f"{name!r}: a guest's name is 1 to 32 of a-z, 0-9, '.', '_', '-', and begins with a-z or 0-9"
+            )
+        return Runtime(self._root / name)
+
+    def list(self) -> list[Record]:
+        """All guests that were started and not stopped, also those whose QEMU has ended."""
+        return [record for path in sorted(self._root.glob(f"*/{_RECORD}")) if (record := _read(path))]
+
+    def get(self, name: str) -> Record:
+        """:raise NotFoundError: no guest of this name was started."""
+        record = _read(self.runtime(name).directory / _RECORD)
+        if record is None:
+            raise NotFoundError(f"there is no guest {name!r}: `nvmuser guest list` shows those there are")
+        return record
+
+    async def start(self, name: str, spec: GuestSpec, *, wait: bool = True) -> Record:
+        """Start a guest, and wait until its agent answers.
+
+        :raise ConflictError: it runs already.
+        :raise GuestError: it did not boot; its logs are kept.
+        """
+        runtime = self.runtime(name)
+        with contextlib.suppress(NotFoundError):
+            if self.get(name).running:
+                raise ConflictError(f"guest {name!r} runs already")
+        process = start_qemu(spec, runtime, foreground=False)
+        record = Record(
+            name,
+            process.pid,
+            start_time(process.pid),
+            spec.cpus,
+            spec.memory,
+            tuple(str(path) for path in spec.sockets),
+        )
+        try:
+            # Until the record is there, nobody could find it again.
+            _write(runtime.directory / _RECORD, record)
+            async with connect(runtime, process) as guest:
+                if wait:
+                    await wait_agent(guest, BOOT_DEADLINE)
+        except BaseException:
+            await process.kill()
+            (runtime.directory / _RECORD).unlink(missing_ok=True)
+            raise
+        finally:
+            process.close()
+        return record
+
+    @contextlib.asynccontextmanager
+    async def agent(self, name: str, *, deadline: float = BOOT_DEADLINE) -> AsyncIterator[Agent]:
+        """A session with the guest's agent. A port serves one session at a time: a second one waits for its turn.
+
+        :raise GuestError: it does not run, or does not answer.
+        """
+        runtime, record = self.runtime(name), self.get(name)
+        if not record.running:
+            raise GuestError(
+                f"guest {name!r} does not run any more: see {runtime.qemu_log}, then `nvmuser guest stop {name}`"
+            )
+        async with await Agent.connect(runtime.agent) as agent:
+            await agent.wait_boot(timeout=deadline)
+            yield agent
+
+    async def stop(self, name: str) -> bool:
+        """End a guest and remove its directory. True when it shut down by itself, or had ended already."""
+        runtime, record = self.runtime(name), self.get(name)
+        graceful = True
+        process = QemuProcess.find(record.pid, record.started, runtime.qemu_log)
+        if process is not None:
+            try:
+                graceful = await _shut_down(runtime, process)
+            finally:
+                await process.kill()
+                process.close()
+        shutil.rmtree(runtime.directory)
+        return graceful
+
+
+async def _shut_down(runtime: Runtime, process: QemuProcess) -> bool:
+    try:
+        async with connect(runtime, process) as guest:
+            await _hear(guest)
+            return await guest.stop()
+    except GuestError:
+        return False  # it is beyond being asked
+
+
+async def _hear(guest: Guest) -> None:
+    """An agent that lives answers at once; without one the guest is asked through ACPI."""
+    with contextlib.suppress(GuestError):
+        await guest.wait_boot(timeout=5.0)
+
+
+def _read(path: Path) -> Record | None:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return Record(**{**fields, "sockets": tuple(fields["sockets"])})
+
+
+def _write(path: Path, record: Record) -> None:
+    scratch = path.with_suffix(".new")
+    scratch.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+    scratch.rename(path)
