@@ -1,0 +1,167 @@
+"""`nvmuser target …` and `nvmuser status`: the processes of a state directory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from nvmuser.errors import NotFoundError, TargetNotRunning, UsageError
+from nvmuser.paths import StateDir
+from nvmuser.target import daemon
+from nvmuser.target.spdk import Options, why_no_hugepages
+
+_LOGS = ("target", "endpoint", "supervisor")
+
+
+@click.group()
+def target() -> None:
+    """Start, stop, watch and replace the SPDK process of a state directory.
+
+    \b
+    Examples:
+      nvmuser target start --standby
+      nvmuser target restart
+      nvmuser target logs endpoint
+    """
+
+
+def _cores(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(core) for core in value.split(",") if core)
+    except ValueError:
+        raise UsageError(f"--cores {value}: numbers with commas between them, such as 1 or 2,3") from None
+
+
+@target.command()
+@click.option("--hugepages/--no-hugepages", default=None, help="Default: hugepages where this machine has enough.")
+@click.option("--cores", default="", callback=_cores, help="CPU numbers for SPDK's reactors. Default: one of yours.")
+@click.option("--standby", is_flag=True, help="Keep a second target started and stopped, to take over in no time.")
+@click.pass_obj
+def start(state: StateDir, hugepages: bool | None, cores: tuple[int, ...], standby: bool) -> None:
+    """Start a target with everything that is wanted, under supervision, in the background."""
+    options = Options(hugepages, cores)
+    began = time.monotonic()
+    reason = why_no_hugepages()
+    if options.resolve_hugepages():
+        click.echo("memory: hugepages")
+    else:
+        click.echo(f"memory: no hugepages ({reason or 'as asked'})")
+    daemon.start(state, options, standby=standby)
+    click.echo(f"target ready after {time.monotonic() - began:.1f} s on core {options.resolve_cores()}; {state.root}")
+
+
+@target.command()
+@click.pass_obj
+def stop(state: StateDir) -> None:
+    """Stop the target. Guests lose their controllers: shut them down first, or use `restart`."""
+    try:
+        asyncio.run(daemon.stop(state))
+    except TargetNotRunning:
+        click.echo("no target is running")
+        return
+    click.echo("stopped")
+
+
+def _call(state: StateDir, method: str, **params: Any) -> Any:
+    async def call() -> Any:
+        async with daemon.connected(state, timeout=180.0) as client:
+            return await client.call(method, params)
+
+    return asyncio.run(call())
+
+
+@target.command()
+@click.pass_obj
+def restart(state: StateDir) -> None:
+    """Replace the target by a new process of the same SPDK. Guests stay and wait."""
+    began = time.monotonic()
+    _call(state, "restart")
+    click.echo(f"restarted in {time.monotonic() - began:.1f} s")
+
+
+@target.command()
+@click.option("--spdk", "prefix", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.pass_obj
+def upgrade(state: StateDir, prefix: Path) -> None:
+    """Replace the target by a process of another SPDK. It is started before the old one ends. Guests stay and wait.
+
+    \b
+    Example:
+      nvmuser target upgrade --spdk /opt/spdk-26.05
+    """
+    _call(state, "upgrade", prefix=str(prefix.absolute()))
+    click.echo(f"the target is SPDK in {prefix} now")
+
+
+@target.command()
+@click.argument("which", type=click.Choice(_LOGS), default="target")
+@click.option("-n", "--lines", type=click.IntRange(min=1), default=50, help="How many lines, from the end.")
+@click.pass_obj
+def logs(state: StateDir, which: str, lines: int) -> None:
+    """Show the log of the target, the endpoint or the supervisor."""
+    path = state.logs / f"{which}.log"
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        raise NotFoundError(f"{path}: no such log yet; `nvmuser target start` makes it") from None
+    click.echo("\n".join(text.splitlines()[-lines:]))
+
+
+@target.command("status")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def target_status(state: StateDir, as_json: bool) -> None:
+    """The same as `nvmuser status`."""
+    _show(state, as_json)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def status(state: StateDir, as_json: bool) -> None:
+    """Target, guests, recoveries and stalls, and whether SPDK has what is wanted. Fails when no target runs."""
+    _show(state, as_json)
+
+
+def _show(state: StateDir, as_json: bool) -> None:
+    facts = _call(state, "status")
+    facts["objects"] = _call(state, "drift")
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    console = Console(soft_wrap=True, highlight=False)
+    target_facts = facts["target"]
+    word = "ready" if target_facts["ready"] else "not ready"
+    memory = "hugepages" if target_facts["hugepages"] else "no hugepages"
+    standby = f", standby {target_facts['standby']}" if target_facts["standby"] else ""
+    console.print(f"target    {word}, pid {target_facts['pid']}, SPDK {target_facts['spdk']}, {memory}{standby}")
+    ending = f", last {target_facts['last_ending']}" if target_facts["last_ending"] else ""
+    startup = _seconds(target_facts["startup_s"])
+    console.print(f"          {target_facts['restarts']} restarts{ending}, start-up {startup}")
+    endpoint = facts["endpoint"]
+    console.print(f"endpoint  pid {endpoint['pid']}, {endpoint['controllers']} controllers, {endpoint['rss_kib']} KiB")
+    for error in facts["errors"]:
+        console.print(f"error     {error}", markup=False)
+    for name, state_of in sorted(facts["objects"].items()):
+        if state_of:
+            console.print(f"{name:<9} {', '.join(state_of) if isinstance(state_of, list) else state_of}", markup=False)
+    console.print(_guests(facts["guests"]) if facts["guests"] else "guests    none")
+
+
+def _guests(guests: list[dict[str, Any]]) -> Table:
+    table = Table("controller", "guest (pid)", "phase", "messages", "recoveries", "last stall", "longest stall")
+    for guest in guests:
+        row = (guest["controller"], guest["pid"], guest["phase"], guest["messages"], guest["recoveries"])
+        table.add_row(*map(str, row), _seconds(guest["last_stall"]), _seconds(guest["longest_stall"]))
+    return table
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} s"

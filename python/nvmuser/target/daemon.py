@@ -1,0 +1,180 @@
+"""Starting, finding and stopping the supervisor from a CLI.
+
+    python -m nvmuser.target.daemon --state-dir DIR --ready-fd N …
+
+Owns the lock on the state directory, by which a second start is refused however the first one ended, and the hand-over
+of "ready" to the process that started it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import IO
+
+from nvmuser.errors import ConflictError, NvmuserError, RpcConnectionError, TargetError, TargetNotRunning, UsageError
+from nvmuser.paths import SUN_PATH_MAX, StateDir
+from nvmuser.rpc import Client
+from nvmuser.runtime import Spdk, find_spdk
+from nvmuser.runtime.spdk import check_prefix
+from nvmuser.target.spdk import Options
+from nvmuser.target.supervisor import supervise
+
+_LONGEST_NAME = 32
+
+
+def prepare(state: StateDir) -> None:
+    """Make the directories of a state directory.
+
+    :raises UsageError: its path is too long for sockets. :raises TargetError: it belongs to somebody else, or cannot
+    be made.
+    """
+    longest = state.socket("x" * _LONGEST_NAME, direct=True)
+    if len(os.fsencode(longest)) > SUN_PATH_MAX:
+        room = SUN_PATH_MAX - (len(os.fsencode(longest)) - len(os.fsencode(state.root)))
+        raise UsageError(f"{state.root}: too long for UNIX sockets; a state directory's path may have {room} bytes")
+    try:
+        for directory in (state.root, state.run, state.logs, state.volumes):
+            directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        owner = state.run.stat().st_uid
+    except OSError as error:
+        raise TargetError(f"{error.filename}: {error.strerror}; choose another with --state-dir") from error
+    if owner != os.geteuid():
+        raise TargetError(f"{state.run} belongs to user {owner}; choose another directory with --state-dir")
+
+
+@contextmanager
+def locked(state: StateDir) -> Iterator[IO[str]]:
+    """Hold the state directory. The kernel lets go of it when the holder dies.
+
+    :raises ConflictError: a supervisor holds it.
+    """
+    with state.lock.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            pid = file.read().strip() or "unknown"
+            way = f"pid {pid}; `nvmuser target stop` ends it"
+            raise ConflictError(f"{state.root}: a supervisor is running ({way})") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield file
+
+
+def start(state: StateDir, options: Options, *, standby: bool = False) -> None:
+    """Start a supervisor in the background and wait until everything wanted is there.
+
+    :raises ConflictError: one is running already. :raises NvmuserError: it could not start; nothing is left running.
+    """
+    prepare(state)
+    spdk = find_spdk()
+    with locked(state):
+        # Held only to say so at once; the supervisor takes it for itself.
+        pass
+    read_fd, write_fd = os.pipe()
+    argv = [sys.executable, "-m", "nvmuser.target.daemon", "--state-dir", str(state.root), "--spdk", str(spdk.prefix)]
+    argv += ["--ready-fd", str(write_fd), "--cores", ",".join(map(str, options.cores))]
+    argv += ["--standby"] if standby else []
+    if options.hugepages is not None:
+        argv += ["--hugepages" if options.hugepages else "--no-hugepages"]
+    log_file = state.logs / "supervisor.log"
+    try:
+        with log_file.open("ab") as log:
+            subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=(write_fd,)
+            )
+    finally:
+        os.close(write_fd)
+    with os.fdopen(read_fd) as pipe:
+        answer = pipe.read().strip()
+    if answer != "ready":
+        raise TargetError(answer or f"the supervisor ended at once; see {log_file}")
+
+
+@asynccontextmanager
+async def connected(state: StateDir, *, timeout: float = 60.0) -> AsyncIterator[Client]:  # noqa: ASYNC109
+    """A connection to the supervisor; `timeout` is each call's default deadline.
+
+    :raises TargetNotRunning: there is none.
+    """
+    try:
+        client = await Client.connect(state.control_socket, timeout=timeout)
+    except RpcConnectionError:
+        raise TargetNotRunning(f"no target is running on {state.root}; `nvmuser target start` starts one") from None
+    async with client:
+        yield client
+
+
+async def stop(state: StateDir) -> None:
+    """Stop the supervisor, the target and the endpoint, and wait until they have ended.
+
+    :raises TargetNotRunning: there is none.
+    """
+    async with connected(state) as client:
+        await client.call("stop")
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(ConflictError), locked(state):
+                return
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def running(state: StateDir, options: Options | None = None, *, standby: bool = False) -> AsyncIterator[Client]:
+    """A supervisor for as long as the block lasts: for tests and benchmarks."""
+    await asyncio.to_thread(start, state, options or Options(), standby=standby)
+    try:
+        async with connected(state) as client:
+            yield client
+    finally:
+        with contextlib.suppress(TargetNotRunning):
+            await stop(state)
+
+
+async def _run(state: StateDir, spdk: Spdk, options: Options, standby: bool, ready_fd: int) -> None:
+    on_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def told(future: asyncio.Future[None]) -> None:
+        error = future.exception()
+        os.write(ready_fd, (" ".join(str(error).split()) if error else "ready").encode())
+        os.close(ready_fd)
+
+    on_ready.add_done_callback(told)
+    await supervise(state, spdk, options, standby=standby, on_ready=on_ready)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="nvmuser.target.daemon")
+    parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--spdk", type=Path, required=True)
+    parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--cores", default="")
+    parser.add_argument("--standby", action="store_true")
+    parser.add_argument("--hugepages", action=argparse.BooleanOptionalAction)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    state = StateDir(arguments.state_dir)
+    cores = tuple(int(core) for core in arguments.cores.split(",") if core)
+    options = Options(arguments.hugepages, cores)
+    try:
+        with locked(state):
+            asyncio.run(_run(state, check_prefix(arguments.spdk), options, arguments.standby, arguments.ready_fd))
+    except NvmuserError as error:
+        with contextlib.suppress(OSError):
+            os.write(arguments.ready_fd, " ".join(str(error).split()).encode())
+        sys.exit(f"{error}")
+
+
+if __name__ == "__main__":
+    main()
