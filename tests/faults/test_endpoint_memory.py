@@ -1,0 +1,50 @@
+"""What an idle controller costs the endpoint."""
+
+import asyncio
+import re
+from pathlib import Path
+
+from vfio_fakes import Client, Driver, endpoint_process, targets_in_thread, until
+
+CONTROLLERS = 200
+GUESTS = 100
+LIMIT_KIB = 256
+
+
+def anonymous_kib(pid: int) -> int:
+    found = re.search(r"^RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+    assert found
+    return int(found[1])
+
+
+async def test_memory_of_idle_controllers(tmp_path: Path) -> None:
+    names = [f"c{number}" for number in range(CONTROLLERS)]
+    with targets_in_thread([tmp_path / "targets" / name / "cntrl" for name in names[:GUESTS]]):
+        async with endpoint_process(tmp_path) as (process, supervisor):
+            supervisor.begin([])
+            await supervisor.status()
+            empty = anonymous_kib(process.pid)
+            supervisor.tell("serve", controllers=names)
+            status = await supervisor.status()
+            assert status["controllers"] == CONTROLLERS
+            listening = anonymous_kib(process.pid)
+
+            supervisor.tell("target", state="ready")
+            drivers = [Driver(Client(tmp_path / "guests" / name / "cntrl")) for name in names[:GUESTS]]
+
+            def set_up() -> None:
+                for driver in drivers:
+                    driver.set_up()
+                    driver.csts()
+
+            await asyncio.to_thread(set_up)
+            await until(lambda: len(supervisor.keeper) == 4 * GUESTS)
+            connected = anonymous_kib(process.pid)
+            for driver in drivers:
+                driver.close()
+            supervisor.close()
+    print(
+        f"\n{(listening - empty) / CONTROLLERS:.1f} KiB a listener, {(connected - listening) / GUESTS:.1f} KiB a guest"
+    )
+    assert (listening - empty) / CONTROLLERS < LIMIT_KIB
+    assert (connected - listening) / GUESTS + (listening - empty) / CONTROLLERS < LIMIT_KIB

@@ -1,0 +1,506 @@
+"""Both ends of vfio-user for tests: a target that behaves as SPDK's NVMe controllers do, and a guest's QEMU.
+
+The target's behaviour is checked against the real one by tests/integration/test_vfio_target.py.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import socket
+import struct
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+from nvmf_vfio.channel import Channel, Keeper
+from nvmf_vfio.descriptors import Descriptor, close_all
+from nvmf_vfio.protocol import (
+    MAX_TARGET_MESSAGE,
+    Command,
+    DeviceInfo,
+    DmaMap,
+    DmaUnmap,
+    Flag,
+    Header,
+    IrqInfo,
+    ProtocolError,
+    RegionAccess,
+    RegionInfo,
+    RegionWriteMulti,
+    SetIrqs,
+    Version,
+    decode_request,
+)
+from nvmf_vfio.registers import CC_EN, CSTS_RDY, DOORBELLS, Register
+from nvmf_vfio.wire import Closed, Message, Wire
+
+BAR0, CONFIG = 0, 7
+CAP = 0x0000_0020_1E01_00FF
+"""CAP.TO is 1Eh as SPDK's is: 15 s."""
+CONFIG_SPACE = bytes.fromhex("361b1000") + bytes(4092)
+VERSION = Version(0, 1, {"max_msg_fds": 8, "max_data_xfer_size": 1 << 20})
+ASQ, ACQ, ENTRIES = 0x1000, 0x2000, 8
+PATIENCE = 10.0
+
+
+def descriptors_open() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def memory(size: int = 1 << 20) -> Descriptor:
+    descriptor = Descriptor(os.memfd_create("guest", os.MFD_CLOEXEC))
+    os.ftruncate(descriptor.fileno(), size)
+    return descriptor
+
+
+def eventfd() -> Descriptor:
+    return Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+
+
+def signals(descriptor: Descriptor) -> int:
+    """How often an eventfd was signalled since it was asked last."""
+    try:
+        return os.eventfd_read(descriptor.fileno())
+    except BlockingIOError:
+        return 0
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until the event loop has made it true."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 (what it looks at knows no events)
+            await asyncio.sleep(0.001)
+
+
+class Refusal(Exception):
+    """An error reply."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(os.strerror(number))
+        self.errno = number
+
+
+class FakeTarget:
+    """A vfio-user server with one NVMe controller; one client at a time, the next waits in the backlog.
+
+    :ivar requests: what it was asked, in order.
+    :ivar held: commands that it does not answer.
+    :ivar refused: commands that it answers with an error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.requests: list[tuple[Command, object]] = []
+        self.held: set[Command] = set()
+        self.refused: dict[Command, int] = {}
+        self.maps: list[DmaMap] = []
+        self.eventfds: dict[tuple[int, int], Descriptor] = {}
+        self.registers = bytearray(0x1000)
+        self.replies_to_it: list[Message] = []
+        self.wire: Wire | None = None
+        self.is_versioned = False
+        self._loop = asyncio.get_running_loop()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        self._listener.bind(os.fspath(path))
+        self._listener.listen(1)
+        self._loop.add_reader(self._listener, self._accept)
+
+    def asked(self, command: Command) -> list[object]:
+        return [request for known, request in self.requests if known is command]
+
+    def _accept(self) -> None:
+        sock, _ = self._listener.accept()
+        self._loop.remove_reader(self._listener)
+        self._power_on()
+        self.wire = Wire(sock, limit=MAX_TARGET_MESSAGE)
+        self._loop.add_reader(sock, self._readable)
+
+    def _power_on(self) -> None:
+        self.maps.clear()
+        self.is_versioned = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self.registers[:] = bytes(len(self.registers))
+        self.registers[Register.CAP : Register.CAP + 8] = CAP.to_bytes(8, "little")
+        self.registers[Register.VS : Register.VS + 4] = (0x10400).to_bytes(4, "little")
+
+    def _readable(self) -> None:
+        try:
+            while self.wire and (message := self.wire.receive()):
+                self._serve(message)
+        except (Closed, ProtocolError):
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        """The connection ends; the target lives."""
+        if self.wire:
+            self._loop.remove_reader(self.wire.socket)
+            self.wire.close()
+            self.wire = None
+            self._forget()
+            if self._listener.fileno() >= 0:
+                self._loop.add_reader(self._listener, self._accept)
+
+    def _forget(self) -> None:
+        for held in self.eventfds.values():
+            held.close()
+        self.eventfds.clear()
+
+    def kill(self) -> None:
+        """What SIGKILL does. Idempotent."""
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+        self.hang_up()
+
+    def _serve(self, message: Message) -> None:
+        if message.header.is_reply:
+            self.replies_to_it.append(message)
+            return
+        try:
+            command, request = decode_request(message.header.command, message.body)
+            self.requests.append((command, request))
+            if command in self.refused:
+                raise OSError(self.refused[command], "refused")
+            if not self.is_versioned and command is not Command.VERSION:
+                raise OSError(errno.EINVAL, "VERSION comes first")
+            body = self._answer(command, request, message.descriptors)
+        except (ProtocolError, OSError) as error:
+            number = error.errno if isinstance(error, OSError) else errno.EINVAL
+            self._reply(message.header, b"", number or errno.EINVAL)
+        else:
+            if command not in self.held:
+                self._reply(message.header, body)
+        finally:
+            close_all(message.descriptors)
+
+    def _reply(self, header: Header, body: bytes, error: int = 0) -> None:
+        if header.wants_reply and self.wire:
+            flags = Flag.REPLY | (Flag.ERROR if error else 0)
+            with contextlib.suppress(Closed):
+                self.wire.send(Header(header.id, header.command, 0, flags, error), body)
+
+    def _answer(self, command: Command, request: object, descriptors: list[Descriptor]) -> bytes:
+        match request:
+            case Version():
+                self.is_versioned = True
+                return VERSION.pack()
+            case DmaMap():
+                if any(m.address < request.end and request.address < m.end for m in self.maps):
+                    raise OSError(errno.EEXIST, "overlap")
+                self.maps.append(request)
+            case DmaUnmap():
+                self.maps = [m for m in self.maps if m.address != request.address]
+                return request.pack()
+            case DeviceInfo():
+                return DeviceInfo(16, 3, 9, 5).pack()
+            case RegionInfo():
+                size = {BAR0: 0x2000, CONFIG: 4096}.get(request.index, 0)
+                return RegionInfo(32, 3, request.index, 0, size, 0).pack()
+            case IrqInfo():
+                return IrqInfo(16, 1, request.index, 9 if request.index == 2 else 1).pack()
+            case SetIrqs():
+                for i, held in enumerate(descriptors):
+                    if old := self.eventfds.pop((request.index, request.start + i), None):
+                        old.close()
+                    self.eventfds[(request.index, request.start + i)] = held.duplicate()
+            case RegionAccess() if command is Command.REGION_READ:
+                return RegionAccess(request.offset, request.region, request.count, self._read(request)).pack()
+            case RegionAccess():
+                self._write(request)
+                return RegionAccess(request.offset, request.region, request.count).pack()
+            case RegionWriteMulti():
+                for write in request.writes:
+                    self._write(write)
+            case _ if command is Command.DEVICE_RESET:
+                self._reset()
+            case _:
+                raise OSError(errno.ENOTSUP, "not supported")
+        return b""
+
+    def _read(self, request: RegionAccess) -> bytes:
+        source = {BAR0: bytes(self.registers), CONFIG: CONFIG_SPACE}.get(request.region)
+        if source is None or request.offset + request.count > max(len(source), 0x2000):
+            raise OSError(errno.EINVAL, "no such place")
+        return source[request.offset : request.offset + request.count].ljust(request.count, b"\0")
+
+    def _write(self, request: RegionAccess) -> None:
+        if request.region != BAR0 or request.offset >= DOORBELLS:
+            return
+        self.registers[request.offset : request.offset + request.count] = request.data
+        enabled = self.registers[Register.CC] & CC_EN
+        self.registers[Register.CSTS] = CSTS_RDY if enabled else 0
+
+    def request(self, command: Command, body: bytes, identifier: int = 7) -> None:
+        """A request of the target's own."""
+        assert self.wire is not None
+        self.wire.send(Header(identifier, command, 0), body)
+
+
+class Client:
+    """A guest's QEMU, blocking. Its descriptors are its own."""
+
+    def __init__(self, path: Path, timeout: float = PATIENCE) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self.socket.settimeout(timeout)
+        self.socket.connect(os.fspath(path))
+        self._next = 0
+
+    def send(
+        self, command: int, body: bytes = b"", descriptors: list[Descriptor] | None = None, *, flags: int = 0
+    ) -> int:
+        """Send a request; its id."""
+        self._next = (self._next + 1) & 0xFFFF
+        header = Header(self._next, command, Header.SIZE + len(body), flags)
+        self.send_raw(header.pack() + body, descriptors)
+        return self._next
+
+    def send_raw(self, data: bytes, descriptors: list[Descriptor] | None = None) -> None:
+        numbers = array.array("i", [descriptor.fileno() for descriptor in descriptors or []])
+        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if numbers else []
+        sent = self.socket.sendmsg([data], control, socket.MSG_NOSIGNAL)
+        self.socket.sendall(data[sent:])
+
+    def receive(self) -> Message:
+        """:raises EOFError: the other end has closed the connection."""
+        header = Header.unpack(self._exactly(Header.SIZE), limit=MAX_TARGET_MESSAGE)
+        return Message(header, self._exactly(header.size - Header.SIZE))
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            try:
+                piece = self.socket.recv(size - len(data))
+            except ConnectionError:
+                piece = b""
+            if not piece:
+                raise EOFError
+            data += piece
+        return data
+
+    def call(self, command: int, body: bytes = b"", descriptors: list[Descriptor] | None = None) -> bytes:
+        """:raises Refusal: an error reply."""
+        identifier = self.send(command, body, descriptors)
+        message = self.receive()
+        assert (message.header.id, message.header.is_reply) == (identifier, True)
+        if message.header.flags & Flag.ERROR:
+            raise Refusal(message.header.error)
+        return message.body
+
+    def hello(self) -> Version:
+        return Version.unpack(self.call(Command.VERSION, VERSION.pack()))
+
+    def read(self, offset: int, count: int, region: int = BAR0) -> int:
+        body = self.call(Command.REGION_READ, RegionAccess(offset, region, count).pack())
+        return int.from_bytes(RegionAccess.unpack(body, with_data=True).data, "little")
+
+    def write(self, offset: int, count: int, value: int, region: int = BAR0) -> None:
+        data = value.to_bytes(count, "little")
+        self.call(Command.REGION_WRITE, RegionAccess(offset, region, count, data).pack())
+
+    def post(self, offset: int, count: int, value: int) -> None:
+        body = RegionAccess(offset, BAR0, count, value.to_bytes(count, "little")).pack()
+        self.send(Command.REGION_WRITE, body, flags=Flag.NO_REPLY)
+
+    def map(self, address: int, size: int, held: Descriptor | None, offset: int = 0) -> None:
+        self.call(Command.DMA_MAP, DmaMap(3, offset, address, size).pack(), [held] if held else [])
+
+    def unmap(self, address: int, size: int) -> None:
+        self.call(Command.DMA_UNMAP, DmaUnmap(0, address, size).pack())
+
+    def interrupts(self, held: list[Descriptor], index: int = 2, start: int = 0) -> None:
+        request = SetIrqs(SetIrqs.DATA_EVENTFD | SetIrqs.TRIGGER, index, start, len(held))
+        self.call(Command.DEVICE_SET_IRQS, request.pack(), held)
+
+    def is_closed(self) -> bool:
+        """Whether the other end has ended the connection; waits for it."""
+        try:
+            while True:
+                self.receive()
+        except EOFError:
+            return True
+        except TimeoutError:
+            return False
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Driver:
+    """A guest's NVMe driver: memory, one interrupt, the admin queues at ASQ and ACQ with `ENTRIES` entries each."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.memory = memory()
+        self.interrupt = eventfd()
+        self._tail = 0
+        self._head = 0
+
+    def set_up(self) -> None:
+        """As QEMU and then the driver do at boot."""
+        self.client.hello()
+        self.client.map(0, 1 << 20, self.memory)
+        self.client.interrupts([self.interrupt])
+        self.enable()
+
+    def enable(self) -> None:
+        """Set up the admin queues, and enable the controller without waiting for it."""
+        self._tail = self._head = 0
+        os.pwrite(self.memory.fileno(), bytes(0x1000), ACQ)
+        self.client.write(Register.AQA, 4, (ENTRIES - 1) << 16 | (ENTRIES - 1))
+        self.client.write(Register.ASQ, 8, ASQ)
+        self.client.write(Register.ACQ, 8, ACQ)
+        self.client.write(Register.CC, 4, 0x460001)
+
+    def disable(self) -> None:
+        self.client.write(Register.CC, 4, 0x460000)
+
+    def csts(self) -> int:
+        return self.client.read(Register.CSTS, 4)
+
+    def submit(self, opcode: int, identifier: int) -> None:
+        entry = struct.pack("<BBH60x", opcode, 0, identifier)
+        os.pwrite(self.memory.fileno(), entry, ASQ + 64 * self._tail)
+        self._tail = (self._tail + 1) % ENTRIES
+        self.client.write(DOORBELLS, 4, self._tail)
+
+    def completion(self, slot: int) -> tuple[int, int, int]:
+        """A slot's dword 0, command identifier and phase tag."""
+        entry = os.pread(self.memory.fileno(), 16, ACQ + 16 * slot)
+        dword0, _, _, _, identifier, status = struct.unpack("<IIHHHH", entry)
+        return dword0, identifier, status & 1
+
+    def complete(self, slot: int, identifier: int, phase: int = 1) -> None:
+        """What a target does: a completion in a slot."""
+        os.pwrite(self.memory.fileno(), struct.pack("<IIHHHH", 0, 0, 0, 0, identifier, phase), ACQ + 16 * slot)
+
+    def consume(self, head: int) -> None:
+        self._head = head
+        self.client.write(DOORBELLS + 4, 4, head)
+
+    def close(self) -> None:
+        self.client.close()
+        self.memory.close()
+        self.interrupt.close()
+
+
+class Supervisor:
+    """The supervisor's end of the channel, with its keeper."""
+
+    def __init__(self, keeper: Keeper | None = None) -> None:
+        self.keeper = keeper or Keeper()
+        self.messages: list[dict[str, object]] = []
+        self.channel: Channel | None = None
+        self.is_ended = False
+
+    def attach(self, sock: socket.socket) -> None:
+        self.channel = Channel(sock, self._heard, self._ended)
+
+    def _heard(self, message: dict[str, object], descriptors: list[Descriptor]) -> None:
+        if message["op"] == "put":
+            self.keeper.put(str(message["name"]), descriptors.pop())
+        elif message["op"] == "drop":
+            self.keeper.drop(str(message["name"]))
+        else:
+            self.messages.append(message)
+        close_all(descriptors)
+
+    def _ended(self) -> None:
+        self.is_ended = True
+
+    def heard(self, op: str) -> list[dict[str, object]]:
+        return [message for message in self.messages if message["op"] == op]
+
+    def tell(self, op: str, **fields: object) -> None:
+        assert self.channel is not None
+        self.channel.send(op, **fields)
+
+    def begin(self, controllers: list[str]) -> None:
+        """As the real one greets an endpoint that is fresh."""
+        assert self.channel is not None
+        self.keeper.restore(self.channel)
+        self.tell("start")
+        self.tell("serve", controllers=controllers)
+
+    async def status(self) -> dict[str, object]:
+        count = len(self.heard("status"))
+        self.tell("status")
+        await until(lambda: len(self.heard("status")) > count)
+        return self.heard("status")[-1]
+
+    def close(self) -> None:
+        if self.channel:
+            self.channel.close()
+        self.keeper.close()
+
+
+@contextlib.contextmanager
+def targets_in_thread(paths: list[Path]) -> Iterator[None]:
+    """Fake targets that serve while a test blocks."""
+    started = threading.Event()
+    control: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    async def run() -> None:
+        targets = [FakeTarget(path) for path in paths]
+        stop = asyncio.Event()
+        control.append((asyncio.get_running_loop(), stop))
+        started.set()
+        await stop.wait()
+        for target in targets:
+            target.kill()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        assert started.wait(PATIENCE)
+        yield
+    finally:
+        for loop, stop in control:
+            loop.call_soon_threadsafe(stop.set)
+        thread.join(PATIENCE)
+
+
+def capabilities_text(capabilities: object) -> bytes:
+    return struct.pack("<HH", 0, 1) + json.dumps({"capabilities": capabilities}).encode() + b"\0"
+
+
+@contextlib.asynccontextmanager
+async def endpoint_process(
+    directory: Path, keeper: Keeper | None = None
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, Supervisor]]:
+    """The real endpoint with a supervisor that has not told it anything yet. SIGKILL at the end."""
+    control = directory / "endpoint.sock"
+    control.unlink(missing_ok=True)
+    argv = ["-m", "nvmf_vfio.endpoint", "--control", str(control)]
+    argv += ["--guests", str(directory / "guests"), "--targets", str(directory / "targets")]
+    with (directory / "endpoint.log").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(sys.executable, *argv, stderr=log)
+    supervisor = Supervisor(keeper)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                try:
+                    sock.connect(os.fspath(control))
+                    break
+                except (FileNotFoundError, ConnectionRefusedError):
+                    sock.close()
+                await asyncio.sleep(0.01)
+        supervisor.attach(sock)
+        await until(lambda: supervisor.heard("hello"))
+        yield process, supervisor
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        if supervisor.channel:
+            supervisor.channel.close()
