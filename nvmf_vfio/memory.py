@@ -112,6 +112,8 @@ class GuestMemory:
         try:
             # hugetlbfs has no write(2), hence a mapping; its granularity is the page size that fstat tells.
             facts = os.fstat(number)
+            if facts.st_size < offset + len(data):
+                raise GuestMemoryError(f"{len(data)} bytes at {address:#x}: the memory has been cut short")
             page = facts.st_blksize
             start = offset // page * page
             length = min(-(-(offset - start + len(data)) // page) * page, facts.st_size - start)
