@@ -92,6 +92,7 @@ class FakeTarget:
     :ivar requests: what it was asked, in order.
     :ivar held: commands that it does not answer.
     :ivar refused: commands that it answers with an error.
+    :ivar fatal: commands at which it hangs up.
     """
 
     def __init__(self, path: Path) -> None:
@@ -99,6 +100,7 @@ class FakeTarget:
         self.requests: list[tuple[Command, object]] = []
         self.held: set[Command] = set()
         self.refused: dict[Command, int] = {}
+        self.fatal: set[Command] = set()
         self.maps: list[DmaMap] = []
         self.eventfds: dict[tuple[int, int], Descriptor] = {}
         self.registers = bytearray(0x1000)
@@ -169,6 +171,9 @@ class FakeTarget:
         try:
             command, request = decode_request(message.header.command, message.body)
             self.requests.append((command, request))
+            if command in self.fatal:
+                self.hang_up()
+                return
             if command in self.refused:
                 raise OSError(self.refused[command], "refused")
             if not self.is_versioned and command is not Command.VERSION:
@@ -252,7 +257,11 @@ class Client:
     def __init__(self, path: Path, timeout: float = PATIENCE) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.socket.settimeout(timeout)
-        self.socket.connect(os.fspath(path))
+        try:
+            self.socket.connect(os.fspath(path))
+        except OSError:
+            self.socket.close()
+            raise
         self._next = 0
 
     def send(
@@ -444,13 +453,18 @@ class Supervisor:
 
 
 @contextlib.contextmanager
-def targets_in_thread(paths: list[Path]) -> Iterator[None]:
-    """Fake targets that serve while a test blocks."""
+def targets_in_thread(paths: list[Path], fatal: dict[Path, set[Command]] | None = None) -> Iterator[None]:
+    """Fake targets that serve while a test blocks.
+
+    :param fatal: commands at which some of them hang up.
+    """
     started = threading.Event()
     control: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     async def run() -> None:
         targets = [FakeTarget(path) for path in paths]
+        for target in targets:
+            target.fatal |= (fatal or {}).get(target.path, set())
         stop = asyncio.Event()
         control.append((asyncio.get_running_loop(), stop))
         started.set()
