@@ -26,18 +26,18 @@ class Deployment:
 
     def __init__(self, state: StateDir, control: Client) -> None:
         self.state = state
-        self._control = control
+        self.control = control
         self._disks: set[str] = set()
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def start(cls, root: Path, options: Options | None = None) -> AsyncIterator[Self]:
+    async def start(cls, root: Path, options: Options | None = None, *, standby: bool = False) -> AsyncIterator[Self]:
         """:param root: a short path, for UNIX sockets are in it; made if it is not there.
 
         :raises TargetError: the target does not start.
         """
         state = StateDir(root.absolute())
-        async with daemon.running(state, options) as control:
+        async with daemon.running(state, options, standby=standby) as control:
             yield cls(state, control)
 
     async def disk(self, name: str, backing: Path, *, direct: bool = False) -> Path:
@@ -48,7 +48,7 @@ class Deployment:
         if name not in self._disks:
             volume = Volume(name=name, path=str(backing.absolute()))
             controller = Controller(name=name, namespaces=(Namespace(volume=name),))
-            await self._control.call("change", {"change": Change(create=(volume, controller)).to_json()})
+            await self.control.call("change", {"change": Change(create=(volume, controller)).to_json()})
             self._disks.add(name)
         return self.state.socket(name, direct=direct)
 
@@ -57,7 +57,7 @@ class Deployment:
 
         :raises TargetError: there is no target at this moment.
         """
-        return await processes(self._control, direct=direct)
+        return await processes(self.control, direct=direct)
 
 
 async def processes(control: Client, *, direct: bool = False) -> dict[str, list[int]]:

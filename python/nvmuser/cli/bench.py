@@ -33,6 +33,7 @@ _COMMANDS = {
     "demo": "bench",
     "diff": "bench_compare",
     "guest": "bench",
+    "recovery": "bench_recovery",
     "report": "bench_compare",
 }
 """Command → module of this package that defines a click command of that name, or with `_command` after it."""

@@ -67,6 +67,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._died_at: float | None = None
         self._planned = False
+        self._hold_until = 0.0
         self.history = History()
 
     # -- life ------------------------------------------------------------------------------------------------
@@ -80,6 +81,7 @@ class Supervisor:
             "drift": self.drift,
             "restart": self.restart,
             "upgrade": self.upgrade,
+            "hold": self.hold,
             "stop": self.stop,
         }
         loop = asyncio.get_running_loop()
@@ -163,6 +165,7 @@ class Supervisor:
 
     async def _next_target(self) -> None:
         """The standby if there is one, else a new process."""
+        await asyncio.sleep(self._hold_until - time.monotonic())
         standby, self._standby = self._standby, None
         if standby and standby.process.alive and standby.spdk == self._spdk:
             await standby.unpark()
@@ -309,6 +312,10 @@ class Supervisor:
     async def stop(self) -> None:
         """Stop everything, after this call has been answered."""
         asyncio.get_running_loop().call_later(0.05, self._stopping.set)
+
+    async def hold(self, seconds: float) -> None:
+        """Start no target for so long: an outage, for `nvmuser bench recovery` or for work on the host's storage."""
+        self._hold_until = time.monotonic() + seconds
 
     async def restart(self) -> None:
         """Replace the target by another process of the same SPDK, with its I/O finished first."""

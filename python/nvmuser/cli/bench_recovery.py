@@ -1,0 +1,57 @@
+"""`nvmuser bench recovery`: kill, and see what the guest saw."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from nvmuser.cli.bench import Teller, run
+from nvmuser.errors import GuestError
+
+
+@click.command()
+@click.option("--kill", type=click.Choice(["target", "endpoint", "both"]), default="target", show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="How many kills.")
+@click.option("--standby", is_flag=True, help="With a second target that is started and stopped.")
+@click.option(
+    "--outage", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", help="No new target for so long."
+)
+@click.option("--queues", type=click.IntRange(1, 8), default=1, show_default=True, help="I/O queues: the guest's CPUs.")
+@click.option("--overhead", is_flag=True, help="Compare throughput with --direct, in 12 interleaved rounds.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def recovery(as_json: bool, overhead: bool, **options: Any) -> None:
+    """Kill the target (or the endpoint, or both) with SIGKILL while a guest writes, and verify every block.
+
+    Everything is private and temporary. Fails when an I/O failed, a block is wrong, the guest rebooted, or its file
+    system is damaged.
+
+    \b
+    Examples:
+      nvmuser bench recovery --rounds 20
+      nvmuser bench recovery --kill both --standby
+      nvmuser bench recovery --outage 60 --rounds 1
+    """
+    from nvmuser.bench.recovery import Plan, measure
+
+    plan = Plan(**options, overhead=12 if overhead else 0)
+    with Teller() as teller:
+        outcome = run(measure(plan, teller.step))
+        teller.step("done")
+    facts = outcome.to_json(plan)
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        for name, value in facts.items():
+            click.echo(f"{name:<20} {_words(value)}")
+    if outcome.wrong:
+        raise GuestError(outcome.wrong)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return " to ".join(map(_words, value))
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
