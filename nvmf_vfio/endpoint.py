@@ -73,6 +73,8 @@ class Endpoint:
                 self._start()
             case "serve":
                 self._serve(set(message["controllers"]))
+                if self._channel:
+                    self._channel.send("served")
             case "target":
                 self._target(message["state"])
             case "status":

@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import sys
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class EndpointProcess:
         self._process: Process | None = None
         self._hello: asyncio.Future[bool] | None = None
         self._status: asyncio.Future[dict[str, Any]] | None = None
+        self._served: deque[asyncio.Future[None]] = deque()
         self._partial: list[dict[str, Any]] = []
 
     @property
@@ -109,6 +111,8 @@ class EndpointProcess:
             case "hello":
                 if self._hello and not self._hello.done():
                     self._hello.set_result(message["fresh"])
+            case "served" if self._served:
+                self._answer_served(1)
             case "status":
                 self._partial += message["sessions"]
                 if not message["more"] and self._status and not self._status.done():
@@ -116,15 +120,26 @@ class EndpointProcess:
                     self._status.set_result({"sessions": self._partial, **facts})
         close_all(descriptors)
 
+    def _answer_served(self, count: int) -> None:
+        for _ in range(count):
+            served = self._served.popleft()
+            if not served.done():
+                served.set_result(None)
+
     def _channel_ended(self) -> None:
         self._channel = None
+        self._answer_served(len(self._served))
         if self._hello and not self._hello.done():
             self._hello.set_exception(TargetError("the endpoint hung up"))
 
-    def serve(self, controllers: Iterable[str]) -> None:
-        """Exactly these controllers have a socket for guests from now on."""
-        if self._channel:
-            self._channel.send("serve", controllers=sorted(controllers))
+    async def serve(self, controllers: Iterable[str]) -> None:
+        """Exactly these controllers have a socket for guests when this returns, unless the endpoint dies meanwhile."""
+        if self._channel is None:
+            return
+        served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._served.append(served)
+        self._channel.send("serve", controllers=sorted(controllers))
+        await served
 
     def target(self, state: str) -> None:
         """Tell how the target fares: gone, drained or ready."""
@@ -147,7 +162,7 @@ class EndpointProcess:
     async def _end(self) -> None:
         if self._channel:
             self._channel.close()
-            self._channel = None
+            self._channel_ended()
         if self._process:
             await self._process.stop(_STOP_GRACE)
             self._process.close()

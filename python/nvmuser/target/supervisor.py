@@ -198,7 +198,7 @@ class Supervisor:
         for problem in outcome.problems:
             log.error("%s", problem)
         self.history.errors = self.history.errors[-9:] + [str(problem) for problem in outcome.problems]
-        self._endpoint.serve(self._engine.controllers())
+        await self._endpoint.serve(self._engine.controllers())
         self._endpoint.target("ready")
         self._ready.set()
         if self._died_at is not None:
@@ -255,7 +255,7 @@ class Supervisor:
                     log.error("%s", error)
                     await asyncio.sleep(delay)
                     delay = min(delay * 2, _BACKOFF_LONGEST)
-            self._endpoint.serve(self._engine.controllers())
+            await self._endpoint.serve(self._engine.controllers())
             if self._target is None or self._target is target:
                 self._endpoint.target("drained")
             else:
@@ -267,14 +267,14 @@ class Supervisor:
         """Change what is wanted and carry it out."""
         async with self._changing:
             outcome = await self._engine.change(Change.from_json(change))
-        self._endpoint.serve(self._engine.controllers())
+        await self._endpoint.serve(self._engine.controllers())
         return outcome.to_json()
 
     async def reconcile(self) -> dict[str, Any]:
         """Carry out what is wanted and not there yet."""
         async with self._changing:
             outcome = await self._engine.reconcile()
-        self._endpoint.serve(self._engine.controllers())
+        await self._endpoint.serve(self._engine.controllers())
         return outcome.to_json()
 
     async def drift(self) -> dict[str, Any]:
