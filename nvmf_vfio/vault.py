@@ -135,7 +135,7 @@ class Record:
             if length > _SLOT_SIZE - _SLOT_HEADER.size:
                 continue
             data = os.pread(number, length, offset + _SLOT_HEADER.size)
-            if generation and len(data) == length and zlib.crc32(data) == checksum:
+            if generation and data and len(data) == length and _checksum(generation, data) == checksum:
                 slots.append((generation, json.loads(data)))
         return slots
 
@@ -148,7 +148,12 @@ class Record:
         if len(data) > _SLOT_SIZE - _SLOT_HEADER.size:
             raise RecordFull(f"{len(data)} bytes in a record of {_SLOT_SIZE}")
         self._generation += 1
-        head = _SLOT_HEADER.pack(self._generation, len(data), zlib.crc32(data))
+        head = _SLOT_HEADER.pack(self._generation, len(data), _checksum(self._generation, data))
         offset = (self._first + self._generation % 2) * _SLOT_SIZE
         # One write: a reader that finds half of it finds a checksum that does not fit.
         os.pwrite(self._descriptor.fileno(), head + data, offset)
+
+
+def _checksum(generation: int, data: bytes) -> int:
+    """Of both: a slot with a new generation and the document of an old one is not whole."""
+    return zlib.crc32(data, generation & 0xFFFFFFFF)
