@@ -31,7 +31,7 @@ from nvmf_vfio.registers import (
 _MAX_HISTORY = 4096
 _PAGE = 4096
 _DOORBELL_PAGE = 4096
-_MAX_OUTSTANDING = 1024
+_MAX_OUTSTANDING = 256
 """Commands remembered at most. Drivers have a few tens; a guest that submits and never completes has one for each of
 65,536 identifiers, and every one of them would be in each record."""
 
@@ -199,10 +199,15 @@ class AdminQueue:
         :returns: False when nothing is outstanding. :raises GuestMemoryError: as `submitted` does.
         """
         waiting = self.waiting(memory)
-        for command in waiting:
-            slot, phase, _ = self.free_slot(memory)
+        if not waiting or self.queues is None:
+            return False
+        slot, phase, completed = self.free_slot(memory)
+        for command in waiting[: self.queues.completion_size - 1 - len(completed)]:
             self.complete(memory, internal_error(command.identifier, self.tail, phase), slot)
-        return bool(waiting)
+            slot += 1
+            if slot == self.queues.completion_size:
+                slot, phase = 0, 1 - phase
+        return True
 
     def waiting(self, memory: GuestMemory) -> list[Outstanding]:
         """The commands that have no completion yet, in order. :raises GuestMemoryError: as `submitted` does."""
