@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -257,11 +258,17 @@ class Client:
     def __init__(self, path: Path, timeout: float = PATIENCE) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.socket.settimeout(timeout)
-        try:
-            self.socket.connect(os.fspath(path))
-        except OSError:
-            self.socket.close()
-            raise
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                self.socket.connect(os.fspath(path))
+                break
+            except BlockingIOError:
+                # The backlog is full of those who came before and have gone again.
+                assert time.monotonic() < end, "nobody accepts"
+            except OSError:
+                self.socket.close()
+                raise
         self._next = 0
 
     def send(
