@@ -165,10 +165,13 @@ async def test_reset_and_reboot(target: Target, host: Host) -> None:
         assert await guest.agent.get("/mnt/file") == b"kept"
 
 
-async def wait_block_device(guest: Guest, *, present: bool) -> None:
-    condition = "[ -b /dev/nvme0n1 ]" if present else "[ ! -e /dev/nvme0n1 ]"
+async def wait_in_guest(guest: Guest, condition: str) -> None:
     wait = f"for i in $(seq 400); do {condition} && exit 0; sleep 0.05; done; exit 1"
-    assert (await guest.run(wait, timeout=40)).status == 0, f"block device present={present} did not come about"
+    assert (await guest.run(wait, timeout=60)).status == 0, f"did not come about: {condition}"
+
+
+async def wait_block_device(guest: Guest, *, present: bool) -> None:
+    await wait_in_guest(guest, "[ -b /dev/nvme0n1 ]" if present else "[ ! -e /dev/nvme0n1 ]")
 
 
 async def unplug(guest: Guest, identity: str) -> None:
@@ -202,9 +205,9 @@ async def test_the_target_dies_for_good(target: Target, host: Host) -> None:
     async with host.boot(*host.device(1, await target.controller())) as guest:
         async with guest.stream(
             "fio --name=w --filename=/dev/nvme0n1 --rw=randwrite --bs=4k --iodepth=8 --ioengine=io_uring --direct=1 "
-            "--size=8m --time_based --runtime=300 --output-format=json"
+            "--size=8m --time_based --runtime=300 --allow_file_create=0 --output-format=json"
         ) as load:
-            await asyncio.sleep(1)  # let there be I/O in flight
+            await wait_in_guest(guest, "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q nvme0n1")
             target.kill()
             async with asyncio.timeout(60):
                 result = await load.collect()
