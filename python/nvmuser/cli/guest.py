@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from nvmuser.errors import UsageError
-from nvmuser.guest import libvirt, machine, qemu, terminal
+from nvmuser.guest import libvirt, machine, plug, qemu, terminal
 from nvmuser.guest.registry import Registry
 from nvmuser.guest.spec import MIB, GuestSpec, use_hugepages
 from nvmuser.model import parse_size
@@ -220,6 +220,72 @@ def stop(state: StateDir, /, names: tuple[str, ...]) -> int:
         results = await asyncio.gather(*(registry.stop(name) for name in names))
         for name, graceful in zip(names, results, strict=True):
             click.echo(f"guest {name} {'shut down' if graceful else 'did not shut down by itself and was ended'}")
+        return 0
+
+    return _run(work())
+
+
+_qmp_option = click.option(
+    "--qmp",
+    "qmp_path",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="The QMP socket of a QEMU that is not ours, instead of GUEST.",
+)
+
+
+def _plug_target(state: StateDir, names: tuple[str, ...], qmp_path: Path | None) -> tuple[Path, tuple[str, ...]]:
+    """Of `[GUEST] CONTROLLER…`: the QMP socket and the controllers."""
+    if qmp_path is None:
+        name, *rest = names
+        names = tuple(rest)
+        _registry(state).get(name)
+        qmp_path = _registry(state).runtime(name).qmp
+    if not names:
+        raise UsageError("no controller named: `nvmuser guest plug GUEST CONTROLLER…`, or --qmp PATH CONTROLLER…")
+    return qmp_path, names
+
+
+@guest.command("plug")
+@click.argument("names", metavar="[GUEST] CONTROLLER...", nargs=-1, required=True)
+@_qmp_option
+@click.option("--direct", is_flag=True, help="Without the endpoint: the guest loses its disks with the target.")
+@click.option("--check", is_flag=True, help="Only say what would stand in the way.")
+@click.pass_obj
+def plug_controllers(
+    state: StateDir, /, names: tuple[str, ...], qmp_path: Path | None, direct: bool, check: bool
+) -> int:
+    """Plug controllers into a running guest."""
+    path, controllers = _plug_target(state, names, qmp_path)
+    sockets = [state.socket(name, direct=direct) for name in controllers]
+
+    async def work() -> int:
+        async with plug.connected(path) as qmp:
+            if check:
+                problems = await plug.preflight(qmp, sockets)
+                for problem in problems:
+                    click.echo(f"✗ {problem}")
+                return 1 if problems else 0
+            for name, identity in zip(controllers, await plug.plug(qmp, sockets), strict=True):
+                click.echo(f"controller {name} plugged in as {identity}")
+        return 0
+
+    return _run(work())
+
+
+@guest.command("unplug")
+@click.argument("names", metavar="[GUEST] CONTROLLER...", nargs=-1, required=True)
+@_qmp_option
+@click.pass_obj
+def unplug_controllers(state: StateDir, /, names: tuple[str, ...], qmp_path: Path | None) -> int:
+    """Take controllers out of a running guest, where its QEMU survives that."""
+    path, controllers = _plug_target(state, names, qmp_path)
+
+    async def work() -> int:
+        async with plug.connected(path) as qmp:
+            for name in controllers:
+                await plug.unplug(qmp, state.socket(name))
+                click.echo(f"controller {name} unplugged")
         return 0
 
     return _run(work())

@@ -58,6 +58,6 @@ def _devices(root: ET.Element, spec: GuestSpec) -> None:
 def _command_line(root: ET.Element, spec: GuestSpec) -> None:
     line = ET.SubElement(root, f"{{{_QEMU}}}commandline")
     for number, socket in enumerate(spec.sockets):
-        device = controller(f"nvmuser{number}", socket, "pcie.0") | {"addr": f"{_SLOTS_FROM - number:x}"}
+        device = controller(socket, "pcie.0") | {"addr": f"{_SLOTS_FROM - number:x}"}
         for value in ("-device", json.dumps(device)):
             ET.SubElement(line, f"{{{_QEMU}}}arg", value=value)

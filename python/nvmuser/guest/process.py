@@ -90,7 +90,8 @@ class QemuProcess:
 
     def why(self) -> str:
         """QEMU's own last words, or how it ended."""
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if not line.startswith("$ ")]
+        written = self.log.read_text(errors="replace").splitlines()
+        lines = [line for line in written if not line.startswith("$ ") and ": warning: " not in line]
         ending = f"exit status {self._child.returncode}" if self._child is not None else "it is gone"
         return " | ".join(line.strip() for line in lines[-3:] if line.strip()) or ending
 

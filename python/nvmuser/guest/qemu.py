@@ -13,6 +13,8 @@ from typing import Any
 
 from nvmuser.guest.spec import GuestSpec
 
+DRIVER = "vfio-user-pci"
+
 _PORTS_AT = 0x10
 """The first PCI slot of our root ports; eight to a slot, so that 32 of them leave room for the rest."""
 
@@ -86,7 +88,7 @@ def arguments(spec: GuestSpec, runtime: Runtime, boot: Boot, listeners: Mapping[
         *_socket("agent", listeners["agent"]),
         *("-serial", "chardev:agent"),
         *_socket("qmp", listeners["qmp"]),
-        *("-mon", "chardev=qmp,mode=control"),
+        *("-qmp", "chardev:qmp"),
         *_system(spec, boot),
         *spec.qemu_args,
     ]
@@ -102,15 +104,20 @@ def attachment(spec: GuestSpec, *, hugepages: bool) -> list[str]:
         result += _device(root_port(number))
     for number, socket in enumerate(spec.sockets):
         bootable = {"bootindex": 1} if socket == spec.boot_from else {}
-        result += _device({**controller(f"nvme{number}", socket, f"port{number}"), **bootable})
+        result += _device({**controller(socket, f"port{number}"), **bootable})
     return result
 
 
-def controller(identity: str, socket: Path, bus: str) -> dict[str, Any]:
+def device_id(socket: Path) -> str:
+    """By which a controller is known in QEMU: its socket's directory bears its name."""
+    return f"nvmuser-{socket.parent.name}"
+
+
+def controller(socket: Path, bus: str) -> dict[str, Any]:
     """The device that connects to an NVMe controller's vfio-user socket; also as arguments of QMP's device_add."""
     return {
-        "driver": "vfio-user-pci",
-        "id": identity,
+        "driver": DRIVER,
+        "id": device_id(socket),
         "bus": bus,
         "socket": {"type": "unix", "path": str(socket)},
     }
