@@ -38,10 +38,16 @@ def is_ours(volume: Volume, bdev: Bdev, desired: Desired, actual: Actual) -> boo
     """Is the bdev of that name this volume? UUIDs are random, so that one that is equal cannot be chance."""
     if volume.backend == "remote":
         return volume.remote in actual.remotes
-    if volume.backend == "lvol" and (volume.snapshot_of or volume.clone_of):
-        # SPDK makes up the UUIDs of these; the pool is ours and the name in it is.
+    if volume.backend == "lvol":
+        # SPDK makes up the UUIDs of these; the pool is ours and so the name in it is.
         store = actual.lvstores.get(volume.pool)
         return store is not None and store.uuid == bdev.lvstore
+    if volume.backend == "error":
+        # SPDK ignores the UUID that it is given and derives one from the base's.
+        below = desired.entries.get(f"volume/{volume.base}")
+        base = below.object if below else None
+        found = find(base, desired, actual) if isinstance(base, Volume) else None
+        return isinstance(base, Volume) and found is not None and is_ours(base, found, desired, actual)
     return bdev.uuid == volume.uuid
 
 
@@ -60,14 +66,14 @@ def create(volume: Volume, desired: Desired) -> Request | None:
         case "lvol" if volume.clone_of:
             return methods.lvol_clone(_below(volume.clone_of, desired), volume.name)
         case "lvol":
-            return methods.lvol_create(volume.name, volume.pool, volume.size, thin=volume.thin, uuid=uuid)
+            return methods.lvol_create(volume.name, volume.pool, volume.size, thin=volume.thin)
         case "raid1" | "concat":
             members = [_below(one, desired) for one in volume.members]
             return methods.raid_create(name, volume.backend, members, uuid)
         case "delay":
             return methods.delay_create(name, _below(volume.base, desired), volume.latency_us, uuid)
         case "error":
-            return methods.error_create(_below(volume.base, desired), uuid)
+            return methods.error_create(_below(volume.base, desired))
     return None
 
 

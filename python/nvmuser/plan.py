@@ -101,7 +101,7 @@ class _Planner:
     _ready: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
     """Key → the calls after which it is there; None: it will not be there."""
     _released: dict[str, list[int]] = field(default_factory=dict)
-    """bdev → the calls after which no namespace of ours shows it."""
+    """bdev → the calls after which nothing of ours that goes has it any more."""
     _transport: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -129,6 +129,17 @@ class _Planner:
     def _ours(self, volume: Volume) -> Bdev | None:
         bdev = backends.find(volume, self.desired, self.actual)
         return bdev if bdev and backends.is_ours(volume, bdev, self.desired, self.actual) else None
+
+    def _bdev(self, key: str) -> str | None:
+        """SPDK's name of a volume, by our key; None when it is not there, or no volume."""
+        entry = self.desired.entries.get(key)
+        bdev = self._ours(entry.object) if entry and isinstance(entry.object, Volume) else None
+        return bdev.name if bdev else None
+
+    def _free(self, key: str) -> list[int]:
+        """The calls after which a volume has no user that goes."""
+        bdev = self._bdev(key)
+        return self._released.get(bdev, []) if bdev else []
 
     def _subsystem(self, controller: Controller) -> Subsystem | None:
         found = self.actual.subsystems.get(controller.nqn)
@@ -185,7 +196,13 @@ class _Planner:
             if request and (user := self._foreign_user(bdev.name)):
                 self._conflict(one.key, f"not deleted: subsystem {user}, which is not ours, shows it")
                 request = None
-        gone[one.key] = (self._add(request, one.key, after, verb="delete"),) if request else tuple(after)
+        if request:
+            call = self._add(request, one.key, after, verb="delete")
+            for below in one.below:
+                if name := self._bdev(below):
+                    self._released.setdefault(name, []).append(call)
+            after = [call]
+        gone[one.key] = tuple(after)
         return gone[one.key]
 
     def _delete_request(self, one: Volume | Pool | Remote) -> Request | None:
@@ -225,6 +242,7 @@ class _Planner:
             one = self.desired.get(key)
             before = [self.ensure(below) for below in one.below]
             ready = [call for calls in before if calls is not None for call in calls]
+            ready += [call for below in one.below for call in self._free(below)]
             if isinstance(one, Controller):
                 self._ready[key] = self._controller(one)
             elif None in before:
@@ -359,8 +377,7 @@ class _Planner:
         self, controller: Controller, one: Namespace, volume: Volume, after: list[int], found: ActualNamespace | None
     ) -> int:
         bdev = backends.bdev_name(volume, self.desired)
-        ours = self._ours(volume)
-        after = [*after, *self._released.get(ours.name if ours else bdev, [])]
+        after = [*after, *self._free(volume.key)]
         if found:
             after += self._released.get(found.bdev, [])
         request = methods.add_namespace(

@@ -118,8 +118,9 @@ def lvstore_grow(name: str) -> Request:
     return Request("bdev_lvol_grow_lvstore", {"lvs_name": name})
 
 
-def lvol_create(name: str, pool: str, size: int, *, thin: bool, uuid: str) -> Request:
-    params = {"lvol_name": name, "lvs_name": pool, "size_in_mib": size // _MIB, "thin_provision": thin, "uuid": uuid}
+def lvol_create(name: str, pool: str, size: int, *, thin: bool) -> Request:
+    """Its parameter `uuid` is not the volume's: it names the pool, in place of `lvs_name`."""
+    params = {"lvol_name": name, "lvs_name": pool, "size_in_mib": size // _MIB, "thin_provision": thin}
     return Request("bdev_lvol_create", params)
 
 
@@ -152,8 +153,8 @@ def delay_create(name: str, base: str, latency_us: int, uuid: str) -> Request:
     return Request("bdev_delay_create", params)
 
 
-def error_create(base: str, uuid: str) -> Request:
-    return Request("bdev_error_create", {"base_name": base, "uuid": uuid})
+def error_create(base: str) -> Request:
+    return Request("bdev_error_create", {"base_name": base})
 
 
 def attach_remote(name: str, nqn: str, address: str, port: int) -> Request:

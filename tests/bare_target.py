@@ -1,0 +1,67 @@
+"""A plain `nvmf_tgt` without supervisor or endpoint, for the tests of what talks to it."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nvmuser.runtime import find_spdk
+from nvmuser.sockets import answers
+
+START_S = 20.0
+
+
+@dataclass
+class BareTarget:
+    """A plain `nvmf_tgt`, without supervisor or endpoint."""
+
+    process: subprocess.Popen[bytes]
+    rpc_socket: Path
+    log: Path
+
+    def kill(self) -> None:
+        """SIGKILL, reaped."""
+        self.process.kill()
+        self.process.wait()
+
+
+class TargetFactory:
+    """Starts bare targets and ends what it started."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._started: list[BareTarget] = []
+
+    def start(self, name: str = "spdk", *, polled: bool = False) -> BareTarget:
+        """Start one and wait until its RPC socket answers.
+
+        :param polled: where time is measured, or interrupts are not supported. Else a target that polls would
+            only take a whole core from its neighbours.
+        """
+        rpc_socket, log = self._directory / f"{name}.sock", self._directory / f"{name}.log"
+        rpc_socket.unlink(missing_ok=True)
+        argv = [str(find_spdk().binary("nvmf_tgt")), "--no-huge", "--no-pci", "-s", "512", "-m", "0x1"]
+        argv += ["-r", str(rpc_socket), "--disable-cpumask-locks", *([] if polled else ["--interrupt-mode"])]
+        with log.open("ab") as output:
+            process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT)
+        target = BareTarget(process, rpc_socket, log)
+        self._started.append(target)
+        deadline = time.monotonic() + START_S
+        while not answers(rpc_socket):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"nvmf_tgt did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.02)
+        return target
+
+    def end(self) -> None:
+        for target in self._started:
+            if target.process.poll() is None:
+                target.process.terminate()
+                try:
+                    target.process.wait(10)
+                except subprocess.TimeoutExpired:
+                    target.kill()
