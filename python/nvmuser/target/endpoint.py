@@ -24,6 +24,8 @@ from nvmuser.target.process import Process
 _START_DEADLINE = 30.0
 _STATUS_DEADLINE = 5.0
 _STOP_GRACE = 5.0
+_NOBODY: dict[str, Any] = {"sessions": [], "rss_kib": 0, "controllers": 0}
+"""The status of an endpoint that does not answer."""
 
 
 class EndpointProcess:
@@ -129,6 +131,8 @@ class EndpointProcess:
     def _channel_ended(self) -> None:
         self._channel = None
         self._answer_served(len(self._served))
+        if self._status and not self._status.done():
+            self._status.set_result(dict(_NOBODY))
         if self._hello and not self._hello.done():
             self._hello.set_exception(TargetError("the endpoint hung up"))
 
@@ -148,16 +152,15 @@ class EndpointProcess:
 
     async def status(self) -> dict[str, Any]:
         """Guests and memory; empty when the endpoint does not answer in time."""
-        empty: dict[str, Any] = {"sessions": [], "rss_kib": 0, "controllers": 0}
         if self._channel is None:
-            return empty
+            return dict(_NOBODY)
         if self._status is None or self._status.done():
             self._partial = []
             self._status = asyncio.get_running_loop().create_future()
             self._channel.send("status")
         with contextlib.suppress(TimeoutError):
             return await asyncio.wait_for(asyncio.shield(self._status), _STATUS_DEADLINE)
-        return empty
+        return dict(_NOBODY)
 
     async def _end(self) -> None:
         if self._channel:
