@@ -5,8 +5,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -18,6 +20,7 @@ struct area {
     uint64_t offset;
     dev_t device;
     ino_t inode;
+    char path[PATH_MAX + 16];   /* as maps and /proc/self/fd give it */
 };
 
 static int
@@ -27,9 +30,11 @@ parse_area(const char *line, struct area *area)
     char permissions[5];
     uint64_t offset, inode;
     unsigned int major, minor;
+    int path = 0;
 
-    if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %4s %" SCNx64 " %x:%x %" SCNu64,
-               &start, &end, permissions, &offset, &major, &minor, &inode) != 7) {
+    if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %4s %" SCNx64 " %x:%x %" SCNu64
+               " %n", &start, &end, permissions, &offset, &major, &minor, &inode,
+               &path) != 7) {
         return -1;
     }
     *area = (struct area){
@@ -40,6 +45,8 @@ parse_area(const char *line, struct area *area)
         .device = makedev(major, minor),
         .inode = (ino_t)inode,
     };
+    (void)snprintf(area->path, sizeof(area->path), "%.*s",
+                   (int)strcspn(line + path, "\n"), line + path);
     return 0;
 }
 
@@ -105,13 +112,26 @@ find_area(uintptr_t vaddr, size_t size, struct area *found)
     return ret;
 }
 
+/* On btrfs and overlayfs, maps and fstat() differ in the device: then by name. */
+static bool
+same_path(int fd, const struct area *area)
+{
+    char link[32], path[sizeof(area->path)];
+    ssize_t n;
+
+    (void)snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    n = readlink(link, path, sizeof(path));
+    return n > 0 && (size_t)n == strlen(area->path) &&
+           memcmp(path, area->path, (size_t)n) == 0;
+}
+
 static bool
 same_file(int fd, const struct area *area)
 {
     struct stat st;
 
-    return fstat(fd, &st) == 0 && st.st_dev == area->device &&
-           st.st_ino == area->inode;
+    return fstat(fd, &st) == 0 && st.st_ino == area->inode &&
+           (st.st_dev == area->device || same_path(fd, area));
 }
 
 /* Is fd that file, opened well enough? */
