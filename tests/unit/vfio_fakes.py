@@ -413,7 +413,7 @@ class Supervisor:
     """The supervisor's end of the channel, with its keeper."""
 
     def __init__(self, keeper: Keeper | None = None) -> None:
-        self.keeper = keeper or Keeper()
+        self.keeper = Keeper() if keeper is None else keeper
         self.messages: list[dict[str, object]] = []
         self.channel: Channel | None = None
         self.is_ended = False

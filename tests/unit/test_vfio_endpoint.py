@@ -1,0 +1,308 @@
+"""The endpoint process: killed, and taken over with its guests connected."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from vfio_fakes import (
+    Client,
+    Driver,
+    FakeTarget,
+    Supervisor,
+    endpoint_process,
+    memory,
+    until,
+)
+
+from nvmf_vfio.channel import Keeper
+from nvmf_vfio.descriptors import Descriptor
+from nvmf_vfio.protocol import Command, DmaMap, RegionInfo
+from nvmf_vfio.registers import CSTS_CFS, CSTS_RDY, OPC_ASYNC_EVENT_REQUEST
+
+do = asyncio.to_thread
+MIB = 1 << 20
+
+StartEndpoint = Callable[[], contextlib.AbstractAsyncContextManager[Supervisor]]
+
+
+@pytest.fixture
+async def keeper() -> AsyncIterator[Keeper]:
+    keeper = Keeper()
+    yield keeper
+    keeper.close()
+
+
+@pytest.fixture
+async def target(tmp_path: Path) -> AsyncIterator[FakeTarget]:
+    target = FakeTarget(tmp_path / "targets" / "a" / "cntrl")
+    yield target
+    target.kill()
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path, keeper: Keeper) -> StartEndpoint:
+    """An endpoint that serves controller a and is killed at the end; the keeper is always the same."""
+
+    @contextlib.asynccontextmanager
+    async def start() -> AsyncIterator[Supervisor]:
+        async with endpoint_process(tmp_path, keeper) as (_, supervisor):
+            supervisor.begin(["a"])
+            await supervisor.status()
+            yield supervisor
+        assert "Traceback" not in (tmp_path / "endpoint.log").read_text()
+
+    return start
+
+
+@pytest.fixture
+def connect(tmp_path: Path) -> Iterator[Callable[[], Driver]]:
+    """Boots a guest, as far as QEMU's connection."""
+    drivers = []
+
+    def boot() -> Driver:
+        drivers.append(Driver(Client(tmp_path / "guests" / "a" / "cntrl")))
+        return drivers[-1]
+
+    yield boot
+    for driver in drivers:
+        driver.close()
+
+
+async def online(supervisor: Supervisor) -> dict[str, object]:
+    """Wait until the guest has a target; its status."""
+    while True:
+        status = await supervisor.status()
+        sessions = status["sessions"]
+        assert isinstance(sessions, list)
+        if sessions and sessions[0]["online"]:
+            found: dict[str, object] = sessions[0]
+            return found
+
+
+async def test_a_guest_stays_connected_when_its_endpoint_is_killed(
+    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+) -> None:
+    async with endpoint() as supervisor:
+        supervisor.tell("target", state="ready")
+        driver = connect()
+        await do(driver.set_up)
+        assert await do(driver.csts) == CSTS_RDY
+        await do(driver.submit, OPC_ASYNC_EVENT_REQUEST, 5)
+        await until(lambda: len(keeper) == 4)
+    assert len(keeper) == 4, "connection, record, memory, interrupt"
+
+    async with endpoint() as supervisor:
+        assert await do(driver.csts) == CSTS_CFS | CSTS_RDY
+        supervisor.tell("target", state="ready")
+        await online(supervisor)
+        assert [m.address for m in target.maps] == [0]
+        assert driver.completion(0)[1:] == (5, 1)
+        await do(driver.disable)
+        await do(driver.enable)
+        assert await do(driver.csts) == CSTS_RDY
+        assert (await online(supervisor))["recoveries"] == 1
+        driver.close()
+        await until(lambda: len(keeper) == 0)
+
+
+async def test_what_was_asked_before_the_kill_is_answered_after_it(
+    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+) -> None:
+    async with endpoint() as supervisor:
+        supervisor.tell("target", state="ready")
+        driver = connect()
+        await do(driver.set_up)
+        target.held.add(Command.DMA_MAP)
+        with memory() as more:
+            first = driver.client.send(Command.DMA_MAP, DmaMap(3, 0, 1 << 30, MIB).pack(), [more])
+        await until(lambda: len(target.asked(Command.DMA_MAP)) == 2 and len(keeper) == 5)
+    with memory() as more:
+        second = driver.client.send(Command.DMA_MAP, DmaMap(3, 0, 1 << 31, MIB).pack(), [more])
+    target.held.clear()
+    async with endpoint() as supervisor:
+        for identifier in (first, second):
+            reply = await do(driver.client.receive)
+            assert (reply.header.id, reply.header.error) == (identifier, 0)
+        supervisor.tell("target", state="ready")
+        await online(supervisor)
+        assert [m.address for m in target.maps] == [0, 1 << 30, 1 << 31]
+        await do(driver.client.unmap, 1 << 30, MIB)
+        await until(lambda: len(keeper) == 5)
+    driver.close()
+
+
+async def test_killed_again_and_again(
+    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+) -> None:
+    driver = None
+    for round_ in range(4):
+        async with endpoint() as supervisor:
+            supervisor.tell("target", state="ready")
+            if driver is None:
+                driver = connect()
+                await do(driver.set_up)
+            await online(supervisor)
+            with memory() as more:
+                await do(driver.client.map, (round_ + 1) << 30, MIB, more)
+            await until(lambda: len(keeper) == 4 + round_ + 1)  # noqa: B023 (awaited at once)
+    assert driver
+    driver.close()
+
+
+async def test_a_guest_that_left_meanwhile(
+    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+) -> None:
+    async with endpoint() as supervisor:
+        supervisor.tell("target", state="ready")
+        driver = connect()
+        await do(driver.set_up)
+        await until(lambda: len(keeper) == 4)
+    driver.close()
+    async with endpoint() as supervisor:
+        await until(lambda: len(keeper) == 0)
+        supervisor.tell("target", state="ready")
+        again = connect()
+        await do(again.set_up)
+        assert await do(again.csts) == CSTS_RDY
+        again.close()
+
+
+async def test_remains_of_an_earlier_guest_do_not_displace_the_present_one(
+    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+) -> None:
+    """The keeper had not been told yet that a session had ended when the endpoint was killed."""
+    async with endpoint() as supervisor:
+        supervisor.tell("target", state="ready")
+        driver = connect()
+        await do(driver.set_up)
+        await until(lambda: len(keeper) == 4)
+        stale = {name: held.duplicate() for name, held in keeper._kept.items()}
+        driver.close()
+        await until(lambda: len(keeper) == 0 and target.wire is None)
+        present = connect()
+        await do(present.set_up)
+        await until(lambda: len(keeper) == 4)
+    assert not set(stale) & set(keeper._kept)
+    for name, held in stale.items():
+        keeper.put(name, held)
+    async with endpoint() as supervisor:
+        supervisor.tell("target", state="ready")
+        await online(supervisor)
+        await until(lambda: len(keeper) == 4)
+        assert await do(present.csts) == CSTS_RDY
+
+
+@pytest.mark.parametrize("lost", ["conn", "record", "0"])
+async def test_a_guest_whose_remains_are_incomplete_is_let_go(
+    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver], lost: str
+) -> None:
+    async with endpoint() as supervisor:
+        supervisor.tell("target", state="ready")
+        driver = connect()
+        await do(driver.set_up)
+        await until(lambda: len(keeper) == 4)
+    keeper.drop(f"a/1/{lost}")
+    async with endpoint() as supervisor:
+        await until(lambda: len(keeper) == 0)
+        assert await do(driver.client.is_closed)
+        supervisor.tell("target", state="ready")
+        again = connect()
+        await do(again.set_up)
+        again.close()
+    driver.close()
+
+
+async def test_garbage_in_a_record_harms_that_guest_alone(
+    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+) -> None:
+    async with endpoint() as supervisor:
+        supervisor.tell("target", state="ready")
+        driver = connect()
+        await do(driver.set_up)
+        await until(lambda: len(keeper) == 4)
+    os.ftruncate(keeper._kept["a/1/record"].fileno(), 100)
+    async with endpoint() as supervisor:
+        assert await do(driver.client.is_closed)
+        assert (await supervisor.status())["controllers"] == 1
+    driver.close()
+
+
+async def test_a_message_in_pieces_when_the_endpoint_is_killed(
+    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+) -> None:
+    """Half a message is lost with the process that had read it; once it was whole, nothing is."""
+    async with endpoint() as supervisor:
+        supervisor.tell("target", state="ready")
+        driver = connect()
+        await do(driver.set_up)
+        assert await do(driver.csts) == CSTS_RDY
+        driver.client.send_raw(bytes([1]))
+        await supervisor.status()
+        whole = b"\0\5\0\x20\0\0\0\0\0\0\0\0\0\0\0" + RegionInfo(32, 0, 0).pack()[:16]
+        driver.client.send_raw(whole)
+        await do(driver.client.receive)
+        await until(lambda: len(keeper) == 4)
+    async with endpoint() as supervisor:
+        assert await do(driver.csts) == CSTS_RDY
+        driver.client.send_raw(bytes([1]))
+        await supervisor.status()
+    async with endpoint() as supervisor:
+        assert await do(driver.client.is_closed)
+    driver.close()
+
+
+async def test_a_new_supervisor_gets_everything_once_more(
+    tmp_path: Path, target: FakeTarget, connect: Callable[[], Driver]
+) -> None:
+    async with endpoint_process(tmp_path) as (process, first):
+        first.begin(["a"])
+        first.tell("target", state="ready")
+        await first.status()
+        driver = connect()
+        await do(driver.set_up)
+        await until(lambda: len(first.keeper) == 4)
+        first.close()
+        second = Supervisor()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.connect(os.fspath(tmp_path / "endpoint.sock"))
+        second.attach(sock)
+        await until(lambda: second.heard("hello"))
+        assert second.heard("hello")[0]["fresh"] is False
+        assert second.heard("hello")[0]["pid"] == process.pid
+        second.begin(["a"])
+        await until(lambda: len(second.keeper) == 4)
+        assert await do(driver.csts) == CSTS_RDY
+        driver.close()
+        await until(lambda: len(second.keeper) == 0)
+        second.close()
+
+
+async def test_stop_and_what_is_left_behind(tmp_path: Path) -> None:
+    async with endpoint_process(tmp_path) as (process, supervisor):
+        supervisor.begin(["a", "b"])
+        await supervisor.status()
+        guest = tmp_path / "guests" / "a" / "cntrl"
+        assert guest.stat().st_mode & 0o7777 == 0o660
+        assert (tmp_path / "endpoint.sock").stat().st_mode & 0o7777 == 0o600
+        supervisor.tell("serve", controllers=["a"])
+        await supervisor.status()
+        assert not (tmp_path / "guests" / "b").exists()
+        supervisor.tell("stop")
+        assert await process.wait() == 0
+        assert not guest.exists()
+        supervisor.close()
+
+
+async def test_a_keeper_holds_one_copy_of_a_name() -> None:
+    keeper = Keeper()
+    held = memory()
+    keeper.put("x", held.duplicate())
+    keeper.put("x", Descriptor(held.detach()))
+    assert len(keeper) == 1
+    keeper.drop("x")
+    keeper.drop("x")
+    assert len(keeper) == 0
