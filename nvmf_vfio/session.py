@@ -512,7 +512,10 @@ class Session:
         if pending.command is Command.REGION_READ:
             assert isinstance(pending.request, RegionAccess)
             answer = RegionAccess.unpack(body, with_data=True)
+            knew = self.controller.seen_ready
             data = self.controller.patch_read(pending.request, answer.data)
+            if self.controller.seen_ready and not knew:
+                self._save()
             if self.controller.seen_ready and self.controller.phase is Phase.LIVE:
                 self.statistics.back()
             body = RegionAccess(answer.offset, answer.region, answer.count, data).pack()
