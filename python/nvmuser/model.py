@@ -309,31 +309,41 @@ def _compact(value: Any) -> dict[str, Any]:
     return found
 
 
-def _build(kind: Any, data: Any, where: str) -> Any:
-    """An instance of dataclass `kind`. :raise UsageError: unknown or missing field, or a wrong type."""
+class FieldError(UsageError):
+    """A field that is unknown, missing or of the wrong type. `path` leads to it: `namespaces`, 0,
+    `volume`."""
+
+    def __init__(self, where: str, path: tuple[str | int, ...], reason: str) -> None:
+        self.path = path
+        self.reason = reason
+        steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+        super().__init__(f"{where}{steps}: {reason}")
+
+
+def _build(kind: Any, data: Any, where: str, path: tuple[str | int, ...] = ()) -> Any:
+    """An instance of dataclass `kind`. :raise FieldError: unknown or missing field, or a wrong type."""
     if not isinstance(data, Mapping):
-        raise UsageError(f"{where}: expected a mapping, got {data!r}")
+        raise FieldError(where, path, f"expected a mapping, got {data!r}")
     hints = _hints(kind)
     if unknown := [key for key in data if key not in hints]:
-        raise UsageError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(hints)}")
-    values = {key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()}
-    try:
-        return kind(**values)
-    except TypeError:
-        missing = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING and f.name not in data]
-        raise UsageError(f"{where}: missing {', '.join(missing)}") from None
+        raise FieldError(where, path, f"unknown field {unknown[0]!r}; known are {', '.join(hints)}")
+    values = {key: _value(hints[key], value, where, (*path, key)) for key, value in data.items()}
+    required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+    if missing := [name for name in required if name not in data]:
+        raise FieldError(where, path, f"missing {', '.join(missing)}")
+    return kind(**values)
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def _value(hint: Any, value: Any, where: str, path: tuple[str | int, ...]) -> Any:
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
-            raise UsageError(f"{where}: expected a list, got {value!r}")
+            raise FieldError(where, path, f"expected a list, got {value!r}")
         item = typing.get_args(hint)[0]
-        return tuple(_value(item, one, f"{where}[{index}]") for index, one in enumerate(value))
+        return tuple(_value(item, one, where, (*path, index)) for index, one in enumerate(value))
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)
+        return _build(hint, value, where, path)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise UsageError(f"{where}: expected {hint.__name__}, got {value!r}")
+        raise FieldError(where, path, f"expected {hint.__name__}, got {value!r}")
     return value
 
 

@@ -13,11 +13,17 @@ from nvmuser.errors import NvmuserError
 from nvmuser.paths import StateDir, default_state_dir
 
 _COMMANDS = {
+    "apply": "spec",
     "bench": "bench",
     "controller": "controller",
+    "diff": "spec",
     "doctor": "setup",
+    "export": "spec",
     "guest": "guest",
+    "pool": "pool",
+    "remote": "remote",
     "rpc": "rpc",
+    "schema": "spec",
     "setup": "setup",
     "status": "target",
     "target": "target",
@@ -27,7 +33,8 @@ _COMMANDS = {
 
 
 class _LazyGroup(click.Group):
-    """Loads a command's module only when the command is used: `nvmuser --help` imports neither fio nor plots."""
+    """Loads a command's module only when the command is used: `nvmuser --help` imports neither fio nor
+    plots."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_COMMANDS)
@@ -55,7 +62,8 @@ def cli(ctx: click.Context, state_dir: Path | None) -> None:
 
 
 def main() -> None:
-    """Entry point. Exit status: 0, 1 (error), 2 (bad input), 130 (interrupted), or the guest command's own."""
+    """Entry point. Exit status: 0, 1 (error), 2 (bad input), 130 (interrupted), or the guest command's
+    own."""
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except NvmuserError as error:

@@ -1,0 +1,72 @@
+"""`nvmuser pool`: volumes divided into volumes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from rich.table import Table
+
+from nvmuser import control
+from nvmuser.change import Change
+from nvmuser.cli.present import console, run, say, say_object
+from nvmuser.model import Pool, Volume, format_size, parse_size
+from nvmuser.paths import StateDir
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def pool() -> None:
+    """Pools: a volume divided into volumes, with snapshots and clones.
+
+    \b
+    nvmuser volume create disk --path /dev/sdb
+    nvmuser pool create fast --base disk
+    nvmuser volume create db --backend lvol --pool fast --size 20G --thin
+    """
+
+
+@pool.command()
+@click.argument("name")
+@click.option("--base", required=True, metavar="VOLUME", help="What it lies on; used up by the pool.")
+@click.option("--cluster-size", default="4M", show_default=True, help="Space is handed out in these.")
+@_as_json
+@click.pass_obj
+def create(state: StateDir, name: str, base: str, cluster_size: str, as_json: bool) -> None:
+    """Declare a pool. What the volume held before is lost, unless it is a pool of this name already."""
+    one = Pool(name, base=base, cluster_size=parse_size(cluster_size))
+    outcome = run(control.submit(state, Change(create=(one,))))
+    say_object(outcome, as_json, f"pool {name} created")
+
+
+@pool.command("list")
+@_as_json
+@click.pass_obj
+def list_(state: StateDir, as_json: bool) -> None:
+    """Every pool, and what is in it."""
+    desired = control.load(state)
+    rows: list[dict[str, Any]] = []
+    for one in desired.pools():
+        inside = [volume.name for volume in desired.volumes() if volume.pool == one.name]
+        rows.append(one.to_json() | {"cluster_size": one.cluster_size, "volumes": inside})
+    if as_json:
+        say(rows)
+        return
+    table = Table("pool", "on volume", "size of that", "volumes")
+    for row in rows:
+        base = desired.get(f"volume/{row['base']}")
+        size = format_size(base.size) if isinstance(base, Volume) and base.size else ""
+        table.add_row(row["name"], row["base"], size, ", ".join(row["volumes"]))
+    console().print(table)
+
+
+@pool.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="The volume below may be erased.")
+@_as_json
+@click.pass_obj
+def delete(state: StateDir, name: str, yes: bool, as_json: bool) -> None:
+    """Take a pool away; its volumes have to go first."""
+    outcome = run(control.submit(state, Change(delete=(f"pool/{name}",), wipe=yes)))
+    say_object(outcome, as_json, f"pool {name} deleted")

@@ -1,0 +1,150 @@
+"""`nvmuser apply`, `diff`, `export` and `schema`: everything at once, from a file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nvmuser import control
+from nvmuser import spec as specs
+from nvmuser.change import Change
+from nvmuser.cli.present import run, say
+from nvmuser.desired import Desired
+from nvmuser.engine import Engine, Outcome
+from nvmuser.errors import NvmuserError, UsageError
+from nvmuser.paths import StateDir
+from nvmuser.rpc import Client
+from nvmuser.sockets import answers
+
+_file = click.option("-f", "--file", "path", required=True, metavar="FILE", help="YAML or JSON; - for stdin.")
+_prune = click.option("--prune", is_flag=True, help="Take away what the file does not name.")
+_yes = click.option("--yes", is_flag=True, help="With --prune: data may be deleted too.")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.command()
+@_file
+@_prune
+@_yes
+@click.option("--dry-run", is_flag=True, help="Print the calls to SPDK, wave by wave, and make none.")
+@_as_json
+@click.pass_obj
+def apply(state: StateDir, path: str, prune: bool, yes: bool, dry_run: bool, as_json: bool) -> None:
+    """Make it so.
+
+    \b
+    nvmuser apply -f spec.yaml
+    nvmuser apply -f spec.yaml --prune --dry-run
+    """
+    spec = _read(path)
+    change = specs.difference(control.load(state), spec, prune=prune, wipe=yes)
+    try:
+        if dry_run:
+            say(run(_dry_run(state, change)))
+            return
+        outcome = run(_apply(state, change))
+    except NvmuserError as error:
+        raise spec.explain(error) from error
+    if as_json:
+        say(outcome.to_json() | {"changed": sorted(change.keys)})
+    else:
+        _print(change, outcome)
+
+
+@click.command()
+@_file
+@_prune
+@_as_json
+@click.pass_obj
+def diff(state: StateDir, path: str, prune: bool, as_json: bool) -> None:
+    """What `apply` would change. Exit status 2 when it would change something.
+
+    \b
+    nvmuser diff -f spec.yaml --prune
+    """
+    desired = control.load(state)
+    change = specs.difference(desired, _read(path), prune=prune, wipe=True)
+    if as_json:
+        say(change.to_json())
+    else:
+        for line in _lines(change, desired):
+            click.echo(line)
+    if change.keys:
+        sys.exit(2)
+
+
+@click.command()
+@_as_json
+@click.pass_obj
+def export(state: StateDir, as_json: bool) -> None:
+    """Print the specification of what is wanted now, identities included."""
+    document = specs.export(control.load(state))
+    if as_json:
+        say(document)
+    else:
+        click.echo(specs.dump(document), nl=False)
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of specifications, for an editor."""
+    say(specs.schema())
+
+
+def _read(path: str) -> specs.Spec:
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not text in UTF-8") from error
+    return specs.parse(text, "stdin" if path == "-" else path)
+
+
+async def _apply(state: StateDir, change: Change) -> Outcome:
+    """Also without a change, SPDK may have drifted: that is put right too."""
+    if change.keys or not answers(state.control_socket):
+        return await control.submit(state, change)
+    return Outcome.from_json(await control.ask(state, "reconcile"))
+
+
+async def _dry_run(state: StateDir, change: Change) -> list[list[dict[str, Any]]]:
+    async with contextlib.AsyncExitStack() as stack:
+        rpc = None
+        if await asyncio.to_thread(answers, state.rpc_socket):
+            rpc = await stack.enter_async_context(await Client.connect(state.rpc_socket))
+        with contextlib.closing(Engine(state, rpc)) as engine:
+            return await engine.dry_run(change)
+
+
+def _print(change: Change, outcome: Outcome) -> None:
+    if not change.keys and not outcome.calls and not outcome.problems:
+        click.echo("nothing to do")
+    for word, keys in (
+        ("created", [one.key for one in change.create]),
+        ("changed", [one.key for one in change.update]),
+        ("deleted", list(change.delete)),
+    ):
+        for key in keys:
+            click.echo(f"{word} {key.replace('/', ' ', 1)}")
+    if not change.keys and outcome.calls:
+        click.echo(f"repaired with {outcome.calls} calls")
+    if outcome.pending:
+        click.echo("the target is not running: this takes effect when it starts (nvmuser target start)")
+    for problem in outcome.problems:
+        click.echo(f"note: {problem}")
+
+
+def _lines(change: Change, desired: Desired) -> list[str]:
+    lines = [f"+ {one.key.replace('/', ' ', 1)}" for one in change.create]
+    for one in change.update:
+        before, after = desired.get(one.key).to_json(), one.to_json()
+        fields = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+        changed = ", ".join(f"{key}: {before.get(key)} → {after.get(key)}" for key in fields)
+        lines.append(f"~ {one.key.replace('/', ' ', 1)}  {changed}")
+    return lines + [f"- {key.replace('/', ' ', 1)}" for key in change.delete]

@@ -1,0 +1,284 @@
+"""The file that declares everything at once: read with positions, compared, written.
+
+Owns the document's shape (YAML, of which JSON is a part) and the way from it to a `Change`. What objects mean
+is the model's. An error says where: `spec.yaml:12: volumes[3].size: …`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from nvmuser.change import Change
+from nvmuser.desired import Desired
+from nvmuser.errors import NvmuserError, UsageError
+from nvmuser.model import KINDS, AnyObject, Controller, FieldError, Volume, format_size, object_from_json, parse_size
+
+SECTIONS = {
+    "pools": "pool",
+    "volumes": "volume",
+    "snapshots": "volume",
+    "remotes": "remote",
+    "controllers": "controller",
+}
+_SIZES = ("size", "cluster_size")
+_NOT_FOR_PEOPLE = ("owned",)
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a file declares, and where in it each object stands."""
+
+    objects: tuple[AnyObject, ...]
+    places: Mapping[str, str]
+    """Key of an object → `spec.yaml:12: volumes[3]`."""
+
+    def explain(self, error: NvmuserError) -> NvmuserError:
+        """The error with the place of the object that it is about, if it is in the file."""
+        words = str(error).split(":", 1)[0].split(" ")
+        place = self.places.get("/".join(words)) if len(words) == 2 else None
+        return type(error)(f"{place}: {error}") if place and type(error).__init__ is Exception.__init__ else error
+
+
+def parse(text: str, source: str) -> Spec:
+    """:raise UsageError: it is not a specification; the message says where and why."""
+    try:
+        root = yaml.compose(text, Loader=_LOADER)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"{source}:{line}: {error.problem or error}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"{source}: {error}") from error
+    reader = _Reader(source)
+    objects = list(reader.objects(root)) if root is not None else []
+    return Spec(tuple(objects), reader.places)
+
+
+class _Reader:
+    """From nodes to objects; nodes know where they stand."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self.places: dict[str, str] = {}
+
+    def objects(self, root: yaml.Node) -> Iterator[AnyObject]:
+        for key, section in self._pairs(root, ()):
+            if key == "version":
+                if self._plain(section, (key,)) != 1:
+                    raise self._error(section, (key,), "this nvmuser knows version 1")
+            elif key not in SECTIONS:
+                raise self._error(section, (key,), f"unknown section; known are version, {', '.join(SECTIONS)}")
+            elif not isinstance(section, yaml.SequenceNode):
+                raise self._error(section, (key,), "expected a list")
+            else:
+                for index, node in enumerate(section.value):
+                    yield self._object(key, (key, index), node)
+
+    def _object(self, section: str, path: Path, node: yaml.Node) -> AnyObject:
+        data = self._plain(node, path)
+        if not isinstance(data, dict):
+            raise self._error(node, path, "expected a mapping")
+        for field in _NOT_FOR_PEOPLE:
+            if field in data:
+                raise self._error(_at(node, (field,)), (*path, field), "not for a specification")
+        kind = SECTIONS[section]
+        try:
+            one = object_from_json({"kind": kind} | _long_form(section, data))
+        except FieldError as error:
+            raise self._error(_at(node, error.path), (*path, *error.path), error.reason) from error
+        except UsageError as error:
+            raise self._error(node, path, str(error)) from error
+        if one.key in self.places:
+            raise self._error(node, path, f"{kind} {one.name}: declared already at {self.places[one.key]}")
+        self.places[one.key] = f"{self._source}:{node.start_mark.line + 1}: {_text(path)}"
+        return one
+
+    def _plain(self, node: yaml.Node, path: Path) -> Any:
+        """Plain data; sizes in bytes."""
+        if isinstance(node, yaml.MappingNode):
+            return {key: self._plain(value, (*path, key)) for key, value in self._pairs(node, path)}
+        if isinstance(node, yaml.SequenceNode):
+            return [self._plain(item, (*path, index)) for index, item in enumerate(node.value)]
+        if path and path[-1] in _SIZES:
+            try:
+                return parse_size(node.value)
+            except UsageError as error:
+                raise self._error(node, path, str(error)) from error
+        return _scalar(node)
+
+    def _pairs(self, node: yaml.Node, path: Path) -> Iterator[tuple[str, yaml.Node]]:
+        if not isinstance(node, yaml.MappingNode):
+            raise self._error(node, path, "expected a mapping")
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise self._error(key, (*path, key.value), "said twice")
+            seen.add(key.value)
+            yield key.value, value
+
+    def _error(self, node: yaml.Node, path: Path, reason: str) -> UsageError:
+        where = f"{_text(path)}: " if path else ""
+        return UsageError(f"{self._source}:{node.start_mark.line + 1}: {where}{reason}")
+
+
+def _scalar(node: yaml.Node) -> Any:
+    """Strings, numbers and booleans; a name such as 2024-01-01 stays a string, not a date."""
+    match node.tag.rpartition(":")[2]:
+        case "int":
+            return int(node.value, 0)
+        case "bool":
+            return node.value.lower() in ("true", "yes", "on")
+    return node.value
+
+
+def _long_form(section: str, data: dict[str, Any]) -> dict[str, Any]:
+    """What may be written shorter: namespaces as names of volumes, snapshots by what they are of."""
+    if section == "controllers" and isinstance(shown := data.get("namespaces"), list):
+        data = data | {"namespaces": [{"volume": one} if isinstance(one, str) else one for one in shown]}
+    if section == "snapshots":
+        data = {"backend": "lvol"} | {("snapshot_of" if key == "of" else key): value for key, value in data.items()}
+    return data
+
+
+def _at(node: yaml.Node, path: Path) -> yaml.Node:
+    """The node that `path` leads to, or the last one on the way that is there."""
+    for step in path:
+        if isinstance(node, yaml.MappingNode):
+            found = next((value for key, value in node.value if key.value == step), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            found = node.value[step]
+        else:
+            found = None
+        if found is None:
+            return node
+        node = found
+    return node
+
+
+def _text(path: Path) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
+
+
+def difference(desired: Desired, spec: Spec, *, prune: bool, wipe: bool) -> Change:
+    """What has to change, so that what `spec` says is so. With `prune`, what it does not name goes."""
+    create: list[AnyObject] = []
+    update: list[AnyObject] = []
+    for one in spec.objects:
+        entry = desired.entries.get(one.key)
+        if entry is None or entry.deleting:
+            create.append(one)
+        elif (merged := _merged(entry.object, one)) != entry.object:
+            update.append(merged)
+    named = {one.key for one in spec.objects}
+    delete = [one.key for one in desired.wanted() if one.key not in named] if prune else []
+    return Change(tuple(create), tuple(update), tuple(delete), wipe)
+
+
+def _merged(present: AnyObject, one: AnyObject) -> AnyObject:
+    """`one`, with what a person need not say taken from `present`."""
+    keep = [field for field in present.identity if not getattr(one, field)]
+    if isinstance(one, Volume):
+        keep += ["owned", *(field for field in ("path", "size") if not getattr(one, field))]
+    merged: AnyObject = replace(one, **{field: getattr(present, field) for field in keep})
+    if isinstance(merged, Controller) and isinstance(present, Controller):
+        numbers = {ns.volume: ns.nsid for ns in present.namespaces}
+        taken = {ns.nsid for ns in merged.namespaces}
+        shown = []
+        for ns in merged.namespaces:
+            number = ns.nsid or numbers.get(ns.volume, 0)
+            shown.append(replace(ns, nsid=0 if not ns.nsid and number in taken else number))
+        merged = replace(merged, namespaces=tuple(sorted(shown, key=lambda ns: (ns.nsid == 0, ns.nsid))))
+    return merged
+
+
+def export(desired: Desired) -> dict[str, Any]:
+    """The document that declares what is wanted now, identities included: applying it changes nothing."""
+    document: dict[str, Any] = {"version": 1}
+    for section, kind in SECTIONS.items():
+        found = [
+            _written(one)
+            for one in desired.wanted()
+            if one.kind == kind and (section == "snapshots") == (isinstance(one, Volume) and bool(one.snapshot_of))
+        ]
+        if found:
+            document[section] = found
+    return document
+
+
+def _written(one: AnyObject) -> dict[str, Any]:
+    data = {key: value for key, value in one.to_json().items() if key not in ("kind", *_NOT_FOR_PEOPLE)}
+    for field in _SIZES:
+        if field in data:
+            data[field] = format_size(data[field])
+    if isinstance(one, Volume):
+        if one.owned:  # ours: it is made where the state directory is
+            del data["path"]
+        if one.snapshot_of:
+            data["of"] = data.pop("snapshot_of")
+            del data["backend"]
+    return data
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """As YAML, in the order given."""
+    return str(yaml.dump(dict(document), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False))
+
+
+def schema() -> dict[str, Any]:
+    """The document's JSON Schema, for editors."""
+    sections: dict[str, Any] = {"version": {"const": 1}}
+    for section, kind in SECTIONS.items():
+        sections[section] = {"type": "array", "items": _object_schema(KINDS[kind], snapshots=section == "snapshots")}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "nvmuser specification",
+        "type": "object",
+        "properties": sections,
+        "additionalProperties": False,
+    }
+
+
+def _object_schema(kind: Any, *, snapshots: bool = False) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    properties: dict[str, Any] = {}
+    required = []
+    for field in dataclasses.fields(kind):
+        if field.name in _NOT_FOR_PEOPLE:
+            continue
+        name = "of" if snapshots and field.name == "snapshot_of" else field.name
+        properties[name] = _value_schema(field.name, hints[field.name])
+        if field.default is dataclasses.MISSING:
+            required.append(name)
+        elif field.default and isinstance(field.default, str | int):
+            properties[name]["default"] = field.default
+    if kind is Volume:
+        properties["backend"]["enum"] = list(Volume.backends)
+        properties["block_size"]["enum"] = [512, 4096]
+    required += ["of"] if snapshots else []
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _value_schema(name: str, hint: Any) -> dict[str, Any]:
+    if name in _SIZES:
+        return {
+            "type": ["string", "integer"],
+            "pattern": r"^\d+\s*[KMGTPkmgtp]?(i?[Bb])?$",
+            "examples": ["512M", "10G"],
+        }
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        items = _object_schema(item) if dataclasses.is_dataclass(item) else _value_schema("", item)
+        return {"type": "array", "items": {"anyOf": [{"type": "string"}, items]} if name == "namespaces" else items}
+    if dataclasses.is_dataclass(hint):
+        return _object_schema(hint)
+    if name == "name":
+        return {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,31}$"}
+    return {"type": {str: "string", int: "integer", bool: "boolean"}[hint]}

@@ -1,0 +1,151 @@
+"""Specifications: what they declare, and errors that say where."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nvmuser import spec as specs
+from nvmuser.change import Change, next_desired
+from nvmuser.desired import Desired
+from nvmuser.errors import NotFoundError, UsageError
+from nvmuser.model import Controller, Volume
+
+TEXT = """
+version: 1
+volumes:
+  - name: disk
+    size: 10G
+  - {name: db, backend: lvol, pool: fast, size: 1G, limits: {iops: 5000}}
+  - name: far
+    backend: remote
+    remote: store
+    remote_nsid: 1
+pools:
+  - {name: fast, base: disk}
+snapshots:
+  - {name: friday, of: db, pool: fast}
+remotes:
+  - name: store
+    nqn: nqn.2026-11.org.example:store
+    paths: [{name: 10.0.0.1}, {name: "::1", port: 4421}]
+controllers:
+  - name: vm1
+    namespaces: [db, far]
+"""
+
+
+def prepare(volume: Volume) -> Volume:
+    return volume
+
+
+def declared(text: str, desired: Desired | None = None, **options: bool) -> tuple[Desired, Change]:
+    desired = desired or Desired()
+    options = {"prune": False, "wipe": False} | options
+    change = specs.difference(desired, specs.parse(text, "spec.yaml"), **options)
+    return next_desired(desired, change, prepare), change
+
+
+def test_everything_can_be_said() -> None:
+    desired, _ = declared(TEXT)
+    assert sorted(desired.entries) == [
+        "controller/vm1", "pool/fast", "remote/store", "volume/db", "volume/disk", "volume/far", "volume/friday",
+    ]  # fmt: skip
+    controller = desired.get("controller/vm1")
+    assert isinstance(controller, Controller)
+    assert [(ns.nsid, ns.volume) for ns in controller.namespaces] == [(1, "db"), (2, "far")]
+
+
+def test_a_second_time_nothing_changes() -> None:
+    desired, _ = declared(TEXT)
+    assert declared(TEXT, desired)[1].keys == set()
+
+
+def test_an_export_declares_the_same() -> None:
+    desired, _ = declared(TEXT)
+    for text in (specs.dump(specs.export(desired)), json.dumps(specs.export(desired))):
+        assert declared(text, desired, prune=True)[1].keys == set()
+        again, _ = declared(text)
+        assert {key: entry.object for key, entry in again.entries.items()} == {
+            key: entry.object for key, entry in desired.entries.items()
+        }
+
+
+def test_prune_takes_away_what_is_not_named() -> None:
+    desired, _ = declared(TEXT)
+    text = "volumes: [{name: disk, size: 20G}]"
+    _, change = declared(text, desired, prune=True, wipe=True)
+    assert set(change.delete) == set(desired.entries) - {"volume/disk"}
+    (update,) = change.update
+    assert isinstance(update, Volume)
+    assert update.size == 20 << 30
+    assert update.uuid
+
+
+def test_namespaces_keep_their_numbers() -> None:
+    desired, _ = declared(TEXT)
+    _, change = declared(
+        "controllers: [{name: vm1, namespaces: [disk2, far]}]\nvolumes: [{name: disk2, size: 1G}]", desired
+    )
+    (update,) = change.update
+    assert isinstance(update, Controller)
+    assert {ns.volume: ns.nsid for ns in update.namespaces} == {"far": 2, "disk2": 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("volumes:\n- name: a\n  size: 1X", "spec.yaml:3: volumes[0].size: size '1X': expected a number of bytes"),
+        ("volumes:\n- name: a\n  sise: 1G", "spec.yaml:2: volumes[0]: unknown field 'sise'"),
+        ("volumes:\n- {name: a, size: 1G}\n- name: b c\n  size: 1G", "spec.yaml:3: volumes[1]: volume name 'b c'"),
+        ("volumes:\n- name: a\n  size: 1G\n  thin: maybe", "spec.yaml:4: volumes[0].thin: expected bool, got 'maybe'"),
+        (
+            "controllers:\n- name: c\n  namespaces:\n  - volume: a\n    nsid: x",
+            "spec.yaml:5: controllers[0].namespaces[0].nsid: expected int",
+        ),
+        (
+            "controllers:\n- name: c\n  namespaces:\n  - nsid: 1",
+            "spec.yaml:4: controllers[0].namespaces[0]: missing volume",
+        ),
+        ("volumes:\n- name: a\n  name: b", "spec.yaml:3: volumes[0].name: said twice"),
+        (
+            "volumes:\n- {name: a, size: 1G}\n- {name: a, size: 1G}",
+            "spec.yaml:3: volumes[1]: volume a: declared already at spec.yaml:2",
+        ),
+        ("disks: []", "spec.yaml:1: disks: unknown section"),
+        ("version: 2", "spec.yaml:1: version: this nvmuser knows version 1"),
+        ("- a", "spec.yaml:1: expected a mapping"),
+        ("volumes: {}", "spec.yaml:1: volumes: expected a list"),
+        ("a: [", "spec.yaml:2: did not find"),
+        ("volumes:\n- name: a\n  size: 1G\n  limits: {iops: 1500}", "say 2000 or another multiple"),
+    ],
+)
+def test_errors_say_where(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        specs.parse(text, "spec.yaml")
+
+
+def test_errors_across_objects_say_where_too() -> None:
+    spec = specs.parse("volumes: []\ncontrollers:\n- name: c\n  namespaces: [none]", "spec.yaml")
+    with pytest.raises(NotFoundError) as caught:
+        next_desired(Desired(), specs.difference(Desired(), spec, prune=False, wipe=False), prepare)
+    assert str(spec.explain(caught.value)) == "spec.yaml:3: controllers[0]: controller c: there is no volume none"
+
+
+def test_the_published_schema_is_the_one_of_the_model() -> None:
+    published = Path(__file__).parents[2] / "docs" / "spec.schema.json"
+    assert json.loads(published.read_text()) == specs.schema()
+
+
+def test_schema_knows_every_field() -> None:
+    def known(section: str) -> dict[str, Any]:
+        found: dict[str, Any] = specs.schema()["properties"][section]["items"]["properties"]
+        return found
+
+    assert {"size", "limits", "members", "pool"} <= set(known("volumes"))
+    assert "of" in known("snapshots")
+    assert "owned" not in known("volumes")
