@@ -25,7 +25,7 @@ HEADER = {
         "hugepage_bytes": 2 << 20,
         "noise_before": 0.02,
     },
-    "settings": {"rounds": 4, "runtime": 3.0, "guest_cpus": 1, "backing": "file", "size_bytes": 1 << 28},
+    "settings": {"rounds": 4, "runtime": 3.0, "ramp": 1.0, "backing": "file", "size_bytes": 1 << 28},
     "peers": ["endpoint", "direct", "nvme"],
     "jobs": ["randread-4k-qd1-irq"],
 }

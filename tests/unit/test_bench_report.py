@@ -13,6 +13,7 @@ from rich.console import Console
 
 from nvmuser.bench import fio, fio_output, plots, report, table
 from nvmuser.bench.result import Cpu, JobResult, Latency, Result
+from nvmuser.errors import UsageError
 
 DATA = Path(__file__).parent / "data" / "fio"
 
@@ -44,7 +45,7 @@ def result() -> Result:
     )
 
 
-class _Links(HTMLParser):
+class Links(HTMLParser):
     """Collects what a browser would load, and whether every element is closed."""
 
     def __init__(self) -> None:
@@ -64,7 +65,7 @@ class _Links(HTMLParser):
 
 def test_page_loads_nothing(result: Result) -> None:
     page = report.html(result)
-    links = _Links()
+    links = Links()
     links.feed(page)
     assert not {"script", "link", "img", "iframe", "object"} & links.tags
     # Plots refer to their own marks and clip paths, and to nothing else.
@@ -118,3 +119,12 @@ def test_si(value: float, text: str) -> None:
 @pytest.mark.parametrize(("value", "text"), [(812.0, "812 ns"), (183_296.0, "183 µs"), (2.5e9, "2.5 s")])
 def test_duration(value: float, text: str) -> None:
     assert plots.duration(value) == text
+
+
+def test_result_survives_its_file(tmp_path: Path, result: Result) -> None:
+    path = tmp_path / "result.json"
+    result.write(path)
+    assert Result.read(path) == result
+    path.write_text("{}")
+    with pytest.raises(UsageError, match="not a result"):
+        Result.read(path)

@@ -49,13 +49,13 @@ class Disks:
     processes: Mapping[str, Sequence[int]]
 
 
-def demo_jobs(runtime: float = 6.0) -> list[Workload]:
+def demo_jobs(runtime: float = 5.0) -> list[Workload]:
     """Random reads, random writes, and writes that are read back and checked."""
     common = {"iodepth": 32, "ramp": 1.0}
     return [
         Job("randread", "randread", runtime=runtime, **common).workload(),  # type: ignore[arg-type]
         Job("randwrite", "randwrite", runtime=runtime, **common).workload(),  # type: ignore[arg-type]
-        Job("verify", "randwrite", iodepth=32, size="256M", io_size="64M", verify="crc32c").workload(),
+        Job("verify", "randwrite", iodepth=32, size="256M", io_size="32M", verify="crc32c").workload(),
     ]
 
 

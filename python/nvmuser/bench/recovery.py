@@ -1,8 +1,8 @@
 """Kills processes under a guest that writes and verifies, again and again, and tells what the guest saw.
 
-Owns a deployment, a guest and an ext4 file system in it. What is killed are processes of that deployment, which it
-started. The stall of a round is the longest that one I/O of fio took; what survives is told by fio's verification, by
-the guest's boot id and by fsck.
+Owns a deployment, a guest and an ext4 file system in it. What is killed are processes of that deployment,
+which it started. The stall of a round is the longest that one I/O of fio took; what survives is told by fio's
+verification, by the guest's boot id and by fsck.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ async def measure(plan: Plan, tell: Tell) -> Outcome:
     """Run the whole of it.
 
     :param tell: called when a step begins, with what it is.
-    :raises GuestError: the guest does not boot, or fio cannot run. I/O errors and wrong blocks are in the outcome.
+    :raises GuestError: the guest does not boot, or fio cannot run. I/O errors and wrong blocks are in the
+    outcome.
     """
     outcome = Outcome()
     # UNIX sockets live in it, and their paths end at 107 bytes.

@@ -87,7 +87,7 @@ class JobResult:
         if self.error:
             return f"I/O error {self.error}"
         if self.verify_errors:
-            return f"{self.verify_errors} wrong blocks"
+            return f"{self.verify_errors} wrong block{'' if self.verify_errors == 1 else 's'}"
         written = self.directions.get("write")
         if self.verify and written and self.verified_blocks < written.total_ios:
             return f"only {self.verified_blocks} of {written.total_ios} blocks were read back"

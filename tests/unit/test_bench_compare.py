@@ -1,0 +1,179 @@
+"""The page of a comparison, the peers' arguments, the matrix of jobs, and the command line's refusals."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+from test_bench_analysis import HEADER, JOB, comparison, run
+from test_bench_report import Links
+
+from nvmuser.bench import analysis, backends, compare_report, matrix, peers, records
+from nvmuser.bench.compare import Plan
+from nvmuser.cli.bench_compare import compare, diff, report_command
+from nvmuser.errors import UsageError
+
+VALUES = {"endpoint": [100.0, 50, 80, 20], "nvme": [50.0, 25, 40, 10], "direct": [10.0, 100, 10, 100]}
+
+
+def written(directory: Path, values: Mapping[str, Sequence[float]], header: dict[str, Any] = HEADER) -> Path:
+    directory.mkdir()
+    with records.Writer(directory / records.FILE) as writer:
+        writer.header(header)
+        for peer, row in values.items():
+            for number, iops in enumerate(row):
+                writer.run(run(peer, number, iops))
+        writer.footer({"noise": [0.01], "seconds": 1.0})
+    return directory
+
+
+def test_page_is_self_contained_and_says_what_is_noisy() -> None:
+    page = compare_report.html(comparison(VALUES))
+    links = Links()
+    links.feed(page)
+    assert not {"script", "link", "img", "iframe"} & links.tags
+    assert all(value.startswith("#") and value[1:] in links.ids for value in links.loads)
+    assert "://" not in page
+    assert "2.00" in page
+    assert "noisy" in page
+    assert JOB in page
+
+
+def test_page_of_one_that_was_interrupted_says_so() -> None:
+    unfinished = replace(comparison(VALUES), footer=None)
+    assert "did not come to its end" in compare_report.html(unfinished)
+    assert "did not come to its end" in compare_report.markdown(unfinished)
+
+
+def test_busy_machine_is_named() -> None:
+    busy = replace(comparison(VALUES), footer={"noise": [0.5], "seconds": 1.0})
+    assert "busy with something else" in compare_report.markdown(busy)
+
+
+def test_markdown_is_a_table_of_peers() -> None:
+    lines = compare_report.markdown(comparison(VALUES)).splitlines()
+    assert lines[2] == "| job | endpoint | direct | nvme |"
+    assert "(2.00 \N{MULTIPLICATION SIGN})" in lines[4]
+    assert "(noisy)" in lines[4]
+
+
+def test_terminal_table_has_every_peer() -> None:
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(compare_report.table(comparison(VALUES)))
+    assert all(peer in capture.get() for peer in VALUES)
+
+
+def test_short_matrix_is_what_the_question_needs() -> None:
+    names = [case.job.name for case in matrix.short(matrix.Timing())]
+    assert sorted(names) == sorted(
+        f"{rw}-4k-qd{depth}-{mode}" for rw in ("randread", "randwrite") for depth in (1, 32) for mode in ("irq", "poll")
+    )
+
+
+def test_full_matrix_holds_the_short_one_and_has_distinct_names() -> None:
+    timing = matrix.Timing()
+    full = matrix.full(timing)
+    assert len({case.job.name for case in full}) == len(full)
+    assert all(case in full for case in matrix.short(timing))
+
+
+def setup(tmp_path: Path, cpus: int = 2) -> peers.Setup:
+    return peers.Setup(cpus, tmp_path, {peer: tmp_path / peer for peer in peers.PEERS}, None)  # type: ignore[arg-type]
+
+
+def devices(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    return [json.loads(value) for flag, value in itertools.pairwise(arguments) if flag == "-device"]
+
+
+@pytest.mark.parametrize("peer", ["nvme", "virtio-blk", "virtio-blk-vq"])
+def test_peers_of_qemu_get_direct_io_and_io_uring(tmp_path: Path, peer: str) -> None:
+    arguments = peers.qemu_arguments(peer, setup(tmp_path))
+    node = json.loads(arguments[arguments.index("-blockdev") + 1])
+    assert node["file"]["aio"] == "io_uring"
+    assert node["file"]["cache"]["direct"] is True
+    assert node["file"]["filename"] == str(tmp_path / peer)
+    [device] = devices(arguments)
+    assert device["drive"] == node["node-name"]
+
+
+def test_virtqueues_are_mapped_to_as_many_iothreads(tmp_path: Path) -> None:
+    arguments = peers.qemu_arguments("virtio-blk-vq", setup(tmp_path))
+    [device] = devices(arguments)
+    threads = [entry["iothread"] for entry in device["iothread-vq-mapping"]]
+    assert len(threads) == device["num-queues"] == 3
+    assert [f"iothread,id={thread}" for thread in threads] == [
+        value for flag, value in itertools.pairwise(arguments) if flag == "-object"
+    ]
+
+
+def test_vhost_peers_connect_to_the_backend(tmp_path: Path) -> None:
+    arguments = peers.qemu_arguments("vhost-user-blk-qsd", setup(tmp_path), tmp_path / "s")
+    assert f"socket,id=vhost,path={tmp_path / 's'}" in arguments
+    daemon = backends.storage_daemon_arguments(tmp_path / "disk", tmp_path / "s", 3)
+    export = json.loads(daemon[-1])
+    assert export["num-queues"] == devices(arguments)[0]["num-queues"] == 3
+    assert export["iothread"] in daemon[1]
+
+
+def test_comparison_without_ours_is_refused() -> None:
+    with pytest.raises(UsageError, match="needs ours"):
+        Plan(matrix.short(matrix.Timing()), ["nvme"])
+
+
+def test_report_command_merges_and_writes(tmp_path: Path) -> None:
+    half = {peer: row[:2] for peer, row in VALUES.items()}
+    first, second = written(tmp_path / "a", half), written(tmp_path / "b", half)
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(
+        report_command, [str(first), str(second), "-o", str(page), "--markdown"], catch_exceptions=False
+    )
+    assert done.exit_code == 0
+    assert "4 rounds" in done.output
+    assert "4 rounds" in page.read_text()
+
+
+def test_merge_refuses_what_was_not_made_alike() -> None:
+    other = replace(comparison(VALUES), header=HEADER | {"accelerator": "kvm"})
+    with pytest.raises(UsageError, match="differ in accelerator"):
+        records.merge([comparison(VALUES), other])
+
+
+def test_diff_command_tells_real_changes(tmp_path: Path) -> None:
+    old = written(tmp_path / "old", {"endpoint": [100.0, 101, 99]})
+    new = written(tmp_path / "new", {"endpoint": [150.0, 151, 149]}, HEADER | {"accelerator": "kvm"})
+    done = CliRunner().invoke(diff, [str(old), str(new), "--json"], catch_exceptions=False)
+    document = json.loads(done.output)
+    [change] = document["changes"]
+    assert change["real"] is True
+    assert change["ratio"] == pytest.approx(1.5)
+    assert document["not_the_same"] == ["accelerator: tcg then, kvm now"]
+    assert "faster" in CliRunner().invoke(diff, [str(old), str(new)], catch_exceptions=False).output
+
+
+@pytest.mark.parametrize("metric", ["speed", "lat_ns.p42"])
+def test_diff_of_an_unknown_metric(tmp_path: Path, metric: str) -> None:
+    old = written(tmp_path / "old", VALUES)
+    with pytest.raises(UsageError, match="metric"):
+        CliRunner().invoke(diff, [str(old), str(old), "--metric", metric], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--peers", "floppy"], "floppy"), (["--only", "nonsense"], "no job"), (["--rounds", "0"], "round")],
+)
+def test_compare_that_cannot_be_meant(arguments: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        CliRunner().invoke(compare, arguments, catch_exceptions=False)
+
+
+def test_summary_has_the_documented_keys() -> None:
+    found = analysis.summary(comparison(VALUES))
+    assert {"ratios", "ratios_ci", "unclear", "noise", "iops", "environment", "versions", "accelerator"} <= found.keys()
