@@ -1,0 +1,104 @@
+"""What a dead target had in flight: the kernel finishes it before the process is reaped, and not one byte later.
+
+The backing is slowed by the kernel's own I/O throttling, so that a kill finds many requests in flight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nvmuser.runtime import find_spdk
+
+BLKIO = Path("/sys/fs/cgroup/blkio")
+SIZE = 16 << 20
+RATE = 2 << 20
+"""Bytes per second: a full queue of 128 KiB writes takes seconds."""
+
+
+@pytest.fixture
+def throttled(tmp_path: Path) -> Iterator[Path]:
+    """A control group whose processes write slowly to the device that holds `tmp_path`."""
+    group = BLKIO / f"nvmuser-{os.getpid()}"
+    device = os.stat(tmp_path).st_dev
+    try:
+        group.mkdir()
+        limit = group / "blkio.throttle.write_bps_device"
+        limit.write_text(f"{os.major(device)}:{os.minor(device)} {RATE}")
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        pytest.skip(f"no I/O throttling by a blkio control group here: {error}")
+    yield group
+    deadline = time.monotonic() + 30
+    while (group / "cgroup.procs").read_text().strip() and time.monotonic() < deadline:
+        select.select([], [], [], 0.05)
+    group.rmdir()
+
+
+def on_disk(path: Path) -> str:
+    """A digest of what the device holds, past the page cache."""
+    number = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, SIZE) as buffer:
+            os.preadv(number, [buffer], 0)
+            return hashlib.sha256(buffer).hexdigest()
+    finally:
+        os.close(number)
+
+
+def bytes_written(pid: int) -> int:
+    """What the process has submitted so far, whether it is done or not (proc_pid_io(5))."""
+    facts = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return int(facts["write_bytes"])
+
+
+def wait_until(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert process.poll() is None, "bdevperf has ended by itself"
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.02)
+
+
+def test_nothing_lands_after_the_process_is_reaped(throttled: Path, tmp_path: Path) -> None:
+    """SPDK's own `bdev_aio`, in `bdevperf`: a target's volumes are the same module."""
+    backing, config, log = tmp_path / "late.img", tmp_path / "late.json", tmp_path / "bdevperf.log"
+    # Not what bdevperf writes, which is zeros.
+    backing.write_bytes(b"\xff" * SIZE)
+    os.sync()
+    params = {"name": "late", "filename": str(backing), "block_size": 4096}
+    volume = {"method": "bdev_aio_create", "params": params}
+    config.write_text(json.dumps({"subsystems": [{"subsystem": "bdev", "config": [volume]}]}))
+    argv = [str(find_spdk().binary("bdevperf")), "--no-huge", "--no-pci", "-s", "512", "-m", "0x1", "-c", str(config)]
+    argv += ["-r", str(tmp_path / "rpc.sock"), "-q", "64", "-o", "131072", "-w", "randwrite", "-t", "60"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, stdout=output, stderr=output)
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        (throttled / "cgroup.procs").write_text(str(process.pid))
+        wait_until(lambda: bytes_written(process.pid) > RATE, process)
+        process.send_signal(signal.SIGKILL)
+        early, _, _ = select.select([pidfd], [], [], 0.2)
+        before_the_end = on_disk(backing)
+        select.select([pidfd], [], [], 60)
+        at_the_end = on_disk(backing)
+        select.select([], [], [], 3)
+        assert not early, "nothing was in flight, so that this shows nothing"
+        assert before_the_end != at_the_end, "what was in flight was finished before the process was reaped"
+        assert on_disk(backing) == at_the_end, "a write has landed after the process was reaped"
+    finally:
+        os.close(pidfd)
+        process.kill()
+        process.wait()
