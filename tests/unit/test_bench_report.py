@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nvmuser.bench import fio, fio_output, plots, report, table
+from nvmuser.bench import fio_output, plots, report, table
 from nvmuser.bench.result import Cpu, JobResult, Latency, Result
 from nvmuser.errors import UsageError
 
@@ -21,7 +21,7 @@ DATA = Path(__file__).parent / "data" / "fio"
 def measured(name: str) -> JobResult:
     job = fio_output.job_result(fio_output.load((DATA / f"{name}.json").read_text()), 0)
     logs = [(DATA / f"{name}_{kind}.1.log").read_text() for kind in ("iops", "lat")]
-    series = fio_output.series(*logs, fio.LOG_INTERVAL_MS, job.directions)
+    series = fio_output.series(*logs, 500, job.directions)
     return replace(job, series=series, cpu=Cpu(97.0, 150.0, {"qemu": 101.0, "target": 99.8}, 190.5))
 
 

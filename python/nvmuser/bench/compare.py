@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import tempfile
 import time
@@ -38,6 +39,8 @@ class Plan:
     rounds: int = 5
     size: int = 256 << 20
     backing: str = "file"
+    minutes: float = math.inf
+    """No round is begun that would probably end later than this."""
 
     def __post_init__(self) -> None:
         if OURS not in self.peers:
@@ -113,15 +116,24 @@ class _Measuring:
 
     async def run(self) -> None:
         started = time.monotonic()
-        for cpus in sorted({case.guest_cpus for case in self._plan.cases}):
+        passes = sorted({case.guest_cpus for case in self._plan.cases})
+        for number, cpus in enumerate(passes, 1):
             cases = [case for case in self._plan.cases if case.guest_cpus == cpus]
+            deadline = started + self._plan.minutes * 60 * number / len(passes)
             async with contextlib.AsyncExitStack() as stack:
                 seats = await self._open(stack, cpus)
-                for number in range(self._plan.rounds):
-                    for case in cases:
-                        await self._round(number, case, seats)
-                    self._noise.append(await asyncio.to_thread(environment.spin))
+                await self._rounds(cases, seats, deadline)
         self._writer.footer({"noise": self._noise, "seconds": time.monotonic() - started})
+
+    async def _rounds(self, cases: Sequence[Case], seats: Sequence[Seat], deadline: float) -> None:
+        for number in range(self._plan.rounds):
+            begun = time.monotonic()
+            for case in cases:
+                await self._round(number, case, seats)
+            self._noise.append(await asyncio.to_thread(environment.spin))
+            now = time.monotonic()
+            if now + (now - begun) > deadline:
+                return
 
     async def _open(self, stack: contextlib.AsyncExitStack, cpus: int) -> list[Seat]:
         seats = []
@@ -193,7 +205,9 @@ class _Measuring:
             return False
         if not seat.polled:
             self._impossible.add((seat.peer, cpus))
-            self._skip(seat.peer, f"polled jobs: its driver has no polled queue in a guest with {cpus} CPUs")
+            self._skip(
+                seat.peer, f"polled jobs: its driver has no polled queue in a guest with {cpus} CPU{'s' * (cpus > 1)}"
+            )
         return seat.polled
 
     async def _measure(self, number: int, case: Case, seat: Seat) -> None:

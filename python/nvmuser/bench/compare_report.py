@@ -27,9 +27,11 @@ class _Cell:
     p99: str
     host: str
     guest: str
-    ratio: str
     ratio_interval: str
     unclear: str | None
+    """Why there is no ratio."""
+    verdict: str
+    """What stands in the place of one: the ratio, or the reason in a word."""
 
 
 def _cells(comparison: Comparison) -> dict[str, dict[str, _Cell]]:
@@ -49,12 +51,20 @@ def _cells(comparison: Comparison) -> dict[str, dict[str, _Cell]]:
             p99=plots.duration(tail.median) if tail else report.MISSING,
             host=_micros(host[job][peer].median if peer in host[job] else None),
             guest=_micros(guest[job][peer].median if peer in guest[job] else None),
-            ratio=report.MISSING if ratio is None else f"{ratio.interval.median:.2f}",
             ratio_interval="" if ratio is None else f"{ratio.interval.low:.2f} to {ratio.interval.high:.2f}",
             unclear=ratio.unclear if ratio else None,
+            verdict=_verdict_of(ratio),
         )
 
     return {job: {peer: cell(job, peer) for peer in row} for job, row in iops.items()}
+
+
+def _verdict_of(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return report.MISSING
+    if ratio.interval.samples < analysis.MIN_ROUNDS:
+        return "too few"
+    return "noisy" if ratio.unclear else f"{ratio.interval.median:.2f}"
 
 
 def _micros(value: float | None) -> str:
@@ -69,15 +79,14 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     pages = environment["hugepages_total"] * environment["hugepage_bytes"] >> 20
     unsteady = sum(comparison.unsteady.values())
     rounds = {run.round for run in comparison.runs}
+    count = len(rounds)
+    method = f"{count} round{'s' * (count != 1)}, interleaved; {settings['ramp']:g} s warm-up"
     return [
         ("Host", f"{environment['cpu_model']}, {environment['cpus']} CPUs, kernel {environment['kernel']}"),
         ("Guest", f"{accelerator}, kernel {versions['guest_kernel']}"),
         ("Software", f"SPDK {versions['spdk']}, QEMU {versions['qemu']}, {versions['fio']}"),
         ("Backing", f"{settings['backing']}, {settings['size_bytes'] >> 20} MiB, every block written before"),
-        (
-            "Method",
-            f"{len(rounds)} rounds, interleaved; {settings['ramp']:g} s warm-up, {settings['runtime']:g} s each",
-        ),
+        ("Method", f"{method}, {settings['runtime']:g} s each"),
         ("Frequency governor", environment["governor"] or "not visible (a virtual machine, or none)"),
         ("Hugepages", f"{pages} MiB" if pages else "none: 4 KiB pages"),
         ("Noise", _noise(comparison.noise)),
@@ -143,7 +152,7 @@ def _markdown_cell(cell: _Cell | None, peer: str) -> str:
         return report.MISSING
     if peer == OURS:
         return f"**{cell.iops}** [{cell.interval}]"
-    ratio = "noisy" if cell.unclear else f"{cell.ratio} \N{MULTIPLICATION SIGN}"
+    ratio = cell.verdict if cell.unclear else f"{cell.verdict} \N{MULTIPLICATION SIGN}"
     return f"{cell.iops} [{cell.interval}] ({ratio})"
 
 
@@ -156,7 +165,7 @@ def table(comparison: Comparison) -> RenderableType:
         result.add_column(heading, justify="right", no_wrap=True)
     for job, row in _cells(comparison).items():
         for number, (peer, cell) in enumerate(row.items()):
-            ratio = Text("noisy", style="yellow") if cell.unclear else Text(cell.ratio, style="bold")
+            ratio = Text(cell.verdict, style="yellow" if cell.unclear else "bold")
             numbers = (cell.iops, cell.interval, cell.p99, cell.host, cell.guest)
             name = Text(job if number == 0 else "", style="bold")
             result.add_row(name, peer, *numbers, ratio, cell.ratio_interval, end_section=number == len(row) - 1)

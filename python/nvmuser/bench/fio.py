@@ -18,10 +18,9 @@ MODES = ("read", "write", "randread", "randwrite", "randrw", "rw", "trim", "rand
 ENGINES = ("libaio", "io_uring", "psync", "sync")
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99)
 
-LOG_INTERVAL_MS = 500
-"""Width of a point in the plots over time. fio keeps one sum per interval, so that logging costs next to
-nothing.
-"""
+_LOG_INTERVAL_MS = 500
+_SHORT_LOG_INTERVAL_MS = 200
+_SHORT_RUN = 6.0
 
 OUTPUT = "fio.json"
 JOB_FILE = "job.fio"
@@ -152,6 +151,14 @@ class Workload:
     seconds: float | None = None
     writes: bool = True
 
+    @property
+    def interval_ms(self) -> int:
+        """Width of a point in the series over time: wide enough to cost next to nothing, and enough of
+        them.
+        """
+        short = self.seconds is not None and self.seconds < _SHORT_RUN
+        return _SHORT_LOG_INTERVAL_MS if short else _LOG_INTERVAL_MS
+
     @classmethod
     def from_file(cls, path: Path) -> Workload:
         """:raises UsageError: unreadable, or no job in it."""
@@ -179,7 +186,7 @@ class Workload:
             "lat_percentiles": "1",
             "clat_percentiles": "0",
             "percentile_list": ":".join(f"{percentile:g}" for percentile in PERCENTILES),
-            "log_avg_msec": str(LOG_INTERVAL_MS),
+            "log_avg_msec": str(self.interval_ms),
             "write_iops_log": LOG_PREFIX,
             "write_lat_log": LOG_PREFIX,
         }

@@ -110,7 +110,7 @@ async def run(
     files = await _fetch(guest)
     report = _report(workload.name, files)
     jobs = [fio_output.job_result(report, index) for index in range(len(report["jobs"]))]
-    jobs = _with_series(jobs, files)
+    jobs = _with_series(jobs, files, workload.interval_ms)
     if len(jobs) == 1:
         jobs = [replace(jobs[0], cpu=_cost(jobs[0], sampler.samples, ended, files))]
     return Run(jobs, files)
@@ -158,7 +158,7 @@ def _report(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
         raise GuestError(f"fio could not run {name} (status {status}): {' '.join(complaints[:2])}") from None
 
 
-def _with_series(jobs: list[JobResult], files: Mapping[str, bytes]) -> list[JobResult]:
+def _with_series(jobs: list[JobResult], files: Mapping[str, bytes], interval_ms: int) -> list[JobResult]:
     """Logs over time: one a job, or all of them one job's threads. Anything else cannot be told apart: no
     series.
     """
@@ -169,7 +169,7 @@ def _with_series(jobs: list[JobResult], files: Mapping[str, bytes]) -> list[JobR
     if not len(iops) == len(lat) == len(jobs):
         return jobs
     return [
-        replace(job, series=fio_output.series(a, b, fio.LOG_INTERVAL_MS, job.directions))
+        replace(job, series=fio_output.series(a, b, interval_ms, job.directions))
         for job, a, b in zip(jobs, iops, lat, strict=True)
     ]
 

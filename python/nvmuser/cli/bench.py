@@ -8,6 +8,7 @@ import asyncio
 import importlib
 import json
 import signal
+import sys
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     from nvmuser.bench.result import Result
 
 T = TypeVar("T")
+_WIDTH = 100
 
 _COMMANDS = {
     "compare": "bench_compare",
     "demo": "bench",
     "diff": "bench_compare",
     "guest": "bench",
+    "provision": "bench_provision",
     "recovery": "bench_recovery",
     "report": "bench_compare",
 }
@@ -91,7 +94,7 @@ class Teller:
         if self._status is not None and self._step:
             self._console.print(f"[dim]{now - self._step_started:5.1f} s[/dim]  {self._step}")
         elif self._status is None:
-            self._console.print(f"[{now - self._started:5.1f} s] {text}", markup=False)
+            self._console.print(f"[{now - self._started:5.1f} s] {text}", markup=False, soft_wrap=True)
         self._step, self._step_started = text, now
         self.detail("")
 
@@ -136,9 +139,8 @@ def _show(result: Result, output: Path, as_json: bool) -> None:
     else:
         from nvmuser.bench import table
 
-        console = Console()
         # A pipe has no width of its own.
-        console.print(table.result(result), width=None if console.is_terminal else 100)
+        Console(width=None if sys.stdout.isatty() else _WIDTH).print(table.result(result))
         click.echo(f"\nreport: {output / 'report.html'}\nresult: {output / 'result.json'}")
     if result.wrong:
         raise GuestError(f"{'; '.join(result.wrong)}; see {output / 'report.html'}")

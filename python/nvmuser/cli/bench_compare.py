@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from pathlib import Path
 
 import click
@@ -19,8 +21,8 @@ _WIDTH = 120
 
 
 def _print(table: RenderableType) -> None:
-    console = Console()
-    console.print(table, width=None if console.is_terminal else _WIDTH)
+    # A pipe has no width of its own.
+    Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
 
 
 def _peers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -35,6 +37,7 @@ def _peers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 @click.option("--peers", "chosen", default="", callback=_peers, metavar="A,B,…", help=f"Of {', '.join(peers.PEERS)}.")
 @click.option("--only", default="", metavar="TEXT", help="Only jobs with this in their name, such as randread or poll.")
 @click.option("--rounds", default=5, show_default=True, help="Below 3, ratios are not given.")
+@click.option("--minutes", type=float, help="Begin no round that would end later. Default: 18, none with --full.")
 @click.option("--runtime", default=3.0, show_default=True, metavar="SECONDS", help="Of each run, after 1 s of warm-up.")
 @click.option("--size", default="256M", show_default=True, help="Of each disk.")
 @click.option("--backing", type=click.Choice(["file", "memory"]), default="file", show_default=True)
@@ -51,6 +54,7 @@ def compare(
     chosen: tuple[str, ...],
     only: str,
     rounds: int,
+    minutes: float | None,
     runtime: float,
     size: str,
     backing: str,
@@ -66,7 +70,8 @@ def compare(
     if not cases:
         raise UsageError(f"no job has '{only}' in its name")
     names = chosen or (peers.PEERS if full else peers.SHORT)
-    plan = comparing.Plan(cases, names, rounds, parse_size(size), backing)
+    limit = minutes if minutes is not None else (math.inf if full else 18.0)
+    plan = comparing.Plan(cases, names, rounds, parse_size(size), backing, limit)
     with Teller() as teller:
 
         def tell(step: comparing.Step) -> None:
