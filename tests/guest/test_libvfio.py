@@ -7,6 +7,7 @@ vfio-pci instead of its vfio-user client.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import subprocess
@@ -107,7 +108,9 @@ class Host:
     def device(self, number: int, socket: Path, *, path: Path | None = None) -> tuple[str, str]:
         """Arguments for a controller on a root port. `path` is what QEMU is told instead of the directory."""
         directory = vfio_dir.make(self.root, number, socket)
-        return "-device", f"vfio-pci,id=nvme{number},bus=port{number - 1},sysfsdev={path or directory}"
+        properties = {"driver": "vfio-pci", "id": f"nvme{number}", "bus": f"port{number - 1}"}
+        # In JSON like the ports: QEMU makes what is not in JSON first, and would not find them.
+        return "-device", json.dumps({**properties, "sysfsdev": str(path or directory)})
 
     @asynccontextmanager
     async def boot(self, *arguments: str) -> AsyncIterator[Guest]:
@@ -226,7 +229,7 @@ async def test_older_form_of_the_path(target: Target, host: Host) -> None:
 async def test_unshared_memory_is_refused(target: Target, host: Host, tmp_path: Path) -> None:
     device = host.device(1, await target.controller())
     argv = [*host.qemu.argv, "-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg", "-m", "256M"]
-    argv += ["-device", "pcie-root-port,id=port0", *device]
+    argv += ["-device", json.dumps({"driver": "pcie-root-port", "id": "port0"}), *device]
     result = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     assert result.returncode == 1
     assert "libvfio: guest memory at 0x0" in result.stderr
