@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from nvmuser.bench import runner
 from nvmuser.bench.deployment import Deployment
@@ -82,7 +83,7 @@ def _both(status: dict[str, Any]) -> list[dict[str, Any]]:
     return guests if len(guests) == len(DISKS) else [{"controller": "one", "recoveries": -1, "phase": "gone"}]
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     root = tmp_path_factory.mktemp("r")
     async with Deployment.start(root / "s") as deployment:

@@ -47,7 +47,9 @@ class Process:
                 )
             except OSError as error:
                 raise TargetError(f"{argv[0]}: {error.strerror}") from error
-        pid_file.write_text(f"{child.pid} {_start_time(child.pid)}\n")
+        # Without it a later supervisor does not find this process; with a full disk that is the lesser evil.
+        with contextlib.suppress(OSError):
+            pid_file.write_text(f"{child.pid} {_start_time(child.pid)}\n")
         return cls(child.pid, pid_file, child)
 
     @classmethod

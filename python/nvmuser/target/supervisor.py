@@ -99,7 +99,9 @@ class Supervisor:
                     for watcher in watchers:
                         watcher.cancel()
             finally:
-                await self._end()
+                # A supervisor that fails leaves the guests their target and endpoint; the next one takes them over.
+                if self._stopping.is_set() or not on_ready.done():
+                    await self._end()
 
     async def _wait_ready(self, on_ready: asyncio.Future[None]) -> None:
         ready = asyncio.ensure_future(self._ready.wait())
@@ -149,7 +151,7 @@ class Supervisor:
             await self._target.process.wait()
             await self._bury()
             if not self._planned and time.monotonic() - born < _STABLE_AFTER:
-                self.history.errors = [*self.history.errors[-9:], f"target {self.history.last_ending}"]
+                self._note(f"target {self.history.last_ending}")
             self._planned = False
 
     async def _restart_until_it_runs(self) -> None:
@@ -157,9 +159,9 @@ class Supervisor:
         while self._target is None:
             try:
                 await self._next_target()
-            except NvmuserError as error:
-                log.error("%s", error)
-                self.history.errors = [*self.history.errors[-9:], str(error)]
+            except (NvmuserError, OSError) as error:
+                # Also a full disk under the state directory: guests wait, and it may be mended.
+                self._note(str(error))
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, _BACKOFF_LONGEST)
 
@@ -184,10 +186,13 @@ class Supervisor:
 
     async def _bring_up(self, target: Target) -> None:
         """Everything wanted into this target, then the guests."""
-        link = self._state.rpc_socket.with_suffix(".new")
-        link.unlink(missing_ok=True)
-        link.symlink_to(target.rpc_socket.name)
-        link.replace(self._state.rpc_socket)
+        try:
+            link = self._state.rpc_socket.with_suffix(".new")
+            link.unlink(missing_ok=True)
+            link.symlink_to(target.rpc_socket.name)
+            link.replace(self._state.rpc_socket)
+        except OSError as error:
+            self._note(f"{self._state.rpc_socket}: {error.strerror}; `nvmuser rpc` does not find the target")
         try:
             async with self._changing:
                 self._engine.rpc = target.rpc
@@ -196,8 +201,7 @@ class Supervisor:
             log.warning("target %d: %s", target.process.pid, error)
             return
         for problem in outcome.problems:
-            log.error("%s", problem)
-        self.history.errors = self.history.errors[-9:] + [str(problem) for problem in outcome.problems]
+            self._note(str(problem))
         await self._endpoint.serve(self._engine.controllers())
         self._endpoint.target("ready")
         self._ready.set()
@@ -210,13 +214,15 @@ class Supervisor:
 
     async def _raise_standby(self) -> None:
         """Start the process that takes over, as far as it goes without opening a volume, and park it."""
+        standby = None
         try:
             standby = await self._start()
-        except NvmuserError as error:
-            log.error("no standby: %s", error)
-            self.history.errors = [*self.history.errors[-9:], f"no standby: {error}"]
+            await Engine.prepare(standby.rpc)
+        except (NvmuserError, OSError) as error:
+            self._note(f"no standby: {error}")
+            if standby:
+                await standby.stop()
             return
-        await Engine.prepare(standby.rpc)
         await standby.park()
         self._standby = standby
         log.info("standby %d parked", standby.process.pid)
@@ -235,6 +241,11 @@ class Supervisor:
         log.warning("target %d %s", dead.process.pid, dead.process.ending)
         await dead.close()
 
+    def _note(self, trouble: str) -> None:
+        """For the log, and for `nvmuser status`."""
+        log.error("%s", trouble)
+        self.history.errors = [*self.history.errors[-9:], trouble]
+
     # -- the endpoint ----------------------------------------------------------------------------------------
 
     async def _watch_endpoint(self) -> None:
@@ -251,8 +262,8 @@ class Supervisor:
                 try:
                     await self._endpoint.replace()
                     break
-                except TargetError as error:
-                    log.error("%s", error)
+                except (TargetError, OSError) as error:
+                    self._note(str(error))
                     await asyncio.sleep(delay)
                     delay = min(delay * 2, _BACKOFF_LONGEST)
             await self._endpoint.serve(self._engine.controllers())
