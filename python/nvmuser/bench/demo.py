@@ -92,14 +92,24 @@ async def measure(
         processes = {"qemu": [guest.process.pid], **disks.processes}
         jobs = await _run_all(guest, workloads, devices, processes, output, watch)
     machine = replace(machine, noise_before=before, noise_after=await asyncio.to_thread(environment.spin))
-    result = Result(
+    about = {"cpus": cpus, "memory_bytes": memory, "disks": list(disks.names)}
+    return _written(_result(found, machine, about, jobs), output)
+
+
+def _result(
+    found: dict[str, str], machine: environment.Environment, about: dict[str, object], jobs: list[JobResult]
+) -> Result:
+    return Result(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         accelerator=accelerator(),
         versions=found,
         environment=machine.to_json(),
-        guest={"cpus": cpus, "memory_bytes": memory, "disks": list(disks.names)},
+        guest=about,
         jobs=jobs,
     )
+
+
+def _written(result: Result, output: Path) -> Result:
     result.write(output / "result.json")
     (output / "report.html").write_text(report.html(result), encoding="utf-8")
     return result

@@ -120,6 +120,42 @@ def qemu_arguments(peer: str, setup: Setup, socket: Path | None = None) -> list[
     return ["-chardev", f"socket,id=vhost,path={socket}", "-device", json.dumps(device)]
 
 
+@dataclass(frozen=True)
+class _Way:
+    """How one peer's disk reaches QEMU, and who works for it on the host."""
+
+    processes: Mapping[str, Sequence[int]]
+    stopped: Sequence[int] = ()
+    sockets: tuple[Path, ...] = ()
+    arguments: Sequence[str] = ()
+    hugepages: bool | None = None
+
+
+async def _ours(peer: str, setup: Setup) -> _Way:
+    direct = peer == "direct"
+    processes = await setup.deployment.processes(direct=direct)
+    # The other one of ours, if it is there, has parked the target that both share.
+    _continue(processes["target"])
+    socket = await setup.deployment.disk(f"bench-{peer}", setup.backing[peer], direct=direct)
+    return _Way(processes, stopped=processes["target"], sockets=(socket,))
+
+
+async def _way(peer: str, setup: Setup, directory: Path, stack: contextlib.AsyncExitStack) -> _Way:
+    backing = setup.backing[peer]
+    if peer in (OURS, "direct"):
+        return await _ours(peer, setup)
+    if peer == "vhost-user-blk-qsd":
+        daemon = backends.storage_daemon(find_qemu(), backing, directory, setup.queues)
+        socket, pid = await stack.enter_async_context(daemon)
+        return _Way({"backend": [pid]}, arguments=qemu_arguments(peer, setup, socket))
+    if peer == "vhost-user-blk-spdk":
+        vhost = backends.spdk_vhost(find_spdk(), backing, directory, max(os.sched_getaffinity(0)))
+        socket, pid = await stack.enter_async_context(vhost)
+        arguments = qemu_arguments(peer, setup, socket)
+        return _Way({"backend": [pid]}, stopped=[pid], arguments=arguments, hugepages=True)
+    return _Way({}, arguments=qemu_arguments(peer, setup))
+
+
 @contextlib.asynccontextmanager
 async def open_peer(peer: str, setup: Setup) -> AsyncIterator[Seat]:
     """Boot a peer's guest and find its disk.
@@ -130,48 +166,24 @@ async def open_peer(peer: str, setup: Setup) -> AsyncIterator[Seat]:
         raise UsageError(f"no peer is called '{peer}': choose among {', '.join(PEERS)}")
     directory = setup.directory / peer
     directory.mkdir(parents=True, exist_ok=True)
-    processes: dict[str, Sequence[int]] = {}
-    stopped: list[int] = []
-    sockets: tuple[Path, ...] = ()
-    arguments: list[str] = []
-    hugepages: bool | None = None
     async with contextlib.AsyncExitStack() as stack:
-        if peer in (OURS, "direct"):
-            processes |= await setup.deployment.processes(direct=peer == "direct")
-            stopped += processes["target"]
-            # The other one of ours, if it is there, has parked the target that both share.
-            _continue(stopped)
-            sockets = (await setup.deployment.disk(f"bench-{peer}", setup.backing[peer], direct=peer == "direct"),)
-        elif peer == "vhost-user-blk-qsd":
-            daemon = backends.storage_daemon(find_qemu(), setup.backing[peer], directory, setup.queues)
-            socket, pid = await stack.enter_async_context(daemon)
-            processes["backend"] = [pid]
-            arguments = qemu_arguments(peer, setup, socket)
-        elif peer == "vhost-user-blk-spdk":
-            core = max(os.sched_getaffinity(0))
-            vhost = backends.spdk_vhost(find_spdk(), setup.backing[peer], directory, core)
-            socket, pid = await stack.enter_async_context(vhost)
-            processes["backend"] = stopped = [pid]
-            arguments = qemu_arguments(peer, setup, socket)
-            hugepages = True
-        else:
-            arguments = qemu_arguments(peer, setup)
+        way = await _way(peer, setup, directory, stack)
         spec = GuestSpec(
             cpus=setup.cpus,
             memory=MEMORY,
-            sockets=sockets,
-            hugepages=hugepages,
+            sockets=way.sockets,
+            hugepages=way.hugepages,
             append=APPEND,
-            qemu_args=tuple(arguments),
+            qemu_args=tuple(way.arguments),
         )
         guest = await stack.enter_async_context(launch(spec, directory / "vm"))
         # A stopped process cannot end in good order.
-        stack.callback(_continue, stopped)
+        stack.callback(_continue, way.stopped)
         pattern = "nvme*n*" if peer in NVME_PEERS else "vd*"
         [device] = await runner.block_devices(guest, pattern, 1)
-        processes["qemu"] = [guest.process.pid]
         answer = await guest.run(f"cat /sys/block/{Path(device).name}/queue/io_poll", timeout=60, check=True)
-        yield Seat(peer, guest, device, processes, stopped, polled=answer.stdout.strip() == b"1")
+        processes = {**way.processes, "qemu": [guest.process.pid]}
+        yield Seat(peer, guest, device, processes, way.stopped, polled=answer.stdout.strip() == b"1")
 
 
 def _continue(pids: Sequence[int]) -> None:
