@@ -7,6 +7,7 @@ a time: the supervisor's, while it lives. It owns no process, and the connection
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -77,6 +78,7 @@ class Engine:
     def __init__(self, state: StateDir, rpc: Client | None = None) -> None:
         self._state = state
         self._store = Store(state.store)
+        self._directory = functools.cache(state.target_dir)
         self.rpc = rpc
         """The target's; None while there is none."""
 
@@ -138,7 +140,7 @@ class Engine:
             problems = self._provision()
             desired = self._store.load()
             actual = await look(self.rpc)
-            current = plan(desired, actual, self._state.target_dir)
+            current = plan(desired, actual, self._directory)
             self._adopt(desired, current.adopted)
             runnable = self._runnable(current, problems)
             if not runnable:
@@ -165,13 +167,13 @@ class Engine:
             raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
         desired = self._store.load()
         actual = await look(self.rpc)
-        return status_of(desired, actual, plan(desired, actual, self._state.target_dir))
+        return status_of(desired, actual, plan(desired, actual, self._directory))
 
     async def dry_run(self, change: Change) -> list[list[dict[str, Any]]]:
         """The calls that a change would lead to, in waves, as far as can be said without making any."""
         desired = next_desired(self._store.load(), change, lambda volume: files.prepare(volume, self._state))
         actual = await look(self.rpc) if self.rpc else Actual()
-        waves = plan(desired, actual, self._state.target_dir).waves()
+        waves = plan(desired, actual, self._directory).waves()
         return [[{"method": c.request.method, "params": dict(c.request.params)} for c in wave] for wave in waves]
 
     # -- steps -----------------------------------------------------------------------------------------------
@@ -206,40 +208,36 @@ class Engine:
                 self._store.put(entries)
 
     def _runnable(self, current: Plan, problems: dict[str, Problem]) -> list[Call]:
-        """Without what stands on something that has a problem, and with the machine ready for what is
-        left."""
+        """Without what stands on something that has a problem."""
         left: list[Call] = []
         place: dict[int, int] = {}
         for number, call in enumerate(current.calls):
-            if self._blocked(call, problems) or any(before not in place for before in call.after):
+            blocked = call.object in problems and call.verb != "delete"
+            if blocked or any(before not in place for before in call.after):
                 continue
             place[number] = len(left)
             left.append(replace(call, after=tuple(place[before] for before in call.after)))
         return left
 
-    def _blocked(self, call: Call, problems: dict[str, Problem]) -> bool:
-        if call.object in problems and call.verb != "delete":
-            return True
-        try:
-            if call.request.method == "nvmf_subsystem_add_listener":
-                listeners.prepare(self._state, call.object.split("/")[1])
-            elif call.request.method == "bdev_aio_create":
-                locks.check_free(call.request.params["filename"])
-        except NvmuserError as error:
-            problems[call.object] = Problem(call.object, str(error))
-            return True
-        return False
+    def _ready(self, call: Call) -> None:
+        """This machine is ready for the call. :raise NvmuserError: it cannot be made."""
+        if call.request.method == "nvmf_subsystem_add_listener":
+            listeners.prepare(self._state, call.object.split("/")[1])
+        elif call.request.method == "bdev_aio_create":
+            locks.check_free(call.request.params["filename"])
 
     async def _run(self, calls: list[Call], problems: dict[str, Problem]) -> Result:
         assert self.rpc is not None
-        result = await execute(self.rpc, calls)
+        result = await execute(self.rpc, calls, self._ready)
         desired = self._store.load()
         made = [desired.entries[call.object] for call in result.done if call.provisions]
         self._put([replace(entry, provisioned=True) for entry in made])
         for call, error in result.failed:
             log.warning("%s: %s", call.object, error)
-            reason = error.message if isinstance(error, RpcServerError) else str(error)
-            problems[call.object] = Problem(call.object, f"{call.verb} failed: {reason} ({call.request.method})")
+            reason = str(error)
+            if isinstance(error, RpcServerError):
+                reason = f"{call.verb} failed: {error.message} ({call.request.method})"
+            problems[call.object] = Problem(call.object, reason)
         for call in result.skipped:
             problems.setdefault(call.object, Problem(call.object, "waits for what failed below it"))
         return result
@@ -281,10 +279,14 @@ class Engine:
                 self._store.remove(buried)
 
     def _offline(self) -> Outcome:
-        """No target is known. If none lives, files can be made and removed; the rest waits."""
+        """No target is known. If none lives, files can be made and removed; the rest waits.
+
+        What SPDK keeps on a disk is still there when no target lives: its tombstones wait for the next.
+        """
         problems = self._provision()
         if not answers(self._state.rpc_socket):
-            self._bury(self._store.load().deleted(), problems)
+            gone = [one for one in self._store.load().deleted() if not backends.made_once(one)]
+            self._bury(gone, problems)
         return Outcome(0, tuple(problems.values()), pending=not problems)
 
     async def _undo(self, before: Desired, after: Desired, change: Change, reasons: list[Problem]) -> None:

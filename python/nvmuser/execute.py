@@ -6,7 +6,7 @@ Owns no decision. A failed call stops what depends on it, nothing else.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nvmuser.errors import NvmuserError, RpcConnectionError
@@ -31,18 +31,23 @@ class Result:
         return any(isinstance(error, RpcConnectionError) for _, error in self.failed)
 
 
-async def execute(rpc: Client, calls: Sequence[Call]) -> Result:
-    """Never raises for a call that fails: that is in the result."""
+async def execute(rpc: Client, calls: Sequence[Call], before: Callable[[Call], None]) -> Result:
+    """Never raises for a call that fails: that is in the result.
+
+    :param before: makes this machine ready for a call, when it is about to be made. What it raises fails the
+        call.
+    """
     result = Result()
     waits_for = [len(set(call.after)) for call in calls]
     dependents: list[list[int]] = [[] for _ in calls]
     for number, call in enumerate(calls):
-        for before in set(call.after):
-            dependents[before].append(number)
+        for earlier in set(call.after):
+            dependents[earlier].append(number)
 
     async def run(number: int) -> None:
         call = calls[number]
         try:
+            before(call)
             await rpc.call(call.request.method, call.request.params, timeout=_CALL_TIMEOUT_S)
         except NvmuserError as error:
             result.failed.append((call, error))

@@ -11,7 +11,7 @@ import dataclasses
 import re
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from nvmuser.errors import UsageError
@@ -324,34 +324,50 @@ def _build(kind: Any, data: Any, where: str, path: tuple[str | int, ...] = ()) -
     """An instance of dataclass `kind`. :raise FieldError: unknown or missing field, or a wrong type."""
     if not isinstance(data, Mapping):
         raise FieldError(where, path, f"expected a mapping, got {data!r}")
-    hints = _hints(kind)
-    if unknown := [key for key in data if key not in hints]:
-        raise FieldError(where, path, f"unknown field {unknown[0]!r}; known are {', '.join(hints)}")
-    values = {key: _value(hints[key], value, where, (*path, key)) for key, value in data.items()}
-    required = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
-    if missing := [name for name in required if name not in data]:
+    shapes = _shapes(kind)
+    if unknown := [key for key in data if key not in shapes]:
+        raise FieldError(where, path, f"unknown field {unknown[0]!r}; known are {', '.join(shapes)}")
+    values = {key: _value(shapes[key], value, where, (*path, key)) for key, value in data.items()}
+    if missing := [name for name, shape in shapes.items() if shape.required and name not in data]:
         raise FieldError(where, path, f"missing {', '.join(missing)}")
     return kind(**values)
 
 
-def _value(hint: Any, value: Any, where: str, path: tuple[str | int, ...]) -> Any:
-    if typing.get_origin(hint) is tuple:
+def _value(shape: _Shape, value: Any, where: str, path: tuple[str | int, ...]) -> Any:
+    if shape.many:
         if not isinstance(value, list | tuple):
             raise FieldError(where, path, f"expected a list, got {value!r}")
-        item = typing.get_args(hint)[0]
-        return tuple(_value(item, one, where, (*path, index)) for index, one in enumerate(value))
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where, path)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise FieldError(where, path, f"expected {hint.__name__}, got {value!r}")
+        one = replace(shape, many=False)
+        return tuple(_value(one, item, where, (*path, index)) for index, item in enumerate(value))
+    if shape.nested:
+        return _build(shape.kind, value, where, path)
+    if type(value) is not shape.kind:
+        raise FieldError(where, path, f"expected {shape.kind.__name__}, got {value!r}")
     return value
 
 
-_HINTS: dict[Any, dict[str, Any]] = {}
+@dataclass(frozen=True)
+class _Shape:
+    """What a field takes: one or many of a kind, which may be a dataclass itself."""
+
+    kind: Any
+    many: bool
+    nested: bool
+    required: bool
 
 
-def _hints(kind: Any) -> dict[str, Any]:
-    if kind not in _HINTS:
+_SHAPES: dict[Any, dict[str, _Shape]] = {}
+
+
+def _shapes(kind: Any) -> dict[str, _Shape]:
+    if kind not in _SHAPES:
         hints = typing.get_type_hints(kind)
-        _HINTS[kind] = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-    return _HINTS[kind]
+        shapes: dict[str, _Shape] = {}
+        for field in dataclasses.fields(kind):
+            hint = hints[field.name]
+            many = typing.get_origin(hint) is tuple
+            one = typing.get_args(hint)[0] if many else hint
+            required = field.default is dataclasses.MISSING
+            shapes[field.name] = _Shape(one, many, dataclasses.is_dataclass(one), required)
+        _SHAPES[kind] = shapes
+    return _SHAPES[kind]

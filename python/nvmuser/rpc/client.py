@@ -39,8 +39,8 @@ SPDK_REQUEST_MAX = 32 * 1024 - 1
 REPLY_MAX = 64 * 1024 * 1024
 """Bytes of one reply. SPDK's own limit is SPDK_JSONRPC_SEND_BUF_SIZE_MAX, 32 MiB."""
 
-WINDOW = 64
-"""Calls in flight. More gains little: the server takes 32 KiB at each poll."""
+WINDOW = 128
+"""Calls in flight: about as many of ours as fit into the 32 KiB that the server takes at each poll."""
 
 
 class _Default:

@@ -33,6 +33,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._cached: tuple[int, Desired] | None = None
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         with self._explained():
             # Autocommit mode: transactions begin and end where this module says so.
@@ -61,12 +62,18 @@ class Store:
     def load(self) -> Desired:
         """Everything, by kind and name."""
         with self._explained():
+            # It changes when another connection commits; what this one writes is forgotten by hand.
+            (version,) = self._db.execute("PRAGMA data_version").fetchone()
+            if self._cached and self._cached[0] == version:
+                return self._cached[1]
             rows = self._db.execute("SELECT spec, provisioned, deleting FROM object ORDER BY kind, name").fetchall()
         entries = (
             Entry(object_from_json(json.loads(spec)), bool(provisioned), bool(deleting))
             for spec, provisioned, deleting in rows
         )
-        return Desired({entry.object.key: entry for entry in entries})
+        desired = Desired({entry.object.key: entry for entry in entries})
+        self._cached = (version, desired)
+        return desired
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -78,11 +85,13 @@ class Store:
                 yield
             except BaseException:
                 self._db.execute("ROLLBACK")
+                self._cached = None
                 raise
             self._db.execute("COMMIT")
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Insert or replace."""
+        self._cached = None
         self._db.executemany(
             "INSERT OR REPLACE INTO object VALUES (?, ?, ?, ?, ?)",
             (
@@ -99,6 +108,7 @@ class Store:
 
     def remove(self, keys: Iterable[str]) -> None:
         """Forget. Nothing happens to what is not there."""
+        self._cached = None
         self._db.executemany("DELETE FROM object WHERE kind = ? AND name = ?", (key.split("/", 1) for key in keys))
 
     @contextmanager
