@@ -13,6 +13,7 @@ from nvmuser.errors import GuestError, UsageError
 from nvmuser.sockets import answers, check_socket_path
 
 MIB = 1 << 20
+GIB = 1 << 30
 HUGEPAGE = 2 * MIB
 _HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 _MEMINFO = Path("/proc/meminfo")
@@ -29,7 +30,7 @@ class GuestSpec:
     """One virtual machine. Without an `image`, or a controller to boot from, it is our appliance."""
 
     cpus: int = 1
-    memory: int = 1024 * MIB
+    memory: int = GIB
     """In bytes."""
     sockets: tuple[Path, ...] = ()
     """The vfio-user sockets of its NVMe controllers."""

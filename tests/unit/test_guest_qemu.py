@@ -1,0 +1,170 @@
+"""QEMU's arguments and libvirt's XML for a guest; what of a specification cannot be meant."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socket
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nvmuser.errors import GuestError, UsageError
+from nvmuser.guest import libvirt, spec
+from nvmuser.guest.qemu import Boot, Runtime, arguments, attachment
+from nvmuser.guest.spec import GIB, MIB, GuestSpec, check_sockets, image_format, use_hugepages
+
+SOCKETS = (Path("/run/a,b/vm1/cntrl"), Path("/run/a,b/vm2/cntrl"))
+RUNTIME = Runtime(Path("/run/vm/x,y"))
+LISTENERS = {"console": 3, "agent": 4, "qmp": 5}
+BOOT = Boot(accelerator="tcg", hugepages=False, kernel=Path("/k"), initrd=Path("/i"))
+
+
+def values(argv: list[str], option: str) -> list[str]:
+    return [value for name, value in itertools.pairwise(argv) if name == option]
+
+
+def devices(argv: list[str], driver: str) -> list[dict[str, Any]]:
+    found = [json.loads(value) for value in values(argv, "-device")]
+    return [device for device in found if device["driver"] == driver]
+
+
+def test_each_controller_has_a_port_of_its_own_and_spare_ones_remain() -> None:
+    argv = attachment(GuestSpec(sockets=SOCKETS, spare_ports=3), hugepages=False)
+    ports, controllers = devices(argv, "pcie-root-port"), devices(argv, "vfio-user-pci")
+    assert [device["socket"] for device in controllers] == [{"type": "unix", "path": str(path)} for path in SOCKETS]
+    assert [device["bus"] for device in controllers] == ["port0", "port1"]
+    assert [device["id"] for device in controllers] == ["nvmuser-vm1", "nvmuser-vm2"]
+    assert len(ports) == 5
+    assert len({port["addr"] for port in ports}) == len({port["chassis"] for port in ports}) == 5
+
+
+def test_ports_share_slots_by_functions_and_the_first_says_so() -> None:
+    ports = devices(attachment(GuestSpec(spare_ports=32), hugepages=False), "pcie-root-port")
+    assert [port["addr"] for port in ports][6:10] == ["10.6", "10.7", "11.0", "11.1"]
+    assert all(port["multifunction"] == port["addr"].endswith(".0") for port in ports)
+
+
+@pytest.mark.parametrize("hugepages", [True, False])
+def test_memory_is_shared(hugepages: bool) -> None:
+    argv = attachment(GuestSpec(memory=512 * MIB), hugepages=hugepages)
+    (memory,) = [json.loads(value) for value in values(argv, "-object")]
+    assert memory["share"] is True
+    assert memory["size"] == 512 * MIB
+    assert memory.get("hugetlb", False) is hugepages
+    assert values(argv, "-m") == ["512M"]
+
+
+def test_commas_in_paths_are_only_commas() -> None:
+    (console, *_) = values(arguments(GuestSpec(), RUNTIME, BOOT, LISTENERS), "-chardev")
+    assert "logfile=/run/vm/x,,y/console.log" in console
+
+
+def test_the_accelerator_is_the_one_that_works() -> None:
+    assert values(arguments(GuestSpec(), RUNTIME, BOOT, LISTENERS), "-accel") == ["tcg,thread=multi"]
+    assert values(arguments(GuestSpec(), RUNTIME, replace(BOOT, accelerator="kvm"), LISTENERS), "-cpu") == ["host"]
+
+
+def test_the_appliances_command_line() -> None:
+    argv = arguments(GuestSpec(append="nvme.poll_queues=1"), RUNTIME, BOOT, LISTENERS)
+    assert values(argv, "-kernel") == ["/k"]
+    assert values(argv, "-append")[0].split()[-1] == "nvme.poll_queues=1"
+
+
+def test_an_image_boots_by_itself() -> None:
+    argv = arguments(
+        GuestSpec(image=Path("/disk.qcow2")),
+        RUNTIME,
+        Boot("tcg", False, image_format="qcow2"),
+        LISTENERS,
+    )
+    (node,) = [json.loads(value) for value in values(argv, "-blockdev")]
+    assert (node["driver"], node["file"]["filename"]) == ("qcow2", "/disk.qcow2")
+    assert devices(argv, "virtio-blk-pci")[0]["bootindex"] == 1
+    assert "-kernel" not in argv
+
+
+def test_booting_from_a_controller() -> None:
+    argv = arguments(GuestSpec(sockets=SOCKETS, boot_from=SOCKETS[1]), RUNTIME, Boot("tcg", False), LISTENERS)
+    assert [device.get("bootindex") for device in devices(argv, "vfio-user-pci")] == [None, 1]
+
+
+def test_uefi_has_variables_of_its_own() -> None:
+    argv = arguments(GuestSpec(firmware="uefi"), RUNTIME, replace(BOOT, uefi_code=Path("/code")), LISTENERS)
+    code, variables = [json.loads(value) for value in values(argv, "-blockdev")]
+    assert (code["read-only"], code["file"]["filename"]) == (True, "/code")
+    assert (variables["read-only"], variables["file"]["filename"]) == (False, str(RUNTIME.uefi_vars))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cpus": 0}, "at least one CPU"),
+        ({"memory": 100 * MIB}, "from 256 MiB on"),
+        ({"memory": 512 * MIB + 4096}, "multiple of 2 MiB"),
+        ({"sockets": SOCKETS[:1] * 2}, "given twice"),
+        ({"spare_ports": 33}, "room for 32"),
+        ({"boot_from": Path("/x")}, "not one of the guest's"),
+        ({"sockets": SOCKETS, "boot_from": SOCKETS[0], "image": Path("/x")}, "not from both"),
+        ({"image": Path("/x"), "append": "quiet"}, "brings its own"),
+    ],
+)
+def test_what_cannot_be_meant(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        GuestSpec(**options)
+
+
+@pytest.mark.parametrize(("wanted", "free", "expected"), [(None, 2, True), (None, 0, False), (False, 2, False)])
+def test_which_memory(monkeypatch: pytest.MonkeyPatch, wanted: bool | None, free: int, expected: bool) -> None:
+    monkeypatch.setattr(spec, "free_hugepages", lambda: free * GIB)
+    monkeypatch.setattr(spec, "available_memory", lambda: 2 * GIB)
+    assert use_hugepages(GuestSpec(hugepages=wanted)) is expected
+
+
+def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spec, "free_hugepages", lambda: 256 * MIB)
+    monkeypatch.setattr(spec, "available_memory", lambda: 512 * MIB)
+    with pytest.raises(GuestError, match="1024 MiB of memory wanted, 512 MiB are available"):
+        use_hugepages(GuestSpec())
+    with pytest.raises(GuestError, match=r"vm\.nr_hugepages. must grow by 384"):
+        use_hugepages(GuestSpec(hugepages=True))
+
+
+def test_this_machine_tells_its_memory() -> None:
+    assert spec.available_memory() > 0
+    assert spec.free_hugepages() >= 0
+
+
+def test_a_socket_nobody_serves(tmp_path: Path) -> None:
+    path = tmp_path / "cntrl"
+    with pytest.raises(GuestError, match="no such controller socket"):
+        check_sockets(GuestSpec(sockets=(path,)))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        with pytest.raises(GuestError, match="nobody answers"):
+            check_sockets(GuestSpec(sockets=(path,)))
+        listener.listen()
+        check_sockets(GuestSpec(sockets=(path,)))
+
+
+def test_image_formats(tmp_path: Path) -> None:
+    (tmp_path / "q").write_bytes(b"QFI\xfb\0\0\0\3")
+    (tmp_path / "r").write_bytes(bytes(512))
+    assert (image_format(tmp_path / "q"), image_format(tmp_path / "r")) == ("qcow2", "raw")
+    with pytest.raises(GuestError, match="No such file"):
+        image_format(tmp_path / "none")
+
+
+def test_libvirt_gets_shared_memory_and_the_devices() -> None:
+    text = libvirt.domain(GuestSpec(sockets=SOCKETS, firmware="uefi"), name="vm1", hugepages=True, kvm=True)
+    root = ET.fromstring(text)
+    access = root.find("memoryBacking/access")
+    assert access is not None
+    assert access.get("mode") == "shared"
+    args = [arg.get("value") for arg in root.iter("{http://libvirt.org/schemas/domain/qemu/1.0}arg")]
+    assert args[0::2] == ["-device", "-device"]
+    assert [json.loads(arg or "")["socket"]["path"] for arg in args[1::2]] == [str(path) for path in SOCKETS]
+    assert len({json.loads(arg or "")["addr"] for arg in args[1::2]}) == 2
