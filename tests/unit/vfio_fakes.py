@@ -38,7 +38,7 @@ from nvmf_vfio.protocol import (
     Version,
     decode_request,
 )
-from nvmf_vfio.registers import CC_EN, CSTS_RDY, DOORBELLS, Register
+from nvmf_vfio.registers import CC_EN, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
 from nvmf_vfio.wire import Closed, Message, Wire
 
 BAR0, CONFIG = 0, 7
@@ -94,6 +94,8 @@ class FakeTarget:
     :ivar held: commands that it does not answer.
     :ivar refused: commands that it answers with an error.
     :ivar fatal: commands at which it hangs up.
+    :ivar works: whether it executes admin commands.
+    :ivar executed: the admin commands that it has fetched.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,6 +104,10 @@ class FakeTarget:
         self.held: set[Command] = set()
         self.refused: dict[Command, int] = {}
         self.fatal: set[Command] = set()
+        self.works = False
+        self.executed: list[bytes] = []
+        self._files: list[tuple[DmaMap, Descriptor]] = []
+        self._fetched = self._completed = 0
         self.maps: list[DmaMap] = []
         self.eventfds: dict[tuple[int, int], Descriptor] = {}
         self.registers = bytearray(0x1000)
@@ -129,6 +135,7 @@ class FakeTarget:
     def _power_on(self) -> None:
         self.maps.clear()
         self.is_versioned = False
+        self._forget()
         self._reset()
 
     def _reset(self) -> None:
@@ -154,9 +161,10 @@ class FakeTarget:
                 self._loop.add_reader(self._listener, self._accept)
 
     def _forget(self) -> None:
-        for held in self.eventfds.values():
+        for held in [*self.eventfds.values(), *(held for _, held in self._files)]:
             held.close()
         self.eventfds.clear()
+        self._files.clear()
 
     def kill(self) -> None:
         """What SIGKILL does. Idempotent."""
@@ -204,8 +212,12 @@ class FakeTarget:
                 if any(m.address < request.end and request.address < m.end for m in self.maps):
                     raise OSError(errno.EEXIST, "overlap")
                 self.maps.append(request)
+                self._files += [(request, held.duplicate()) for held in descriptors]
             case DmaUnmap():
                 self.maps = [m for m in self.maps if m.address != request.address]
+                for gone in [pair for pair in self._files if pair[0].address == request.address]:
+                    gone[1].close()
+                    self._files.remove(gone)
                 return request.pack()
             case DeviceInfo():
                 return DeviceInfo(16, 3, 9, 5).pack()
@@ -240,11 +252,45 @@ class FakeTarget:
         return source[request.offset : request.offset + request.count].ljust(request.count, b"\0")
 
     def _write(self, request: RegionAccess) -> None:
+        if request.region == BAR0 and request.offset == DOORBELLS and self.works:
+            self._execute(int.from_bytes(request.data, "little"))
         if request.region != BAR0 or request.offset >= DOORBELLS:
             return
+        if request.offset == Register.CC and not self.registers[Register.CC] & CC_EN:
+            self._fetched = self._completed = 0
         self.registers[request.offset : request.offset + request.count] = request.data
         enabled = self.registers[Register.CC] & CC_EN
         self.registers[Register.CSTS] = CSTS_RDY if enabled else 0
+
+    def _register(self, register: Register, size: int = 8) -> int:
+        return int.from_bytes(self.registers[register : register + size], "little")
+
+    def _place(self, address: int) -> tuple[int, int]:
+        """A descriptor's number and an offset."""
+        for request, held in self._files:
+            if request.address <= address < request.end:
+                return held.fileno(), request.offset + address - request.address
+        raise AssertionError(f"{address:#x} is not mapped")
+
+    def _execute(self, tail: int) -> None:
+        size = (self._register(Register.AQA, 4) & 0xFFF) + 1
+        while self._fetched != tail:
+            number, offset = self._place(self._register(Register.ASQ) + 64 * self._fetched)
+            entry = os.pread(number, 64, offset)
+            self.executed.append(entry)
+            self._fetched = (self._fetched + 1) % size
+            if entry[0] != OPC_ASYNC_EVENT_REQUEST:
+                self.complete(int.from_bytes(entry[2:4], "little"))
+
+    def complete(self, identifier: int) -> None:
+        """Put a completion into the admin queue, and signal it."""
+        size = (self._register(Register.AQA, 4) >> 16 & 0xFFF) + 1
+        phase = 1 - self._completed // size % 2
+        number, offset = self._place(self._register(Register.ACQ) + 16 * (self._completed % size))
+        os.pwrite(number, struct.pack("<IIHHHH", 0, 0, self._fetched, 0, identifier, phase), offset)
+        self._completed += 1
+        if event := self.eventfds.get((2, 0)):
+            os.eventfd_write(event.fileno(), 1)
 
     def request(self, command: Command, body: bytes, identifier: int = 7) -> None:
         """A request of the target's own."""
