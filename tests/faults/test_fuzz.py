@@ -265,12 +265,13 @@ async def test_garbage_in_the_admin_queue(victim: Victim) -> None:
 async def test_hostile_guests_while_targets_come_and_go(victim: Victim) -> None:
     """Rings full of event requests, memory cut short, then the target is lost and another one is there."""
 
-    def guest(entries: int, size: int) -> Driver:
+    def guest(opcode: int, entries: int, size: int) -> Driver:
         driver = Driver(victim.attacker())
         driver.client.hello()
         driver.client.map(0, 1 << 20, driver.memory)
         driver.client.interrupts([driver.interrupt])
-        os.pwrite(driver.memory.fileno(), struct.pack("<BBH60x", OPC_ASYNC_EVENT_REQUEST, 0, 5) * 4096, 0x10000)
+        ring = b"".join(struct.pack("<BBH60x", opcode, 0, 0xFFFF - number) for number in range(4096))
+        os.pwrite(driver.memory.fileno(), ring, 0x10000)
         driver.client.post(Register.AQA, 4, (entries - 1) << 16 | (entries - 1))
         driver.client.post(Register.ASQ, 8, 0x10000)
         driver.client.post(Register.ACQ, 8, 0x80000)
@@ -280,8 +281,9 @@ async def test_hostile_guests_while_targets_come_and_go(victim: Victim) -> None:
         os.ftruncate(driver.memory.fileno(), size)
         return driver
 
-    for entries, size in ((2, 1 << 20), (4096, 1 << 20), (4096, 0x80000), (4096, 0), (1, 1 << 20)):
-        driver = await asyncio.to_thread(guest, entries, size)
+    sizes = ((2, 1 << 20), (4096, 1 << 20), (4096, 0x80000), (4096, 0), (1, 1 << 20))
+    for opcode, (entries, size) in itertools.product((OPC_ASYNC_EVENT_REQUEST, 0x05), sizes):
+        driver = await asyncio.to_thread(guest, opcode, entries, size)
         for state in ("gone", "drained", "ready"):
             victim.supervisor.tell("target", state=state)
         # The connection to the target ends with the session's; the good guest is failed and comes back by a reset.
