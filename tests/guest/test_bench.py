@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,14 +34,13 @@ def processes_of(marker: str) -> list[str]:
 
 
 @pytest.fixture
-def short_tmp(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def short_tmp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory of this test's own for all temporary ones, so that what is left can be told from
     others'.
     """
-    path = Path(f"/tmp/nvb-{os.getpid()}")
-    path.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(path))
-    return path
+    with tempfile.TemporaryDirectory(prefix="nvb-", dir="/tmp") as directory:
+        monkeypatch.setattr("tempfile.tempdir", directory)
+        yield Path(directory)
 
 
 async def test_demo_measures_verifies_and_leaves_nothing(tmp_path: Path, short_tmp: Path) -> None:
@@ -47,7 +48,7 @@ async def test_demo_measures_verifies_and_leaves_nothing(tmp_path: Path, short_t
     estimates: list[Estimate] = []
     watch = demo.Watch(steps.append, lambda _name, estimate: estimates.append(estimate))
     jobs = [
-        Job("randread", "randread", iodepth=8, runtime=2).workload(),
+        Job("randread", "randread", iodepth=8, runtime=4).workload(),
         Job("verify", "randwrite", iodepth=8, size="32M", io_size="4M", verify="crc32c").workload(),
     ]
     async with demo.own_disk(tmp_path, watch, 32 * MIB) as disks:
@@ -73,7 +74,6 @@ async def test_demo_measures_verifies_and_leaves_nothing(tmp_path: Path, short_t
     assert (tmp_path / "fio" / "verify" / "fio.json").is_file()
 
     assert not list(short_tmp.iterdir())
-    short_tmp.rmdir()
     assert not list(tmp_path.glob("disk-*"))
     assert processes_of(str(short_tmp)) == []
 
@@ -94,7 +94,6 @@ async def test_wrong_block_is_found(tmp_path: Path, short_tmp: Path) -> None:
     assert result.verify_errors == 1
     assert result.wrong == ["again: 1 wrong block"]
     assert "1 wrong block" in (tmp_path / "second" / "report.html").read_text()
-    short_tmp.rmdir()
 
 
 def damage(file: Path, offset: int) -> None:

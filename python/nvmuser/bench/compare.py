@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -21,13 +20,12 @@ from typing import Any
 
 from nvmuser.bench import environment, records, runner, stats, versions
 from nvmuser.bench.deployment import Deployment
+from nvmuser.bench.disks import fill, output_directory
 from nvmuser.bench.matrix import Case
 from nvmuser.bench.peers import OURS, Seat, Setup, open_peer
 from nvmuser.bench.records import Run
 from nvmuser.errors import GuestError, NvmuserError, UsageError
 from nvmuser.runtime import accelerator
-
-_CHUNK = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -61,21 +59,12 @@ class Step:
 Report = Callable[[Step], None]
 
 
-def fill(path: Path, size: int) -> None:
-    """A file with every block written: holes and unwritten extents would be read without any I/O."""
-    chunk = os.urandom(_CHUNK)
-    with path.open("wb") as file:
-        for start in range(0, size, _CHUNK):
-            file.write(chunk[: size - start])
-        os.fsync(file.fileno())
-
-
 async def compare(plan: Plan, output: Path, report: Report) -> records.Comparison:
     """Runs the whole plan; results are in `output` as they come, fio's own JSON too.
 
     :raises NvmuserError: ours cannot run; another peer that cannot is left out, and the records say why.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    output_directory(output)
     files = tempfile.TemporaryDirectory(dir="/dev/shm" if plan.backing == "memory" else output, prefix="disks-")
     sockets = tempfile.TemporaryDirectory(prefix="nvmuser-bench-")
     with files, sockets, records.Writer(output / records.FILE) as writer:

@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nvmuser.bench import environment, report, runner, versions
-from nvmuser.bench.compare import fill
 from nvmuser.bench.deployment import Deployment
+from nvmuser.bench.disks import fill, output_directory
 from nvmuser.bench.fio import Job, Workload
 from nvmuser.bench.fio_output import Estimate
 from nvmuser.bench.result import JobResult, Result
 from nvmuser.errors import UsageError
 from nvmuser.guest import Guest, GuestSpec, launch
-from nvmuser.runtime import accelerator
+from nvmuser.runtime import accelerator, find_appliance, find_qemu, find_spdk
 
 SIZE = 256 << 20
 MEMORY = 512 << 20
@@ -79,7 +79,7 @@ async def measure(
     in the
         result (`Result.wrong`).
     """
-    output.mkdir(parents=True, exist_ok=True)
+    output_directory(output)
     watch.step("listening for noise")
     before = await asyncio.to_thread(environment.spin)
     machine = environment.look()
@@ -155,7 +155,9 @@ async def own_disk(output: Path, watch: Watch, size: int = SIZE, *, direct: bool
 
     The volume's file is in `output`, a real file system as a rule; sockets need a short path and are in /tmp.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    # Before anything is made: what is missing is told at once.
+    find_spdk(), find_qemu(), find_appliance()
+    output_directory(output)
     files = tempfile.TemporaryDirectory(prefix="disk-", dir=output)
     with files, tempfile.TemporaryDirectory(prefix="nvmuser-bench-") as directory:
         file = Path(files.name) / "demo"
