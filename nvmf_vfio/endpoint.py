@@ -248,7 +248,8 @@ class Endpoint:
         try:
             session.resume(kept)
             log.info("%s: guest taken over", controller)
-        except (Closed, ProtocolError, OSError) as error:
+        except (Closed, ProtocolError, OSError, KeyError, TypeError, ValueError) as error:
+            # Also a record of another version's layout: the other guests must come back all the same.
             log.warning("%s: guest not taken over: %s", controller, error or "it has gone")
             session.close()
 

@@ -22,6 +22,7 @@ from nvmf_vfio.channel import Keeper
 from nvmf_vfio.descriptors import Descriptor
 from nvmf_vfio.protocol import Command, DmaMap, RegionInfo
 from nvmf_vfio.registers import CSTS_CFS, CSTS_RDY, OPC_ASYNC_EVENT_REQUEST
+from nvmf_vfio.vault import Record
 
 do = asyncio.to_thread
 MIB = 1 << 20
@@ -306,3 +307,17 @@ async def test_a_keeper_holds_one_copy_of_a_name() -> None:
     keeper.drop("x")
     keeper.drop("x")
     assert len(keeper) == 0
+
+
+async def test_a_record_of_another_layout_harms_that_guest_alone(
+    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+) -> None:
+    async with endpoint() as supervisor:
+        supervisor.tell("target", state="ready")
+        driver = connect()
+        await do(driver.set_up)
+        await until(lambda: len(keeper) == 4)
+    Record(keeper._kept["a/1/record"], 2).write([["not", "a request"]])
+    async with endpoint() as supervisor:
+        assert await do(driver.client.is_closed)
+        assert (await supervisor.status())["controllers"] == 1
