@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from conftest import Target
-from test_run import VERIFY, fio_errors
+from guests import VERIFY, Target, fio_errors
 
 from nvmf_vfio import vfio_dir
 from nvmuser.errors import GuestError

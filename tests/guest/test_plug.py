@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 
 import pytest
-from conftest import Boot, Target
+from guests import APPEARS, Boot, Target
 
 from nvmuser.errors import ConflictError, GuestError, NotFoundError
 from nvmuser.guest import GuestSpec
 from nvmuser.guest.plug import free_ports, plug, preflight, remove, unplug
 from nvmuser.guest.spec import MIB
-
-APPEARS = "for i in $(seq 600); do [ -b {device} ] && exit 0; usleep 50000; done; exit 1"
 
 
 async def test_plug_while_it_runs(target: Target, boot: Boot) -> None:

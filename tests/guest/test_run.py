@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import Boot, Target
+from guests import VERIFY, Boot, Target, fio_errors
 
 from nvmuser.errors import GuestError
 from nvmuser.guest import GuestSpec, launch
 from nvmuser.guest.process import QemuProcess, start_time
 from nvmuser.guest.spec import MIB
-
-VERIFY = (
-    "fio --name=verify --filename={device} --rw=randwrite --bs=4k --iodepth=16 --ioengine=io_uring --direct=1 "
-    "--size=8m --verify=crc32c --verify_fatal=1 --end_fsync=1 --output-format=json"
-)
-
-
-def fio_errors(output: bytes) -> tuple[int, int, int]:
-    """Errors, bytes written, bytes read back, over all jobs."""
-    jobs = json.loads(output)["jobs"]
-    total = [(job["error"], job["write"]["io_bytes"], job["read"]["io_bytes"]) for job in jobs]
-    return sum(t[0] for t in total), sum(t[1] for t in total), sum(t[2] for t in total)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
