@@ -129,14 +129,16 @@ class Endpoint:
     def _listen(self, name: str) -> None:
         path = self._guests / name / "cntrl"
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            # One endpoint a state directory, so that what is there belongs to one that is dead.
-            path.unlink()
+        # A guest that starts now finds a socket on which somebody listens, or none. What is there already belongs to an
+        # endpoint that is dead: there is one a state directory.
+        scratch = path.with_name(".next")  # As long as the name that it gets: paths of sockets are limited.
+        scratch.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
-            listener.bind(os.fspath(path))
-            path.chmod(0o660)
+            listener.bind(os.fspath(scratch))
+            scratch.chmod(0o660)
             listener.listen(_BACKLOG)
+            scratch.replace(path)
         except OSError:
             listener.close()
             raise
