@@ -91,6 +91,12 @@ def test_page_leads_with_what_is_wrong(result: Result) -> None:
     assert "No I/O errors" not in report.html(broken)
 
 
+def test_busy_machine_is_named(result: Result) -> None:
+    assert "Read with care" not in report.html(result)
+    busy = replace(result, environment=result.environment | {"noise": 0.4})
+    assert "40 % of an idle spin" in report.html(busy)
+
+
 def test_page_of_a_job_without_numbers(result: Result) -> None:
     nothing = replace(result.jobs[0], total_ios=0, iops=0.0, lat_ns=Latency(*[math.nan] * 7), cpu=Cpu())
     page = report.html(replace(result, jobs=[nothing]))

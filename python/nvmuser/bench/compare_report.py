@@ -14,9 +14,6 @@ from nvmuser.bench import analysis, plots, report
 from nvmuser.bench.analysis import OURS, Change, Ratio
 from nvmuser.bench.records import Comparison
 
-NOISY_MACHINE = 0.10
-"""From here on a reader is warned: so much of an idle spin's time was taken away."""
-
 
 @dataclass(frozen=True)
 class _Cell:
@@ -101,10 +98,9 @@ def _noise(noise: float | None) -> str:
 def _warning(comparison: Comparison) -> str | None:
     if comparison.footer is None:
         return "This comparison did not come to its end: what follows is what was measured until then."
-    if comparison.noise is not None and comparison.noise > NOISY_MACHINE:
+    if busy := report.busy(comparison.noise):
         return (
-            "This machine was busy with something else while it was measured. The ratios are taken within rounds "
-            "and carry their intervals; the absolute numbers would be better on a quiet machine."
+            f"{busy} Ratios are taken within rounds and carry their intervals; absolute numbers need a quiet machine."
         )
     return None
 

@@ -15,6 +15,8 @@ from nvmuser.bench.result import JobResult, Result
 
 MISSING = "\N{EN DASH}"
 """Stands where nothing was measured."""
+NOISY_MACHINE = 0.10
+"""From here on a reader is warned."""
 
 
 def _environment() -> jinja2.Environment:
@@ -68,6 +70,13 @@ def facts(result: Result) -> list[tuple[str, str]]:
     ]
 
 
+def busy(noise: float | None) -> str | None:
+    """A warning for a reader, where the machine was not quiet."""
+    if noise is None or noise <= NOISY_MACHINE:
+        return None
+    return f"This machine was busy with something else: {noise * 100:.0f} % of an idle spin's time was taken away."
+
+
 def cost(job: JobResult) -> str:
     """Host CPU by process, in one line."""
     return ", ".join(f"{name} {percent:.0f} %" for name, percent in job.cpu.host_percent.items()) or MISSING
@@ -79,6 +88,7 @@ def html(result: Result, title: str = "Benchmark in the guest") -> str:
         "result.html.j2",
         title=title,
         result=result,
+        warning=busy(result.environment.get("noise")),
         facts=facts(result),
         costs=[cost(job) for job in result.jobs],
         over_time=plots.over_time(result.jobs),

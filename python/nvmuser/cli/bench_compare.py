@@ -77,7 +77,11 @@ def compare(
         def tell(step: comparing.Step) -> None:
             teller.step(f"{step.done}/{step.total} {step.text}")
 
-        comparison = run(comparing.compare(plan, output, tell))
+        try:
+            comparison = run(comparing.compare(plan, output, tell))
+        except click.Abort:
+            click.echo(f"what was measured is kept: nvmuser bench report {output}", err=True)
+            raise
     summary = analysis.summary(comparison)
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     (output / "report.html").write_text(compare_report.html(comparison), encoding="utf-8")
