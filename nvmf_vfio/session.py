@@ -443,6 +443,9 @@ class Session:
         passed_on = self._online and not self.controller.is_local(request)
         if passed_on and self._proxy and _is_admin_doorbell(request):
             self._proxy.submit(new)
+            if any(command.is_event_request for command in new):
+                # The last thing that a driver does when it sets its controller up.
+                self.statistics.back()
             passed_on = False
         if pending.header.wants_reply:
             if passed_on:

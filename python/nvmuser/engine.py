@@ -7,6 +7,7 @@ a time: the supervisor's, while it lives. It owns no process, and the connection
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from collections.abc import Iterable
@@ -24,7 +25,7 @@ from nvmuser.errors import (
     TargetError,
     TargetNotRunning,
 )
-from nvmuser.execute import Result, execute
+from nvmuser.execute import Gate, Result, execute
 from nvmuser.model import Controller, Volume
 from nvmuser.paths import StateDir
 from nvmuser.plan import Call, Plan, Problem, plan
@@ -96,6 +97,15 @@ class Engine:
         """Names of what is wanted."""
         return [one.name for one in self._store.load().controllers()]
 
+    async def release(self, rpc: Client) -> None:
+        """Take the guests away from a target that is about to end: their I/O is finished when this returns.
+
+        SPDK 26.01 crashes when it shuts down while a guest's end still pauses and resumes its subsystem; listeners
+        are removed in line with that.
+        """
+        calls = [methods.remove_listener(c.nqn, self._state.target_dir(c.name)) for c in self._store.load().controllers()]
+        await asyncio.gather(*(rpc.call(one.method, one.params) for one in calls), return_exceptions=True)
+
     def sync_files(self) -> None:
         """Every file volume is on the disk when this returns. :raise TargetError: one is not."""
         if failures := files.sync([one for one in self._store.load().volumes() if one.backend == "file"]):
@@ -114,9 +124,8 @@ class Engine:
         with self._store.transaction():
             before = self._store.load()
             after = next_desired(before, change, lambda volume: files.prepare(volume, self._state))
-            for one in change.create:
-                if isinstance(one, Controller):
-                    listeners.check_paths(self._state, one.name)
+            new = [one.name for one in change.create if isinstance(one, Controller)]
+            listeners.check_paths(self._state, max(new, key=len, default=""))
             self._store.put(after.entries[key] for key in change.keys)
         outcome = await self.reconcile()
         declared = {one.key for one in (*change.create, *change.update)}
@@ -209,6 +218,8 @@ class Engine:
 
     def _runnable(self, current: Plan, problems: dict[str, Problem]) -> list[Call]:
         """Without what stands on something that has a problem."""
+        if not problems:
+            return list(current.calls)
         left: list[Call] = []
         place: dict[int, int] = {}
         for number, call in enumerate(current.calls):
@@ -219,16 +230,34 @@ class Engine:
             left.append(replace(call, after=tuple(place[before] for before in call.after)))
         return left
 
-    def _ready(self, call: Call) -> None:
-        """This machine is ready for the call. :raise NvmuserError: it cannot be made."""
-        if call.request.method == "nvmf_subsystem_add_listener":
-            listeners.prepare(self._state, call.object.split("/")[1])
-        elif call.request.method == "bdev_aio_create":
-            locks.check_free(call.request.params["filename"])
+    def _gate(self, calls: list[Call]) -> tuple[Gate, dict[str, NvmuserError]]:
+        """Directories of listeners are made beside the first calls: on a slow disk they take as long as SPDK
+        does."""
+        numbers = [n for n, call in enumerate(calls) if call.request.method == "nvmf_subsystem_add_listener"]
+        failures: dict[str, NvmuserError] = {}
+
+        def prepare() -> None:
+            for number in numbers:
+                key = calls[number].object
+                try:
+                    listeners.prepare(self._state, key.split("/")[1])
+                except NvmuserError as error:
+                    failures[key] = error
+
+        return Gate(asyncio.ensure_future(asyncio.to_thread(prepare)), frozenset(numbers)), failures
 
     async def _run(self, calls: list[Call], problems: dict[str, Problem]) -> Result:
         assert self.rpc is not None
-        result = await execute(self.rpc, calls, self._ready)
+        gate, failures = self._gate(calls)
+
+        def ready(call: Call) -> None:
+            """This machine is ready for the call. :raise NvmuserError: it cannot be made."""
+            if call.request.method == "bdev_aio_create":
+                locks.check_free(call.request.params["filename"])
+            elif call.request.method == "nvmf_subsystem_add_listener" and call.object in failures:
+                raise failures[call.object]
+
+        result = await execute(self.rpc, calls, ready, gate)
         desired = self._store.load()
         made = [desired.entries[call.object] for call in result.done if call.provisions]
         self._put([replace(entry, provisioned=True) for entry in made])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 ACCEPTOR_POLL_US = 100_000
@@ -68,9 +67,15 @@ def remove_namespace(nqn: str, nsid: int) -> Request:
     return Request("nvmf_subsystem_remove_ns", {"nqn": nqn, "nsid": nsid})
 
 
-def add_listener(nqn: str, directory: Path) -> Request:
-    address = {"trtype": "VFIOUSER", "traddr": str(directory), "trsvcid": "0"}
+def add_listener(nqn: str, directory: str) -> Request:
+    address = {"trtype": "VFIOUSER", "traddr": directory, "trsvcid": "0"}
     return Request("nvmf_subsystem_add_listener", {"nqn": nqn, "listen_address": address})
+
+
+def remove_listener(nqn: str, directory: Path) -> Request:
+    """lib/nvmf/nvmf_rpc.c. Ends the guest's connection; answered after its requests have."""
+    address = {"trtype": "VFIOUSER", "traddr": str(directory), "trsvcid": "0"}
+    return Request("nvmf_subsystem_remove_listener", {"nqn": nqn, "listen_address": address})
 
 
 def allow_any_host(nqn: str) -> Request:

@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -90,10 +89,12 @@ def start(state: StateDir, options: Options, *, standby: bool = False) -> None:
         argv += ["--hugepages" if options.hugepages else "--no-hugepages"]
     log_file = state.logs / "supervisor.log"
     try:
-        with log_file.open("ab") as log:
-            subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=(write_fd,)
-            )
+        with log_file.open("ab") as log, open(os.devnull, "rb") as nothing:
+            os.set_inheritable(write_fd, True)
+            # Not a `Popen`: this process ends before the supervisor does, and shall not wait for it.
+            files = [(os.POSIX_SPAWN_DUP2, nothing.fileno(), 0)]
+            files += [(os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)]
+            os.posix_spawn(sys.executable, argv, os.environ, file_actions=files, setsid=True)
     finally:
         os.close(write_fd)
     with os.fdopen(read_fd) as pipe:

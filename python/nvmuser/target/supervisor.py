@@ -131,6 +131,8 @@ class Supervisor:
     async def _end(self) -> None:
         self._ready.clear()
         await self._endpoint.stop()
+        if self._target and self._target.process.alive:
+            await self._engine.release(self._target.rpc)
         for target in (self._target, self._standby):
             if target:
                 await target.unpark()
@@ -351,6 +353,7 @@ class Supervisor:
             self._planned = True
             self._ready.clear()
             self._endpoint.target("gone")
+            await self._engine.release(target.rpc)
             await target.process.stop(10.0)
             self._engine.sync_files()
         await self._ready.wait()
