@@ -35,6 +35,7 @@ _COMMANDS = {
     "demo": "bench",
     "diff": "bench_compare",
     "guest": "bench",
+    "plug": "bench_plug",
     "provision": "bench_provision",
     "recovery": "bench_recovery",
     "report": "bench_compare",

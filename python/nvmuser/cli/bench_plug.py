@@ -1,0 +1,39 @@
+"""`nvmuser bench plug`: how long a guest waits for a disk."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import click
+
+from nvmuser.bench.plug import MOST_ROUNDS, plugging
+
+
+@click.command("plug")
+@click.option("--rounds", type=click.IntRange(1, MOST_ROUNDS), default=10, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plug_command(rounds: int, as_json: bool) -> None:
+    """From the command to a block device in the guest: a controller plugged in, a namespace attached.
+
+    Beside a bare QMP script that only sends device_add. Measured in a deployment and a guest of its own.
+    """
+    root = Path(tempfile.mkdtemp(prefix="nvmuser-"))
+    try:
+        result = asyncio.run(plugging(root, rounds)).to_json()
+    finally:
+        shutil.rmtree(root)
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    titles = {
+        "plug_s": "a controller plugged in",
+        "bare_qmp_s": "a bare device_add",
+        "attach_s": "a namespace attached",
+    }
+    click.echo(f"{'seconds until the guest has the disk':40} {'median':>8} {'worst':>8}   ({rounds} rounds)")
+    for key, title in titles.items():
+        click.echo(f"{title:40} {result[key]['median']:8.3f} {result[key]['max']:8.3f}")
