@@ -1,0 +1,26 @@
+"""libvirt's own validator on the domains that we print."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nvmuser.guest import GuestSpec, libvirt
+from nvmuser.guest.spec import Firmware
+
+SOCKETS = tuple(Path(f"/run/nvmuser/guest/vm{number}/cntrl") for number in range(2))
+
+
+@pytest.mark.skipif(shutil.which("virt-xml-validate") is None, reason="virt-xml-validate (libvirt-clients) is not here")
+@pytest.mark.parametrize("firmware", ["seabios", "uefi"])
+@pytest.mark.parametrize("hugepages", [True, False])
+@pytest.mark.parametrize("image", [None, Path("/images/a & b.qcow2")])
+def test_the_domain_is_valid(tmp_path: Path, firmware: Firmware, hugepages: bool, image: Path | None) -> None:
+    spec = GuestSpec(cpus=2, sockets=SOCKETS, firmware=firmware, image=image)
+    path = tmp_path / "domain.xml"
+    path.write_text(libvirt.domain(spec, name="vm1", hugepages=hugepages, kvm=not hugepages))
+    done = subprocess.run(["virt-xml-validate", path, "domain"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
