@@ -407,6 +407,8 @@ class Session:
         except ProtocolError as error:
             message.close()
             self._wire.consume()
+            if self._partial_recorded:
+                self._save_pending()
             self._refuse(header, errno.EINVAL, error)
             return
         kept: list[Kept] = []

@@ -243,9 +243,9 @@ async def test_a_message_in_pieces_when_the_endpoint_is_killed(
         assert await do(driver.csts) == CSTS_RDY
         driver.client.send_raw(bytes([1]))
         await supervisor.status()
-        whole = b"\0\5\0\x20\0\0\0\0\0\0\0\0\0\0\0" + RegionInfo(32, 0, 0).pack()[:16]
-        driver.client.send_raw(whole)
-        await do(driver.client.receive)
+        rest = b"\0\5\0\x30\0\0\0\0\0\0\0\0\0\0\0" + RegionInfo(32, 0, 0).pack()
+        driver.client.send_raw(rest)
+        assert (await do(driver.client.receive)).header.error == 0
         await until(lambda: len(keeper) == 4)
     async with endpoint() as supervisor:
         assert await do(driver.csts) == CSTS_RDY
