@@ -122,7 +122,8 @@ async def test_enable_disable_reset(driver: Driver) -> None:
     await do(driver.enable)
     await wait_csts(driver, CSTS_RDY)
     await do(client.call, Command.DEVICE_RESET)
-    assert await do(client.read, Register.CC, 4) == 0
+    assert await do(client.read, Register.CC, 4) == 0x460001, "SPDK's controllers are not reset by it"
+    await do(driver.disable)
     await wait_csts(driver, 0)
     await do(driver.enable)
     await wait_csts(driver, CSTS_RDY)

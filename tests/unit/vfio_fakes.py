@@ -206,6 +206,8 @@ class FakeTarget:
     def _answer(self, command: Command, request: object, descriptors: list[Descriptor]) -> bytes:
         match request:
             case Version():
+                if self.is_versioned:
+                    raise OSError(errno.EINVAL, "once is enough")
                 self.is_versioned = True
                 return VERSION.pack()
             case DmaMap():
@@ -240,7 +242,8 @@ class FakeTarget:
                 for write in request.writes:
                     self._write(write)
             case _ if command is Command.DEVICE_RESET:
-                self._reset()
+                # SPDK 26.01 leaves the controller as it is ("much more needed here").
+                pass
             case _:
                 raise OSError(errno.ENOTSUP, "not supported")
         return b""
