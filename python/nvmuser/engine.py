@@ -100,10 +100,13 @@ class Engine:
     async def release(self, rpc: Client) -> None:
         """Take the guests away from a target that is about to end: their I/O is finished when this returns.
 
-        SPDK 26.01 crashes when it shuts down while a guest's end still pauses and resumes its subsystem; listeners
-        are removed in line with that.
+        SPDK 26.01 crashes when it shuts down while a guest's end still pauses and resumes its subsystem;
+        listeners are removed in line with that.
         """
-        calls = [methods.remove_listener(c.nqn, self._state.target_dir(c.name)) for c in self._store.load().controllers()]
+        calls = [
+            methods.remove_listener(c.nqn, str(self._state.target_dir(c.name)))
+            for c in self._store.load().controllers()
+        ]
         await asyncio.gather(*(rpc.call(one.method, one.params) for one in calls), return_exceptions=True)
 
     def sync_files(self) -> None:

@@ -25,15 +25,21 @@ def prepare(state: StateDir, controller: str) -> None:
 
     :raise ConflictError: it is somebody else's, or somebody answers in it.
     """
-    directory = state.target_dir(controller)
+    directory = os.fspath(state.target_dir(controller))
     try:
-        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-        owner = directory.stat().st_uid
+        try:
+            os.mkdir(directory, 0o750)
+            return  # new, so empty and ours
+        except FileNotFoundError:
+            os.makedirs(directory, 0o750)
+            return
+        except FileExistsError:
+            owner = os.stat(directory).st_uid
     except OSError as error:
         raise ConflictError(f"{directory}: {error.strerror}") from error
     if owner != os.geteuid():
         raise ConflictError(f"{directory}: belongs to user {owner}; use another --state-dir")
-    remove_stale(directory / "cntrl")
+    remove_stale(Path(directory, "cntrl"))
 
 
 def tidy(directory: Path) -> None:

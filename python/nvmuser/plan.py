@@ -350,7 +350,7 @@ class _Planner:
         directory = str(self.directory(controller.name))
         if ("VFIOUSER", directory) not in present.listeners:
             # Last, so that a guest finds everything there.
-            request = methods.add_listener(controller.nqn, Path(directory))
+            request = methods.add_listener(controller.nqn, directory)
             made.append(self._add(request, controller.key, (*made, *self._transport)))
         return tuple(made)
 

@@ -16,7 +16,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +25,6 @@ from nvmuser import errors
 from nvmuser.errors import (
     NvmuserError,
     RpcConnectionError,
-    RpcError,
     RpcServerError,
     RpcTimeoutError,
     UsageError,
@@ -71,6 +70,7 @@ class Client:
         self._max_request = max_request
         self._next_id = 0
         self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._posted: dict[int, tuple[asyncio.Future[Any], str, Mapping[str, Any] | None]] = {}
         self._failure: RpcConnectionError | None = None
         self._receiver = asyncio.create_task(self._receive(), name=f"rpc-client {path}")
 
@@ -175,20 +175,25 @@ class Client:
             raise _typed(method, params, message["error"])
         return message.get("result")
 
-    async def call_many(
-        self, calls: Iterable[tuple[str, Mapping[str, Any] | None]]
-    ) -> list[Any | RpcError | NvmuserError]:
-        """Call all of them in one pipeline; each call's result or error in the order given."""
+    def post(self, method: str, params: Mapping[str, Any] | None = None) -> asyncio.Future[Any]:
+        """Send now, outside the window and without a deadline: for who keeps both itself, over thousands of
+        calls.
 
-        async def one(method: str, params: Mapping[str, Any] | None) -> Any:
-            try:
-                return await self.call(method, params)
-            except NvmuserError as error:
-                return error
-
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(method, params)) for method, params in calls]
-        return [task.result() for task in tasks]
+        The future ends as `call` does.
+        """
+        result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._failure:
+            result.set_exception(RpcConnectionError(str(self._failure)))
+            return result
+        self._next_id += 1
+        call_id = self._next_id
+        try:
+            self._writer.write(self._encode(call_id, method, params))
+        except UsageError as error:
+            result.set_exception(error)
+            return result
+        self._posted[call_id] = (result, method, params)
+        return result
 
     def _encode(self, call_id: int, method: str, params: Mapping[str, Any] | None) -> bytes:
         message: dict[str, Any] = {"jsonrpc": "2.0", "id": call_id, "method": method}
@@ -218,6 +223,15 @@ class Client:
         if call_id is None and "error" in message:
             # The server could not even read the id; which call that was cannot be told.
             raise RpcConnectionError(f"the server did not understand a request: {message['error']}")
+        if posted := self._posted.pop(call_id, None) if isinstance(call_id, int) else None:
+            result, method, params = posted
+            if result.done():
+                return
+            if "error" in message:
+                result.set_exception(_typed(method, params, message["error"]))
+            else:
+                result.set_result(message.get("result"))
+            return
         reply = self._pending.get(call_id) if isinstance(call_id, int) else None
         if reply is not None and not reply.done():  # else: too late, its caller is gone
             reply.set_result(message)
@@ -226,9 +240,10 @@ class Client:
         if self._failure:
             return
         self._failure = error
-        for reply in self._pending.values():
+        for reply in (*self._pending.values(), *(posted for posted, _, _ in self._posted.values())):
             if not reply.done():
                 reply.set_exception(RpcConnectionError(str(error)))
+        self._posted.clear()
 
 
 def _typed(method: str, params: Mapping[str, Any] | None, error: Any) -> NvmuserError:

@@ -72,9 +72,9 @@ def add_listener(nqn: str, directory: str) -> Request:
     return Request("nvmf_subsystem_add_listener", {"nqn": nqn, "listen_address": address})
 
 
-def remove_listener(nqn: str, directory: Path) -> Request:
+def remove_listener(nqn: str, directory: str) -> Request:
     """lib/nvmf/nvmf_rpc.c. Ends the guest's connection; answered after its requests have."""
-    address = {"trtype": "VFIOUSER", "traddr": str(directory), "trsvcid": "0"}
+    address = {"trtype": "VFIOUSER", "traddr": directory, "trsvcid": "0"}
     return Request("nvmf_subsystem_remove_listener", {"nqn": nqn, "listen_address": address})
 
 
