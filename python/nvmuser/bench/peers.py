@@ -29,6 +29,7 @@ SHORT = tuple(peer for peer in PEERS if peer != "virtio-blk-vq")
 """With one guest CPU, `iothread-vq-mapping` has one queue to map: the same thing as one iothread."""
 
 MEMORY = 512 << 20
+_QUIT = 10.0
 APPEND = "nvme.poll_queues=1 virtio_blk.poll_queues=1"
 """One polled queue beside those with interrupts, in every guest: jobs choose by `hipri`."""
 
@@ -184,6 +185,11 @@ async def open_peer(peer: str, setup: Setup) -> AsyncIterator[Seat]:
         answer = await guest.run(f"cat /sys/block/{Path(device).name}/queue/io_poll", timeout=60, check=True)
         processes = {**way.processes, "qemu": [guest.process.pid]}
         yield Seat(peer, guest, device, processes, way.stopped, polled=answer.stdout.strip() == b"1")
+        # It is parked, so that it cannot shut down by itself; its data are nobody's. QEMU takes leave of its
+        # backend.
+        _continue(way.stopped)
+        await guest.qmp.execute("quit")
+        await guest.process.wait_ended(_QUIT)
 
 
 def _continue(pids: Sequence[int]) -> None:
