@@ -261,12 +261,13 @@ def plug_controllers(
 
     async def work() -> int:
         async with plug.connected(path) as qmp:
+            user = path.stat().st_uid  # QEMU has made this socket
             if check:
-                problems = await plug.preflight(qmp, sockets)
+                problems = await plug.preflight(qmp, sockets, user=user)
                 for problem in problems:
                     click.echo(f"✗ {problem}")
                 return 1 if problems else 0
-            for name, identity in zip(controllers, await plug.plug(qmp, sockets), strict=True):
+            for name, identity in zip(controllers, await plug.plug(qmp, sockets, user=user), strict=True):
                 click.echo(f"controller {name} plugged in as {identity}")
         return 0
 

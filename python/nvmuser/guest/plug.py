@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,8 +68,11 @@ async def connected(path: Path) -> AsyncIterator[QMPClient]:
             await qmp.disconnect()
 
 
-async def preflight(qmp: QMPClient, sockets: Sequence[Path]) -> list[Problem]:
-    """What stands in the way of plugging these controllers; nothing is changed."""
+async def preflight(qmp: QMPClient, sockets: Sequence[Path], *, user: int | None = None) -> list[Problem]:
+    """What stands in the way of plugging these controllers; nothing is changed.
+
+    :param user: as whom QEMU runs; None: as we do.
+    """
     problems = [
         *await _driver(qmp),
         *await _memory(qmp),
@@ -76,11 +80,11 @@ async def preflight(qmp: QMPClient, sockets: Sequence[Path]) -> list[Problem]:
         *await _ports(qmp, len(sockets)),
     ]
     for path in sockets:
-        problems += _socket(path)
+        problems += _socket(path, os.geteuid() if user is None else user)
     return problems
 
 
-async def plug(qmp: QMPClient, sockets: Sequence[Path]) -> list[str]:
+async def plug(qmp: QMPClient, sockets: Sequence[Path], *, user: int | None = None) -> list[str]:
     """Plug controllers in, each into a free root port; returns their ids in QEMU.
 
     Nothing is touched when the pre-flight finds something. When QEMU refuses one, those before it stay in and are
@@ -93,7 +97,7 @@ async def plug(qmp: QMPClient, sockets: Sequence[Path]) -> list[str]:
     for path in sockets:
         if device_id(path) in present:
             raise ConflictError(f"controller {path.parent.name} is plugged in already")
-    if problems := await preflight(qmp, sockets):
+    if problems := await preflight(qmp, sockets, user=user):
         raise GuestError("; ".join(map(str, problems)))
     ports = await free_ports(qmp)
     done: list[str] = []
@@ -223,7 +227,7 @@ async def _ports(qmp: QMPClient, wanted: int) -> list[Problem]:
     ]
 
 
-def _socket(path: Path) -> Iterator[Problem]:
+def _socket(path: Path, user: int) -> Iterator[Problem]:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -233,6 +237,33 @@ def _socket(path: Path) -> Iterator[Problem]:
         yield Problem(f"{path} is not a socket", "name a controller")
     elif not answers(path):
         yield Problem(f"nobody answers at {path}", "start the target")
+    elif closed := _closed_to(path, user):
+        yield Problem(f"{closed} is closed to user {user}, as whom QEMU runs", "give the controller that --owner")
+
+
+def _closed_to(path: Path, user: int) -> Path | None:
+    """The first thing on the way to a socket that its mode closes to a user: a directory, or the socket itself."""
+    if user == 0:
+        return None
+    groups = _groups(user)
+    for part in (*reversed(path.parents), path):
+        info = part.stat()
+        needed = 0o2 if part == path else 0o1
+        if info.st_uid == user:
+            needed <<= 6
+        elif info.st_gid in groups:
+            needed <<= 3
+        if not info.st_mode & needed:
+            return part
+    return None
+
+
+def _groups(user: int) -> set[int]:
+    try:
+        entry = pwd.getpwuid(user)
+    except KeyError:
+        return set()
+    return set(os.getgrouplist(entry.pw_name, entry.pw_gid))
 
 
 def _list(value: object) -> list[Any]:
