@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nvmuser import backends, files, listeners, locks
+from nvmuser import access, backends, files, listeners, locks
 from nvmuser.actual import Actual, look
 from nvmuser.change import Change, next_desired
 from nvmuser.desired import Desired, Entry
@@ -127,6 +127,9 @@ class Engine:
         with self._store.transaction():
             before = self._store.load()
             after = next_desired(before, change, lambda volume: files.prepare(volume, self._state))
+            for one in (*change.create, *change.update):
+                if isinstance(one, Controller):
+                    access.group_of(one)
             new = [one.name for one in change.create if isinstance(one, Controller)]
             listeners.check_paths(self._state, max(new, key=len, default=""))
             self._store.put(after.entries[key] for key in change.keys)
@@ -149,7 +152,7 @@ class Engine:
         calls, problems, current = 0, dict[str, Problem](), Plan()
         actual = Actual()
         for _ in range(_ROUNDS):
-            problems = self._provision()
+            problems = self._provision() | self._grant()
             desired = self._store.load()
             actual = await look(self.rpc)
             current = plan(desired, actual, self._directory)
@@ -207,6 +210,16 @@ class Engine:
             except NvmuserError as error:
                 problems[volume.key] = Problem(volume.key, str(error))
         self._put(made)
+        return problems
+
+    def _grant(self) -> dict[str, Problem]:
+        """Those who may connect can reach the sockets."""
+        problems: dict[str, Problem] = {}
+        for controller in self._store.load().controllers():
+            try:
+                access.grant(self._state, controller)
+            except NvmuserError as error:
+                problems[controller.key] = Problem(controller.key, str(error))
         return problems
 
     def _adopt(self, desired: Desired, keys: Iterable[str]) -> None:
@@ -315,7 +328,7 @@ class Engine:
 
         What SPDK keeps on a disk is still there when no target lives: its tombstones wait for the next.
         """
-        problems = self._provision()
+        problems = self._provision() | self._grant()
         if not answers(self._state.rpc_socket):
             gone = [one for one in self._store.load().deleted() if not backends.made_once(one)]
             self._bury(gone, problems)

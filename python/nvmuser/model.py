@@ -257,9 +257,9 @@ class Controller(Object):
 
     namespaces: tuple[Namespace, ...] = ()
     owner: str = ""
+    """User whose QEMU may connect, besides ours: by way of a group, since a socket has one owner only."""
     group: str = ""
-    mode: str = ""
-    """Access to the guest's socket, octal; empty: 0600, or 0660 with a group."""
+    """Group whose QEMU may connect; empty: the owner's own."""
     nqn: str = ""
     serial: str = ""
     cntlid: int = 0
@@ -270,8 +270,6 @@ class Controller(Object):
             raise UsageError(f"controller {self.name}: NQN {self.nqn!r} is not of the form nqn.yyyy-mm.domain:name")
         if len(self.serial) > 20 or not self.serial.isascii():
             raise UsageError(f"controller {self.name}: serial {self.serial!r}: at most 20 ASCII characters")
-        if self.mode and not re.fullmatch(r"0?[0-7]{3}", self.mode):
-            raise UsageError(f"controller {self.name}: mode {self.mode!r}: expected octal, such as 0660")
         if len(self.namespaces) > MAX_NAMESPACES:
             raise UsageError(f"controller {self.name}: {len(self.namespaces)} namespaces; at most {MAX_NAMESPACES}")
         numbers = [one.nsid for one in self.namespaces if one.nsid]

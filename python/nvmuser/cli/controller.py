@@ -36,8 +36,7 @@ def controller() -> None:
 @click.option("--nqn", default="", help="Default: made for you, and kept.")
 @click.option("--serial", default="", help="Default: made for you, and kept.")
 @click.option("--owner", default="", help="User whose QEMU may connect, such as libvirt-qemu.")
-@click.option("--group", default="", help="Group whose QEMU may connect.")
-@click.option("--mode", default="", help="Mode of the guest's socket, octal.")
+@click.option("--group", default="", help="Group whose QEMU may connect. Default: the owner's own.")
 @_as_json
 @click.pass_obj
 def create(state: StateDir, /, name: str, volumes: tuple[str, ...], as_json: bool, **fields: str) -> None:
