@@ -1,0 +1,58 @@
+"""What a plan is made of: calls with what they depend on, and what stands in their way. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nvmuser.rpc.methods import Request
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, and which others (by their place in the plan) must have succeeded before."""
+
+    request: Request
+    object: str
+    """Key of what it is for."""
+    after: tuple[int, ...] = ()
+    provisions: bool = False
+    """Its success makes the object's data: never to be made again."""
+    verb: str = "create"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What stands in the way of an object; no call can mend it."""
+
+    object: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.object.replace('/', ' ', 1)}: {self.message}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"object": self.object, "message": self.message}
+
+
+@dataclass(frozen=True)
+class Plan:
+    calls: tuple[Call, ...] = ()
+    conflicts: tuple[Problem, ...] = ()
+    waiting: frozenset[str] = frozenset()
+    """Objects that come by themselves, or cannot come before something else has."""
+    foreign: tuple[str, ...] = ()
+    adopted: frozenset[str] = frozenset()
+    """Objects that hold data, are there, and are ours."""
+
+    def waves(self) -> list[list[Call]]:
+        """What can be in flight together, in order."""
+        level: list[int] = []
+        waves: list[list[Call]] = []
+        for call in self.calls:
+            mine = max((level[before] + 1 for before in call.after), default=0)
+            level.append(mine)
+            if mine == len(waves):
+                waves.append([])
+            waves[mine].append(call)
+        return waves
