@@ -7,17 +7,17 @@ import json
 import os
 import shlex
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import click
 
+from nvmuser.cli.guest_options import boot_options, machine_options, make_spec
 from nvmuser.errors import UsageError
 from nvmuser.guest import libvirt, machine, plug, qemu, terminal
 from nvmuser.guest.registry import Registry
 from nvmuser.guest.spec import MIB, GuestSpec, use_hugepages
-from nvmuser.model import parse_size
 from nvmuser.paths import StateDir
 from nvmuser.runtime import accelerator
 from nvmuser.sockets import answers
@@ -35,69 +35,6 @@ def guest() -> None:
       nvmuser guest run --controller vm1 --controller vm2 --memory 2G --cpus 2
       nvmuser guest qemu-args vm1
     """
-
-
-def _memory(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
-    size = parse_size(value)
-    return -(-size // (2 * MIB)) * 2 * MIB
-
-
-def _machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(
-        (
-            click.option("--cpus", default=1, show_default=True, help="Virtual CPUs."),
-            click.option("--memory", default="1G", show_default=True, callback=_memory, help="Such as 512M or 4G."),
-            click.option(
-                "--direct", is_flag=True, help="Without the endpoint: the guest loses its disks with the target."
-            ),
-            click.option("--hugepages/--no-hugepages", default=None, help="Default: hugepages if enough are free."),
-            click.option(
-                "--uefi", "firmware", flag_value="uefi", default=None, help="UEFI firmware instead of SeaBIOS."
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def _boot_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in reversed(
-        (
-            click.option("--controller", "controllers", multiple=True, metavar="C", help="May be given several times."),
-            click.option(
-                "--image",
-                type=click.Path(path_type=Path, exists=True, dir_okay=False),
-                help="Boot this disk (raw or qcow2) instead of the appliance.",
-            ),
-            click.option("--boot-from", metavar="C", help="Boot from this controller instead of the appliance."),
-            click.option(
-                "--guest-kernel",
-                "suite",
-                type=click.Choice(["trixie", "bookworm"]),
-                default="trixie",
-                help="Of which Debian the appliance's kernel is.",
-            ),
-            click.option("--append", default="", help="For the appliance's kernel, such as nvme.poll_queues=1."),
-            click.option(
-                "--spare-ports", default=4, show_default=True, help="PCIe root ports for what is plugged later."
-            ),
-            click.option("--qemu-arg", "qemu_args", multiple=True, help="One more argument for QEMU."),
-        )
-    ):
-        command = option(command)
-    return _machine_options(command)
-
-
-def _spec(state: StateDir, controllers: tuple[str, ...], direct: bool, **options: Any) -> GuestSpec:
-    boot_from = options.pop("boot_from", None)
-    if boot_from and boot_from not in controllers:
-        controllers = (*controllers, boot_from)
-    options["firmware"] = options.get("firmware") or "seabios"
-    return GuestSpec(
-        sockets=tuple(state.socket(name, direct=direct) for name in controllers),
-        boot_from=state.socket(boot_from, direct=direct) if boot_from else None,
-        **options,
-    )
 
 
 def _registry(state: StateDir) -> Registry:
@@ -120,7 +57,7 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
 
 
 @guest.command(context_settings={"ignore_unknown_options": False})
-@_boot_options
+@boot_options
 @click.argument("command", nargs=-1)
 @click.pass_obj
 def run(state: StateDir, /, command: tuple[str, ...], **options: Any) -> int:
@@ -128,7 +65,7 @@ def run(state: StateDir, /, command: tuple[str, ...], **options: Any) -> int:
 
     The exit status is the command's. What is piped in is the command's input. No process is left, however this ends.
     """
-    spec = _spec(state, **options)
+    spec = make_spec(state, **options)
     return _run(_run_command(_registry(state).runtime(f"run-{os.getpid()}"), spec, command))
 
 
@@ -148,12 +85,12 @@ def _shell(command: tuple[str, ...]) -> str:
 
 @guest.command()
 @click.argument("name")
-@_boot_options
+@boot_options
 @click.option("--no-wait", is_flag=True, help="Do not wait for the guest's agent (a system without one).")
 @click.pass_obj
 def start(state: StateDir, /, name: str, no_wait: bool, **options: Any) -> int:
     """Start a guest that goes on in the background."""
-    spec = _spec(state, **options)
+    spec = make_spec(state, **options)
     record = asyncio.run(_registry(state).start(name, spec, wait=not no_wait))
     click.echo(f"guest {name} runs (pid {record.pid}); QMP: {_registry(state).runtime(name).qmp}")
     return 0
@@ -294,7 +231,7 @@ def unplug_controllers(state: StateDir, /, names: tuple[str, ...], qmp_path: Pat
 
 @guest.command("qemu-args")
 @click.argument("controllers", nargs=-1, required=True)
-@_machine_options
+@machine_options
 @click.option("--libvirt", "as_libvirt", is_flag=True, help="A domain for `virsh define` instead.")
 @click.option("--json", "as_json", is_flag=True, help="A list of strings.")
 @click.pass_obj
@@ -304,7 +241,7 @@ def qemu_args(
     """Print what a QEMU (10.1 or later, machine q35) that somebody else starts needs for these controllers."""
     if as_libvirt and as_json:
         raise UsageError("--libvirt prints XML: not together with --json")
-    spec = _spec(state, controllers, **options, spare_ports=0)
+    spec = make_spec(state, controllers, **options, spare_ports=0)
     hugepages = use_hugepages(spec)
     for path in spec.sockets:
         if not (path.exists() and answers(path)):

@@ -1,0 +1,76 @@
+"""The options of `nvmuser guest` that describe a machine, and the specification that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nvmuser.guest.spec import MIB, GuestSpec
+from nvmuser.model import parse_size
+from nvmuser.paths import StateDir
+
+
+def _memory(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+    size = parse_size(value)
+    return -(-size // (2 * MIB)) * 2 * MIB
+
+
+def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(
+        (
+            click.option("--cpus", default=1, show_default=True, help="Virtual CPUs."),
+            click.option("--memory", default="1G", show_default=True, callback=_memory, help="Such as 512M or 4G."),
+            click.option(
+                "--direct", is_flag=True, help="Without the endpoint: the guest loses its disks with the target."
+            ),
+            click.option("--hugepages/--no-hugepages", default=None, help="Default: hugepages if enough are free."),
+            click.option(
+                "--uefi", "firmware", flag_value="uefi", default=None, help="UEFI firmware instead of SeaBIOS."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def boot_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(
+        (
+            click.option("--controller", "controllers", multiple=True, metavar="C", help="May be given several times."),
+            click.option(
+                "--image",
+                type=click.Path(path_type=Path, exists=True, dir_okay=False),
+                help="Boot this disk (raw or qcow2) instead of the appliance.",
+            ),
+            click.option("--boot-from", metavar="C", help="Boot from this controller instead of the appliance."),
+            click.option(
+                "--guest-kernel",
+                "suite",
+                type=click.Choice(["trixie", "bookworm"]),
+                default="trixie",
+                help="Of which Debian the appliance's kernel is.",
+            ),
+            click.option("--append", default="", help="For the appliance's kernel, such as nvme.poll_queues=1."),
+            click.option(
+                "--spare-ports", default=4, show_default=True, help="PCIe root ports for what is plugged later."
+            ),
+            click.option("--qemu-arg", "qemu_args", multiple=True, help="One more argument for QEMU."),
+        )
+    ):
+        command = option(command)
+    return machine_options(command)
+
+
+def make_spec(state: StateDir, controllers: tuple[str, ...], direct: bool, **options: Any) -> GuestSpec:
+    boot_from = options.pop("boot_from", None)
+    if boot_from and boot_from not in controllers:
+        controllers = (*controllers, boot_from)
+    options["firmware"] = options.get("firmware") or "seabios"
+    return GuestSpec(
+        sockets=tuple(state.socket(name, direct=direct) for name in controllers),
+        boot_from=state.socket(boot_from, direct=direct) if boot_from else None,
+        **options,
+    )
