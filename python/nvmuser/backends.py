@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from nvmuser.actual import Actual, Bdev
 from nvmuser.desired import Desired
-from nvmuser.model import AnyObject, Volume
+from nvmuser.model import AnyObject, Controller, Volume
 from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
@@ -105,3 +105,15 @@ def set_limits(volume: Volume, desired: Desired) -> Request:
 def made_once(one: AnyObject) -> bool:
     """Does making it a second time lose what it holds?"""
     return one.kind == "pool" or (isinstance(one, Volume) and one.backend in KEEPS_IN_SPDK)
+
+
+def present(one: AnyObject, desired: Desired, actual: Actual) -> bool:
+    """Does SPDK have it, as ours?"""
+    if isinstance(one, Controller):
+        found = actual.subsystems.get(one.nqn)
+        return found is not None and found.serial == one.serial
+    if isinstance(one, Volume):
+        bdev = find(one, desired, actual)
+        # A remote's namespace is there as long as the remote is, whether it is wanted or not.
+        return bdev is not None and is_ours(one, bdev, desired, actual) and one.backend != "remote"
+    return one.name in (actual.lvstores if one.kind == "pool" else actual.remotes)

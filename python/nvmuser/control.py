@@ -12,8 +12,9 @@ from typing import Any
 
 from nvmuser.change import Change
 from nvmuser.desired import Desired
-from nvmuser.engine import Engine, Outcome
+from nvmuser.engine import Engine
 from nvmuser.errors import TargetNotRunning
+from nvmuser.outcome import Outcome
 from nvmuser.paths import StateDir
 from nvmuser.rpc.client import Client
 from nvmuser.rpc.server import REQUEST_MAX

@@ -11,7 +11,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from nvmuser import access, backends, files, listeners, locks
@@ -27,6 +27,7 @@ from nvmuser.errors import (
 )
 from nvmuser.execute import Gate, Result, execute
 from nvmuser.model import Controller, Volume
+from nvmuser.outcome import Outcome
 from nvmuser.paths import StateDir
 from nvmuser.plan import Call, Plan, Problem, plan
 from nvmuser.rpc import methods
@@ -39,38 +40,6 @@ _ROUNDS = 8
 """Times that it looks again. Two are usual; each layer of volumes on pools on volumes can need one more."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an act came to."""
-
-    calls: int = 0
-    problems: tuple[Problem, ...] = ()
-    foreign: tuple[str, ...] = ()
-    pending: bool = False
-    """There is no target: it takes effect when one starts."""
-    objects: tuple[dict[str, Any], ...] = ()
-    """What a change declared, with identities."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "calls": self.calls,
-            "problems": [one.to_json() for one in self.problems],
-            "foreign": list(self.foreign),
-            "pending": self.pending,
-            "objects": list(self.objects),
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Outcome:
-        return cls(
-            calls=data["calls"],
-            problems=tuple(Problem(one["object"], one["message"]) for one in data["problems"]),
-            foreign=tuple(data["foreign"]),
-            pending=data["pending"],
-            objects=tuple(data["objects"]),
-        )
 
 
 class Engine:
@@ -304,7 +273,7 @@ class Engine:
     def _forget_deleted(self, actual: Actual, problems: dict[str, Problem]) -> None:
         """Remove the files and the tombstones of what SPDK does not have any more."""
         desired = self._store.load()
-        gone = [one for one in desired.deleted() if not _present(one.key, desired, actual)]
+        gone = [one for one in desired.deleted() if not backends.present(one, desired, actual)]
         self._bury(gone, problems)
 
     def _bury(self, gone: Iterable[Any], problems: dict[str, Problem]) -> None:
@@ -350,15 +319,3 @@ class Engine:
             return
         if left := [one for one in outcome.problems if one.object in change.keys]:
             raise TargetError(f"{'; '.join(map(str, reasons))}; not undone: {'; '.join(map(str, left))}")
-
-
-def _present(key: str, desired: Desired, actual: Actual) -> bool:
-    """Does SPDK still have what a tombstone stands for?"""
-    one = desired.entries[key].object
-    if isinstance(one, Controller):
-        found = actual.subsystems.get(one.nqn)
-        return found is not None and found.serial == one.serial
-    if isinstance(one, Volume):
-        bdev = backends.find(one, desired, actual)
-        return bdev is not None and backends.is_ours(one, bdev, desired, actual) and one.backend != "remote"
-    return one.name in (actual.lvstores if one.kind == "pool" else actual.remotes)

@@ -7,13 +7,13 @@ Owns the shape of each object alone. What objects mean together (references, uni
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from nvmuser import codec
 from nvmuser.errors import UsageError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
@@ -72,11 +72,11 @@ class Object:
 
     def to_json(self) -> dict[str, Any]:
         """Without what has its default value."""
-        return {"kind": self.kind} | _compact(self)
+        return {"kind": self.kind} | codec.compact(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return typing.cast(Self, _build(cls, {k: v for k, v in data.items() if k != "kind"}, cls.kind))
+        return typing.cast(Self, codec.build(cls, {k: v for k, v in data.items() if k != "kind"}, cls.kind))
 
 
 @dataclass(frozen=True)
@@ -291,81 +291,3 @@ def object_from_json(data: Mapping[str, Any]) -> AnyObject:
     if kind is None:
         raise UsageError(f"kind {data.get('kind')!r}: choose from {', '.join(KINDS)}")
     return kind.from_json(data)
-
-
-def _compact(value: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(value):
-        one = getattr(value, field.name)
-        if one == field.default:
-            continue
-        if dataclasses.is_dataclass(one):
-            one = _compact(one)
-        elif isinstance(one, tuple):
-            one = [_compact(item) if dataclasses.is_dataclass(item) else item for item in one]
-        found[field.name] = one
-    return found
-
-
-class FieldError(UsageError):
-    """A field that is unknown, missing or of the wrong type. `path` leads to it: `namespaces`, 0,
-    `volume`."""
-
-    def __init__(self, where: str, path: tuple[str | int, ...], reason: str) -> None:
-        self.path = path
-        self.reason = reason
-        steps = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
-        super().__init__(f"{where}{steps}: {reason}")
-
-
-def _build(kind: Any, data: Any, where: str, path: tuple[str | int, ...] = ()) -> Any:
-    """An instance of dataclass `kind`. :raise FieldError: unknown or missing field, or a wrong type."""
-    if not isinstance(data, Mapping):
-        raise FieldError(where, path, f"expected a mapping, got {data!r}")
-    shapes = _shapes(kind)
-    if unknown := [key for key in data if key not in shapes]:
-        raise FieldError(where, path, f"unknown field {unknown[0]!r}; known are {', '.join(shapes)}")
-    values = {key: _value(shapes[key], value, where, (*path, key)) for key, value in data.items()}
-    if missing := [name for name, shape in shapes.items() if shape.required and name not in data]:
-        raise FieldError(where, path, f"missing {', '.join(missing)}")
-    return kind(**values)
-
-
-def _value(shape: _Shape, value: Any, where: str, path: tuple[str | int, ...]) -> Any:
-    if shape.many:
-        if not isinstance(value, list | tuple):
-            raise FieldError(where, path, f"expected a list, got {value!r}")
-        one = replace(shape, many=False)
-        return tuple(_value(one, item, where, (*path, index)) for index, item in enumerate(value))
-    if shape.nested:
-        return _build(shape.kind, value, where, path)
-    if type(value) is not shape.kind:
-        raise FieldError(where, path, f"expected {shape.kind.__name__}, got {value!r}")
-    return value
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What a field takes: one or many of a kind, which may be a dataclass itself."""
-
-    kind: Any
-    many: bool
-    nested: bool
-    required: bool
-
-
-_SHAPES: dict[Any, dict[str, _Shape]] = {}
-
-
-def _shapes(kind: Any) -> dict[str, _Shape]:
-    if kind not in _SHAPES:
-        hints = typing.get_type_hints(kind)
-        shapes: dict[str, _Shape] = {}
-        for field in dataclasses.fields(kind):
-            hint = hints[field.name]
-            many = typing.get_origin(hint) is tuple
-            one = typing.get_args(hint)[0] if many else hint
-            required = field.default is dataclasses.MISSING
-            shapes[field.name] = _Shape(one, many, dataclasses.is_dataclass(one), required)
-        _SHAPES[kind] = shapes
-    return _SHAPES[kind]

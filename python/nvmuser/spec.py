@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from nvmuser.change import Change
+from nvmuser.codec import FieldError
 from nvmuser.desired import Desired
 from nvmuser.errors import NvmuserError, UsageError
-from nvmuser.model import KINDS, AnyObject, Controller, FieldError, Volume, format_size, object_from_json, parse_size
+from nvmuser.model import KINDS, AnyObject, Controller, Volume, format_size, object_from_json, parse_size
 
 SECTIONS = {
     "pools": "pool",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from nvmuser.engine import Outcome
+from nvmuser.outcome import Outcome
 
 T = TypeVar("T")
 

@@ -15,8 +15,9 @@ from nvmuser import spec as specs
 from nvmuser.change import Change
 from nvmuser.cli.present import run, say
 from nvmuser.desired import Desired
-from nvmuser.engine import Engine, Outcome
+from nvmuser.engine import Engine
 from nvmuser.errors import NvmuserError, UsageError
+from nvmuser.outcome import Outcome
 from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
 from nvmuser.sockets import answers
