@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from nvmuser.guest.agent import (
     AgentError,
     CommandFailed,
@@ -19,6 +21,9 @@ from nvmuser.guest.agent import (
 )
 from nvmuser.guest.machine import Guest, launch
 from nvmuser.guest.spec import GuestSpec
+
+# It logs what it raises as well; whoever wants to read that adds a handler.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 __all__ = [
     "AgentError",

@@ -32,6 +32,7 @@ BOOT_DEADLINE = 180.0
 _QMP_DEADLINE = 20.0
 _POWEROFF_GRACE = 15.0
 _QUIT_GRACE = 5.0
+_LAST_WORDS = 1.0
 _CONSOLE_TAIL = 4
 
 _T = TypeVar("_T")
@@ -72,6 +73,14 @@ class Guest:
     def stream(self, command: str) -> contextlib.AbstractAsyncContextManager[Process]:
         """Run a shell command; its output comes while it runs; see `Agent.stream`."""
         return self.agent.stream(command)
+
+    async def put(self, path: str, data: bytes) -> None:
+        """Write a small file in the guest; see `Agent.put`."""
+        await self.agent.put(path, data)
+
+    async def get(self, path: str) -> bytes:
+        """Read a small file of the guest; see `Agent.get`."""
+        return await self.agent.get(path)
 
     async def reboot(self, *, timeout: float = BOOT_DEADLINE) -> str:  # noqa: ASYNC109
         """Reboot from inside, and wait for the agent of the next boot.
@@ -117,7 +126,9 @@ async def _unless_ended(process: QemuProcess, work: Coroutine[Any, Any, _T]) -> 
     end = asyncio.create_task(process.ended.wait())
     try:
         await asyncio.wait({task, end}, return_when=asyncio.FIRST_COMPLETED)
-        if process.ended.is_set():
+        failed = task.done() and not task.cancelled() and task.exception() is not None
+        # Its connections end a moment before the process does; what QEMU said tells more than they do.
+        if process.ended.is_set() or (failed and await process.wait_ended(_LAST_WORDS)):
             raise GuestError(f"QEMU ended: {process.why()}")
         return await task
     finally:
