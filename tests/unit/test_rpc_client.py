@@ -216,3 +216,23 @@ async def test_server_refuses_a_living_socket_and_replaces_a_stale_one(tmp_path:
     (tmp_path / "file").touch()
     with pytest.raises(ConflictError, match="not a socket"):
         await Server(tmp_path / "file", {}).__aenter__()
+
+
+async def test_posted_calls_end_as_others_do(tmp_path: Path) -> None:
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async with Server(tmp_path / "s", {"add": add}):
+        client = await Client.connect(tmp_path / "s", max_request=200)
+        sums = [client.post("add", {"a": n, "b": 1}) for n in range(300)]
+        assert await asyncio.gather(*sums) == list(range(1, 301))
+        with pytest.raises(RpcServerError, match="Method not found"):
+            await client.post("nothing")
+        with pytest.raises(UsageError, match="the server takes 200"):
+            await client.post("add", {"a": "x" * 200})
+        late = client.post("add", {"a": 1, "b": 1})
+        await client.aclose()
+        with pytest.raises(RpcConnectionError):
+            await late
+        with pytest.raises(RpcConnectionError):
+            await client.post("add", {"a": 1, "b": 1})
