@@ -78,6 +78,8 @@ def size_of(path: str) -> int:
         raise SetupError(f"{path}: {error.strerror}") from error
     try:
         return os.lseek(fd, 0, os.SEEK_END)
+    except OSError as error:
+        raise SetupError(f"{path}: has no size: {error.strerror}") from error
     finally:
         os.close(fd)
 

@@ -99,6 +99,12 @@ def test_not_a_store(tmp_path: Path) -> None:
         Store(tmp_path / "s")
 
 
+def test_a_directory_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match="use another --state-dir"):
+        Store(tmp_path / "file" / "s")
+
+
 _WRITER = """
 import sys
 from collections.abc import Iterator

@@ -34,7 +34,10 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._cached: tuple[int, Desired] | None = None
-        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SetupError(f"{path.parent}: {error.strerror}; use another --state-dir") from error
         with self._explained():
             # Autocommit mode: transactions begin and end where this module says so.
             self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)

@@ -1,0 +1,125 @@
+"""The commands of the control plane, on a state directory without a target."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nvmuser.cli.main import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`run("volume", "list")` → status, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nvmuser", "--state-dir", str(tmp_path / "st"), *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        status = end.value.code
+        assert isinstance(status, int)
+        return status, said.out, said.err
+
+    return run
+
+
+def ok(result: tuple[int, str, str]) -> str:
+    assert result[0] == 0, result
+    assert result[2] == ""
+    return result[1]
+
+
+def refused(result: tuple[int, str, str], words: str, status: int) -> None:
+    """One clear line on stderr, nothing on stdout."""
+    assert (result[0], result[1]) == (status, "")
+    assert result[2].startswith("nvmuser: ")
+    assert result[2].count("\n") == 1
+    assert words in result[2]
+
+
+def test_the_life_of_a_volume(run: Run, tmp_path: Path) -> None:
+    made = json.loads(ok(run("volume", "create", "a", "--size", "64M", "--json")))
+    assert (tmp_path / "st/volumes/a").stat().st_size == 64 << 20
+    ok(run("volume", "create", "m", "--size", "1M", "--backend", "malloc", "--volatile"))
+    assert "takes effect when it starts" in ok(run("controller", "create", "c", "--attach", "a", "--attach", "m"))
+    assert "data dies with the target" in ok(run("volume", "list"))
+    shown = json.loads(ok(run("volume", "show", "a", "--json")))
+    assert shown["used_by"] == ["controller c"]
+    assert {key: shown[key] for key in ("uuid", "nguid", "eui64")} == {
+        key: made[key] for key in ("uuid", "nguid", "eui64")
+    }
+    refused(run("volume", "delete", "a", "--yes"), "volume a: in use by controller c", 1)
+    ok(run("controller", "detach", "c", "a"))
+    refused(run("volume", "delete", "a"), "say --yes", 2)
+    ok(run("volume", "grow", "a", "128M"))
+    assert (tmp_path / "st/volumes/a").stat().st_size == 128 << 20
+    ok(run("volume", "delete", "a", "--yes"))
+    assert not (tmp_path / "st/volumes/a").exists()
+    (left,) = json.loads(ok(run("controller", "list", "--json")))
+    assert [(one["nsid"], one["volume"]) for one in left["namespaces"]] == [(2, "m")]
+    assert left["surviving"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "status"),
+    [
+        ("volume create", "Missing argument", 2),
+        ("volume create A --size 1G", "volume name 'A'", 2),
+        ("volume create a", "needs a size above 0", 2),
+        ("volume create a --size 0", "size 0", 2),
+        ("volume create a --size 1000", "not a multiple", 2),
+        ("volume create a --size 9000T", "more than the", 2),
+        ("volume create a --size 1M --backend null", "--volatile", 2),
+        ("volume create a --size 1M --backend uring", "'uring' is not one of", 2),
+        ("volume create a --size 1M --path /proc/version", "/proc/version: has no size", 1),
+        ("volume show none", "volume none: no such volume", 1),
+        ("volume delete none", "volume none: no such volume", 1),
+        ("controller create c --attach none", "controller c: there is no volume none", 1),
+        ("controller create c --nqn hello", "not of the form nqn.yyyy-mm", 2),
+        ("controller create c --group nosuchgroup", "there is no group nosuchgroup", 2),
+        ("controller delete none", "controller none: no such controller", 1),
+        ("pool create p --base none", "pool p: there is no volume none", 1),
+        ("remote create r --nqn nqn.2026-11.org.x:y --path 1.2.3.4:x", "expected ADDRESS:PORT", 2),
+        ("apply -f /none.yaml", "/none.yaml: No such file", 2),
+    ],
+)
+def test_refusals(run: Run, tmp_path: Path, arguments: str, words: str, status: int) -> None:
+    refused(run(*arguments.split()), words, status)
+    assert not list((tmp_path / "st").glob("volumes/*"))
+
+
+def test_looking_makes_nothing(run: Run, tmp_path: Path) -> None:
+    for command in ("volume", "controller", "pool", "remote"):
+        assert ok(run(command, "list", "--json")) == "[]\n"
+    assert ok(run("export")) == "version: 1\n"
+    assert not (tmp_path / "st").exists()
+
+
+def test_specifications(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("volumes: [{name: a, size: 64M}]\ncontrollers: [{name: c, namespaces: [a]}]\n")
+    status, out, _ = run("diff", "-f", str(path))
+    assert (status, out) == (2, "+ volume a\n+ controller c\n")
+    waves: list[list[dict[str, Any]]] = json.loads(ok(run("apply", "-f", str(path), "--dry-run")))
+    assert [call["method"] for call in waves[-1]] == ["nvmf_subsystem_add_listener"]
+    assert not (tmp_path / "st/volumes").exists()
+    assert ok(run("apply", "-f", str(path))).startswith("created volume a\ncreated controller c\n")
+    assert ok(run("diff", "-f", str(path))) == ""
+    exported = ok(run("export"))
+    path.write_text(exported)
+    assert ok(run("diff", "-f", str(path), "--prune")) == ""
+    path.write_text("volumes: [{name: a, size: 64M}]\n")
+    assert run("diff", "-f", str(path), "--prune")[:2] == (2, "- controller c\n")
+    ok(run("apply", "-f", str(path), "--prune"))
+    path.write_text("")
+    refused(run("apply", "-f", str(path), "--prune"), "say --yes", 2)
+    ok(run("apply", "-f", str(path), "--prune", "--yes"))
+    assert ok(run("export")) == "version: 1\n"
