@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nvmf_vfio.descriptors import Descriptor, is_guest_memory
-from nvmf_vfio.protocol import DmaMap, DmaUnmap
+from nvmf_vfio.messages import DmaMap, DmaUnmap
 from nvmf_vfio.vault import Kept
 
 MAX_MAPS = 64

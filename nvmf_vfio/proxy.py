@@ -23,7 +23,8 @@ from nvmf_vfio.admin import AdminQueue, Outstanding
 from nvmf_vfio.descriptors import Descriptor
 from nvmf_vfio.link import TargetError, TargetLink
 from nvmf_vfio.memory import GuestMemory, GuestMemoryError
-from nvmf_vfio.protocol import Command, DmaMap, DmaUnmap, RegionAccess, SetIrqs
+from nvmf_vfio.messages import DmaMap, DmaUnmap, RegionAccess, SetIrqs
+from nvmf_vfio.protocol import Command
 from nvmf_vfio.registers import (
     BAR0,
     CQE_SIZE,

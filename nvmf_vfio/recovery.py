@@ -26,17 +26,8 @@ from typing import Any
 from nvmf_vfio.admin import AdminQueue, Outstanding
 from nvmf_vfio.descriptors import Descriptor, is_eventfd
 from nvmf_vfio.memory import GuestMemory, GuestMemoryError, Refused
-from nvmf_vfio.protocol import (
-    Command,
-    DmaMap,
-    DmaUnmap,
-    RegionAccess,
-    RegionWriteMulti,
-    Request,
-    Reset,
-    SetIrqs,
-    Version,
-)
+from nvmf_vfio.messages import DmaMap, DmaUnmap, RegionAccess, RegionWriteMulti, Request, Reset, SetIrqs, Version
+from nvmf_vfio.protocol import Command
 from nvmf_vfio.registers import (
     BAR0,
     CAP_TO_BYTE,

@@ -25,15 +25,9 @@ from typing import Any
 from nvmf_vfio.descriptors import Descriptor
 from nvmf_vfio.link import TargetError, TargetLink, connect
 from nvmf_vfio.memory import GuestMemoryError, Refused
-from nvmf_vfio.protocol import (
-    FROM_TARGET,
-    MAX_MESSAGE,
-    Command,
+from nvmf_vfio.messages import (
     DmaMap,
     DmaUnmap,
-    Flag,
-    Header,
-    ProtocolError,
     RegionAccess,
     RegionInfo,
     RegionWriteMulti,
@@ -43,6 +37,7 @@ from nvmf_vfio.protocol import (
     Version,
     decode_request,
 )
+from nvmf_vfio.protocol import FROM_TARGET, MAX_MESSAGE, Command, Flag, Header, ProtocolError
 from nvmf_vfio.proxy import AdminProxy
 from nvmf_vfio.recovery import CONFIG, Controller, Phase
 from nvmf_vfio.registers import BAR0, CC_EN, DOORBELLS, Register

@@ -29,7 +29,8 @@ from vfio_fakes import (
 )
 
 from nvmf_vfio.descriptors import Descriptor, close_all
-from nvmf_vfio.protocol import Command, DmaMap, Flag, Header, RegionAccess, RegionWriteMulti, SetIrqs
+from nvmf_vfio.messages import DmaMap, RegionAccess, RegionWriteMulti, SetIrqs
+from nvmf_vfio.protocol import Command, Flag, Header
 from nvmf_vfio.registers import CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
 
 SECONDS = 12.0

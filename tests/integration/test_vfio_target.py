@@ -19,7 +19,8 @@ from vfio_fakes import (
     memory,
 )
 
-from nvmf_vfio.protocol import Command, DeviceInfo, IrqInfo, RegionInfo, SetIrqs, Version
+from nvmf_vfio.messages import DeviceInfo, IrqInfo, RegionInfo, SetIrqs, Version
+from nvmf_vfio.protocol import Command
 from nvmf_vfio.registers import CSTS_RDY, DOORBELLS, Register
 from nvmuser.rpc import Client as Rpc
 

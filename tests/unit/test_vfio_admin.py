@@ -11,7 +11,7 @@ from vfio_fakes import memory
 
 from nvmf_vfio.admin import AdminQueue
 from nvmf_vfio.memory import GuestMemory, GuestMemoryError
-from nvmf_vfio.protocol import DmaMap, DmaUnmap
+from nvmf_vfio.messages import DmaMap, DmaUnmap
 from nvmf_vfio.registers import OPC_ASYNC_EVENT_REQUEST, AdminQueues
 from nvmf_vfio.vault import Vault
 

@@ -20,7 +20,8 @@ from vfio_fakes import (
 
 from nvmf_vfio.channel import Keeper
 from nvmf_vfio.descriptors import Descriptor
-from nvmf_vfio.protocol import Command, DmaMap, RegionInfo
+from nvmf_vfio.messages import DmaMap, RegionInfo
+from nvmf_vfio.protocol import Command
 from nvmf_vfio.registers import CSTS_CFS, CSTS_RDY, OPC_ASYNC_EVENT_REQUEST
 from nvmf_vfio.vault import Record
 

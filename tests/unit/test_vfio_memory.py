@@ -12,7 +12,7 @@ from vfio_fakes import descriptors_open, eventfd, memory
 
 from nvmf_vfio.descriptors import Descriptor, is_eventfd, is_guest_memory
 from nvmf_vfio.memory import MAX_MAPS, GuestMemory, GuestMemoryError, Refused
-from nvmf_vfio.protocol import DmaMap, DmaUnmap
+from nvmf_vfio.messages import DmaMap, DmaUnmap
 from nvmf_vfio.vault import Kept, Vault
 
 PAGE = 0x1000

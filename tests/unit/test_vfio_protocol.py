@@ -8,19 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvmf_vfio.protocol import (
-    MAX_MESSAGE,
-    Command,
+from nvmf_vfio.messages import (
     DeviceFeature,
     DeviceInfo,
     DmaAccess,
     DmaMap,
     DmaUnmap,
-    Flag,
-    Header,
     IrqInfo,
     MigData,
-    ProtocolError,
     RegionAccess,
     RegionInfo,
     RegionIoFds,
@@ -30,6 +25,7 @@ from nvmf_vfio.protocol import (
     Version,
     decode_request,
 )
+from nvmf_vfio.protocol import MAX_MESSAGE, Command, Flag, Header, ProtocolError
 
 u16, u32 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
 u63 = st.integers(0, (1 << 62) - 1)

@@ -30,18 +30,8 @@ from vfio_fakes import (
 
 from nvmf_vfio import session as session_module
 from nvmf_vfio.endpoint import Endpoint
-from nvmf_vfio.protocol import (
-    Command,
-    DeviceFeature,
-    DmaAccess,
-    DmaMap,
-    Flag,
-    Header,
-    RegionAccess,
-    RegionInfo,
-    SetIrqs,
-    Version,
-)
+from nvmf_vfio.messages import DeviceFeature, DmaAccess, DmaMap, RegionAccess, RegionInfo, SetIrqs, Version
+from nvmf_vfio.protocol import Command, Flag, Header
 from nvmf_vfio.registers import CSTS_CFS, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
 from nvmf_vfio.session import Session
 

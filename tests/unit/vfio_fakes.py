@@ -21,16 +21,11 @@ from pathlib import Path
 
 from nvmf_vfio.channel import Channel, Keeper
 from nvmf_vfio.descriptors import Descriptor, close_all
-from nvmf_vfio.protocol import (
-    MAX_TARGET_MESSAGE,
-    Command,
+from nvmf_vfio.messages import (
     DeviceInfo,
     DmaMap,
     DmaUnmap,
-    Flag,
-    Header,
     IrqInfo,
-    ProtocolError,
     RegionAccess,
     RegionInfo,
     RegionWriteMulti,
@@ -38,6 +33,7 @@ from nvmf_vfio.protocol import (
     Version,
     decode_request,
 )
+from nvmf_vfio.protocol import MAX_TARGET_MESSAGE, Command, Flag, Header, ProtocolError
 from nvmf_vfio.registers import CC_EN, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
 from nvmf_vfio.wire import Closed, Message, Wire
 
