@@ -7,6 +7,7 @@ is the model's. An error says where: `spec.yaml:12: volumes[3].size: …`.
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,6 +29,9 @@ SECTIONS = {
     "controllers": "controller",
 }
 _SIZES = ("size", "cluster_size")
+_DEEPEST = 8
+"""Nothing that can be said is deeper; an alias can be endless."""
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 _NOT_FOR_PEOPLE = ("owned",)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -56,7 +60,7 @@ def parse(text: str, source: str) -> Spec:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"{source}:{line}: {error.problem or error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{source}: {error}") from error
     reader = _Reader(source)
     objects = list(reader.objects(root)) if root is not None else []
@@ -104,6 +108,8 @@ class _Reader:
 
     def _plain(self, node: yaml.Node, path: Path) -> Any:
         """Plain data; sizes in bytes."""
+        if len(path) > _DEEPEST:
+            raise self._error(node, path[:3], "too deep")
         if isinstance(node, yaml.MappingNode):
             return {key: self._plain(value, (*path, key)) for key, value in self._pairs(node, path)}
         if isinstance(node, yaml.SequenceNode):
@@ -120,6 +126,8 @@ class _Reader:
             raise self._error(node, path, "expected a mapping")
         seen: set[str] = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self._error(key, path, "expected the name of a field")
             if key.value in seen:
                 raise self._error(key, (*path, key.value), "said twice")
             seen.add(key.value)
@@ -131,11 +139,11 @@ class _Reader:
 
 
 def _scalar(node: yaml.Node) -> Any:
-    """Strings, numbers and booleans; a name such as 2024-01-01 stays a string, not a date."""
-    match node.tag.rpartition(":")[2]:
-        case "int":
-            return int(node.value, 0)
-        case "bool":
+    """Strings, decimal numbers and booleans. YAML's other numbers (017, 1:30) and its dates stay strings."""
+    match node.tag:
+        case "tag:yaml.org,2002:int" if _INTEGER.fullmatch(node.value):
+            return int(node.value)
+        case "tag:yaml.org,2002:bool":
             return node.value.lower() in ("true", "yes", "on")
     return node.value
 
