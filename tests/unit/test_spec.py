@@ -158,3 +158,11 @@ def test_schema_knows_every_field() -> None:
     assert {"size", "limits", "members", "pool"} <= set(known("volumes"))
     assert "of" in known("snapshots")
     assert "owned" not in known("volumes")
+
+
+def test_the_documented_example_is_one() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "control-plane.md").read_text()
+    found = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert found
+    desired, _ = declared(found[1])
+    assert "volume/db-friday" in desired.entries
