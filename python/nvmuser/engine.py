@@ -20,8 +20,10 @@ from nvmuser.change import Change, next_desired
 from nvmuser.desired import Desired, Entry
 from nvmuser.errors import (
     NvmuserError,
+    RpcConnectionError,
     RpcError,
     RpcServerError,
+    RpcTimeoutError,
     TargetError,
     TargetNotRunning,
 )
@@ -102,7 +104,11 @@ class Engine:
             new = [one.name for one in change.create if isinstance(one, Controller)]
             listeners.check_paths(self._state, max(new, key=len, default=""))
             self._store.put(after.entries[key] for key in change.keys)
-        outcome = await self.reconcile()
+        try:
+            outcome = await self.reconcile()
+        except (RpcConnectionError, RpcTimeoutError) as error:
+            log.warning("the target does not answer: %s", error)
+            outcome = Outcome(pending=True)
         declared = {one.key for one in (*change.create, *change.update)}
         mine = [one for one in outcome.problems if one.object in change.keys]
         if mine and not outcome.pending:

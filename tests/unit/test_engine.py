@@ -201,6 +201,20 @@ async def test_a_target_that_dies_meanwhile_leaves_the_change_for_the_next(state
         assert (await engine.reconcile()).problems != ()  # the pool was made, and that SPDK has lost it
 
 
+async def test_a_target_that_does_not_answer_leaves_the_change_for_the_next(
+    state: StateDir, rpc: ModelRpc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def look(rpc: ModelRpc) -> Actual:
+        raise RpcConnectionError("gone")
+
+    with monkeypatch.context() as patch, contextlib.closing(engine_on(state, rpc)) as engine:
+        patch.setattr(engine_module, "look", look)
+        assert (await engine.change(Change(create=OBJECTS))).pending
+    with contextlib.closing(engine_on(state, rpc)) as engine:
+        assert (await engine.reconcile()).problems == ()
+    assert_whole(state, rpc, {one.key for one in OBJECTS})
+
+
 async def test_without_a_target(state: StateDir) -> None:
     with contextlib.closing(engine_on(state, None)) as engine:
         outcome = await engine.change(Change(create=(Volume("a", size=MIB), Controller("x", (Namespace("a"),)))))
