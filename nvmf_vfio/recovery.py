@@ -26,7 +26,17 @@ from typing import Any
 from nvmf_vfio.admin import AdminQueue, Outstanding
 from nvmf_vfio.descriptors import Descriptor, is_eventfd
 from nvmf_vfio.memory import GuestMemory, GuestMemoryError, Refused
-from nvmf_vfio.messages import DmaMap, DmaUnmap, RegionAccess, RegionWriteMulti, Request, Reset, SetIrqs, Version
+from nvmf_vfio.messages import (
+    DmaMap,
+    DmaUnmap,
+    RegionAccess,
+    RegionIoFds,
+    RegionWriteMulti,
+    Request,
+    Reset,
+    SetIrqs,
+    Version,
+)
 from nvmf_vfio.protocol import Command
 from nvmf_vfio.registers import (
     BAR0,
@@ -102,6 +112,8 @@ class Controller:
                 raise Refused(errno.EINVAL, f"{len(descriptors)} descriptors for {request.count} vectors")
             if not all(map(is_eventfd, descriptors)):
                 raise Refused(errno.EINVAL, "an interrupt's descriptor is not an eventfd")
+        elif isinstance(request, RegionIoFds):
+            raise Refused(errno.ENOTSUP, "ioeventfds of one target mean nothing to the next")
         elif descriptors:
             raise Refused(errno.EINVAL, "descriptors with a message that takes none")
         for write in _writes(request):

@@ -80,7 +80,7 @@ class Pending:
     kept: list[Kept]
     since: float
     sent: bool = False
-    """Whether a target has it; the others wait for one, because only it can answer."""
+    """Whether an answer is under way; the others wait for a target, because only it can answer."""
     remembered: bool = False
     """Whether it counts already, before its reply."""
     size: int = field(init=False)
@@ -247,6 +247,8 @@ class Session:
     def target_drained(self) -> None:
         """Nothing of the old target is in flight any more."""
         self.controller.drained = True
+        if not self._online:
+            self._answer_pending()
 
     async def _introduce(self) -> None:
         """Connect to the target, tell it what the guest has told its predecessors, and wake the guest."""
@@ -373,6 +375,10 @@ class Session:
         except OSError as error:
             # No descriptors left, or no memory: this guest's own connection ends, and gives back what it has.
             self._fail(f"cannot serve it: {error}")
+        except BaseException:
+            # A message that cannot be handled is still there: it must not be tried for ever.
+            self.close()
+            raise
 
     def _take(self, message: Message) -> None:
         """Handle one message that is still on the socket, or was taken off it piecemeal."""
@@ -462,8 +468,11 @@ class Session:
 
     def _forward(self, pending: Pending) -> None:
         assert self._link is not None
-        pending.sent = True
-        pending.since = self._loop.time()
+        if pending.command is Command.DEVICE_RESET and self.controller.cc & CC_EN:
+            # SPDK's reset leaves the controller enabled, and would go on to read queues in memory that is used anew.
+            disabled = (self.controller.cc & ~CC_EN).to_bytes(4, "little")
+            body = RegionAccess(Register.CC, BAR0, len(disabled), disabled).pack()
+            self._link.request(Command.REGION_WRITE, body, [], Message.close)
         if pending.command is Command.VERSION:
             assert isinstance(pending.request, Version)
             # A second socket for the target's own requests would bypass this process.
@@ -472,6 +481,12 @@ class Session:
             pending.body = pending.request.pack()
         copies = [kept.descriptor.duplicate() for kept in pending.kept]
         self._link.request(pending.command, pending.body, copies, lambda reply: self._replied(pending, reply))
+        self._expect(pending)
+
+    def _expect(self, pending: Pending) -> None:
+        """This request will be answered, at the latest by ourselves."""
+        pending.sent = True
+        pending.since = self._loop.time()
         if self._overdue is None:
             self._overdue = self._loop.call_later(_REPLY_DEADLINE, self._check_deadlines)
 
@@ -565,6 +580,10 @@ class Session:
     def _answer(self, pending: Pending) -> None:
         """Answer in the target's place. What only a target can answer waits for one."""
         request, body = pending.request, b""
+        if pending.command is Command.DEVICE_RESET and not self.controller.drained and not pending.sent:
+            # After a reset the guest's firmware uses memory anew: nothing may land there any more.
+            self._expect(pending)
+            return
         match pending.command:
             case Command.REGION_READ:
                 assert isinstance(request, RegionAccess)

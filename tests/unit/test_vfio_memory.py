@@ -193,7 +193,8 @@ def test_what_a_descriptor_is() -> None:
 
 
 def test_huge_pages(guest: Guest) -> None:
-    free = int(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").read_text())
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+    free = int((pool / "free_hugepages").read_text()) - int((pool / "resv_hugepages").read_text())
     if not free:
         pytest.skip("no huge pages are free")
     held = Descriptor(os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB | os.MFD_HUGE_2MB))

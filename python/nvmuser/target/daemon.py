@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -165,6 +166,9 @@ def main() -> None:
     parser.add_argument("--hugepages", action=argparse.BooleanOptionalAction)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # The keeper has copies of every guest's descriptors.
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     state = StateDir(arguments.state_dir)
     cores = tuple(int(core) for core in arguments.cores.split(",") if core)
     options = Options(arguments.hugepages, cores)
