@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nvmuser.errors import ConflictError, NotFoundError, UsageError
-from nvmuser.model import AnyObject, Controller, Pool, Remote, Volume
+from nvmuser.model import AnyObject, Controller, Pool, Remote, Volume, format_size
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Desired:
         self._check_unique()
         self._check_cycles()
         self._check_volatile()
+        self._check_clusters()
 
     def _check_users(self, wanted: Iterable[AnyObject]) -> None:
         """SPDK claims a bdev for one user; snapshots, pools and remotes have many."""
@@ -125,10 +126,30 @@ class Desired:
                         "say --volatile if that is meant"
                     )
 
+    def _check_clusters(self) -> None:
+        """SPDK would round up without a word; a volume has the size that was said."""
+        for one in self.volumes():
+            pool = self.get(f"pool/{one.pool}") if one.pool else None
+            if isinstance(pool, Pool) and one.size % pool.cluster_size:
+                raise UsageError(
+                    f"volume {one.name}: {format_size(one.size)} is not a multiple of pool {pool.name}'s "
+                    f"cluster size, {format_size(pool.cluster_size)}"
+                )
+
     def surviving(self, controller: Controller) -> bool:
         """Does every volume of it keep its data when the target dies?"""
         volumes = [self.get(key) for key in controller.below]
         return all(isinstance(one, Volume) and not one.volatile for one in volumes)
+
+    def check_surviving(self, controller: Controller) -> None:
+        """:raise UsageError: a volume of it would die with the target, and nobody has said that this is
+        meant."""
+        for one in map(self.get, controller.below):
+            if isinstance(one, Volume) and one.volatile and not controller.volatile_ok:
+                raise UsageError(
+                    f"controller {controller.name}: the data of volume {one.name} dies with the target, so that no guest "
+                    "survives it; take a file volume, or say --volatile-ok if that is meant"
+                )
 
 
 def _words(key: str) -> str:

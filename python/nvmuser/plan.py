@@ -120,6 +120,8 @@ class _Whole(Planner):
             self._conflict(pool.key, f"an lvstore of this name is on bdev {base_name} and is not ours")
             return None
         self.adopted.add(pool.key)
+        if any(self.calls[number].verb == "grow" for number in after):
+            after = [self._add(methods.lvstore_grow(pool.name), pool.key, after, verb="grow")]
         return tuple(after)
 
     def _remote(self, remote: Remote) -> tuple[int, ...] | None:

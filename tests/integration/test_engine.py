@@ -229,6 +229,25 @@ async def test_pool_comes_back_after_a_crash_with_its_data(state: StateDir, targ
     engine.close()
 
 
+async def test_pools_and_what_is_in_them_grow(engine: Engine) -> None:
+    assert engine.rpc
+    lvol = Volume("a", "lvol", size=32 * MIB, pool="p")
+    create = (volume("disk", size=256 * MIB), Pool("p", base="disk", cluster_size=MIB), lvol)
+    outcome = await engine.change(Change(create=create))
+    disk, one = (
+        Volume.from_json(o) for o in sorted(outcome.objects, key=lambda o: str(o["name"])) if o["kind"] == "volume"
+    )
+    disk, one = (disk, one) if disk.name == "disk" else (one, disk)
+    (store,) = await engine.rpc.call("bdev_lvol_get_lvstores")
+    await engine.change(Change(update=(replace(disk, size=512 * MIB),)))
+    (after,) = await engine.rpc.call("bdev_lvol_get_lvstores")
+    assert after["total_data_clusters"] > store["total_data_clusters"] + 200
+    await engine.change(Change(update=(replace(one, size=300 * MIB),)))
+    (bdev,) = await engine.rpc.call("bdev_get_bdevs", {"name": "p/a"})
+    assert bdev["num_blocks"] * bdev["block_size"] == 300 * MIB
+    await again_nothing(engine)
+
+
 async def test_raid_delay_error(engine: Engine) -> None:
     create: tuple[AnyObject, ...] = (
         *(volume(f"d{n}") for n in range(6)),

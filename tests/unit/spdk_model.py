@@ -156,6 +156,13 @@ class ModelSpdk:
             self._gone(bdev.name)
         self._release(f"lvstore {lvs_name}")
 
+    def bdev_lvol_grow_lvstore(self, lvs_name: str) -> None:
+        store = self.lvstores[lvs_name]
+        more = self.find(store.base).size // store.cluster_size - store.total_clusters
+        self.lvstores[lvs_name] = replace(
+            store, total_clusters=store.total_clusters + more, free_clusters=store.free_clusters + more
+        )
+
     def bdev_lvol_create(self, lvol_name: str, lvs_name: str, size_in_mib: int, thin_provision: bool) -> None:
         check(lvs_name in self.lvstores, "no such lvstore")
         store, alias, new = self.lvstores[lvs_name].uuid, f"{lvs_name}/{lvol_name}", str(uuid.uuid4())

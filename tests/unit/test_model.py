@@ -134,6 +134,11 @@ def test_controller_ids_are_distinct_and_reused() -> None:
             UsageError,
             "volume l: lies on volume a, whose data dies",
         ),
+        (
+            (Volume("a", **NULL), Pool("p", base="a"), Volume("l", "lvol", size=1 << 20, pool="p", volatile=True)),  # type: ignore[arg-type]
+            UsageError,
+            "volume l: 1M is not a multiple of pool p's cluster size, 4M",
+        ),
         ((Controller("c", nqn="nqn.2026-11.x:y"), Controller("d", nqn="nqn.2026-11.x:y")), ConflictError, "NQN"),
         ((Volume("a", **NULL), Volume("a", **NULL)), ConflictError, "volume a: exists already"),  # type: ignore[arg-type]
     ],

@@ -275,6 +275,16 @@ def test_a_pool_is_made_once_only() -> None:
     assert plan(desired, spdk.actual, directory).waiting == {"pool/p"}
 
 
+def test_a_pool_grows_with_what_it_lies_on() -> None:
+    base = Volume("a", "null", size=256 * MIB, volatile=True)
+    spdk = ModelSpdk()
+    desired = settle(declare(Desired(), create=(base, Pool("p", base="a"))), spdk)
+    before = spdk.lvstores["p"].free_clusters
+    desired = declare(desired, update=(replace(base, size=512 * MIB),))
+    settle(desired, spdk)
+    assert spdk.lvstores["p"].free_clusters == before + 64
+
+
 def test_a_wrongly_identified_namespace_is_put_right() -> None:
     desired, spdk = _simple()
     nqn = "nqn.2026-11.org.nvmuser:c"
