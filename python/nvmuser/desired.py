@@ -147,8 +147,8 @@ class Desired:
         for one in map(self.get, controller.below):
             if isinstance(one, Volume) and one.volatile and not controller.volatile_ok:
                 raise UsageError(
-                    f"controller {controller.name}: the data of volume {one.name} dies with the target, so that no guest "
-                    "survives it; take a file volume, or say --volatile-ok if that is meant"
+                    f"controller {controller.name}: the data of volume {one.name} dies with the target, so that no "
+                    "guest survives it; take a file volume, or say --volatile-ok if that is meant"
                 )
 
 

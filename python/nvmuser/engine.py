@@ -65,8 +65,9 @@ class Engine:
         await rpc.call(transport.method, transport.params)
 
     def controllers(self) -> list[str]:
-        """Names of what is wanted."""
-        return [one.name for one in self._store.load().controllers()]
+        """Names of those that guests may connect to through the endpoint, which promises that they survive."""
+        desired = self._store.load()
+        return [one.name for one in desired.controllers() if one.volatile_ok or desired.surviving(one)]
 
     async def release(self, rpc: Client) -> None:
         """Take the guests away from a target that is about to end: their I/O is finished when this returns.

@@ -260,6 +260,8 @@ class Controller(Object):
     """User whose QEMU may connect, besides ours: by way of a group, since a socket has one owner only."""
     group: str = ""
     """Group whose QEMU may connect; empty: the owner's own."""
+    volatile_ok: bool = False
+    """Guests may connect through the endpoint although data of theirs dies with the target."""
     nqn: str = ""
     serial: str = ""
     cntlid: int = 0

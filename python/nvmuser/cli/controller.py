@@ -37,15 +37,17 @@ def controller() -> None:
 @click.option("--serial", default="", help="Default: made for you, and kept.")
 @click.option("--owner", default="", help="User whose QEMU may connect, such as libvirt-qemu.")
 @click.option("--group", default="", help="Group whose QEMU may connect. Default: the owner's own.")
+@click.option("--volatile-ok", is_flag=True, help="Also with volumes whose data dies with the target: for tests.")
 @_as_json
 @click.pass_obj
-def create(state: StateDir, /, name: str, volumes: tuple[str, ...], as_json: bool, **fields: str) -> None:
+def create(state: StateDir, /, name: str, volumes: tuple[str, ...], as_json: bool, **fields: Any) -> None:
     """Declare a controller.
 
     \b
     nvmuser controller create vm1 --attach data --attach logs
     """
-    one = Controller(name, tuple(Namespace(volume) for volume in volumes), **fields)  # type: ignore[arg-type]
+    one = Controller(name, tuple(Namespace(volume) for volume in volumes), **fields)
+    control.load(state).check_surviving(one)
     outcome = run(control.submit(state, Change(create=(one,))))
     say_object(outcome, as_json, f"controller {name} created: {state.socket(name)}")
 
@@ -104,8 +106,10 @@ def delete(state: StateDir, name: str, as_json: bool) -> None:
 @click.pass_obj
 def attach(state: StateDir, name: str, volume: str, nsid: int, as_json: bool) -> None:
     """Show one volume more; a running guest sees it at once."""
-    one = _get(control.load(state), name)
-    outcome = run(control.submit(state, Change(update=(changes.attach(one, volume, nsid),))))
+    desired = control.load(state)
+    after = changes.attach(_get(desired, name), volume, nsid)
+    desired.check_surviving(after)
+    outcome = run(control.submit(state, Change(update=(after,))))
     say_object(outcome, as_json, f"volume {volume} attached to controller {name}")
 
 
