@@ -49,7 +49,10 @@ def test_the_life_of_a_volume(run: Run, tmp_path: Path) -> None:
     made = json.loads(ok(run("volume", "create", "a", "--size", "64M", "--json")))
     assert (tmp_path / "st/volumes/a").stat().st_size == 64 << 20
     ok(run("volume", "create", "m", "--size", "1M", "--backend", "malloc", "--volatile"))
-    assert "takes effect when it starts" in ok(run("controller", "create", "c", "--attach", "a", "--attach", "m"))
+    refused(run("controller", "create", "c", "--attach", "m"), "--volatile-ok", 2)
+    assert "takes effect when it starts" in ok(
+        run("controller", "create", "c", "--attach", "a", "--attach", "m", "--volatile-ok")
+    )
     assert "data dies with the target" in ok(run("volume", "list"))
     shown = json.loads(ok(run("volume", "show", "a", "--json")))
     assert shown["used_by"] == ["controller c"]
@@ -82,7 +85,7 @@ def test_the_life_of_a_volume(run: Run, tmp_path: Path) -> None:
         ("volume create a --size 1M --path /proc/version", "/proc/version: has no size", 1),
         ("volume show none", "volume none: no such volume", 1),
         ("volume delete none", "volume none: no such volume", 1),
-        ("controller create c --attach none", "controller c: there is no volume none", 1),
+        ("controller create c --attach none", "volume none: no such volume", 1),
         ("controller create c --nqn hello", "not of the form nqn.yyyy-mm", 2),
         ("controller create c --group nosuchgroup", "there is no group nosuchgroup", 2),
         ("controller delete none", "controller none: no such controller", 1),
