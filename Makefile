@@ -31,7 +31,8 @@ demo: setup ## boot a guest on an SPDK volume, run fio in it: out/demo/report.ht
 	$(BIN)/nvmuser bench demo --output out/demo
 
 test: setup lint type ## set up, then every check and test but the matrix
-	$(BIN)/pytest -m 'not matrix'
+	$(MAKE) --no-print-directory -C tests/c check
+	$(BIN)/pytest -m 'not matrix' --durations=15
 
 test-matrix: setup ## every guest kernel, firmware and number of controllers (long)
 	$(BIN)/nvmuser setup --guest-kernel bookworm
