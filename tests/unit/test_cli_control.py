@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
+from nvmuser import control
+from nvmuser.change import Change
 from nvmuser.cli.main import main
+from nvmuser.errors import ConflictError
+from nvmuser.model import Volume
+from nvmuser.outcome import Outcome
+from nvmuser.paths import StateDir
+from nvmuser.rpc import Server
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -91,6 +98,7 @@ def test_the_life_of_a_volume(run: Run, tmp_path: Path) -> None:
         ("controller delete none", "controller none: no such controller", 1),
         ("pool create p --base none", "pool p: there is no volume none", 1),
         ("remote create r --nqn nqn.2026-11.org.x:y --path 1.2.3.4:x", "expected ADDRESS:PORT", 2),
+        ("reconcile", "the target is not running", 1),
         ("apply -f /none.yaml", "/none.yaml: No such file", 2),
     ],
 )
@@ -126,3 +134,24 @@ def test_specifications(run: Run, tmp_path: Path) -> None:
     refused(run("apply", "-f", str(path), "--prune"), "say --yes", 2)
     ok(run("apply", "-f", str(path), "--prune", "--yes"))
     assert ok(run("export")) == "version: 1\n"
+
+
+async def test_a_supervisor_that_lives_gets_the_change(tmp_path: Path) -> None:
+    """What it is sent, what comes back, and that the store is left to it."""
+    state, seen = StateDir(tmp_path), list[dict[str, Any]]()
+
+    async def change(change: dict[str, Any]) -> dict[str, Any]:
+        seen.append(change)
+        if change["delete"]:
+            raise ConflictError("volume a: in use by controller c")
+        return Outcome(calls=3, objects=tuple(change["create"])).to_json()
+
+    state.run.mkdir()
+    one = Volume("a", size=1 << 20)
+    async with Server(state.control_socket, {"change": change}):
+        outcome = await control.submit(state, Change(create=(one,) * 1000))
+        assert (outcome.calls, len(outcome.objects), outcome.pending) == (3, 1000, False)
+        assert seen == [Change(create=(one,) * 1000).to_json()]
+        with pytest.raises(ConflictError, match=r"^volume a: in use by controller c"):
+            await control.submit(state, Change(delete=("volume/a",)))
+    assert not state.store.exists()

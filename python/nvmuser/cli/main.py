@@ -21,6 +21,7 @@ _COMMANDS = {
     "export": "spec",
     "guest": "guest",
     "pool": "pool",
+    "reconcile": "spec",
     "remote": "remote",
     "rpc": "rpc",
     "schema": "spec",

@@ -1,4 +1,4 @@
-"""`nvmuser apply`, `diff`, `export` and `schema`: everything at once, from a file."""
+"""`nvmuser apply`, `diff`, `export`, `schema` and `reconcile`: everything at once."""
 
 from __future__ import annotations
 
@@ -95,6 +95,25 @@ def export(state: StateDir, as_json: bool) -> None:
 def schema() -> None:
     """Print the JSON Schema of specifications, for an editor."""
     say(specs.schema())
+
+
+@click.command()
+@_as_json
+@click.pass_obj
+def reconcile(state: StateDir, as_json: bool) -> None:
+    """Put right what has drifted: after somebody used `nvmuser rpc`, or a backing file is there again.
+
+    Exit status 1 when something is still not as it should be.
+    """
+    outcome = Outcome.from_json(run(control.ask(state, "reconcile")))
+    if as_json:
+        say(outcome.to_json())
+    else:
+        click.echo(f"repaired with {outcome.calls} calls" if outcome.calls else "nothing to do")
+        for problem in outcome.problems:
+            click.echo(f"not right: {problem}")
+    if outcome.problems:
+        sys.exit(1)
 
 
 def _read(path: str) -> specs.Spec:
