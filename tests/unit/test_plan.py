@@ -132,28 +132,23 @@ def test_from_any_state_to_any_other(first: Change, second: Change, data: st.Dat
 
 
 def _redeclared(before: Desired, second: Change) -> Desired:
-    """Everything of before goes, unless the second has it too: then it stays, with its namespaces as in the
-    second."""
-    kept: list[AnyObject] = []
-    new: list[AnyObject] = []
+    """Everything of before goes, but for what the second has too: that stays, as the second has it.
+
+    What the second has under the same name, but otherwise, goes and does not come: a name is free only
+    afterwards.
+    """
+    kept, new = list[AnyObject](), list[AnyObject]()
     for one in second.create:
         entry = before.entries.get(one.key)
-        same = isinstance(one, Controller) or (entry and isinstance(one, Volume) and _alike(one, entry.object))
-        if entry and same:
-            kept.append(one)
-        else:
+        if entry is None:
             new.append(one)
+        elif not isinstance(one, Volume) or _alike(one, entry.object):
+            kept.append(_as_before(one, entry.object))
     gone = tuple(key for key in before.entries if key not in {one.key for one in kept})
-    desired = declare(before, update=tuple(kept), delete=(), wipe=True) if not gone and not new else None
-    if desired is None:
-        new = [one for one in new if one.key not in before.entries]
-        updates = tuple(prepared_like(one, before) for one in kept)
-        desired = declare(before, create=tuple(new), update=updates, delete=gone, wipe=True)
-    return desired
+    return declare(before, create=tuple(new), update=tuple(kept), delete=gone, wipe=True)
 
 
-def prepared_like(one: AnyObject, before: Desired) -> AnyObject:
-    was = before.entries[one.key].object
+def _as_before(one: AnyObject, was: AnyObject) -> AnyObject:
     if isinstance(one, Volume) and isinstance(was, Volume):
         return replace(was, limits=one.limits, size=max(one.size, was.size))
     return one
@@ -190,8 +185,7 @@ def _disturb(spdk: ModelSpdk, data: st.DataObject) -> None:
         and not any(user.startswith("raid") for user in spdk.claims.values())
     ):
         sizes = spdk.file_sizes
-        spdk.__init__()  # type: ignore[misc]
-        spdk.file_sizes = sizes
+        spdk.__dict__.update(vars(ModelSpdk(file_sizes=sizes)))
 
 
 def _simple() -> tuple[Desired, ModelSpdk]:
