@@ -18,10 +18,10 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nvmf_vfio import answers
 from nvmf_vfio.descriptors import Descriptor
 from nvmf_vfio.link import TargetError, TargetLink, connect
 from nvmf_vfio.memory import GuestMemoryError, Refused
@@ -29,18 +29,16 @@ from nvmf_vfio.messages import (
     DmaMap,
     DmaUnmap,
     RegionAccess,
-    RegionInfo,
-    RegionWriteMulti,
-    Request,
     Reset,
     SetIrqs,
     Version,
     decode_request,
 )
+from nvmf_vfio.pending import Pending, Statistics, changes_state, is_admin_doorbell, release
 from nvmf_vfio.protocol import FROM_TARGET, MAX_MESSAGE, Command, Flag, Header, ProtocolError
 from nvmf_vfio.proxy import AdminProxy
 from nvmf_vfio.recovery import CONFIG, Controller, Phase
-from nvmf_vfio.registers import BAR0, CC_EN, DOORBELLS, Register
+from nvmf_vfio.registers import BAR0, CC_EN, Register
 from nvmf_vfio.vault import Kept, Record, RecordFull, Vault
 from nvmf_vfio.wire import Closed, Message, Wire
 
@@ -55,57 +53,10 @@ _RETRY_INTERVAL = 1.0
 _MAX_PENDING = 256
 _MAX_PENDING_BYTES = 256 << 10
 """Requests without a reply, and what is in them: QEMU has a few tens, of less than 100 bytes. All are in the record."""
-_MAX_CACHED = 64
-_MAX_CACHED_BYTES = 4096
 _MAX_REFUSALS_LOGGED = 16
-_MAX_DATA = 0x10000
-"""Bytes of data that a guest may put into one message."""
 _CONFIG_SPACE = 4096
-_CACHED = frozenset(
-    {Command.VERSION, Command.DEVICE_GET_INFO, Command.DEVICE_GET_REGION_INFO, Command.DEVICE_GET_IRQ_INFO}
-)
 _MAY_BE_POSTED = frozenset({Command.REGION_WRITE, Command.REGION_WRITE_MULTI})
 _PENDING_SLOT = 2
-_ADMIN_DOORBELLS = (DOORBELLS, DOORBELLS + 4)
-
-
-@dataclass(slots=True)
-class Pending:
-    """A guest's request that has no reply yet."""
-
-    header: Header
-    body: bytes
-    command: Command
-    request: Request
-    kept: list[Kept]
-    since: float
-    sent: bool = False
-    """Whether an answer is under way; the others wait for a target, because only it can answer."""
-    remembered: bool = False
-    """Whether it counts already, before its reply."""
-    size: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.size = len(self.body)
-
-
-@dataclass
-class Statistics:
-    """What `nvmuser status` tells of a guest. Times in seconds."""
-
-    messages: int = 0
-    recoveries: int = 0
-    last_stall: float | None = None
-    longest_stall: float | None = None
-    lost_at: float | None = None
-
-    def back(self) -> None:
-        """The guest's driver works again."""
-        if self.lost_at is not None:
-            self.last_stall = time.monotonic() - self.lost_at
-            self.longest_stall = max(self.longest_stall or 0.0, self.last_stall)
-            self.recoveries += 1
-            self.lost_at = None
 
 
 class Session:
@@ -183,7 +134,7 @@ class Session:
             body = bytes.fromhex(body_text)
             descriptors = [kept[name] for name in names if name in kept]
             if unread and (unread.header.pack(), unread.body) == (header.pack(), body):
-                _release(descriptors)
+                release(descriptors)
                 continue
             command, request = decode_request(header.command, body)
             taken = Pending(header, body, command, request, descriptors, self._loop.time(), remembered=remembered)
@@ -423,7 +374,7 @@ class Session:
         if header.wants_reply:
             self._add(pending)
         if not self._wire.consume():
-            _release(kept)
+            release(kept)
         self._handle(pending)
 
     def _handle(self, pending: Pending) -> None:
@@ -432,7 +383,7 @@ class Session:
         try:
             self.controller.check(request, [kept.descriptor for kept in pending.kept])
         except Refused as error:
-            _release(pending.kept)
+            release(pending.kept)
             self._finish(pending)
             self._refuse(pending.header, error.errno, error)
             return
@@ -444,7 +395,7 @@ class Session:
             # QEMU sends the changes of a whole transaction without waiting: the next is judged by what this one leaves.
             self._remember(pending)
         passed_on = self._online and not self.controller.is_local(request)
-        if passed_on and self._proxy and _is_admin_doorbell(request):
+        if passed_on and self._proxy and is_admin_doorbell(request):
             self._proxy.submit(new)
             if any(command.is_event_request for command in new):
                 # The last thing that a driver does when it sets its controller up.
@@ -502,16 +453,21 @@ class Session:
                 self.controller.memory.unmap(DmaUnmap(0, pending.request.address, pending.request.size))
                 self._save()
             else:
-                _release(pending.kept)
+                release(pending.kept)
             self._finish(pending)
             self._reply(pending.header, error=reply.header.error)
             return
         try:
-            body = self._patched(pending, reply)
+            knew = self.controller.seen_ready
+            body = answers.from_target(self.controller, pending, reply)
         except ProtocolError as error:
             reply.close()
             self._fail(f"from the target: {error}")
             return
+        if self.controller.seen_ready and self.controller.phase is Phase.LIVE:
+            self.statistics.back()
+        if self.controller.seen_ready and not knew:
+            self._save()
         self._took_effect(pending)
         self._finish(pending)
         descriptors, reply.descriptors = reply.descriptors, []
@@ -520,34 +476,6 @@ class Session:
             self._prefetching = self._loop.create_task(self._prefetch())
         elif pending.command is Command.DEVICE_SET_IRQS and self._proxy:
             self._proxy.reclaim()
-
-    def _patched(self, pending: Pending, reply: Message) -> bytes:
-        """The target's reply as the guest shall see it."""
-        body = reply.body
-        if pending.command is Command.REGION_READ:
-            assert isinstance(pending.request, RegionAccess)
-            answer = RegionAccess.unpack(body, with_data=True)
-            knew = self.controller.seen_ready
-            data = self.controller.patch_read(pending.request, answer.data)
-            if self.controller.seen_ready and not knew:
-                self._save()
-            if self.controller.seen_ready and self.controller.phase is Phase.LIVE:
-                self.statistics.back()
-            body = RegionAccess(answer.offset, answer.region, answer.count, data).pack()
-        elif pending.command is Command.VERSION:
-            version = Version.unpack(body)
-            capabilities = {k: v for k, v in version.capabilities.items() if k != "twin_socket"}
-            capabilities["max_data_xfer_size"] = _MAX_DATA
-            body = Version(version.major, version.minor, capabilities).pack()
-        elif pending.command is Command.DEVICE_GET_REGION_INFO:
-            info = RegionInfo.unpack(body)
-            if info.index == BAR0 and info.flags & RegionInfo.MMAP:
-                raise ProtocolError("it maps its doorbells into the guest: no disable_mappable_bar0")
-        cacheable = pending.command in _CACHED and not reply.descriptors
-        small = len(pending.body) + len(body) <= _MAX_CACHED_BYTES and len(self.controller.replies) < _MAX_CACHED
-        if cacheable and small:
-            self.controller.replies[(pending.command, pending.body)] = body
-        return body
 
     async def _prefetch(self) -> None:
         """Read what must be known when there is no target: CAP, VS and configuration space."""
@@ -579,31 +507,18 @@ class Session:
 
     def _answer(self, pending: Pending) -> None:
         """Answer in the target's place. What only a target can answer waits for one."""
-        request, body = pending.request, b""
         if pending.command is Command.DEVICE_RESET and not self.controller.drained and not pending.sent:
             # After a reset the guest's firmware uses memory anew: nothing may land there any more.
             self._expect(pending)
             return
-        match pending.command:
-            case Command.REGION_READ:
-                assert isinstance(request, RegionAccess)
-                data = self.controller.read(request)
-                body = RegionAccess(request.offset, request.region, request.count, data).pack()
-            case Command.REGION_WRITE:
-                assert isinstance(request, RegionAccess)
-                body = RegionAccess(request.offset, request.region, request.count).pack()
-            case Command.DMA_UNMAP:
-                assert isinstance(request, DmaUnmap)
-                body = request.pack()
-            case command if command in _CACHED or command is Command.DEVICE_GET_REGION_IO_FDS:
-                cached = self.controller.replies.get((command, pending.body))
-                if cached is None:
-                    return
-                body = cached
-            case Command.DEVICE_FEATURE | Command.MIG_DATA_READ | Command.MIG_DATA_WRITE:
-                self._finish(pending)
-                self._reply(pending.header, error=errno.ENOTSUP)
-                return
+        try:
+            body = answers.without_target(self.controller, pending)
+        except Refused as error:
+            self._finish(pending)
+            self._reply(pending.header, error=error.errno)
+            return
+        if body is None:
+            return
         self._took_effect(pending)
         self._finish(pending)
         self._reply(pending.header, body)
@@ -613,7 +528,7 @@ class Session:
         if self._introducing and self._link:
             self._tell_too(self._link, pending)
         self.controller.remember(pending.request, pending.kept)
-        if _changes_state(pending.request):
+        if changes_state(pending.request):
             self._save()
 
     def _took_effect(self, pending: Pending) -> None:
@@ -729,29 +644,6 @@ class Session:
             "pid": _peer_pid(self._wire),
             **{k: v for k, v in vars(self.statistics).items() if k != "lost_at"},
         }
-
-
-def _is_admin_doorbell(request: Request) -> bool:
-    """Whether this rings the admin queue's doorbells and nothing else."""
-    writes = request.writes if isinstance(request, RegionWriteMulti) else (request,)
-    return all(
-        isinstance(write, RegionAccess) and write.data and write.region == BAR0 and write.offset in _ADMIN_DOORBELLS
-        for write in writes
-    )
-
-
-def _release(kept: list[Kept]) -> None:
-    while kept:
-        kept.pop().release()
-
-
-def _changes_state(request: Request) -> bool:
-    """Whether a crash must not forget this request. Doorbells of I/O queues are the many that may be forgotten."""
-    if isinstance(request, RegionWriteMulti):
-        return any(map(_changes_state, request.writes))
-    if isinstance(request, RegionAccess):
-        return bool(request.data) and (request.region == CONFIG or request.offset < DOORBELLS + 8)
-    return True
 
 
 def _peer_pid(wire: Wire) -> int:

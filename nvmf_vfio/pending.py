@@ -1,0 +1,80 @@
+"""A guest's requests on their way, and what is told of a guest.
+
+Owns the descriptors of a request until they are remembered or released. It decides nothing: see `nvmf_vfio.session`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from nvmf_vfio.messages import RegionAccess, RegionWriteMulti, Request
+from nvmf_vfio.protocol import Command, Header
+from nvmf_vfio.recovery import CONFIG
+from nvmf_vfio.registers import BAR0, DOORBELLS
+from nvmf_vfio.vault import Kept
+
+_ADMIN_DOORBELLS = (DOORBELLS, DOORBELLS + 4)
+
+
+@dataclass(slots=True)
+class Pending:
+    """A guest's request that has no reply yet."""
+
+    header: Header
+    body: bytes
+    command: Command
+    request: Request
+    kept: list[Kept]
+    since: float
+    sent: bool = False
+    """Whether an answer is under way; the others wait for a target, because only it can answer."""
+    remembered: bool = False
+    """Whether it counts already, before its reply."""
+    size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.size = len(self.body)
+
+
+@dataclass
+class Statistics:
+    """What `nvmuser status` tells of a guest. Times in seconds."""
+
+    messages: int = 0
+    recoveries: int = 0
+    last_stall: float | None = None
+    longest_stall: float | None = None
+    lost_at: float | None = None
+
+    def back(self) -> None:
+        """The guest's driver works again."""
+        if self.lost_at is not None:
+            self.last_stall = time.monotonic() - self.lost_at
+            self.longest_stall = max(self.longest_stall or 0.0, self.last_stall)
+            self.recoveries += 1
+            self.lost_at = None
+
+
+def is_admin_doorbell(request: Request) -> bool:
+    """Whether this rings the admin queue's doorbells and nothing else."""
+    writes = request.writes if isinstance(request, RegionWriteMulti) else (request,)
+    return all(
+        isinstance(write, RegionAccess) and write.data and write.region == BAR0 and write.offset in _ADMIN_DOORBELLS
+        for write in writes
+    )
+
+
+def release(kept: list[Kept]) -> None:
+    """Close descriptors that nobody remembers, here and in the keeper."""
+    while kept:
+        kept.pop().release()
+
+
+def changes_state(request: Request) -> bool:
+    """Whether a crash must not forget this request. Doorbells of I/O queues are the many that may be forgotten."""
+    if isinstance(request, RegionWriteMulti):
+        return any(map(changes_state, request.writes))
+    if isinstance(request, RegionAccess):
+        return bool(request.data) and (request.region == CONFIG or request.offset < DOORBELLS + 8)
+    return True
