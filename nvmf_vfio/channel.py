@@ -139,6 +139,9 @@ class Keeper:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._kept
+
     def put(self, name: str, descriptor: Descriptor) -> None:
         self.drop(name)
         self._kept[name] = descriptor

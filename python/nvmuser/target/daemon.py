@@ -26,6 +26,7 @@ from nvmuser.paths import SUN_PATH_MAX, StateDir
 from nvmuser.rpc import Client
 from nvmuser.runtime import Spdk, find_spdk
 from nvmuser.runtime.spdk import check_prefix
+from nvmuser.target import sdstore
 from nvmuser.target.spdk import Options
 from nvmuser.target.supervisor import supervise
 
@@ -166,6 +167,10 @@ def main() -> None:
     parser.add_argument("--hugepages", action=argparse.BooleanOptionalAction)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # What a shell has opened for its own ends (`flock`, a pipe) shall not live as long as the supervisor.
+    first = 3 + len(sdstore.listed())
+    os.closerange(first, arguments.ready_fd)
+    os.closerange(max(first, arguments.ready_fd + 1), os.sysconf("SC_OPEN_MAX"))
     # The keeper has copies of every guest's descriptors.
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

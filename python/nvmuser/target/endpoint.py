@@ -15,11 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nvmf_vfio.channel import Channel, Keeper
+from nvmf_vfio.channel import Channel
 from nvmf_vfio.descriptors import Descriptor, close_all
 from nvmuser.errors import TargetError
 from nvmuser.paths import StateDir
 from nvmuser.target.process import Process
+from nvmuser.target.sdstore import StoredKeeper
 
 _START_DEADLINE = 30.0
 _STATUS_DEADLINE = 5.0
@@ -33,7 +34,7 @@ class EndpointProcess:
 
     def __init__(self, state: StateDir) -> None:
         self._state = state
-        self._keeper = Keeper()
+        self._keeper = StoredKeeper()
         self._channel: Channel | None = None
         self._process: Process | None = None
         self._hello: asyncio.Future[bool] | None = None
