@@ -31,6 +31,7 @@ from nvmuser.target.spdk import Options
 from nvmuser.target.supervisor import supervise
 
 _LONGEST_NAME = 32
+_STOP_DEADLINE = 60.0
 
 
 def prepare(state: StateDir) -> None:
@@ -125,12 +126,23 @@ async def stop(state: StateDir) -> None:
     :raises TargetNotRunning: there is none.
     """
     async with connected(state) as client:
+        pid = int(state.lock.read_text())
+        pidfd = os.pidfd_open(pid)
         await client.call("stop")
-    async with asyncio.timeout(60):
-        while True:
-            with contextlib.suppress(ConflictError), locked(state):
-                return
-            await asyncio.sleep(0.02)
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        async with asyncio.timeout(_STOP_DEADLINE):
+            await ended.wait()
+    except TimeoutError:
+        raise TargetError(f"the supervisor (pid {pid}) does not end; see {state.logs / 'supervisor.log'}") from None
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+    with contextlib.suppress(ChildProcessError):
+        # It is this process's own child when `start` was called here.
+        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 (it has ended)
 
 
 @asynccontextmanager
