@@ -16,6 +16,9 @@ from nvmuser.guest import GuestSpec, launch
 from nvmuser.guest.spec import MIB
 from nvmuser.runtime import find_appliance, find_qemu
 
+# UEFI's shell takes minutes under software emulation, and waits for keys on every serial port.
+pytestmark = pytest.mark.matrix
+
 SECTOR, CLUSTER, ROOT_ENTRIES = 512, 8192, 512
 
 
