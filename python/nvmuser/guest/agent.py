@@ -43,14 +43,15 @@ __all__ = [
 ]
 
 _GREETING_PERIOD = 0.5
-_PING_PERIOD = 5.0
+_PING_PERIOD = 30.0
 _KILL_GRACE = 10.0
 
 
 class Agent:
     """One session with the agent of one guest. An async context manager; for any number of tasks of one event loop."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, greet: bool = True) -> None:
+        self._greeting = greet
         self._reader = reader
         self._writer = writer
         self._session = secrets.randbits(63) + 1
@@ -64,13 +65,15 @@ class Agent:
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._keep_in_touch())]
 
     @classmethod
-    async def connect(cls, path: Path) -> Self:
+    async def connect(cls, path: Path, *, greet: bool = True) -> Self:
         """Connect to the serial port's socket. Whether there is an agent behind it, `wait_boot` tells.
 
+        :param greet: there may be an agent that has said hello already. Not for a guest that is about to boot: UEFI
+            takes what comes on any serial port for typing, and ends in its shell.
         :raise AgentError: nobody listens there.
         """
         try:
-            return cls(*await asyncio.open_unix_connection(path))
+            return cls(*await asyncio.open_unix_connection(path), greet=greet)
         except OSError as error:
             raise AgentError(f"{path}: the guest's agent port: {error.strerror}") from error
 
@@ -182,7 +185,7 @@ class Agent:
     async def _keep_in_touch(self) -> None:
         """Greets until the agent answers, then now and again while commands run: a lost last frame shows as a gap."""
         while True:
-            if not self._in_session or self._processes:
+            if self._processes if self._in_session else self._greeting:
                 self._greet()
             await asyncio.sleep(_PING_PERIOD if self._in_session else _GREETING_PERIOD)
 
@@ -229,6 +232,7 @@ class Agent:
             self._greet()
             return
         self._in_session = True
+        self._greeting = False  # a next agent says hello by itself
         self._boot_id = boot_id
         self._expected = (frame.sequence + 1) & 0xFFFF
         self._booted.set()

@@ -154,7 +154,7 @@ async def launch(
         stack.callback(process.close)
         stack.push_async_callback(process.kill)
         try:
-            async with connect(runtime, process) as guest:
+            async with connect(runtime, process, booting=True) as guest:
                 if wait:
                     await wait_agent(guest, boot_deadline)
                 yield guest
@@ -229,15 +229,16 @@ def prepare(spec: GuestSpec) -> Boot:
 
 
 @contextlib.asynccontextmanager
-async def connect(runtime: Runtime, process: QemuProcess) -> AsyncIterator[Guest]:
+async def connect(runtime: Runtime, process: QemuProcess, *, booting: bool = False) -> AsyncIterator[Guest]:
     """Connect to a QEMU's QMP and to the agent's port. The guest goes on when the context is left.
 
+    :param booting: it was started just now; its agent will say hello by itself.
     :raise GuestError: QEMU ended, or its sockets do not answer.
     """
     qmp = QMPClient(runtime.directory.name)
     try:
         await _unless_ended(process, _connect_qmp(qmp, runtime.qmp))
-        async with await Agent.connect(runtime.agent) as agent:
+        async with await Agent.connect(runtime.agent, greet=not booting) as agent:
             yield Guest(runtime, process, qmp, agent)
     finally:
         # It raises whatever broke the connection, such as QEMU's end; that has been told, or is meant.

@@ -92,7 +92,7 @@ class Registry:
         try:
             # Until the record is there, nobody could find it again.
             _write(runtime.directory / _RECORD, record)
-            async with connect(runtime, process) as guest:
+            async with connect(runtime, process, booting=True) as guest:
                 if wait:
                     await wait_agent(guest, BOOT_DEADLINE)
         except BaseException:
