@@ -229,6 +229,7 @@ class Agent:
             what = "rebooted" if boot_id != self._boot_id else "started its agent anew"
             self._end_all(GuestRebooted(f"the guest {what} while the command ran"))
         if session != self._session:
+            self._greeting = True  # there is an agent now: until it answers
             self._greet()
             return
         self._in_session = True
