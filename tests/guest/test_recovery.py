@@ -10,8 +10,10 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,6 @@ import pytest_asyncio
 from nvmuser.bench import runner
 from nvmuser.bench.deployment import Deployment
 from nvmuser.bench.fio import Job
-from nvmuser.bench.fio_output import Estimate
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB
 from nvmuser.rpc import Client
@@ -58,23 +59,29 @@ class World:
         count = {one["controller"]: one["recoveries"] for one in before["guests"]}
         await self.until(lambda now: all(g["recoveries"] > count[g["controller"]] for g in _both(now)))
 
-    async def survives(self, strike: Callable[[], Awaitable[None]]) -> None:
-        """Write on both disks at depth 32, strike in the middle, read back: no error, no wrong block, the same boot."""
-        writing = asyncio.Event()
-
-        def progress(_name: str, _estimate: Estimate) -> None:
-            writing.set()
-
+    async def survives(self, strike: Callable[[], Awaitable[None]], others: tuple[Guest, ...] = ()) -> None:
+        """Write on both disks at depth 32 (and on the first of each other guest), strike in the middle, read back: no
+        error, no wrong block, the same boots."""
+        guests = {self.guest: ":".join(DEVICES)} | dict.fromkeys(others, DEVICES[0])
+        boots = [guest.boot_id for guest in guests]
+        started = [asyncio.Event() for _ in guests]
         job = Job("verify", "randwrite", iodepth=32, size="32M", io_size="24M", verify="crc32c").workload()
-        work = asyncio.create_task(runner.run(self.guest, job, [":".join(DEVICES)], progress=progress, limit=200))
+        work = asyncio.gather(
+            *(
+                runner.run(guest, job, [devices], progress=lambda _name, _estimate, here=event: here.set(), limit=200)
+                for (guest, devices), event in zip(guests.items(), started, strict=True)
+            )
+        )
         try:
-            await writing.wait()
+            for event in started:
+                await event.wait()
             await strike()
-            run = await work
+            runs = await work
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
-        assert [one.wrong for one in run.jobs] == [None]
+        assert [one.wrong for run in runs for one in run.jobs] == [None] * len(guests)
+        assert [guest.boot_id for guest in guests] == boots
         assert self.guest.boot_id == self.boot_id
 
 
@@ -174,6 +181,50 @@ async def test_driver_without_event_request_finds_the_failure(world: World) -> N
         await world.recovered(before)
 
     await world.survives(strike)
+
+
+async def test_two_guests_on_one_target(world: World, tmp_path: Path) -> None:
+    backing = tmp_path / "three"
+    with backing.open("wb") as file:
+        file.truncate(64 * MIB)
+    socket = await world.deployment.disk("three", backing)
+
+    async def strike() -> None:
+        before = await world.status()
+        _kill(before, "target")
+        await world.recovered(before)
+
+    async with launch(GuestSpec(memory=384 * MIB, sockets=(socket,)), tmp_path / "second") as second:
+        await world.survives(strike, (second,))
+
+
+async def test_a_full_backing_is_an_error_for_that_io_alone(world: World, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = await asyncio.to_thread(subprocess.run, ["mount", "-t", "tmpfs", "-o", "size=8m", "none", small])
+    if mounted.returncode:
+        pytest.skip("no file system of a given size can be mounted here")
+    try:
+        backing = small / "full"
+        with backing.open("wb") as file:
+            file.truncate(64 * MIB)
+        socket = await world.deployment.disk("full", backing)
+        before = await world.status()
+        async with launch(GuestSpec(memory=384 * MIB, sockets=(socket,)), tmp_path / "third") as third:
+            fill = "dd if=/dev/urandom of=/dev/nvme0n1 bs=1M count=16 oflag=direct"
+            assert (await third.run(fill, timeout=60)).status != 0
+            read = "dd if=/dev/nvme0n1 of=/dev/null bs=1M count=4 iflag=direct"
+            assert (await third.run(read, timeout=60)).status == 0
+        after = await world.status()
+        assert after["target"]["pid"] == before["target"]["pid"]
+        await world.deployment.forget("full")
+    finally:
+        await asyncio.to_thread(subprocess.run, ["umount", "-l", small], check=True)
+
+    async def nothing() -> None:
+        return
+
+    await world.survives(nothing)
 
 
 async def test_the_logs_are_clean_after_all_that(world: World) -> None:

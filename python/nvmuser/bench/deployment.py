@@ -52,6 +52,11 @@ class Deployment:
             self._disks.add(name)
         return self.state.socket(name, direct=direct)
 
+    async def forget(self, name: str) -> None:
+        """Delete what `disk` made; the backing stays."""
+        await self.control.call("change", {"change": Change(delete=(f"controller/{name}", f"volume/{name}")).to_json()})
+        self._disks.remove(name)
+
     async def processes(self, *, direct: bool = False) -> dict[str, list[int]]:
         """Whom to charge for I/O: the target, and the endpoint unless guests pass it by.
 

@@ -1,7 +1,7 @@
 """How long a guest waits for a disk: a controller plugged in, a namespace attached, beside a bare QMP script.
 
-Owns one deployment and one guest for the measurement. What it times is `nvmuser.guest.plug` and the control plane as
-people use them, up to the moment at which the guest's kernel has made the block device.
+Owns one deployment and one guest for the measurement. What it times is `nvmuser.guest.plug` and the control
+plane as people use them, up to the moment at which the guest's kernel has made the block device.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ async def plugging(root: Path, rounds: int) -> Plugging:
 
 
 def _declaration(rounds: int) -> Change:
-    """Controllers to plug, with a volume each; volumes to attach to a controller that the guest has from the start."""
+    """Controllers to plug, with a volume each; volumes to attach to a controller that the guest has from the
+    start.
+    """
     names = [_BASE, *(f"p{number}" for number in range(2 * rounds))]
     volumes = [Volume(name=name, size=_VOLUME) for name in (*names, *(f"a{number}" for number in range(rounds)))]
     controllers = [Controller(name=name, namespaces=(Namespace(volume=name),)) for name in names]

@@ -24,8 +24,8 @@ from nvmuser.errors import GuestError
 def recovery(as_json: bool, overhead: bool, **options: Any) -> None:
     """Kill the target (or the endpoint, or both) with SIGKILL while a guest writes, and verify every block.
 
-    Everything is private and temporary. Fails when an I/O failed, a block is wrong, the guest rebooted, or its file
-    system is damaged.
+    Everything is private and temporary. Fails when an I/O failed, a block is wrong, the guest rebooted, or
+    its file system is damaged.
 
     \b
     Examples:

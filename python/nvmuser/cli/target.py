@@ -43,10 +43,16 @@ def _cores(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[in
 @click.option("--hugepages/--no-hugepages", default=None, help="Default: hugepages where this machine has enough.")
 @click.option("--cores", default="", callback=_cores, help="CPU numbers for SPDK's reactors. Default: one of yours.")
 @click.option("--standby", is_flag=True, help="Keep a second target started and stopped, to take over in no time.")
+@click.option("--foreground", is_flag=True, help="Become the supervisor instead of starting one: for systemd.")
 @click.pass_obj
-def start(state: StateDir, hugepages: bool | None, cores: tuple[int, ...], standby: bool) -> None:
-    """Start a target with everything that is wanted, under supervision, in the background."""
+def start(state: StateDir, hugepages: bool | None, cores: tuple[int, ...], standby: bool, foreground: bool) -> None:
+    """Start a target with everything that is wanted, under supervision, in the background.
+
+    One that an earlier supervisor has left running, because it was killed, is taken over with its guests.
+    """
     options = Options(hugepages, cores)
+    if foreground:
+        daemon.become(state, options, standby=standby)
     began = time.monotonic()
     reason = why_no_hugepages()
     if options.resolve_hugepages():

@@ -19,7 +19,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from nvmuser.errors import ConflictError, NvmuserError, RpcConnectionError, TargetError, TargetNotRunning, UsageError
 from nvmuser.paths import SUN_PATH_MAX, StateDir
@@ -74,33 +74,49 @@ def locked(state: StateDir) -> Iterator[IO[str]]:
         yield file
 
 
-def start(state: StateDir, options: Options, *, standby: bool = False) -> None:
-    """Start a supervisor in the background and wait until everything wanted is there.
-
-    :raises ConflictError: one is running already. :raises NvmuserError: it could not start; nothing is left running.
-    """
+def _command(state: StateDir, options: Options, standby: bool, ready_fd: int) -> list[str]:
+    """The supervisor's command line, after everything has been looked at that can be refused beforehand."""
     prepare(state)
     spdk = find_spdk()
     with locked(state):
         # Held only to say so at once; the supervisor takes it for itself.
         pass
-    read_fd, write_fd = os.pipe()
     argv = [sys.executable, "-m", "nvmuser.target.daemon", "--state-dir", str(state.root), "--spdk", str(spdk.prefix)]
-    argv += ["--ready-fd", str(write_fd), "--cores", ",".join(map(str, options.cores))]
+    argv += ["--ready-fd", str(ready_fd), "--cores", ",".join(map(str, options.cores))]
     argv += ["--standby"] if standby else []
     if options.hugepages is not None:
         argv += ["--hugepages" if options.hugepages else "--no-hugepages"]
+    os.set_inheritable(ready_fd, True)
+    return argv
+
+
+def become(state: StateDir, options: Options, *, standby: bool = False) -> NoReturn:
+    """Turn this very process into a supervisor, for a service manager: its pid, its output, its descriptors.
+
+    :raises ConflictError: one is running already.
+    """
+    argv = _command(state, options, standby, os.dup(1))
+    sys.stdout.flush()
+    os.execv(argv[0], argv)
+
+
+def start(state: StateDir, options: Options, *, standby: bool = False) -> None:
+    """Start a supervisor in the background and wait until everything wanted is there.
+
+    :raises ConflictError: one is running already. :raises NvmuserError: it could not start; nothing is left running.
+    """
+    read_fd, write_fd = os.pipe()
     log_file = state.logs / "supervisor.log"
-    try:
-        with log_file.open("ab") as log, open(os.devnull, "rb") as nothing:
-            os.set_inheritable(write_fd, True)
-            # Not a `Popen`: this process ends before the supervisor does, and shall not wait for it.
-            files = [(os.POSIX_SPAWN_DUP2, nothing.fileno(), 0)]
-            files += [(os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)]
-            os.posix_spawn(sys.executable, argv, os.environ, file_actions=files, setsid=True)
-    finally:
-        os.close(write_fd)
     with os.fdopen(read_fd) as pipe:
+        try:
+            argv = _command(state, options, standby, write_fd)
+            with log_file.open("ab") as log, open(os.devnull, "rb") as nothing:
+                # Not a `Popen`: this process ends before the supervisor does, and shall not wait for it.
+                files = [(os.POSIX_SPAWN_DUP2, nothing.fileno(), 0)]
+                files += [(os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)]
+                os.posix_spawn(sys.executable, argv, os.environ, file_actions=files, setsid=True)
+        finally:
+            os.close(write_fd)
         answer = pipe.read().strip()
     if answer != "ready":
         raise TargetError(answer or f"the supervisor ended at once; see {log_file}")
@@ -164,6 +180,8 @@ async def _run(state: StateDir, spdk: Spdk, options: Options, standby: bool, rea
         error = future.exception()
         os.write(ready_fd, (" ".join(str(error).split()) if error else "ready").encode())
         os.close(ready_fd)
+        if not error:
+            sdstore.notify("READY=1")
 
     on_ready.add_done_callback(told)
     await supervise(state, spdk, options, standby=standby, on_ready=on_ready)

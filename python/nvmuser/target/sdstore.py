@@ -1,6 +1,6 @@
 """systemd's file-descriptor store, as a second keeper: what a supervisor kept is there for the next one of the service.
 
-Owns the notifications (sd_notify(3): FDSTORE, FDSTOREREMOVE) and the descriptors that systemd passes at the start
+Owns the notifications (sdnotify(3): FDSTORE, FDSTOREREMOVE) and the descriptors that systemd passes at the start
 (sd_listen_fds(3)). Without systemd, or without `FileDescriptorStoreMax=` in the unit, it does nothing.
 """
 
@@ -26,7 +26,8 @@ def listed() -> list[str]:
     return names[: int(os.environ.get("LISTEN_FDS", "0"))]
 
 
-def _notify(message: str, descriptor: Descriptor | None = None) -> None:
+def notify(message: str, descriptor: Descriptor | None = None) -> None:
+    """Tell systemd, if this is a service of its (sdnotify(3))."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
@@ -52,9 +53,9 @@ class StoredKeeper(Keeper):
     def put(self, name: str, descriptor: Descriptor) -> None:
         super().put(name, descriptor)
         # FDPOLL=0: systemd must not throw out a connection whose guest has hung up; that is ours to see.
-        _notify(f"FDSTORE=1\nFDNAME={_PREFIX}{name}\nFDPOLL=0", descriptor)
+        notify(f"FDSTORE=1\nFDNAME={_PREFIX}{name}\nFDPOLL=0", descriptor)
 
     def drop(self, name: str) -> None:
         if name in self:
-            _notify(f"FDSTOREREMOVE=1\nFDNAME={_PREFIX}{name}")
+            notify(f"FDSTOREREMOVE=1\nFDNAME={_PREFIX}{name}")
         super().drop(name)
