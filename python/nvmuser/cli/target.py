@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nvmuser.errors import NotFoundError, TargetNotRunning, UsageError
+from nvmuser.errors import ConflictError, NotFoundError, TargetNotRunning, UsageError
 from nvmuser.paths import StateDir
 from nvmuser.target import daemon
 from nvmuser.target.spdk import Options, why_no_hugepages
@@ -64,10 +64,15 @@ def start(state: StateDir, hugepages: bool | None, cores: tuple[int, ...], stand
 
 
 @target.command()
+@click.option("--yes", is_flag=True, help="Also while guests are connected.")
 @click.pass_obj
-def stop(state: StateDir) -> None:
-    """Stop the target. Guests lose their controllers: shut them down first, or use `restart`."""
+def stop(state: StateDir, yes: bool) -> None:
+    """Stop the target. Guests would lose their controllers: shut them down first, or use `restart`."""
     try:
+        guests = [] if yes else [guest["controller"] for guest in _call(state, "status")["guests"]]
+        if guests:
+            names = ", ".join(guests)
+            raise ConflictError(f"guests on {names} would lose their disks; shut them down, or say --yes")
         asyncio.run(daemon.stop(state))
     except TargetNotRunning:
         click.echo("no target is running")
