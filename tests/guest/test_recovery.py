@@ -103,6 +103,8 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         spec = GuestSpec(cpus=2, memory=512 * MIB, sockets=tuple(sockets))
         async with launch(spec, root / "guest") as guest:
             yield World(deployment, guest, guest.boot_id)
+            # It may be another than the one that the deployment closes: see `test_supervisor_killed`.
+            await deployment.control.aclose()
 
 
 def _kill(status: dict[str, Any], *victims: str) -> None:
