@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import select
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -159,7 +160,11 @@ async def test_supervisor_killed(world: World) -> None:
     async def strike() -> None:
         state = world.deployment.state
         before = await world.status()
-        os.kill(int(state.lock.read_text()), signal.SIGKILL)
+        pidfd = os.pidfd_open(int(state.lock.read_text()))
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        # It holds the state directory until it has ended.
+        await asyncio.to_thread(select.select, [pidfd], [], [], 30)
+        os.close(pidfd)
         await asyncio.to_thread(daemon.start, state, Options())
         world.deployment.control = await Client.connect(state.control_socket, timeout=60)
         after = await world.status()
