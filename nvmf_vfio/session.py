@@ -50,6 +50,8 @@ _TURN = 0.002
 _REPLY_DEADLINE = 4.0
 """Seconds that a target may take to answer. QEMU gives up at 5 s, and a reply after that breaks its stream."""
 _RETRY_INTERVAL = 1.0
+_WAKE_AFTER = 20.0
+"""Seconds without a target after which the guest's driver is told; Linux gives an I/O 30 s."""
 _MAX_PENDING = 256
 _MAX_PENDING_BYTES = 256 << 10
 """Requests without a reply, and what is in them: QEMU has a few tens, of less than 100 bytes. All are in the record."""
@@ -200,6 +202,16 @@ class Session:
         self.controller.drained = True
         if not self._online:
             self._answer_pending()
+            self._loop.call_later(_WAKE_AFTER, self._wake_without_target)
+
+    def _wake_without_target(self) -> None:
+        """The outage lasts: the driver is better off waiting for RDY in a reset than for I/O that it will time out.
+
+        Linux 6.12 has been seen to lock up in `nvme_timeout` when what times out is a flush.
+        """
+        if self._open and not self._online and self.controller.phase is Phase.FAILED and self.controller.drained:
+            self.controller.wake()
+            self._save()
 
     async def _introduce(self) -> None:
         """Connect to the target, tell it what the guest has told its predecessors, and wake the guest."""
