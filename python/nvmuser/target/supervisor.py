@@ -26,7 +26,7 @@ from nvmuser.rpc import Server
 from nvmuser.runtime import Spdk
 from nvmuser.runtime.spdk import check_prefix
 from nvmuser.target.endpoint import EndpointProcess
-from nvmuser.target.spdk import Options, Target
+from nvmuser.target.spdk import Options, Target, why_no_hugepages
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,8 @@ class Supervisor:
         self._state = state
         self._spdk = spdk
         self._options = options
+        # Asked before the target takes them; whether there are enough is asked when one is started.
+        self._hugepages = not why_no_hugepages() if options.hugepages is None else options.hugepages
         self._wants_standby = standby
         self._endpoint = EndpointProcess(state)
         self._engine = Engine(state)
@@ -305,7 +307,7 @@ class Supervisor:
                 "pid": target.process.pid if target else None,
                 "ready": self._ready.is_set(),
                 "spdk": self._spdk.version,
-                "hugepages": self._options.resolve_hugepages(),
+                "hugepages": self._hugepages,
                 "standby": self._standby.process.pid if self._standby else None,
                 "restarts": self.history.restarts,
                 "last_ending": self.history.last_ending,
