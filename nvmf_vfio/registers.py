@@ -33,8 +33,6 @@ CAP_TO_BYTE = 3
 """CAP.TO is bits 31:24 of CAP (section 3.1.1)."""
 CAP_TO_LONGEST = 0xFF
 """CAP.TO in units of 500 ms: 127.5 s is the longest that a controller can ask a driver to wait for CSTS.RDY."""
-CAP_DSTRD_SHIFT = 32
-"""CAP.DSTRD is bits 35:32: doorbells lie 4 << DSTRD bytes apart."""
 
 CC_EN = 0x1
 CC_SHN_MASK = 0xC000
