@@ -135,11 +135,4 @@ def build(suite: Suite, reporter: Reporter) -> None:
         parts = initramfs.Parts(_tools_dir(), kernel, facts["kernel"], guest_files())
         fio = initramfs.build(parts, image / "initrd.img", reporter)
         product.write_manifest(image, kernel=facts["kernel"], fio=fio)
-    _forget_older(suite)
-
-
-def _forget_older(suite: Suite) -> None:
-    """Images of earlier guest files, but for the last ones: another checkout on this cache may use those."""
-    images = [path for path in cache_dir().glob(f"guest-{suite}-*") if not path.name.endswith(product.PARTIAL)]
-    for image in sorted(images, key=lambda path: path.stat().st_mtime, reverse=True)[_KEPT_IMAGES:]:
-        product.remove(image)
+    product.forget_older(cache_dir(), f"guest-{suite}-*", _KEPT_IMAGES)

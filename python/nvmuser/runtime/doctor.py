@@ -16,7 +16,7 @@ from typing import Any
 
 from nvmuser.errors import SetupError
 from nvmuser.paths import SUN_PATH_MAX, StateDir
-from nvmuser.runtime import accel, appliance, qemu, spdk
+from nvmuser.runtime import accel, appliance, bindings, qemu, spdk
 
 LONGEST_NAME = 32
 """Of a controller: its socket's path must still fit into sockaddr_un."""
@@ -47,6 +47,7 @@ def examine(state: StateDir) -> list[Check]:
         _part("QEMU", _qemu),
         _part("guest", _guest),
         _part("accelerator", _accelerator),
+        _bindings(),
         _hugepages(),
         hugetlbfs(Path("/proc/mounts").read_text(encoding="utf-8")),
         _memory_lock(),
@@ -94,6 +95,19 @@ def _accelerator() -> str:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg (software emulation: no access to /dev/kvm; be in group kvm to use it)"
     return "tcg (software emulation: no kernel came up under KVM)"
+
+
+def _bindings() -> Check:
+    name = "Python modules"
+    try:
+        missing = [binding.name for binding in bindings.ALL if not bindings.is_built(binding)]
+        reasons = [reason for binding in bindings.ALL if (reason := bindings.unavailable(binding))]
+    except SetupError as error:
+        return Check(name, False, str(error).splitlines()[0], "make setup", needed=False)
+    if not missing:
+        return Check(name, True, ", ".join(binding.name for binding in bindings.ALL), needed=False)
+    finding = f"no {', '.join(missing)}: no devices and no NVMe host in Python"
+    return Check(name, False, finding, reasons[0] if reasons else "make setup", needed=False)
 
 
 def _hugepages() -> Check:

@@ -48,6 +48,13 @@ def remove(tree: Path) -> None:
     shutil.rmtree(tree)
 
 
+def forget_older(directory: Path, pattern: str, keep: int) -> None:
+    """Remove all but the last `keep` products of a pattern: another checkout on this cache may use those."""
+    found = [path for path in directory.glob(pattern) if not path.name.endswith(PARTIAL)]
+    for old in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[keep:]:
+        remove(old)
+
+
 def write_manifest(product: Path, **facts: Any) -> None:
     """State what a product is; written last, before the rename."""
     (product / _MANIFEST).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")

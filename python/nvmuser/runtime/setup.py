@@ -10,7 +10,7 @@ from functools import partial
 from rich.console import Console
 
 from nvmuser.paths import cache_dir
-from nvmuser.runtime import accel, appliance, qemu, recipe, spdk, spdk_build
+from nvmuser.runtime import accel, appliance, bindings, qemu, recipe, spdk, spdk_build
 from nvmuser.runtime.appliance import Suite
 from nvmuser.runtime.steps import Reporter, Step, exclusive, run_steps
 
@@ -36,6 +36,15 @@ def steps(guest_kernel: Suite = "trixie") -> list[Step]:
         Step("accelerator", "the accelerator", accel.is_known, _find_accelerator),
         Step("spdk-source", f"SPDK {version}: source", spdk_build.fetched, spdk_build.fetch),
         Step("spdk", f"SPDK {version}", spdk.is_done, spdk_build.build),
+        *(
+            Step(
+                f"binding-{binding.name}",
+                f"the Python module {binding.name}",
+                partial(bindings.is_done, binding),
+                partial(bindings.build, binding),
+            )
+            for binding in bindings.ALL
+        ),
     ]
 
 
