@@ -7,7 +7,7 @@ STAMP := $(VENV)/.nvmuser-installed
 CHECKED := python nvmf_vfio tests samples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages demo test test-matrix lint type unit bench lock clean
+.PHONY: help setup packages test-packages demo test test-matrix lint type unit bench lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -17,6 +17,9 @@ setup: packages $(STAMP) ## get and build everything: packages, Python, SPDK, QE
 
 packages:
 	@ci/install-packages
+
+test-packages: packages
+	@ci/install-packages ci/debian-packages-tests.txt
 
 # A virtual environment without the stamp was interrupted, or is somebody else's idea: made anew. With an older stamp
 # the requirements changed: installed over it.
@@ -30,11 +33,11 @@ $(STAMP): requirements.lock pyproject.toml | packages
 demo: setup ## boot a guest on an SPDK volume, run fio in it: out/demo/report.html
 	$(BIN)/nvmuser bench demo --output out/demo
 
-test: setup lint type ## set up, then every check and test but the matrix
+test: setup test-packages lint type ## set up, then every check and test but the matrix
 	$(MAKE) --no-print-directory -C tests/c check
 	$(BIN)/pytest -m 'not matrix' --durations=15
 
-test-matrix: setup ## every guest kernel, firmware and number of controllers (long)
+test-matrix: setup test-packages ## every guest kernel, firmware and number of controllers (long)
 	$(BIN)/nvmuser setup --guest-kernel bookworm
 	$(BIN)/pytest -m matrix
 

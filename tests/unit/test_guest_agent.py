@@ -21,7 +21,7 @@ from nvmuser.errors import UsageError
 from nvmuser.guest.agent import Agent, AgentError, CommandFailed, CommandTimeout, GuestRebooted
 from nvmuser.guest.frames import Decoder, Frame, encode
 
-SOURCE = Path(nvmuser.guest.__file__).parent / "appliance/agent.c"
+SOURCES = sorted((Path(nvmuser.guest.__file__).parent / "appliance/agent").glob("*.c"))
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the agent is compiled by gcc")
 
 
@@ -83,7 +83,7 @@ class SerialPort:
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("agent") / "agent"
     flags = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
-    subprocess.run(["gcc", *flags, "-o", path, SOURCE], check=True)
+    subprocess.run(["gcc", *flags, "-o", path, *SOURCES], check=True)
     return path
 
 

@@ -1,7 +1,7 @@
 """The host's side of the guest's agent: runs commands in the guest over a serial port, several at once.
 
 Owns the connection to the serial port's UNIX socket, the session, and the commands in flight. It neither starts QEMU
-nor knows what is run. The program in the guest, and the protocol, are in appliance/agent.c.
+nor knows what is run. The program in the guest, and the protocol, are in appliance/agent/agent.c.
 
 The connection outlives a reboot of the guest: the agent says hello with the kernel's boot id, the commands of the boot
 before end with `GuestRebooted`, and new ones can be run. What ends it is QEMU's end.

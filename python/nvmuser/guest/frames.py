@@ -1,4 +1,4 @@
-"""Frames on the agent's serial line: the host's half of the codec that appliance/agent.c describes.
+"""Frames on the agent's serial line: the host's half of the codec that appliance/agent/agent.c describes.
 
 Owns bytes only: COBS, CRC-32, sequence numbers. What the frames mean belongs to `nvmuser.guest.agent`.
 """

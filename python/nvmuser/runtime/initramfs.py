@@ -4,7 +4,7 @@ Owns which programs and kernel modules are in it and what they need (libraries, 
 downloads anything nor knows what /init does.
 
 The guest's own files come from one directory: `init` and every other file lie in the initramfs under the same name at
-the root, executable; a file NAME.c is compiled into a static program NAME.
+the root, executable; the C files of a directory NAME are compiled into one static program NAME.
 """
 
 from __future__ import annotations
@@ -173,15 +173,10 @@ def _module_name(path: str) -> str:
 
 
 def _copy_guest(guest: Path, root: Path, reporter: Reporter) -> None:
-    for path in sorted(guest.rglob("*")):
-        relative = path.relative_to(guest)
-        if not path.is_file() or "__pycache__" in path.parts or path.suffix in (".py", ".md", ".h"):
-            continue
-        target = root / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".c":
-            target = target.with_suffix("")
-            proc.run(["gcc", "-static", "-O2", "-s", "-Wall", "-o", target, path], log=reporter.log)
-        else:
+    for path in sorted(guest.iterdir()):
+        target = root / path.name
+        if sources := sorted(path.glob("*.c")):
+            proc.run(["gcc", "-static", "-O2", "-s", "-Wall", "-o", target, *sources], log=reporter.log)
+        elif path.is_file() and path.suffix != ".md":
             shutil.copy(path, target)
-        target.chmod(0o755)
+            target.chmod(0o755)
