@@ -4,7 +4,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +11,8 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
+
+#include "number.h"
 
 struct area {
     uintptr_t start;
@@ -23,30 +24,46 @@ struct area {
     char path[PATH_MAX + 16];   /* as maps and /proc/self/fd give it */
 };
 
+/* A number and the character that ends it (0: any). */
+static bool
+take(const char **line, unsigned int base, char end, uint64_t *value)
+{
+    if (!lv_parse_number(line, base, UINT64_MAX, value) ||
+        (end != 0 && **line != end)) {
+        return false;
+    }
+    *line += end != 0;
+    return true;
+}
+
 static int
 parse_area(const char *line, struct area *area)
 {
-    uintptr_t start, end;
-    char permissions[5];
-    uint64_t offset, inode;
-    unsigned int major, minor;
-    int path = 0;
+    uint64_t start, end, offset, major, minor, inode;
+    const char *permissions;
 
-    if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %4s %" SCNx64 " %x:%x %" SCNu64
-               " %n", &start, &end, permissions, &offset, &major, &minor, &inode,
-               &path) != 7) {
+    /* START-END PERM OFFSET MAJOR:MINOR INODE   PATH */
+    if (!take(&line, 16, '-', &start) || !take(&line, 16, ' ', &end) ||
+        strcspn(line, " ") != 4) {
         return -1;
     }
+    permissions = line;
+    line += 5;
+    if (!take(&line, 16, ' ', &offset) || !take(&line, 16, ':', &major) ||
+        !take(&line, 16, ' ', &minor) || !take(&line, 10, 0, &inode)) {
+        return -1;
+    }
+    line += strspn(line, " ");
     *area = (struct area){
         .start = start,
         .end = end,
         .shared = permissions[3] == 's',
         .offset = offset,
-        .device = makedev(major, minor),
+        .device = makedev((unsigned int)major, (unsigned int)minor),
         .inode = (ino_t)inode,
     };
     (void)snprintf(area->path, sizeof(area->path), "%.*s",
-                   (int)strcspn(line + path, "\n"), line + path);
+                   (int)strcspn(line, "\n"), line);
     return 0;
 }
 
@@ -162,10 +179,11 @@ find_fd(const struct area *area, bool writable)
         return -1;
     }
     while (found == -1 && (entry = readdir(dir)) != NULL) {
-        char *end;
-        long fd = strtol(entry->d_name, &end, 10);
+        const char *end = entry->d_name;
+        uint64_t fd;
 
-        if (*end != '\0' || !gives_access((int)fd, area, writable)) {
+        if (!lv_parse_number(&end, 10, INT_MAX, &fd) || *end != '\0' ||
+            !gives_access((int)fd, area, writable)) {
             continue;
         }
         found = fcntl((int)fd, F_DUPFD_CLOEXEC, 0);

@@ -10,6 +10,7 @@
 
 #include "channel.h"
 #include "log.h"
+#include "number.h"
 
 #define DEFAULT_TIMEOUT_MS 20000
 
@@ -17,14 +18,13 @@ static int
 timeout_ms(void)
 {
     const char *text = getenv("LIBVFIO_TIMEOUT_MS");
-    char *end;
-    long value;
+    const char *at = text;
+    uint64_t value;
 
     if (text == NULL || *text == '\0') {
         return DEFAULT_TIMEOUT_MS;
     }
-    value = strtol(text, &end, 10);
-    if (*end != '\0' || value < 0 || value > 3600000) {
+    if (!lv_parse_number(&at, 10, 3600000, &value) || *at != '\0') {
         lv_log("LIBVFIO_TIMEOUT_MS=%s is not a number of milliseconds up to an "
                "hour; using %d", text, DEFAULT_TIMEOUT_MS);
         return DEFAULT_TIMEOUT_MS;
@@ -136,6 +136,16 @@ deadline_in(struct timespec *deadline, int ms)
     }
 }
 
+static bool
+is_past(const struct timespec *deadline)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec > deadline->tv_sec ||
+           (now.tv_sec == deadline->tv_sec && now.tv_nsec >= deadline->tv_nsec);
+}
+
 /* Waits under client->lock for the reply, as the reader or behind it. */
 static void
 wait_reply(struct lv_client *client, struct pending *p)
@@ -150,6 +160,10 @@ wait_reply(struct lv_client *client, struct pending *p)
             client->reading = true;
             pthread_mutex_unlock(&client->lock);
             ret = lv_client_read_one(client) == 0 ? 0 : errno;
+            /* A server that says everything but the reply does not answer. */
+            if (ret == 0 && client->timeout_ms != 0 && is_past(&deadline)) {
+                ret = ETIMEDOUT;
+            }
             pthread_mutex_lock(&client->lock);
             client->reading = false;
             pthread_cond_broadcast(&client->changed);

@@ -59,19 +59,25 @@ lv_container_attach(struct lv_container *container, struct lv_group *group)
     if (ret != 0) {
         int saved = errno;
 
-        lv_container_detach(container, group);
+        (void)lv_container_detach(container, group);
         errno = saved;
     }
     return ret;
 }
 
-void
+int
 lv_container_detach(struct lv_container *container, struct lv_group *group)
 {
     struct lv_group **link;
 
     pthread_mutex_lock(&container->map_lock);
     pthread_mutex_lock(&lv_topology);
+    if (group->container != container || group->device != NULL) {
+        errno = group->container != container ? EINVAL : EBUSY;
+        pthread_mutex_unlock(&lv_topology);
+        pthread_mutex_unlock(&container->map_lock);
+        return -1;
+    }
     link = &container->groups;
     while (*link != group) {
         link = &(*link)->next;
@@ -79,6 +85,8 @@ lv_container_detach(struct lv_container *container, struct lv_group *group)
     *link = group->next;
     group->next = NULL;
     group->container = NULL;
+    pthread_mutex_unlock(&lv_topology);
+    lv_mapping_withdraw(container, group);
     if (container->groups == NULL) {
         /* As in the kernel: the IOMMU and its mappings go with the last group. */
         container->iommu_set = false;
@@ -87,9 +95,9 @@ lv_container_detach(struct lv_container *container, struct lv_group *group)
         lv_dma_fini(&container->table);
         pthread_mutex_unlock(&container->table_lock);
     }
-    pthread_mutex_unlock(&lv_topology);
     pthread_mutex_unlock(&container->map_lock);
     lv_file_put(&container->file);
+    return 0;
 }
 
 static int

@@ -105,12 +105,29 @@ lv_file_put(struct lv_file *file)
 }
 
 void
+lv_fdtable_duplicate(int original, int fd)
+{
+    struct lv_file *file = lv_file_get(original);
+
+    if ((unsigned int)fd < LV_FD_MAX && (file != NULL || lv_trapped(fd))) {
+        file = atomic_exchange(&lv_fdtable[fd], file);
+    }
+    /* What fd was before, or what the table has no room for. */
+    if (file != NULL) {
+        lv_file_put(file);
+    }
+}
+
+void
 lv_fdtable_remove(int fd)
 {
     struct lv_file *file;
 
+    if (!lv_trapped(fd)) {
+        return;
+    }
     pthread_mutex_lock(&table_lock);
-    file = lv_trapped(fd) ? atomic_exchange(&lv_fdtable[fd], NULL) : NULL;
+    file = atomic_exchange(&lv_fdtable[fd], NULL);
     pthread_mutex_unlock(&table_lock);
     if (file != NULL) {
         lv_file_put(file);

@@ -5,10 +5,12 @@
  * the kernel's, and a call that escapes the traps fails instead of doing
  * something else. The table maps that number to the object.
  *
- * Lookups of other descriptors cost one load: lv_trapped(). Objects are counted:
- * lv_file_get() lends one, and a close() in another thread frees it only after
- * lv_file_put(). In a child of fork() nothing is trapped: the connections belong
- * to the parent, and the child can only close its copies.
+ * Lookups of other descriptors cost one load: lv_trapped(), and take no lock, so
+ * that a child of fork() may close descriptors whatever its parent's threads
+ * held. Objects are counted: lv_file_get() lends one, and a close() in another
+ * thread frees it only after lv_file_put(). In a child of fork() nothing is
+ * trapped: the connections belong to the parent, and the child can only close
+ * its copies.
  */
 #ifndef LV_FDTABLE_H
 #define LV_FDTABLE_H
@@ -61,6 +63,10 @@ lv_file_hold(struct lv_file *file);
 
 void
 lv_file_put(struct lv_file *file);
+
+/* fd is a duplicate of original now, of whatever kind that is, and was closed. */
+void
+lv_fdtable_duplicate(int original, int fd);
 
 /*
  * Forgets fd and drops its reference; the caller closes the descriptor first or

@@ -146,7 +146,7 @@ group_release(struct lv_file *file)
     struct lv_group *group = (struct lv_group *)file;
 
     if (group->container != NULL) {
-        lv_container_detach(group->container, group);
+        (void)lv_container_detach(group->container, group);
     }
     if (group->client != NULL) {
         lv_client_close(group->client);
@@ -221,23 +221,18 @@ set_container(struct lv_group *group, const int *fd)
 static int
 unset_container(struct lv_group *group)
 {
-    struct lv_container *container = NULL;
+    struct lv_container *container = borrow_container(group);
+    int ret, saved;
 
-    errno = EINVAL;
-    pthread_mutex_lock(&lv_topology);
-    if (group->container != NULL) {
-        if (group->device != NULL) {
-            errno = EBUSY;
-        } else {
-            container = group->container;
-        }
-    }
-    pthread_mutex_unlock(&lv_topology);
     if (container == NULL) {
+        errno = EINVAL;
         return -1;
     }
-    lv_container_detach(container, group);
-    return 0;
+    ret = lv_container_detach(container, group);
+    saved = errno;
+    lv_file_put(&container->file);
+    errno = saved;
+    return ret;
 }
 
 int

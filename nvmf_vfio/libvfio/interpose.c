@@ -43,6 +43,19 @@ EXPORT ssize_t __readlink_chk(const char *path, char *target, size_t size,
 #define DECLARE_REAL(name) static _Atomic(void *) real_##name;
 LV_TRAPS(DECLARE_REAL)
 
+/*
+ * All at once, before there are threads: dlsym() takes locks that a child of
+ * fork() may find taken for ever. What runs earlier is looked up when it is used.
+ */
+__attribute__((constructor)) static void
+find_all(void)
+{
+#define FIND_REAL(name)                                                     \
+    atomic_store_explicit(&real_##name, dlsym(RTLD_NEXT, #name),            \
+                          memory_order_release);
+    LV_TRAPS(FIND_REAL)
+}
+
 static void *
 find_real(_Atomic(void *) *slot, const char *name)
 {
@@ -144,6 +157,39 @@ close(int fd)
     return REAL(close)(fd);
 }
 
+EXPORT int
+dup(int fd)
+{
+    int copy = REAL(dup)(fd);
+
+    if (copy >= 0) {
+        lv_fdtable_duplicate(fd, copy);
+    }
+    return copy;
+}
+
+/* What the descriptor was before is closed by this, as by close(). */
+static int
+replaced(int fd, int copy)
+{
+    if (copy >= 0 && copy != fd) {
+        lv_fdtable_duplicate(fd, copy);
+    }
+    return copy;
+}
+
+EXPORT int
+dup2(int fd, int copy)
+{
+    return replaced(fd, REAL(dup2)(fd, copy));
+}
+
+EXPORT int
+dup3(int fd, int copy, int flags)
+{
+    return replaced(fd, REAL(dup3)(fd, copy, flags));
+}
+
 static int
 ioctl_vfio(struct lv_file *file, unsigned long request, void *arg)
 {
@@ -161,7 +207,7 @@ ioctl_vfio(struct lv_file *file, unsigned long request, void *arg)
 static bool
 is_kvm_group(int fd, unsigned long request, const struct kvm_device_attr *attr)
 {
-    return request == KVM_SET_DEVICE_ATTR &&
+    return request == KVM_SET_DEVICE_ATTR && fd >= 0 &&
            fd == atomic_load_explicit(&kvm_vfio_fd, memory_order_relaxed) &&
            attr->group == KVM_DEV_VFIO_GROUP &&
            (attr->attr == KVM_DEV_VFIO_GROUP_ADD ||

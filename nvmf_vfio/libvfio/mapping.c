@@ -232,6 +232,15 @@ lv_mapping_unmap(struct lv_container *container,
     return 0;
 }
 
+void
+lv_mapping_withdraw(struct lv_container *container, struct lv_group *group)
+{
+    for (size_t i = 0; i < container->table.nr; i++) {
+        /* It may not have them all, if it refused one. */
+        (void)send_unmap(group, &container->table.mappings[i]);
+    }
+}
+
 int
 lv_mapping_replay(struct lv_container *container, struct lv_group *group)
 {

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "number.h"
+
 #define DEV_VFIO    "/dev/vfio/"
 #define GROUP_LINK  "/iommu_group"
 
@@ -25,16 +27,13 @@ static struct known *known;
 static int
 parse_group(const char *text, const char **end)
 {
-    char *stop;
-    long value;
+    uint64_t value;
 
-    if (*text < '0' || *text > '9') {
+    if (!lv_parse_number(&text, 10, INT_MAX, &value)) {
         return -1;
     }
-    errno = 0;
-    value = strtol(text, &stop, 10);
-    *end = stop;
-    return errno == 0 && value <= INT_MAX ? (int)value : -1;
+    *end = text;
+    return (int)value;
 }
 
 static bool
@@ -46,6 +45,26 @@ has_socket(const char *directory)
 
     /* A link to a socket that is not there yet counts. */
     return n > 0 && (size_t)n < sizeof(path) && lstat(path, &st) == 0;
+}
+
+static void
+forget(int group)
+{
+    struct known **link, *found;
+
+    pthread_mutex_lock(&lock);
+    for (link = &known; *link != NULL && (*link)->group != group;
+         link = &(*link)->next) {
+    }
+    found = *link;
+    if (found != NULL) {
+        *link = found->next;
+    }
+    pthread_mutex_unlock(&lock);
+    if (found != NULL) {
+        free(found->directory);
+        free(found);
+    }
 }
 
 static void
@@ -96,8 +115,13 @@ lv_registry_learn(const char *link, const char *target, size_t target_length)
     base = strrchr(name, '/');
     base = base == NULL ? name : base + 1;
     group = parse_group(base, &end);
-    if (group >= 0 && *end == '\0' && has_socket(directory)) {
+    if (group < 0 || *end != '\0') {
+        return;
+    }
+    if (has_socket(directory)) {
         remember(group, directory);
+    } else {
+        forget(group);          /* a device of the host, with the same number */
     }
 }
 
@@ -171,7 +195,7 @@ lv_registry_translate(const char *path, char *buffer, size_t size)
     const char *rest;
     int group, n, saved = errno;
 
-    if (strncmp(path, DEV_VFIO, strlen(DEV_VFIO)) != 0) {
+    if (path == NULL || strncmp(path, DEV_VFIO, strlen(DEV_VFIO)) != 0) {
         return path;
     }
     group = parse_group(path + strlen(DEV_VFIO), &rest);

@@ -3,10 +3,11 @@
  * The libc functions that the library stands in front of: all that it exports.
  *
  * TRAP(symbol) for each. interpose.c makes the table of the real functions from
- * it, the linker's export list is made from it, and tests/unit/test_libvfio.py
- * compares it with what each QEMU imports (nm -D): a function of one of these
- * families (open, close, ioctl, mmap, pread, pwrite, readlink, stat) that QEMU
- * imports must be here or in that test's list of those that need no trap.
+ * it; tests/unit/test_libvfio.py compares it with what the library exports, and
+ * tests/guest/test_libvfio.py with what each QEMU imports (nm -D): a function of
+ * one of these families (open, close, dup, ioctl, mmap, pread, pwrite, readlink,
+ * stat) that QEMU imports must be here or in that test's list of those that need
+ * no trap.
  */
 #define LV_TRAPS(TRAP)      \
     TRAP(open)              \
@@ -14,6 +15,9 @@
     TRAP(__open_2)          \
     TRAP(__open64_2)        \
     TRAP(close)             \
+    TRAP(dup)               \
+    TRAP(dup2)              \
+    TRAP(dup3)              \
     TRAP(ioctl)             \
     TRAP(mmap)              \
     TRAP(mmap64)            \

@@ -49,8 +49,8 @@ struct lv_group;
 struct lv_container {
     struct lv_file file;
     pthread_mutex_t map_lock;
-    bool iommu_set;
-    bool running;               /* a device was opened: QEMU cannot be refused */
+    atomic_bool iommu_set;
+    atomic_bool running;        /* a device was opened: QEMU cannot be refused */
     pthread_mutex_t table_lock;
     struct lv_dma_table table;
     struct lv_group *groups;    /* lv_topology */
@@ -96,8 +96,11 @@ int lv_container_ioctl(struct lv_container *container, unsigned long request,
                        void *arg);
 /* Puts group into container: its server learns all mappings. */
 int lv_container_attach(struct lv_container *container, struct lv_group *group);
-/* Takes it out again; its server is not told anything any more. */
-void lv_container_detach(struct lv_container *container, struct lv_group *group);
+/*
+ * Takes group out of container, and its server forgets all mappings. Returns 0,
+ * or -1 with EINVAL (it is not in there) or EBUSY (its device is open).
+ */
+int lv_container_detach(struct lv_container *container, struct lv_group *group);
 
 /* mapping.c: both under container->map_lock */
 int lv_mapping_map(struct lv_container *container,
@@ -105,6 +108,7 @@ int lv_mapping_map(struct lv_container *container,
 int lv_mapping_unmap(struct lv_container *container,
                      struct vfio_iommu_type1_dma_unmap *arg);
 int lv_mapping_replay(struct lv_container *container, struct lv_group *group);
+void lv_mapping_withdraw(struct lv_container *container, struct lv_group *group);
 
 /* group.c */
 int lv_group_open(int number, const char *socket);

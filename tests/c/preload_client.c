@@ -6,12 +6,14 @@
  * calls open64, pread64, …
  *
  *   preload_client DIR      sysfsdev=DIR
- *   preload_client -f DIR   and a child that closes every descriptor meanwhile
+ *   preload_client -f DIR   and children that close every descriptor meanwhile
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/vfio.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -51,21 +53,60 @@ group_number(const char *directory)
     return atoi(base == NULL ? target : base + 1);
 }
 
-/* What QEMU does to start a helper program. */
-static void
-close_all_in_child(void)
-{
-    pid_t child = fork();
-    int status;
+struct reader {
+    pthread_t thread;
+    int device;
+    off_t position;
+    atomic_bool over;
+};
 
-    REQUIRE(child >= 0);
-    if (child == 0) {
-        for (int fd = 3; fd < 1024; fd++) {
-            (void)close(fd);
-        }
-        _exit(0);
+static void *
+read_until_over(void *arg)
+{
+    struct reader *r = arg;
+
+    while (!r->over) {
+        uint32_t value;
+
+        REQUIRE(pread(r->device, &value, sizeof(value), r->position) == 4);
     }
-    REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+    return NULL;
+}
+
+/* What QEMU does to start a helper program, while its virtual CPUs are at work. */
+static void
+close_all_in_children(int device, off_t position)
+{
+    struct reader r = { .device = device, .position = position };
+
+    REQUIRE(pthread_create(&r.thread, NULL, read_until_over, &r) == 0);
+    for (int i = 0; i < 50; i++) {
+        pid_t child = fork();
+        int status;
+
+        REQUIRE(child >= 0);
+        if (child == 0) {
+            for (int fd = 3; fd < 64; fd++) {
+                (void)close(fd);
+            }
+            _exit(dup2(0, 3) == 3 ? 0 : 1);
+        }
+        REQUIRE(waitpid(child, &status, 0) == child && status == 0);
+    }
+    r.over = true;
+    REQUIRE(pthread_join(r.thread, NULL) == 0);
+}
+
+static void
+use_duplicate(int device, int other)
+{
+    struct vfio_device_info info = { .argsz = sizeof(info) };
+    int copy = dup(device);
+
+    REQUIRE(copy >= 0 && ioctl(copy, VFIO_DEVICE_GET_INFO, &info) == 0);
+    REQUIRE(dup2(other, copy) == copy);
+    REQUIRE(ioctl(copy, VFIO_DEVICE_GET_INFO, &info) == -1 && errno == ENOTTY);
+    REQUIRE(close(copy) == 0);
 }
 
 int
@@ -104,11 +145,11 @@ main(int argc, char **argv)
 
     device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, "any");
     REQUIRE(device >= 0);
-    if (with_child) {
-        close_all_in_child();
-    }
     REQUIRE(ioctl(device, VFIO_DEVICE_GET_INFO, &info) == 0);
     REQUIRE(ioctl(device, VFIO_DEVICE_GET_REGION_INFO, &region) == 0);
+    if (with_child) {
+        close_all_in_children(device, (off_t)region.offset);
+    }
     REQUIRE(pread(device, &id, 4, (off_t)region.offset) == 4);
     REQUIRE(pwrite(device, &id, 4, (off_t)region.offset + 0x40) == 4);
     bar = mmap(NULL, 0x1000, PROT_READ | PROT_WRITE, MAP_SHARED, device, 0x8000);
@@ -121,6 +162,7 @@ main(int argc, char **argv)
     REQUIRE(ioctl(null, VFIO_GET_API_VERSION) == -1 && errno == ENOTTY);
     REQUIRE(open("/dev/vfio/99999", O_RDWR) == -1 && errno == ENOENT);
     REQUIRE(open("/dev/vfio/vfio", O_RDWR) == -1);
+    use_duplicate(device, null);
 
     printf("regions=%u irqs=%u id=%08x\n", info.num_regions, info.num_irqs, id);
     REQUIRE(close(device) == 0);

@@ -173,6 +173,12 @@ misbehave(struct server *s, struct message *m)
         free(other);
         server_answer(s, m);
         return true;
+    case FAULT_ASKS_ONLY:
+        other = calloc(1, sizeof(*other));
+        while (ask(s->connection, other, VU_DMA_READ, 0, s->asked, 1) == 0) {
+        }
+        free(other);
+        return false;
     case FAULT_ASKS_FIRST:
         other = calloc(1, sizeof(*other));
         (void)ask(s->connection, other, VU_DMA_READ, s->ask_address, s->asked,
@@ -197,6 +203,10 @@ serve(struct server *s, struct message *m)
         }
         s->unanswered += (m->header.flags & VU_FLAG_NO_REPLY) != 0;
         faulty = s->fault != FAULT_NONE && m->header.command == s->fault_command;
+        if (faulty && s->fault_after > 0) {
+            s->fault_after--;
+            faulty = false;
+        }
         pthread_mutex_unlock(&s->lock);
         if (!faulty) {
             server_answer(s, m);

@@ -33,6 +33,7 @@ enum server_fault {
     FAULT_SHORT,            /* answers with too little payload */
     FAULT_REVERSED,         /* answers two commands in reverse order */
     FAULT_ASKS_FIRST,       /* reads guest memory before it answers */
+    FAULT_ASKS_ONLY,        /* reads guest memory all the time, never answers */
     FAULT_BAD_CAPS,         /* region capabilities that point outside */
 };
 
@@ -53,6 +54,7 @@ struct server {
     uint16_t major;
     enum server_fault fault;    /* applies to fault_command only */
     uint16_t fault_command;
+    unsigned int fault_after;   /* so many of it are answered well before */
     uint64_t ask_address;       /* for FAULT_ASKS_FIRST */
     uint8_t asked[16];
 

@@ -98,7 +98,7 @@ test_by_group_path(void **state)
 }
 
 static void
-test_child_closes_everything(void **state)
+test_children_close_everything(void **state)
 {
     char arguments[PATH_MAX + 8];
 
@@ -121,7 +121,7 @@ main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_by_directory, setup, teardown),
         cmocka_unit_test_setup_teardown(test_by_group_path, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_child_closes_everything, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_children_close_everything, setup, teardown),
         cmocka_unit_test_setup_teardown(test_twin, setup, teardown),
     };
     static char absolute[PATH_MAX];

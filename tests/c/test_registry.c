@@ -58,6 +58,8 @@ test_paths(void **state)
     assert_int_equal(lv_registry_group("/dev/vfio/7x"), -1);
     assert_int_equal(lv_registry_group("/dev/vfio/-7"), -1);
     assert_int_equal(lv_registry_group("/dev/vfio/ 7"), -1);
+    assert_int_equal(lv_registry_group("/dev/vfio/2147483647"), 2147483647);
+    assert_int_equal(lv_registry_group("/dev/vfio/2147483648"), -1);
     assert_int_equal(lv_registry_group("/dev/vfio/99999999999999999999"), -1);
     assert_int_equal(lv_registry_group("/dev/null"), -1);
 }
@@ -91,6 +93,12 @@ test_learnt(void **state)
     assert_int_equal(lv_registry_socket(21, socket, sizeof(socket)), 0);
     path_in(expected, sizeof(expected), "b/cntrl");
     assert_string_equal(socket, expected);
+    /* So does one of the host's own with that number, which is not ours. */
+    learn("host/iommu_group", "21");
+    assert_errno(lv_registry_socket(21, socket, sizeof(socket)), ENOENT);
+    learn("host/iommu_group", "21");
+    learn("b/iommu_group", "21");
+    assert_int_equal(lv_registry_socket(21, socket, sizeof(socket)), 0);
 }
 
 /* A real device's directory, other links, other targets: nothing is learnt. */

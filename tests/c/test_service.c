@@ -23,6 +23,21 @@ test_command_between(void **state)
     lv_client_close(client);
 }
 
+/* A server that talks without ever answering is given up all the same. */
+static void
+test_commands_only(void **state)
+{
+    struct lv_client *client = connected();
+    uint8_t data[8];
+
+    (void)state;
+    server->fault = FAULT_ASKS_ONLY;
+    server->fault_command = VU_REGION_READ;
+    assert_errno(read_config(client, 0, data, 8), ECONNRESET);
+    assert_true(lv_client_dead(client));
+    lv_client_close(client);
+}
+
 static void
 test_twin_socket(void **state)
 {
@@ -67,6 +82,7 @@ main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(test_command_between),
+        TEST(test_commands_only),
         TWIN(test_twin_socket),
         TWIN(test_twin_socket_ends),
     };

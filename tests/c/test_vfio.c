@@ -225,6 +225,97 @@ test_second_group(void **state)
     server_stop(second);
 }
 
+/* A group that leaves takes its mappings along, also when it never quite came. */
+static void
+test_group_comes_and_goes(void **state)
+{
+    struct server *second = server_start();
+    int other;
+
+    (void)state;
+    open_container();
+    assert_int_equal(map(0, 0x1000, ram), 0);
+    assert_int_equal(map(0x2000, 0x1000, ram + 0x2000), 0);
+    other = lv_group_open(6, second->path);
+    second->fault = FAULT_ERROR;
+    second->fault_command = VU_DMA_MAP;
+    second->fault_after = 1;
+    assert_errno(ioctl_on(other, VFIO_GROUP_SET_CONTAINER, &container), EPERM);
+    assert_int_equal(second->nr_maps, 0);
+    assert_true(lv_group_unattached());
+    second->fault = FAULT_NONE;
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(ioctl_on(other, VFIO_GROUP_SET_CONTAINER, &container), 0);
+        assert_int_equal(second->nr_maps, 2);
+        assert_int_equal(ioctl_on(other, VFIO_GROUP_UNSET_CONTAINER, NULL), 0);
+        assert_int_equal(second->nr_maps, 0);
+    }
+    assert_errno(ioctl_on(other, VFIO_GROUP_UNSET_CONTAINER, NULL), EINVAL);
+    assert_int_equal(server->nr_maps, 2);
+    close_fd(other);
+    server_stop(second);
+}
+
+/* A duplicate is as good as the original, and outlives it. */
+static void
+test_duplicates(void **state)
+{
+    struct vfio_device_info info = { .argsz = sizeof(info) };
+    int copy;
+
+    (void)state;
+    open_device();
+    copy = dup(device);
+    lv_fdtable_duplicate(device, copy);
+    close_fd(device);
+    device = copy;
+    assert_int_equal(ioctl_on(copy, VFIO_DEVICE_GET_INFO, &info), 0);
+    assert_errno(ioctl_on(group, VFIO_GROUP_GET_DEVICE_FD, "5"), EBUSY);
+    /* dup2() of something else over it was its last close. */
+    lv_fdtable_duplicate(ram_fd, copy);
+    assert_false(lv_trapped(copy));
+    device = ioctl_on(group, VFIO_GROUP_GET_DEVICE_FD, "5");
+    assert_true(device >= 0);
+    lv_fdtable_duplicate(device, LV_FD_MAX);
+    lv_fdtable_duplicate(-1, copy);
+    assert_int_equal(close(copy), 0);
+}
+
+static void *
+take_out(void *arg)
+{
+    long done = 0;
+
+    for (int i = 0; i < 200; i++) {
+        done += ioctl_on(*(int *)arg, VFIO_GROUP_UNSET_CONTAINER, NULL) == 0;
+    }
+    return (void *)done;
+}
+
+/* Two threads take the same group out: each time, one of them has done it. */
+static void
+test_taken_out_by_two(void **state)
+{
+    pthread_t threads[2];
+    void *done[2];
+    long put = 0;
+
+    (void)state;
+    open_container();
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(pthread_create(&threads[i], NULL, take_out, &group), 0);
+    }
+    for (int i = 0; i < 200; i++) {
+        put += ioctl_on(group, VFIO_GROUP_SET_CONTAINER, &container) == 0;
+    }
+    pthread_join(threads[0], &done[0]);
+    pthread_join(threads[1], &done[1]);
+    if (ioctl_on(group, VFIO_GROUP_UNSET_CONTAINER, NULL) == 0) {
+        put--;
+    }
+    assert_int_equal((long)done[0] + (long)done[1], put + 1);
+}
+
 static void
 test_server_reads_and_writes_memory(void **state)
 {
@@ -256,6 +347,9 @@ main(void)
         TEST(test_private_memory),
         TEST(test_server_refuses_mapping),
         TEST(test_second_group),
+        TEST(test_group_comes_and_goes),
+        TEST(test_duplicates),
+        TEST(test_taken_out_by_two),
         TWIN(test_server_reads_and_writes_memory),
     };
 
