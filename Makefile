@@ -34,11 +34,12 @@ demo: setup ## boot a guest on an SPDK volume, run fio in it: out/demo/report.ht
 	$(BIN)/nvmuser bench demo --output out/demo
 
 test: setup test-packages lint type ## set up, then every check and test but the matrix
+	$(BIN)/nvmuser setup --qemu bookworm
 	$(MAKE) --no-print-directory -C tests/c check
 	$(BIN)/pytest -m 'not matrix' --durations=15
 
 test-matrix: setup test-packages ## every guest kernel, firmware and number of controllers (long)
-	$(BIN)/nvmuser setup --guest-kernel bookworm
+	$(BIN)/nvmuser setup --guest-kernel bookworm --qemu bookworm --qemu trixie
 	$(BIN)/pytest -m matrix
 
 lint: $(STAMP) ## ruff

@@ -24,7 +24,8 @@ def make(root: Path, number: int, socket: Path) -> Path:
     if not 0 <= number <= _GROUP_MAX:
         raise ValueError(f"a group's number is 0 to {_GROUP_MAX}, not {number}")
     directory = root / str(number)
-    directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    # For everybody to read: who may connect is decided at the socket.
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     _link(directory / _SOCKET_LINK, os.path.abspath(socket))
     # Only the last component counts. It need not exist: QEMU reads the link and does not follow it.
     _link(directory / _GROUP_LINK, f"iommu_groups/{number}")
@@ -65,24 +66,42 @@ def numbers(root: Path) -> dict[int, Path]:
     return {number: socket for number, socket in sorted(found.items()) if socket is not None}
 
 
-def assign(root: Path, socket: Path, *, first: int = 1) -> int:
-    """The number that stands for `socket`: the one it has, else the lowest free one from `first`, made now."""
-    taken = numbers(root)
-    wanted = Path(os.path.abspath(socket))
-    for number, known in taken.items():
-        if known == wanted:
-            return number
-    number = first
-    while number in taken or (root / str(number)).exists():
-        number += 1
-    make(root, number, socket)
-    return number
+class Devices:
+    """The device directories under `root`, as they were when this was made, and what it did since."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._numbers = {socket: number for number, socket in numbers(root).items()}
+
+    def assign(self, socket: Path, *, first: int = 1) -> Path:
+        """The directory that stands for `socket`: the one it has, else a new one, of the lowest free number from
+        `first`.
+        """
+        socket = Path(os.path.abspath(socket))
+        number = self._numbers.get(socket)
+        if number is None:
+            number, taken = first, set(self._numbers.values())
+            while number in taken or (self._root / str(number)).exists():
+                number += 1
+        self._numbers[socket] = number
+        return make(self._root, number, socket)
+
+    def forget(self, socket: Path) -> None:
+        """Remove the directory that stands for `socket`, if there is one."""
+        number = self._numbers.pop(Path(os.path.abspath(socket)), None)
+        if number is not None:
+            remove(self._root, number)
 
 
 def _link(link: Path, target: str) -> None:
     """Make a symbolic link in one step, also over an older one: a QEMU may be reading it."""
-    if os.path.lexists(link) and not link.is_symlink():
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(target)
+        return
+    if not link.is_symlink():
         raise ValueError(f"{link} is in the way: it is no link of ours")
+    if os.readlink(link) == target:
+        return
     scratch = link.with_name(f".{link.name}.{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
         scratch.unlink()

@@ -50,6 +50,12 @@ class Desired:
     def controllers(self) -> list[Controller]:
         return [one for one in self.wanted() if isinstance(one, Controller)]
 
+    def controller(self, name: str) -> Controller:
+        """:raise NotFoundError: there is no such controller."""
+        one = self.get(f"controller/{name}")
+        assert isinstance(one, Controller)
+        return one
+
     def pools(self) -> list[Pool]:
         return [one for one in self.wanted() if isinstance(one, Pool)]
 

@@ -18,6 +18,7 @@ from nvmuser import access, backends, files, listeners, locks
 from nvmuser.actual import Actual, look
 from nvmuser.change import Change, next_desired
 from nvmuser.desired import Desired, Entry
+from nvmuser.devices import Devices
 from nvmuser.errors import (
     NvmuserError,
     RpcConnectionError,
@@ -227,12 +228,15 @@ class Engine:
         does."""
         numbers = [n for n, call in enumerate(calls) if call.request.method == "nvmf_subsystem_add_listener"]
         failures: dict[str, NvmuserError] = {}
+        by_key = {one.key: one for one in self._store.load().controllers()} if numbers else {}
 
         def prepare() -> None:
+            devices = Devices(self._state)
             for number in numbers:
                 key = calls[number].object
                 try:
                     listeners.prepare(self._state, key.split("/")[1])
+                    devices.provide(by_key[key])
                 except NvmuserError as error:
                     failures[key] = error
 
@@ -285,12 +289,16 @@ class Engine:
 
     def _bury(self, gone: Iterable[Any], problems: dict[str, Problem]) -> None:
         buried: list[str] = []
+        devices: list[Devices] = []
         for one in gone:
             try:
                 if isinstance(one, Volume):
                     files.remove(one)
                 elif isinstance(one, Controller):
                     listeners.tidy(self._state.target_dir(one.name))
+                    devices = devices or [Devices(self._state, direct=direct) for direct in (False, True)]
+                    for each in devices:
+                        each.remove(one)
             except NvmuserError as error:
                 problems[one.key] = Problem(one.key, str(error))
             else:

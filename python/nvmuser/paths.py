@@ -82,6 +82,10 @@ class StateDir:
         """The endpoint's listener directory for a controller; the socket in it is `cntrl`."""
         return self.run / "guest" / controller
 
+    def devices(self, *, direct: bool = False) -> Path:
+        """Directories that stand for controllers on the command line of a QEMU with libvfio, by number."""
+        return self.run / ("vfio-direct" if direct else "vfio")
+
     def socket(self, controller: str, *, direct: bool = False) -> Path:
         """The vfio-user socket to which a guest's QEMU connects."""
         return (self.target_dir(controller) if direct else self.guest_dir(controller)) / "cntrl"

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 from spdk_model import ModelSpdk, Refused
 
+from nvmf_vfio import vfio_dir
 from nvmuser import engine as engine_module
 from nvmuser import files, listeners, locks
 from nvmuser.actual import Actual
@@ -98,6 +99,8 @@ def assert_whole(state: StateDir, rpc: ModelRpc, keys: set[str]) -> None:
     assert (found.calls, found.conflicts, found.waiting) == ((), (), frozenset())
     volumes = {key.split("/")[1] for key in keys if key in ("volume/a", "volume/disk")}
     assert {path.name for path in state.volumes.iterdir()} == volumes
+    devices = set(vfio_dir.numbers(state.devices()).values())
+    assert devices == {state.socket(one.name) for one in desired.controllers()}
     if not keys:
         assert not rpc.spdk.bdevs
         assert not rpc.spdk.subsystems

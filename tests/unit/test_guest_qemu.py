@@ -14,7 +14,7 @@ import pytest
 
 from nvmuser.errors import GuestError, UsageError
 from nvmuser.guest import libvirt, spec
-from nvmuser.guest.qemu import Boot, Runtime, arguments, attachment
+from nvmuser.guest.qemu import Boot, Runtime, arguments, attachment, plain
 from nvmuser.guest.spec import GIB, MIB, GuestSpec, check_sockets, image_format, use_hugepages
 
 SOCKETS = (Path("/run/a,b/vm1/cntrl"), Path("/run/a,b/vm2/cntrl"))
@@ -40,6 +40,22 @@ def test_each_controller_has_a_port_of_its_own_and_spare_ones_remain() -> None:
     assert [device["id"] for device in controllers] == ["nvmuser-vm1", "nvmuser-vm2"]
     assert len(ports) == 5
     assert len({port["addr"] for port in ports}) == len({port["chassis"] for port in ports}) == 5
+
+
+def test_with_libvfio_controllers_are_the_kernels_devices() -> None:
+    directories = (Path("/run/vfio/4"), Path("/run/vfio/9"))
+    argv = attachment(GuestSpec(sockets=SOCKETS, directories=directories), hugepages=False)
+    assert devices(argv, "vfio-user-pci") == []
+    assert [(d["sysfsdev"], d["bus"], d["id"]) for d in devices(argv, "vfio-pci")] == [
+        ("/run/vfio/4", "port0", "nvmuser-vm1"),
+        ("/run/vfio/9", "port1", "nvmuser-vm2"),
+    ]
+    written = attachment(GuestSpec(sockets=SOCKETS, directories=directories), hugepages=False, form=plain)
+    assert "vfio-pci,id=nvmuser-vm1,bus=port0,sysfsdev=/run/vfio/4" in values(written, "-device")
+
+
+def test_plain_form() -> None:
+    assert plain({"driver": "x", "on": True, "off": False, "n": 7, "path": "/a,b"}) == "x,on=on,off=off,n=7,path=/a,,b"
 
 
 def test_ports_share_slots_by_functions_and_the_first_says_so() -> None:
@@ -107,6 +123,7 @@ def test_uefi_has_variables_of_its_own() -> None:
         ({"memory": 512 * MIB + 4096}, "multiple of 2 MiB"),
         ({"sockets": SOCKETS[:1] * 2}, "given twice"),
         ({"spare_ports": 33}, "room for 32"),
+        ({"sockets": SOCKETS, "directories": (Path("/run/vfio/1"),)}, "has a device directory"),
         ({"boot_from": Path("/x")}, "not one of the guest's"),
         ({"sockets": SOCKETS, "boot_from": SOCKETS[0], "image": Path("/x")}, "not from both"),
         ({"image": Path("/x"), "append": "quiet"}, "brings its own"),

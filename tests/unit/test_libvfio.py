@@ -65,15 +65,23 @@ def test_remove_keeps_what_is_not_ours(tmp_path: Path) -> None:
     assert (tmp_path / "3/notes").exists()
 
 
-def test_assign_keeps_and_fills_numbers(tmp_path: Path) -> None:
+def test_numbers_are_kept_and_filled(tmp_path: Path) -> None:
     root = tmp_path / "vfio"
     assert vfio_dir.numbers(root) == {}
-    first, second = vfio_dir.assign(root, Path("/a/cntrl")), vfio_dir.assign(root, Path("/b/cntrl"))
-    assert (first, second) == (1, 2)
-    assert vfio_dir.assign(root, Path("/a/cntrl")) == 1
+    devices = vfio_dir.Devices(root)
+    assert [devices.assign(Path(f"/{name}/cntrl")).name for name in "ab"] == ["1", "2"]
+    again = vfio_dir.Devices(root)
+    assert again.assign(Path("/b/cntrl"), first=7) == root / "2"
     assert vfio_dir.numbers(root) == {1: Path("/a/cntrl"), 2: Path("/b/cntrl")}
-    vfio_dir.remove(root, 1)
-    assert vfio_dir.assign(root, Path("/c/cntrl")) == 1
+    again.forget(Path("/a/cntrl"))
+    again.forget(Path("/a/cntrl"))
+    assert again.assign(Path("/c/cntrl"), first=2).name == "3"
+    assert again.assign(Path("/d/cntrl")).name == "1"
+
+
+def test_what_is_in_the_way_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    assert vfio_dir.Devices(tmp_path).assign(Path("/a/cntrl")).name == "2"
 
 
 def trapped() -> set[str]:
@@ -91,3 +99,10 @@ def test_exports_are_the_table(tmp_path: Path) -> None:
         ["nm", "-D", "--defined-only", out / "libvfio.so"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     assert {line.split()[-1] for line in lines} == trapped()
+    needed = subprocess.run(
+        ["nm", "-D", "--undefined-only", out / "libvfio.so"], capture_output=True, text=True, check=True
+    )
+    versions = {tuple(map(int, found.split("."))) for found in re.findall(r"@GLIBC_([\d.]+)", needed.stdout)}
+    # Whatever it is built with, a QEMU that brings Debian 12's C library (2.36) loads it.
+    assert (2, 2, 5) in versions or (2, 17) in versions
+    assert max(versions) <= (2, 36)

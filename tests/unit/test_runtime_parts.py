@@ -12,7 +12,22 @@ from pathlib import Path
 import pytest
 
 from nvmuser.errors import SetupError
-from nvmuser.runtime import accel, appliance, cpio, find_qemu, find_spdk, initramfs, product, qemu, setup, spdk
+from nvmuser.runtime import (
+    accel,
+    appliance,
+    cpio,
+    find_libvfio,
+    find_qemu,
+    find_spdk,
+    initramfs,
+    libvfio,
+    older_qemu,
+    product,
+    qemu,
+    setup,
+    spdk,
+    steps,
+)  # fmt: skip
 
 WITH = 'echo \'name "vfio-user-pci", bus PCI, desc "VFIO over socket PCI device assignment"\''
 WITHOUT = "echo 'name \"vfio-pci\", bus PCI'"
@@ -49,6 +64,10 @@ def test_nothing_set_up_names_the_way_out() -> None:
         appliance.find_appliance()
     with pytest.raises(SetupError, match="guest-kernel bookworm"):
         appliance.find_appliance("bookworm")
+    with pytest.raises(SetupError, match="make setup"):
+        find_libvfio()
+    with pytest.raises(SetupError, match="nvmuser setup --qemu bookworm"):
+        older_qemu.find_older_qemu("bookworm")
 
 
 def test_the_qemu_on_path_is_used_when_it_has_the_device(tmp_path: Path) -> None:
@@ -89,6 +108,51 @@ def test_a_qemu_that_is_asked_for_and_will_not_do_is_an_error(
         find_qemu()
     with pytest.raises(SetupError, match="NVMUSER_QEMU"):
         qemu.is_done()
+
+
+def test_with_libvfio_any_qemu_will_do_but_one_with_both_ways_is_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SetupError, match="make setup"):
+        find_qemu("vfio-pci")
+    fake_qemu(tmp_path / "bin/qemu-system-x86_64", WITHOUT, "7.2.0")
+    assert find_qemu("vfio-pci").version == "7.2.0"
+    cached = qemu.product_dir(tmp_path / "cache")
+    cached.mkdir(parents=True)
+    product.write_manifest(cached, version="11.1.0")
+    assert find_qemu("vfio-pci").version == "11.1.0"
+    named = fake_qemu(tmp_path / "mine", WITHOUT, "8.0.0")
+    monkeypatch.setenv("NVMUSER_QEMU", str(named))
+    assert find_qemu("vfio-pci").version == "8.0.0"
+    with pytest.raises(SetupError, match="or --via libvfio"):
+        find_qemu()
+
+
+def test_libvfio_is_built_and_kept_by_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sources(mark: str) -> Path:
+        root = tmp_path / mark
+        root.mkdir()
+        (root / "Makefile").write_text(f"all:\n\tmkdir -p $(OUT) && echo {mark} > $(OUT)/libvfio.so\n")
+        return root
+
+    first, second = sources("first"), sources("second")
+    monkeypatch.setattr(libvfio, "source_dir", lambda: first)
+    libvfio.build(steps.Reporter(tmp_path / "log"))
+    assert libvfio.is_done()
+    found = find_libvfio()
+    assert found.read_text() == "first\n"
+    assert sorted(path.name for path in found.parent.iterdir()) == ["libvfio.so", "nvmuser.json"]
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/other.so")
+    assert libvfio.preload() == f"LD_PRELOAD={found}:/usr/lib/other.so"
+    monkeypatch.setattr(libvfio, "source_dir", lambda: second)
+    assert not libvfio.is_done()
+
+
+def test_a_cache_whose_path_cannot_be_preloaded_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVMUSER_CACHE", str(tmp_path / "a b"))
+    libvfio.build(steps.Reporter(tmp_path / "log"))
+    with pytest.raises(SetupError, match="no path with a space"):
+        find_libvfio()
 
 
 def fake_spdk(prefix: Path, *, transport: bool) -> Path:

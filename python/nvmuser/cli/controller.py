@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -76,7 +75,7 @@ def list_(state: StateDir, as_json: bool) -> None:
 def show(state: StateDir, name: str, as_json: bool) -> None:
     """One controller in full."""
     desired = control.load(state)
-    one = _get(desired, name)
+    one = desired.controller(name)
     data = _described(one, desired, state)
     if as_json:
         say(data)
@@ -107,7 +106,7 @@ def delete(state: StateDir, name: str, as_json: bool) -> None:
 def attach(state: StateDir, name: str, volume: str, nsid: int, as_json: bool) -> None:
     """Show one volume more; a running guest sees it at once."""
     desired = control.load(state)
-    after = changes.attach(_get(desired, name), volume, nsid)
+    after = changes.attach(desired.controller(name), volume, nsid)
     desired.check_surviving(after)
     outcome = run(control.submit(state, Change(update=(after,))))
     say_object(outcome, as_json, f"volume {volume} attached to controller {name}")
@@ -120,15 +119,9 @@ def attach(state: StateDir, name: str, volume: str, nsid: int, as_json: bool) ->
 @click.pass_obj
 def detach(state: StateDir, name: str, volume: str, as_json: bool) -> None:
     """Show a volume no more; a running guest sees it go at once: unmount it first."""
-    one = _get(control.load(state), name)
+    one = control.load(state).controller(name)
     outcome = run(control.submit(state, Change(update=(changes.detach(one, volume),))))
     say_object(outcome, as_json, f"volume {volume} detached from controller {name}")
-
-
-def _get(desired: Desired, name: str) -> Controller:
-    one = desired.get(f"controller/{name}")
-    assert isinstance(one, Controller)
-    return replace(one)
 
 
 def _described(one: Controller, desired: Desired, state: StateDir) -> dict[str, Any]:

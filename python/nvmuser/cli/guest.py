@@ -13,13 +13,14 @@ from typing import Any
 
 import click
 
-from nvmuser.cli.guest_options import boot_options, machine_options, make_spec
+from nvmuser.cli.guest_options import boot_options, device_directories, machine_options, make_spec
 from nvmuser.errors import UsageError
 from nvmuser.guest import libvirt, machine, plug, qemu, terminal
 from nvmuser.guest.registry import Registry
 from nvmuser.guest.spec import MIB, GuestSpec, use_hugepages
 from nvmuser.paths import StateDir
-from nvmuser.runtime import accelerator
+from nvmuser.runtime import accelerator, libvfio
+from nvmuser.runtime.qemu import BINARY
 from nvmuser.sockets import answers
 
 _TERMINATED = 128 + signal.SIGTERM
@@ -34,6 +35,7 @@ def guest() -> None:
       nvmuser guest run --controller vm1 -- nvme list
       nvmuser guest run --controller vm1 --controller vm2 --memory 2G --cpus 2
       nvmuser guest qemu-args vm1
+      nvmuser guest qemu-args vm1 --via libvfio
     """
 
 
@@ -171,40 +173,45 @@ _qmp_option = click.option(
 )
 
 
-def _plug_target(state: StateDir, names: tuple[str, ...], qmp_path: Path | None) -> tuple[Path, tuple[str, ...]]:
-    """Of `[GUEST] CONTROLLER…`: the QMP socket and the controllers."""
+def _plug_target(state: StateDir, names: tuple[str, ...], qmp_path: Path | None) -> tuple[Path, tuple[str, ...], bool]:
+    """Of `[GUEST] CONTROLLER…`: the QMP socket, the controllers, and whether it is a guest of ours with libvfio."""
+    with_libvfio = False
     if qmp_path is None:
         name, *rest = names
         names = tuple(rest)
-        _registry(state).get(name)
+        with_libvfio = _registry(state).get(name).libvfio
         qmp_path = _registry(state).runtime(name).qmp
     if not names:
         raise UsageError("no controller named: `nvmuser guest plug GUEST CONTROLLER…`, or --qmp PATH CONTROLLER…")
-    return qmp_path, names
+    return qmp_path, names, with_libvfio
 
 
 @guest.command("plug")
 @click.argument("names", metavar="[GUEST] CONTROLLER...", nargs=-1, required=True)
 @_qmp_option
 @click.option("--direct", is_flag=True, help="Without the endpoint: the guest loses its disks with the target.")
+@click.option("--libvfio", "with_libvfio", is_flag=True, help="The QEMU of --qmp has libvfio.so preloaded.")
 @click.option("--check", is_flag=True, help="Only say what would stand in the way.")
 @click.pass_obj
 def plug_controllers(
-    state: StateDir, /, names: tuple[str, ...], qmp_path: Path | None, direct: bool, check: bool
+    state: StateDir, /, names: tuple[str, ...], qmp_path: Path | None, direct: bool, with_libvfio: bool, check: bool
 ) -> int:
-    """Plug controllers into a running guest."""
-    path, controllers = _plug_target(state, names, qmp_path)
+    """Plug controllers into a running guest. One that was started with --via libvfio gets them that way."""
+    path, controllers, ours = _plug_target(state, names, qmp_path)
     sockets = [state.socket(name, direct=direct) for name in controllers]
+    directories = device_directories(state, controllers, direct=direct) if ours or with_libvfio else None
 
     async def work() -> int:
         async with plug.connected(path) as qmp:
             user = path.stat().st_uid  # QEMU has made this socket
             if check:
-                problems = await plug.preflight(qmp, sockets, user=user)
+                driver = qemu.DRIVER if directories is None else qemu.PLAIN_DRIVER
+                problems = await plug.preflight(qmp, sockets, user=user, driver=driver)
                 for problem in problems:
                     click.echo(f"✗ {problem}")
                 return 1 if problems else 0
-            for name, identity in zip(controllers, await plug.plug(qmp, sockets, user=user), strict=True):
+            done = await plug.plug(qmp, sockets, user=user, directories=directories)
+            for name, identity in zip(controllers, done, strict=True):
                 click.echo(f"controller {name} plugged in as {identity}")
         return 0
 
@@ -217,7 +224,7 @@ def plug_controllers(
 @click.pass_obj
 def unplug_controllers(state: StateDir, /, names: tuple[str, ...], qmp_path: Path | None) -> int:
     """Take controllers out of a running guest, where its QEMU survives that."""
-    path, controllers = _plug_target(state, names, qmp_path)
+    path, controllers, _ = _plug_target(state, names, qmp_path)
 
     async def work() -> int:
         async with plug.connected(path) as qmp:
@@ -238,10 +245,17 @@ def unplug_controllers(state: StateDir, /, names: tuple[str, ...], qmp_path: Pat
 def qemu_args(
     state: StateDir, /, controllers: tuple[str, ...], as_libvirt: bool, as_json: bool, **options: Any
 ) -> None:
-    """Print what a QEMU (10.1 or later, machine q35) that somebody else starts needs for these controllers."""
+    """Print what a QEMU (10.1 or later, machine q35) that somebody else starts needs for these controllers.
+
+    With --via libvfio: a whole command line, to which more can be added, for any QEMU.
+    """
     if as_libvirt and as_json:
         raise UsageError("--libvirt prints XML: not together with --json")
     spec = make_spec(state, controllers, **options, spare_ports=0)
+    if as_libvirt and spec.libvfio:
+        raise UsageError("--libvirt is for QEMU's own client: not together with --via libvfio")
+    # What is missing is told before anything is printed.
+    command = ["env", libvfio.preload(), BINARY] if spec.libvfio else []
     hugepages = use_hugepages(spec)
     for path in spec.sockets:
         if not (path.exists() and answers(path)):
@@ -250,9 +264,12 @@ def qemu_args(
         with_kvm = accelerator() == "kvm"
         click.echo(libvirt.domain(spec, name=controllers[0], hugepages=hugepages, kvm=with_kvm))
         return
-    arguments = qemu.attachment(spec, hugepages=hugepages)
+    arguments = qemu.attachment(spec, hugepages=hugepages, form=qemu.plain if spec.libvfio else json.dumps)
     if as_json:
-        click.echo(json.dumps(arguments, indent=2))
-    else:
-        pairs = zip(arguments[::2], arguments[1::2], strict=True)
-        click.echo(" \\\n".join(f"{option} {shlex.quote(value)}" for option, value in pairs))
+        click.echo(json.dumps([*command, *arguments], indent=2))
+        return
+    lines = [f"{option} {shlex.quote(value)}" for option, value in zip(arguments[::2], arguments[1::2], strict=True)]
+    if command:
+        name, _, value = command[1].partition("=")
+        lines.insert(0, f"{name}={shlex.quote(value)} {BINARY}")
+    click.echo(" \\\n".join(lines))

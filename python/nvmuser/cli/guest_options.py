@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from nvmuser import control
+from nvmuser.devices import Devices
 from nvmuser.guest.spec import MIB, GuestSpec
 from nvmuser.model import parse_size
 from nvmuser.paths import StateDir
@@ -18,6 +20,15 @@ def _memory(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
     return -(-size // (2 * MIB)) * 2 * MIB
 
 
+via_option = click.option(
+    "--via",
+    type=click.Choice(["native", "libvfio"]),
+    default="native",
+    show_default=True,
+    help="How QEMU reaches controllers: its own vfio-user client, or vfio-pci and a preloaded libvfio.so.",
+)
+
+
 def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         (
@@ -26,6 +37,7 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--direct", is_flag=True, help="Without the endpoint: the guest loses its disks with the target."
             ),
+            via_option,
             click.option("--hugepages/--no-hugepages", default=None, help="Default: hugepages if enough are free."),
             click.option(
                 "--uefi", "firmware", flag_value="uefi", default=None, help="UEFI firmware instead of SeaBIOS."
@@ -64,13 +76,20 @@ def boot_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return machine_options(command)
 
 
-def make_spec(state: StateDir, controllers: tuple[str, ...], direct: bool, **options: Any) -> GuestSpec:
+def device_directories(state: StateDir, controllers: Iterable[str], *, direct: bool = False) -> tuple[Path, ...]:
+    """What stands for the controllers on the command line of a QEMU with libvfio."""
+    desired, devices = control.load(state), Devices(state, direct=direct)
+    return tuple(devices.provide(desired.controller(name)) for name in controllers)
+
+
+def make_spec(state: StateDir, controllers: tuple[str, ...], direct: bool, via: str, **options: Any) -> GuestSpec:
     boot_from = options.pop("boot_from", None)
     if boot_from and boot_from not in controllers:
         controllers = (*controllers, boot_from)
     options["firmware"] = options.get("firmware") or "seabios"
     return GuestSpec(
         sockets=tuple(state.socket(name, direct=direct) for name in controllers),
+        directories=device_directories(state, controllers, direct=direct) if via == "libvfio" else None,
         boot_from=state.socket(boot_from, direct=direct) if boot_from else None,
         **options,
     )

@@ -12,8 +12,10 @@ from rich.console import Console
 
 from nvmuser.paths import StateDir
 from nvmuser.runtime import doctor as checks
+from nvmuser.runtime import older_qemu
 from nvmuser.runtime import setup as row
 from nvmuser.runtime.appliance import Suite
+from nvmuser.runtime.older_qemu import SUITES
 
 
 @click.command()
@@ -24,11 +26,18 @@ from nvmuser.runtime.appliance import Suite
     show_default=True,
     help="Debian suite whose kernel the guest runs.",
 )
-def setup(guest_kernel: str) -> None:
+@click.option(
+    "--qemu",
+    "older_qemus",
+    type=click.Choice(SUITES),
+    multiple=True,
+    help="Also this Debian suite's QEMU, which has no vfio-user client: for the tests of libvfio.",
+)
+def setup(guest_kernel: str, older_qemus: tuple[str, ...]) -> None:
     """Get SPDK, QEMU and the guest. What is there already is left alone; an interrupted set-up goes on."""
     # As ctrl-C: what is half-done is cleaned up on the way out, and no build goes on behind our back.
     signal.signal(signal.SIGTERM, _interrupt)
-    row.run(Console(), cast(Suite, guest_kernel))
+    row.run(Console(), cast(Suite, guest_kernel), cast(tuple[older_qemu.Suite, ...], older_qemus))
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:

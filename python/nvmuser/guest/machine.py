@@ -22,7 +22,7 @@ from nvmuser import runtime as host
 from nvmuser.errors import GuestError, SetupError
 from nvmuser.guest.agent import Agent, AgentError, CommandResult, CommandTimeout, Process
 from nvmuser.guest.process import QemuProcess
-from nvmuser.guest.qemu import Boot, Runtime, arguments
+from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER, Boot, Runtime, arguments
 from nvmuser.guest.spec import GuestSpec, check_sockets, image_format, use_hugepages
 from nvmuser.sockets import check_socket_path, listen_unix
 
@@ -192,7 +192,8 @@ def start_qemu(spec: GuestSpec, runtime: Runtime, *, foreground: bool) -> QemuPr
     for path in runtime.sockets.values():
         check_socket_path(path)
     check_sockets(spec)
-    qemu, boot = host.find_qemu(), prepare(spec)
+    qemu, boot = find_qemu(spec), prepare(spec)
+    preload = ("env", host.libvfio.preload()) if spec.libvfio else ()
     runtime.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in (runtime.qemu_log, runtime.console_log):
         path.unlink(missing_ok=True)
@@ -204,8 +205,16 @@ def start_qemu(spec: GuestSpec, runtime: Runtime, *, foreground: bool) -> QemuPr
         listeners = {
             name: stack.enter_context(listen_unix(path, 0o600)).fileno() for name, path in runtime.sockets.items()
         }
-        argv = [*qemu.argv, *arguments(spec, runtime, boot, listeners)]
+        argv = [*preload, *qemu.argv, *arguments(spec, runtime, boot, listeners)]
         return QemuProcess.start(argv, runtime.qemu_log, listeners.values(), foreground=foreground)
+
+
+def find_qemu(spec: GuestSpec) -> host.Qemu:
+    """A QEMU that can be this guest's.
+
+    :raise SetupError: there is none.
+    """
+    return host.find_qemu(PLAIN_DRIVER if spec.libvfio else DRIVER)
 
 
 def prepare(spec: GuestSpec) -> Boot:
@@ -213,7 +222,7 @@ def prepare(spec: GuestSpec) -> Boot:
 
     :raise NvmuserError: it cannot.
     """
-    qemu = host.find_qemu()
+    qemu = find_qemu(spec)
     if spec.firmware == "uefi" and (qemu.firmware is None or qemu.uefi_vars is None):
         raise SetupError("no UEFI firmware (OVMF) for this QEMU: install ovmf, or run `make setup`")
     hugepages = use_hugepages(spec)

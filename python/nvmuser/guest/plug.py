@@ -21,7 +21,7 @@ from typing import Any
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from nvmuser.errors import ConflictError, GuestError, NotFoundError
-from nvmuser.guest.qemu import DRIVER, controller, device_id
+from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER, controller, device_id
 from nvmuser.guest.spec import HUGEPAGE
 from nvmuser.sockets import answers
 
@@ -68,15 +68,17 @@ async def connected(path: Path) -> AsyncIterator[QMPClient]:
             await qmp.disconnect()
 
 
-async def preflight(qmp: QMPClient, sockets: Sequence[Path], *, user: int | None = None) -> list[Problem]:
+async def preflight(
+    qmp: QMPClient, sockets: Sequence[Path], *, user: int | None = None, driver: str = DRIVER
+) -> list[Problem]:
     """What stands in the way of plugging these controllers; nothing is changed.
 
     :param user: as whom QEMU runs; None: as we do.
     """
     problems = [
-        *await _driver(qmp),
+        *await _driver(qmp, driver),
         *await _memory(qmp),
-        *await _iommu(qmp),
+        *await _iommu(qmp, driver),
         *await _ports(qmp, len(sockets)),
     ]
     for path in sockets:
@@ -84,12 +86,15 @@ async def preflight(qmp: QMPClient, sockets: Sequence[Path], *, user: int | None
     return problems
 
 
-async def plug(qmp: QMPClient, sockets: Sequence[Path], *, user: int | None = None) -> list[str]:
+async def plug(
+    qmp: QMPClient, sockets: Sequence[Path], *, user: int | None = None, directories: Sequence[Path] | None = None
+) -> list[str]:
     """Plug controllers in, each into a free root port; returns their ids in QEMU.
 
     Nothing is touched when the pre-flight finds something. When QEMU refuses one, those before it stay in and are
     named: they cannot be taken out again without danger (see `unplug`).
 
+    :param directories: into a QEMU with libvfio: the device directory of each.
     :raise ConflictError: one of them is plugged in already.
     :raise GuestError: something stands in the way, or QEMU refused.
     """
@@ -97,12 +102,13 @@ async def plug(qmp: QMPClient, sockets: Sequence[Path], *, user: int | None = No
     for path in sockets:
         if device_id(path) in present:
             raise ConflictError(f"controller {path.parent.name} is plugged in already")
-    if problems := await preflight(qmp, sockets, user=user):
+    driver = DRIVER if directories is None else PLAIN_DRIVER
+    if problems := await preflight(qmp, sockets, user=user, driver=driver):
         raise GuestError("; ".join(map(str, problems)))
     ports = await free_ports(qmp)
     done: list[str] = []
-    for path, port in zip(sockets, ports, strict=False):
-        device = controller(path, port)
+    for number, path in enumerate(sockets):
+        device = controller(path, ports[number], directories[number] if directories is not None else None)
         try:
             await qmp.execute("device_add", device)
         except ExecuteError as error:
@@ -119,13 +125,15 @@ async def unplug(qmp: QMPClient, socket: Path) -> None:
     :raise GuestError: this QEMU would abort, the guest refused, or did not answer.
     """
     name = socket.parent.name
-    if device_id(socket) not in await _peripherals(qmp):
+    driver = (await _peripherals(qmp)).get(device_id(socket))
+    if driver is None:
         raise NotFoundError(f"controller {name} is not plugged in")
     version = await version_of(qmp)
-    if version < _FIRST_WITHOUT_ABORT:
+    if driver == DRIVER and version < _FIRST_WITHOUT_ABORT:
         raise GuestError(
             f"QEMU {'.'.join(map(str, version))} aborts when a {DRIVER} device is unplugged, and the guest with it: "
-            f"take its volumes away with `nvmuser controller detach {name} VOLUME`, which every guest handles"
+            f"take its volumes away with `nvmuser controller detach {name} VOLUME`, which every guest handles "
+            "(guests with --via libvfio can be unplugged from)"
         )
     await remove(qmp, device_id(socket))
 
@@ -179,12 +187,12 @@ async def _children(qmp: QMPClient, path: str) -> list[tuple[str, str]]:
     return [(entry["name"], entry["type"][6:-1]) for entry in listing if entry["type"].startswith("child<")]
 
 
-async def _driver(qmp: QMPClient) -> list[Problem]:
+async def _driver(qmp: QMPClient, driver: str) -> list[Problem]:
     try:
-        await qmp.execute("device-list-properties", {"typename": DRIVER})
+        await qmp.execute("device-list-properties", {"typename": driver})
     except ExecuteError:
         version = ".".join(map(str, await version_of(qmp)))
-        return [Problem(f"QEMU {version} has no {DRIVER}", "QEMU 10.1 or later, built with it, is needed")]
+        return [Problem(f"QEMU {version} has no {driver}", "QEMU 10.1 or later, built with it, is needed")]
     return []
 
 
@@ -204,11 +212,11 @@ async def _memory(qmp: QMPClient) -> list[Problem]:
     return problems
 
 
-async def _iommu(qmp: QMPClient) -> list[Problem]:
+async def _iommu(qmp: QMPClient, driver: str) -> list[Problem]:
     devices = [*await _children(qmp, "/machine/peripheral"), *await _children(qmp, "/machine/peripheral-anon")]
     return [
         Problem(
-            f"the guest has an IOMMU ({kind})", f"start it without: {DRIVER} maps memory behind it anew all the time"
+            f"the guest has an IOMMU ({kind})", f"start it without: {driver} maps memory behind it anew all the time"
         )
         for _, kind in devices
         if kind in _IOMMUS

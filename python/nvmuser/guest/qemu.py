@@ -6,7 +6,7 @@ Every object and device is given in JSON, so that a comma in a path is only a co
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from typing import Any
 from nvmuser.guest.spec import GuestSpec
 
 DRIVER = "vfio-user-pci"
+PLAIN_DRIVER = "vfio-pci"
+"""What every QEMU has; with libvfio preloaded it serves our controllers as well."""
 
 _PORTS_AT = 0x10
 """The first PCI slot of our root ports; eight to a slot, so that 32 of them leave room for the rest."""
@@ -94,18 +96,36 @@ def arguments(spec: GuestSpec, runtime: Runtime, boot: Boot, listeners: Mapping[
     ]
 
 
-def attachment(spec: GuestSpec, *, hugepages: bool) -> list[str]:
-    """The arguments that a guest's memory and controllers need, in any QEMU with a q35 machine."""
+def attachment(
+    spec: GuestSpec, *, hugepages: bool, form: Callable[[Mapping[str, Any]], str] = json.dumps
+) -> list[str]:
+    """The arguments that a guest's memory and controllers need, in any QEMU with a q35 machine.
+
+    :param form: how an object or a device is written: JSON, or `plain`; all alike, for QEMU makes first what is not in
+        JSON.
+    """
     memory: dict[str, Any] = {"qom-type": "memory-backend-memfd", "id": "mem", "size": spec.memory, "share": True}
     if hugepages:
         memory |= {"hugetlb": True, "hugetlbsize": 2 << 20}
-    result = ["-machine", "q35,memory-backend=mem", "-m", f"{spec.memory >> 20}M", "-object", json.dumps(memory)]
+    result = ["-machine", "q35,memory-backend=mem", "-m", f"{spec.memory >> 20}M", "-object", form(memory)]
     for number in range(len(spec.sockets) + spec.spare_ports):
-        result += _device(root_port(number))
+        result += ["-device", form(root_port(number))]
     for number, socket in enumerate(spec.sockets):
         bootable = {"bootindex": 1} if socket == spec.boot_from else {}
-        result += _device({**controller(socket, f"port{number}"), **bootable})
+        directory = spec.directories[number] if spec.directories is not None else None
+        result += ["-device", form({**controller(socket, f"port{number}", directory), **bootable})]
     return result
+
+
+def plain(properties: Mapping[str, Any]) -> str:
+    """An object or a device as people write it, `type,name=value,…`, which every QEMU reads."""
+
+    def text(value: object) -> str:
+        return ("on" if value else "off") if isinstance(value, bool) else str(value).replace(",", ",,")
+
+    kind, *rest = properties.items()
+    assert kind[0] in ("driver", "qom-type")
+    return ",".join([text(kind[1]), *(f"{name}={text(value)}" for name, value in rest)])
 
 
 def device_id(socket: Path) -> str:
@@ -113,14 +133,15 @@ def device_id(socket: Path) -> str:
     return f"nvmuser-{socket.parent.name}"
 
 
-def controller(socket: Path, bus: str) -> dict[str, Any]:
-    """The device that connects to an NVMe controller's vfio-user socket; also as arguments of QMP's device_add."""
-    return {
-        "driver": DRIVER,
-        "id": device_id(socket),
-        "bus": bus,
-        "socket": {"type": "unix", "path": str(socket)},
-    }
+def controller(socket: Path, bus: str, directory: Path | None = None) -> dict[str, Any]:
+    """The device that connects to an NVMe controller's vfio-user socket; also as arguments of QMP's device_add.
+
+    :param directory: with libvfio: the device directory that stands for the socket.
+    """
+    device = {"driver": DRIVER if directory is None else PLAIN_DRIVER, "id": device_id(socket), "bus": bus}
+    if directory is not None:
+        return {**device, "sysfsdev": str(directory)}
+    return {**device, "socket": {"type": "unix", "path": str(socket)}}
 
 
 def root_port(number: int) -> dict[str, Any]:

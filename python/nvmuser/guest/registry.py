@@ -35,6 +35,8 @@ class Record:
     cpus: int
     memory: int
     sockets: tuple[str, ...]
+    libvfio: bool = False
+    """Whether its QEMU has libvfio preloaded, for what is plugged in later too."""
 
     @property
     def running(self) -> bool:
@@ -88,6 +90,7 @@ class Registry:
             spec.cpus,
             spec.memory,
             tuple(str(path) for path in spec.sockets),
+            spec.libvfio,
         )
         try:
             # Until the record is there, nobody could find it again.

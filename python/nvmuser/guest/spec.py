@@ -34,6 +34,8 @@ class GuestSpec:
     """In bytes."""
     sockets: tuple[Path, ...] = ()
     """The vfio-user sockets of its NVMe controllers."""
+    directories: tuple[Path, ...] | None = None
+    """With libvfio: the device directories that stand for `sockets`. None: QEMU's own vfio-user client."""
     hugepages: bool | None = None
     """Memory of 2 MiB pages; None: if enough of them are free."""
     image: Path | None = None
@@ -56,6 +58,8 @@ class GuestSpec:
             raise UsageError(f"a guest's memory is a multiple of 2 MiB from 256 MiB on, not {self.memory} bytes")
         if len(set(self.sockets)) != len(self.sockets):
             raise UsageError("the same controller is given twice: an endpoint serves one connection")
+        if self.directories is not None and len(self.directories) != len(self.sockets):
+            raise UsageError("with libvfio each controller has a device directory")
         if self.spare_ports < 0 or len(self.sockets) + self.spare_ports > _ROOT_PORTS:
             raise UsageError(f"a guest has room for {_ROOT_PORTS} controllers and spare ports together")
         if self.boot_from is not None and self.boot_from not in self.sockets:
@@ -64,6 +68,11 @@ class GuestSpec:
             raise UsageError("a guest boots from an image or from a controller, not from both")
         if self.own_system and self.append:
             raise UsageError("--append is for the appliance's kernel; an image brings its own command line")
+
+    @property
+    def libvfio(self) -> bool:
+        """Whether QEMU reaches the controllers as if they were the kernel's VFIO devices."""
+        return self.directories is not None
 
     @property
     def own_system(self) -> bool:

@@ -10,13 +10,13 @@ import resource
 import socket
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nvmuser.errors import SetupError
 from nvmuser.paths import SUN_PATH_MAX, StateDir
-from nvmuser.runtime import accel, appliance, bindings, qemu, spdk
+from nvmuser.runtime import accel, appliance, bindings, libvfio, qemu, spdk
 
 LONGEST_NAME = 32
 """Of a controller: its socket's path must still fit into sockaddr_un."""
@@ -48,6 +48,7 @@ def examine(state: StateDir) -> list[Check]:
         _part("guest", _guest),
         _part("accelerator", _accelerator),
         _bindings(),
+        replace(_part("libvfio", lambda: str(libvfio.find_libvfio())), needed=False),
         _hugepages(),
         hugetlbfs(Path("/proc/mounts").read_text(encoding="utf-8")),
         _memory_lock(),

@@ -25,7 +25,7 @@ _SUITES = ("trixie-backports", "trixie")
 _PACKAGES = ("qemu-system-x86", "qemu-utils", "ovmf", "seabios")
 
 # Nothing that a guest needs, and half of the size: manuals, desktop files, what packages bring that are depended on.
-_LEAVE_OUT = (
+LEAVE_OUT = (
     "./usr/share/doc*", "./usr/share/man", "./usr/share/locale", "./usr/share/icons", "./usr/share/lintian",
     "./usr/share/bash-completion", "./usr/share/perl5", "./usr/share/applications", "./usr/share/pixmaps",
     "./usr/share/alsa", "./usr/share/info", "./usr/share/bug", "./usr/share/debconf", "./etc", "./var",
@@ -57,15 +57,26 @@ class Qemu:
 
 def product_dir(cache: Path) -> Path:
     """Where the unpacked Debian package lies."""
-    return cache / f"qemu-{product.digest(*_SUITES, *_PACKAGES, *_LEAVE_OUT)}"
+    return cache / f"qemu-{product.digest(*_SUITES, *_PACKAGES, *LEAVE_OUT)}"
 
 
-def find_qemu() -> Qemu:
-    """The QEMU to use.
+def find_qemu(device: str = DEVICE) -> Qemu:
+    """The QEMU to use, one that has `device`. If that is another than DEVICE, still one with both unless $NVMUSER_QEMU
+    names another or it is all there is: what is compared shall be compared in one QEMU.
 
-    :raise SetupError: $NVMUSER_QEMU has no vfio-user-pci, or there is none at all and set-up has not run.
+    :raise SetupError: $NVMUSER_QEMU has no such device, or there is none at all and set-up has not run.
     """
-    return _find(os.environ.get("NVMUSER_QEMU", ""), os.environ.get("PATH", ""), cache_dir())
+    named, path = os.environ.get("NVMUSER_QEMU", ""), os.environ.get("PATH", "")
+    if device == DEVICE:
+        return _find(named, path, cache_dir())
+    if named:
+        return _named(named, path, device)
+    try:
+        return _find(named, path, cache_dir())
+    except SetupError:
+        if found := _on_path(path, device):
+            return found
+        raise
 
 
 @functools.cache
@@ -80,21 +91,29 @@ def _find(named: str, path: str, cache: Path) -> Qemu:
 
 def host_qemu(named: str, path: str) -> Qemu | None:
     """$NVMUSER_QEMU, which must do, or the one on PATH if it does."""
-    if named:
-        binary = shutil.which(named, path=path)
-        if binary is None:
-            raise SetupError(f"NVMUSER_QEMU={named}: not an executable file")
-        if not has_device((binary,)):
-            raise SetupError(f"NVMUSER_QEMU={named} has no {DEVICE} device: QEMU 10.1 or later is needed")
-        return _installed(Path(binary), "NVMUSER_QEMU")
+    return _named(named, path, DEVICE) if named else _on_path(path, DEVICE)
+
+
+@functools.cache
+def _named(named: str, path: str, device: str) -> Qemu:
+    binary = shutil.which(named, path=path)
+    if binary is None:
+        raise SetupError(f"NVMUSER_QEMU={named}: not an executable file")
+    if not has_device((binary,), device):
+        wanted = "QEMU 10.1 or later is needed, or --via libvfio" if device == DEVICE else "it cannot be used"
+        raise SetupError(f"NVMUSER_QEMU={named} has no {device} device: {wanted}")
+    return _installed(Path(binary), "NVMUSER_QEMU")
+
+
+def _on_path(path: str, device: str) -> Qemu | None:
     found = shutil.which(BINARY, path=path)
-    return _installed(Path(found), "PATH") if found and has_device((found,)) else None
+    return _installed(Path(found), "PATH") if found and has_device((found,), device) else None
 
 
-def has_device(argv: tuple[str, ...]) -> bool:
-    """Whether this QEMU reports the vfio-user-pci device."""
+def has_device(argv: tuple[str, ...], device: str = DEVICE) -> bool:
+    """Whether this QEMU reports a device of this name."""
     try:
-        return f'name "{DEVICE}"' in proc.output([*argv, "-device", "help"], timeout=30)
+        return f'name "{device}"' in proc.output([*argv, "-device", "help"], timeout=30)
     except proc.CommandError:
         return False
 
@@ -119,10 +138,11 @@ def _installed(binary: Path, origin: str) -> Qemu:
 
 def _unpacked(root: Path, version: str) -> Qemu:
     code, variables = _uefi(root)
-    return Qemu(_argv(root, BINARY), version, "cache", code, variables, lambda name: _argv(root, name))
+    return Qemu(unpacked_argv(root, BINARY), version, "cache", code, variables, lambda name: unpacked_argv(root, name))
 
 
-def _argv(root: Path, name: str) -> tuple[str, ...]:
+def unpacked_argv(root: Path, name: str) -> tuple[str, ...]:
+    """How to run a program of QEMU out of unpacked packages."""
     # Its own loader and libraries: the host's C library may be older. QEMU finds its data by -L only, because
     # /proc/self/exe is the loader. Other programs of QEMU know no -L.
     loader = (str(root / "usr/lib64/ld-linux-x86-64.so.2"), "--library-path", str(root / "usr/lib/x86_64-linux-gnu"))
@@ -157,11 +177,11 @@ def install(reporter: Reporter) -> None:
     private.update(reporter)
     packages = private.fetch_packages(_PACKAGES, reporter)
     with product.assembling(product_dir(cache)) as root:
-        apt.unpack(packages, root, reporter, leave_out=_LEAVE_OUT)
+        apt.unpack(packages, root, reporter, leave_out=LEAVE_OUT)
         reporter.update(f"looking for {DEVICE}")
-        if not has_device(_argv(root, BINARY)):
+        if not has_device(unpacked_argv(root, BINARY)):
             raise SetupError(f"QEMU {apt.package_version(packages, 'qemu-system-x86')} of {_SUITES[0]} has no {DEVICE}")
         package = apt.package_version(packages, "qemu-system-x86")
-        product.write_manifest(root, version=version_of(_argv(root, BINARY)), package=package)
+        product.write_manifest(root, version=version_of(unpacked_argv(root, BINARY)), package=package)
     product.remove(private.root)
     _find.cache_clear()

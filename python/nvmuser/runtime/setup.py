@@ -5,21 +5,29 @@ Owns the order only.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 
 from rich.console import Console
 
 from nvmuser.paths import cache_dir
-from nvmuser.runtime import accel, appliance, bindings, qemu, recipe, spdk, spdk_build
+from nvmuser.runtime import accel, appliance, bindings, libvfio, older_qemu, qemu, recipe, spdk, spdk_build
 from nvmuser.runtime.appliance import Suite
 from nvmuser.runtime.steps import Reporter, Step, exclusive, run_steps
 
 
-def steps(guest_kernel: Suite = "trixie") -> list[Step]:
-    """The steps, with the guest's kernel of the given suite."""
+def steps(guest_kernel: Suite = "trixie", older_qemus: Collection[older_qemu.Suite] = ()) -> list[Step]:
+    """The steps, with the guest's kernel of the given suite, and older QEMUs of those."""
     version = recipe.load().version
     return [
         Step("qemu", f"QEMU with {qemu.DEVICE}", qemu.is_done, qemu.install),
+        *(
+            Step(
+                f"qemu-{suite}", f"{suite}'s QEMU", partial(older_qemu.is_done, suite), partial(older_qemu.fetch, suite)
+            )
+            for suite in older_qemus
+        ),
+        Step("libvfio", "libvfio.so", libvfio.is_done, libvfio.build),
         Step("guest-tools", "the guest's programs", appliance.tools_done, appliance.fetch_tools),
         Step(
             f"guest-kernel-{guest_kernel}",
@@ -54,13 +62,15 @@ def _find_accelerator(reporter: Reporter) -> None:
     reporter.log.write_text(f"{answer}\n", encoding="utf-8")
 
 
-def run(console: Console, guest_kernel: Suite = "trixie") -> dict[str, float]:
+def run(
+    console: Console, guest_kernel: Suite = "trixie", older_qemus: Collection[older_qemu.Suite] = ()
+) -> dict[str, float]:
     """Do what is not done yet; return the seconds of each step.
 
     :raise SetupError: a step failed. What was done stays, and running again goes on from there.
     """
     cache = cache_dir()
-    row = steps(guest_kernel)
+    row = steps(guest_kernel, older_qemus)
     # All of them, so that a wrong NVMUSER_SPDK or NVMUSER_QEMU is told before anything is done.
     if all([step.done() for step in row]):
         # Nothing to write: this also serves a cache that somebody else set up and that we may only read.
