@@ -94,8 +94,8 @@ class Host:
     @asynccontextmanager
     async def boot(self, *sockets: Path, directories: tuple[Path, ...] = ()) -> AsyncIterator[Guest]:
         """A guest with these controllers. `directories` are what QEMU is told instead of their own."""
-        own = tuple(self.devices.assign(socket) for socket in sockets)
-        spec = GuestSpec(memory=512 * MIB, hugepages=False, sockets=sockets, directories=directories or own)
+        directories = directories or tuple(self.devices.assign(socket) for socket in sockets)
+        spec = GuestSpec(memory=512 * MIB, hugepages=False, sockets=sockets, directories=directories)
         async with launch(spec, self.directory / "guest") as guest:
             yield guest
 
