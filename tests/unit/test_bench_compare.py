@@ -85,17 +85,13 @@ def test_full_matrix_holds_the_short_one_and_has_distinct_names() -> None:
     assert all(case in full for case in matrix.short(timing))
 
 
-def setup(tmp_path: Path, cpus: int = 2) -> peers.Setup:
-    return peers.Setup(cpus, tmp_path, {peer: tmp_path / peer for peer in peers.PEERS}, None)  # type: ignore[arg-type]
-
-
 def devices(arguments: Sequence[str]) -> list[dict[str, Any]]:
     return [json.loads(value) for flag, value in itertools.pairwise(arguments) if flag == "-device"]
 
 
 @pytest.mark.parametrize("peer", ["nvme", "virtio-blk", "virtio-blk-vq"])
 def test_peers_of_qemu_get_direct_io_and_io_uring(tmp_path: Path, peer: str) -> None:
-    arguments = peers.qemu_arguments(peer, setup(tmp_path))
+    arguments = peers.qemu_arguments(peer, tmp_path / peer, 3)
     node = json.loads(arguments[arguments.index("-blockdev") + 1])
     assert node["file"]["aio"] == "io_uring"
     assert node["file"]["cache"]["direct"] is True
@@ -105,7 +101,7 @@ def test_peers_of_qemu_get_direct_io_and_io_uring(tmp_path: Path, peer: str) -> 
 
 
 def test_virtqueues_are_mapped_to_as_many_iothreads(tmp_path: Path) -> None:
-    arguments = peers.qemu_arguments("virtio-blk-vq", setup(tmp_path))
+    arguments = peers.qemu_arguments("virtio-blk-vq", tmp_path / "disk", 3)
     [device] = devices(arguments)
     threads = [entry["iothread"] for entry in device["iothread-vq-mapping"]]
     assert len(threads) == device["num-queues"] == 3
@@ -115,7 +111,7 @@ def test_virtqueues_are_mapped_to_as_many_iothreads(tmp_path: Path) -> None:
 
 
 def test_vhost_peers_connect_to_the_backend(tmp_path: Path) -> None:
-    arguments = peers.qemu_arguments("vhost-user-blk-qsd", setup(tmp_path), tmp_path / "s")
+    arguments = peers.qemu_arguments("vhost-user-blk-qsd", tmp_path / "disk", 3, tmp_path / "s")
     assert f"socket,id=vhost,path={tmp_path / 's'}" in arguments
     daemon = backends.storage_daemon_arguments(tmp_path / "disk", tmp_path / "s", 3)
     export = json.loads(daemon[-1])
@@ -124,8 +120,8 @@ def test_vhost_peers_connect_to_the_backend(tmp_path: Path) -> None:
 
 
 def test_comparison_without_ours_is_refused() -> None:
-    with pytest.raises(UsageError, match="needs ours"):
-        Plan(matrix.short(matrix.Timing()), ["nvme"])
+    with pytest.raises(UsageError, match="needs endpoint"):
+        Plan(matrix.short(matrix.Timing()), ["nvme"]).session  # noqa: B018 (looking is refusing)
 
 
 def test_report_command_merges_and_writes(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from nvmuser.bench import stats
 from nvmuser.bench.records import Comparison
 from nvmuser.bench.stats import Interval
 
-OURS = "endpoint"
 MAX_SPREAD = 2.0
 """A ratio whose interval reaches from x to more than twice x says nothing; then there is no number, but this
 reason.
@@ -26,23 +25,27 @@ MIN_CHANGE = 0.03
 
 @dataclass(frozen=True)
 class Ratio:
-    """Ours over a peer's. `unclear` is the reason for there being no number to believe."""
+    """Ours over a peer's, or the inverse. `unclear` is the reason for there being no number to believe."""
 
     interval: Interval
     unclear: str | None
 
 
-def ratios(comparison: Comparison) -> dict[str, dict[str, Ratio]]:
-    """By job and peer; a peer that was not measured is left out."""
+def ratios(comparison: Comparison, name: str = "iops", *, inverse: bool = False) -> dict[str, dict[str, Ratio]]:
+    """Of one number, by job and peer; a peer that was not measured is left out.
+
+    :param inverse: peer over base, instead of base (ours) over peer.
+    """
     table: dict[str, dict[str, Ratio]] = {}
     for job in comparison.jobs:
-        ours = comparison.values(job, OURS)
+        ours = comparison.values(job, comparison.base, name)
         for peer in comparison.peers:
-            theirs = comparison.values(job, peer)
+            theirs = comparison.values(job, peer, name)
             rounds = sorted(ours.keys() & theirs.keys())
-            if peer == OURS or not rounds:
+            if peer == comparison.base or not rounds:
                 continue
-            interval = stats.ratio([ours[number] for number in rounds], [theirs[number] for number in rounds])
+            above, below = (theirs, ours) if inverse else (ours, theirs)
+            interval = stats.ratio([above[number] for number in rounds], [below[number] for number in rounds])
             table.setdefault(job, {})[peer] = Ratio(interval, _unclear(interval))
     return table
 

@@ -16,7 +16,7 @@ from nvmuser.errors import GuestError, RpcError, TargetError
 from nvmuser.rpc import Client
 from nvmuser.runtime import Qemu, Spdk
 from nvmuser.sockets import answers, check_socket_path
-from nvmuser.target.spdk import MEMORY_MIB, why_no_hugepages
+from nvmuser.target.spdk import MEMORY_MIB, Options, arguments
 
 _START = 30.0
 _GRACE = 10.0
@@ -95,13 +95,9 @@ async def storage_daemon(qemu: Qemu, backing: Path, directory: Path, queues: int
 
 @contextlib.asynccontextmanager
 async def spdk_vhost(spdk: Spdk, backing: Path, directory: Path, core: int) -> AsyncIterator[tuple[Path, int]]:
-    """SPDK's own vhost target with one vhost-user-blk controller on a file. Yields the socket and the
-    target's pid.
-
-    :raises TargetError: no hugepages; without them this target dies when a guest connects.
+    """SPDK's own vhost target with one vhost-user-blk controller on a file, in hugepages. Yields the socket
+    and the target's pid.
     """
-    if reason := why_no_hugepages():
-        raise TargetError(f"SPDK's vhost needs hugepages: {reason}")
     rpc_socket, log = directory / "vhost.rpc", directory / "vhost.log"
     check_socket_path(directory / "vhost-blk")
     argv = [str(spdk.binary("vhost")), "--no-pci", "--rpc-socket", str(rpc_socket), "--cpumask", f"[{core}]"]
@@ -117,3 +113,20 @@ async def spdk_vhost(spdk: Spdk, backing: Path, directory: Path, core: int) -> A
         except RpcError as error:
             raise TargetError(f"SPDK's vhost: {error}; see {log}") from None
         yield directory / "vhost-blk", child.pid
+
+
+@contextlib.asynccontextmanager
+async def nvmf_target(
+    spdk: Spdk, directory: Path, options: Options, more: Sequence[str] = ()
+) -> AsyncIterator[tuple[Client, int]]:
+    """A bare `nvmf_tgt`, started as the supervisor would. Yields a connection to it and its pid."""
+    rpc_socket, log = directory / "spdk.rpc", directory / "spdk.log"
+    check_socket_path(rpc_socket)
+    async with process([*arguments(spdk, rpc_socket, options), *more], log) as child:
+        await _listening(child, rpc_socket, log)
+        try:
+            async with await Client.connect(rpc_socket) as rpc:
+                await rpc.call("framework_wait_init", timeout=_START)
+                yield rpc, child.pid
+        except RpcError as error:
+            raise TargetError(f"SPDK: {error}; see {log}") from None

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nvmuser.bench import analysis, plots, report
-from nvmuser.bench.analysis import OURS, Change, Ratio
+from nvmuser.bench.analysis import Change, Ratio
 from nvmuser.bench.records import Comparison
 
 
@@ -117,7 +117,7 @@ def html(comparison: Comparison, title: str = "NVMe for a guest, compared") -> s
         cells=_cells(comparison),
         facts=facts(comparison),
         warning=_warning(comparison),
-        ours=OURS,
+        ours=comparison.base,
         ratios=plots.ratios(intervals, "IOPS, ours over the peer (above 1: ours is faster)"),
     )
 
@@ -130,7 +130,7 @@ def markdown(comparison: Comparison) -> str:
     lines.append(f"| job | {' | '.join(peers)} |")
     lines.append(f"|---|{'---:|' * len(peers)}")
     for job, row in cells.items():
-        texts = [_markdown_cell(row.get(peer), peer) for peer in peers]
+        texts = [_markdown_cell(row.get(peer), peer == comparison.base) for peer in peers]
         lines.append(f"| {job} | {' | '.join(texts)} |")
     lines += ["", "Host CPU per I/O, µs:", "", f"| job | {' | '.join(peers)} |", f"|---|{'---:|' * len(peers)}"]
     for job, row in cells.items():
@@ -143,10 +143,10 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_cell(cell: _Cell | None, peer: str) -> str:
+def _markdown_cell(cell: _Cell | None, ours: bool) -> str:
     if cell is None:
         return report.MISSING
-    if peer == OURS:
+    if ours:
         return f"**{cell.iops}** [{cell.interval}]"
     ratio = cell.verdict if cell.unclear else f"{cell.verdict} \N{MULTIPLICATION SIGN}"
     return f"{cell.iops} [{cell.interval}] ({ratio})"

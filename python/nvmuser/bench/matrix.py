@@ -25,7 +25,7 @@ class Case:
 class Timing:
     """Seconds of each run: warm-up, which fio leaves out, and what is measured."""
 
-    runtime: float = 3.0
+    runtime: float = 2.0
     ramp: float = 1.0
 
 

@@ -16,9 +16,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qemu.qmp import QMPError
+
 from nvmuser.bench import backends, runner
 from nvmuser.bench.deployment import Deployment
-from nvmuser.errors import UsageError
+from nvmuser.errors import TargetError, UsageError
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.runtime import find_qemu, find_spdk
 
@@ -38,17 +40,18 @@ APPEND = "nvme.poll_queues=1 virtio_blk.poll_queues=1"
 class Setup:
     """What all peers have in common."""
 
-    cpus: int
     directory: Path
     """For sockets and logs; short."""
     backing: Mapping[str, Path]
     """Each peer's own file, all alike."""
     deployment: Deployment
+    no_hugepages: str | None
+    """Why guests and targets have 4 KiB pages; None when all of them have hugepages."""
 
-    @property
-    def queues(self) -> int:
-        """One a CPU with interrupts, and the polled one."""
-        return self.cpus + 1
+
+def queues(cpus: int) -> int:
+    """Of every disk: one a CPU with interrupts, and the polled one."""
+    return cpus + 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class Seat:
     parked.
     """
 
-    peer: str
+    name: str
+    """Of the peer, or of the variant."""
     guest: Guest
     device: str
     processes: Mapping[str, Sequence[int]]
@@ -94,30 +98,30 @@ def _disk(backing: Path) -> list[str]:
     return ["-blockdev", json.dumps(node)]
 
 
-def qemu_arguments(peer: str, setup: Setup, socket: Path | None = None) -> list[str]:
-    """What QEMU gets for a peer that is not ours."""
+def qemu_arguments(peer: str, backing: Path, count: int, socket: Path | None = None) -> list[str]:
+    """What QEMU gets for a peer that is not ours, with so many queues."""
     device: dict[str, object]
     if peer == "nvme":
         # ioeventfd: QEMU's own advice for submission from several CPUs; doorbells otherwise stop the virtual
         # CPU.
-        device = {"driver": "nvme", "serial": "bench", "drive": "disk", "max_ioqpairs": setup.queues, "ioeventfd": True}
-        return [*_disk(setup.backing[peer]), "-device", json.dumps(device)]
+        device = {"driver": "nvme", "serial": "bench", "drive": "disk", "max_ioqpairs": count, "ioeventfd": True}
+        return [*_disk(backing), "-device", json.dumps(device)]
     if peer == "virtio-blk":
-        device = {"driver": "virtio-blk-pci", "drive": "disk", "num-queues": setup.queues, "iothread": "io0"}
-        return ["-object", "iothread,id=io0", *_disk(setup.backing[peer]), "-device", json.dumps(device)]
+        device = {"driver": "virtio-blk-pci", "drive": "disk", "num-queues": count, "iothread": "io0"}
+        return ["-object", "iothread,id=io0", *_disk(backing), "-device", json.dumps(device)]
     if peer == "virtio-blk-vq":
-        threads = [f"io{number}" for number in range(setup.queues)]
+        threads = [f"io{number}" for number in range(count)]
         mapping = [{"iothread": thread} for thread in threads]
         device = {
             "driver": "virtio-blk-pci",
             "drive": "disk",
-            "num-queues": setup.queues,
+            "num-queues": count,
             "iothread-vq-mapping": mapping,
         }
         objects = [word for thread in threads for word in ("-object", f"iothread,id={thread}")]
-        return [*objects, *_disk(setup.backing[peer]), "-device", json.dumps(device)]
+        return [*objects, *_disk(backing), "-device", json.dumps(device)]
     assert socket is not None
-    device = {"driver": "vhost-user-blk-pci", "chardev": "vhost", "num-queues": setup.queues}
+    device = {"driver": "vhost-user-blk-pci", "chardev": "vhost", "num-queues": count}
     return ["-chardev", f"socket,id=vhost,path={socket}", "-device", json.dumps(device)]
 
 
@@ -129,7 +133,6 @@ class _Way:
     stopped: Sequence[int] = ()
     sockets: tuple[Path, ...] = ()
     arguments: Sequence[str] = ()
-    hugepages: bool | None = None
 
 
 async def _ours(peer: str, setup: Setup) -> _Way:
@@ -141,24 +144,26 @@ async def _ours(peer: str, setup: Setup) -> _Way:
     return _Way(processes, stopped=processes["target"], sockets=(socket,))
 
 
-async def _way(peer: str, setup: Setup, directory: Path, stack: contextlib.AsyncExitStack) -> _Way:
-    backing = setup.backing[peer]
+async def _way(peer: str, setup: Setup, cpus: int, stack: contextlib.AsyncExitStack) -> _Way:
+    backing, directory, count = setup.backing[peer], setup.directory / peer, queues(cpus)
     if peer in (OURS, "direct"):
         return await _ours(peer, setup)
     if peer == "vhost-user-blk-qsd":
-        daemon = backends.storage_daemon(find_qemu(), backing, directory, setup.queues)
+        daemon = backends.storage_daemon(find_qemu(), backing, directory, count)
         socket, pid = await stack.enter_async_context(daemon)
-        return _Way({"backend": [pid]}, arguments=qemu_arguments(peer, setup, socket))
+        return _Way({"backend": [pid]}, arguments=qemu_arguments(peer, backing, count, socket))
     if peer == "vhost-user-blk-spdk":
+        if setup.no_hugepages:
+            raise TargetError(f"it dies when a guest with 4 KiB pages connects; {setup.no_hugepages}")
         vhost = backends.spdk_vhost(find_spdk(), backing, directory, max(os.sched_getaffinity(0)))
         socket, pid = await stack.enter_async_context(vhost)
-        arguments = qemu_arguments(peer, setup, socket)
-        return _Way({"backend": [pid]}, stopped=[pid], arguments=arguments, hugepages=True)
-    return _Way({}, arguments=qemu_arguments(peer, setup))
+        arguments = qemu_arguments(peer, backing, count, socket)
+        return _Way({"backend": [pid]}, stopped=[pid], arguments=arguments)
+    return _Way({}, arguments=qemu_arguments(peer, backing, count))
 
 
 @contextlib.asynccontextmanager
-async def open_peer(peer: str, setup: Setup) -> AsyncIterator[Seat]:
+async def open_peer(peer: str, setup: Setup, cpus: int) -> AsyncIterator[Seat]:
     """Boot a peer's guest and find its disk.
 
     :raises UsageError: no such peer. :raises NvmuserError: it cannot run here, with the reason.
@@ -168,27 +173,46 @@ async def open_peer(peer: str, setup: Setup) -> AsyncIterator[Seat]:
     directory = setup.directory / peer
     directory.mkdir(parents=True, exist_ok=True)
     async with contextlib.AsyncExitStack() as stack:
-        way = await _way(peer, setup, directory, stack)
+        way = await _way(peer, setup, cpus, stack)
         spec = GuestSpec(
-            cpus=setup.cpus,
+            cpus=cpus,
+            spare_cpus=1,
             memory=MEMORY,
             sockets=way.sockets,
-            hugepages=way.hugepages,
+            hugepages=setup.no_hugepages is None,
             append=APPEND,
             qemu_args=tuple(way.arguments),
         )
+        disks = "nvme*n*" if peer in NVME_PEERS else "vd*"
+        yield await stack.enter_async_context(seated(peer, spec, directory, disks, way.processes, way.stopped))
+
+
+@contextlib.asynccontextmanager
+async def seated(
+    name: str,
+    spec: GuestSpec,
+    directory: Path,
+    disks: str,
+    processes: Mapping[str, Sequence[int]],
+    backends: Sequence[int] = (),
+) -> AsyncIterator[Seat]:
+    """Boot a guest with one disk, whose name in the guest matches `disks`.
+
+    :raises GuestError: it does not boot, or sees no disk.
+    """
+    async with contextlib.AsyncExitStack() as stack:
         guest = await stack.enter_async_context(launch(spec, directory / "vm"))
         # A stopped process cannot end in good order.
-        stack.callback(_continue, way.stopped)
-        pattern = "nvme*n*" if peer in NVME_PEERS else "vd*"
-        [device] = await runner.block_devices(guest, pattern, 1)
+        stack.callback(_continue, backends)
+        [device] = await runner.block_devices(guest, disks, 1)
         answer = await guest.run(f"cat /sys/block/{Path(device).name}/queue/io_poll", timeout=60, check=True)
-        processes = {**way.processes, "qemu": [guest.process.pid]}
-        yield Seat(peer, guest, device, processes, way.stopped, polled=answer.stdout.strip() == b"1")
+        charged = {**processes, "qemu": [guest.process.pid]}
+        yield Seat(name, guest, device, charged, backends, polled=answer.stdout.strip() == b"1")
         # It is parked, so that it cannot shut down by itself; its data are nobody's. QEMU takes leave of its
         # backend.
-        _continue(way.stopped)
-        await guest.qmp.execute("quit")
+        _continue(backends)
+        with contextlib.suppress(QMPError):
+            await guest.qmp.execute("quit")
         await guest.process.wait_ended(_QUIT)
 
 

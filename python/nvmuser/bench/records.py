@@ -9,6 +9,7 @@ its end.
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -81,6 +82,11 @@ class Comparison:
     def peers(self) -> list[str]:
         return [peer for peer in self.header["peers"] if any(run.peer == peer for run in self.runs)]
 
+    @property
+    def base(self) -> str:
+        """Whose ratios with the others are of interest."""
+        return str(self.header.get("base", "endpoint"))
+
     def values(self, job: str, peer: str, name: str = "iops") -> dict[int, float]:
         """One number of each round: `iops`, `host_us_per_io`, or `lat_ns.p99`. Rounds without it are left
         out.
@@ -114,8 +120,10 @@ class Comparison:
 class Writer:
     """Appends lines, each flushed: a context manager that owns the file."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
+    def __init__(self, path: Path, *, append: bool = False) -> None:
+        if append:
+            _drop_torn_line(path)
+        self._file = path.open("a" if append else "w", encoding="utf-8")
 
     def __enter__(self) -> Self:
         return self
@@ -138,8 +146,45 @@ class Writer:
         self._line({"kind": "footer", **document})
 
     def _line(self, document: dict[str, Any]) -> None:
-        self._file.write(json.dumps(null_for_nan(document), allow_nan=False) + "\n")
+        self._file.write(json.dumps(plain(document), allow_nan=False) + "\n")
         self._file.flush()
+
+
+def _whole_lines(text: str) -> str:
+    """Without a last line that was cut off."""
+    return text[: text.rfind("\n") + 1]
+
+
+def _drop_torn_line(path: Path) -> None:
+    whole = _whole_lines(path.read_text(encoding="utf-8"))
+    os.truncate(path, len(whole.encode()))
+
+
+def plain(document: dict[str, Any]) -> dict[str, Any]:
+    """As it will be when it has been written and read."""
+    copy: dict[str, Any] = json.loads(json.dumps(null_for_nan(document)))
+    return copy
+
+
+def interrupted(directory: Path) -> Comparison:
+    """What an interrupted comparison left, to go on with.
+
+    :raises UsageError: nothing, or it came to its end.
+    """
+    found = read(directory)
+    if found.footer is not None:
+        raise UsageError(f"the comparison in {directory} is complete: leave --resume out, or choose another --output")
+    return found
+
+
+_SAME = ("accelerator", "versions", "settings", "peers", "jobs")
+
+
+def check_same(earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    """:raises UsageError: the rounds of two headers do not belong together."""
+    for key in _SAME:
+        if earlier.get(key) != now[key]:
+            raise UsageError(f"what was interrupted had other {key}: go on with the same, or leave --resume out")
 
 
 def read(path: Path) -> Comparison:
@@ -149,7 +194,8 @@ def read(path: Path) -> Comparison:
     """
     file = path / FILE if path.is_dir() else path
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        text = _whole_lines(file.read_text(encoding="utf-8"))
+        lines = [json.loads(line) for line in text.splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the comparison {file}: {error}") from None
     if not lines or not isinstance(lines[0], dict) or lines[0].get("schema") != SCHEMA:

@@ -39,6 +39,7 @@ _COMMANDS = {
     "provision": "bench_provision",
     "recovery": "bench_recovery",
     "report": "bench_compare",
+    "tune": "bench_tune",
 }
 """Command → module of this package that defines a click command of that name, or with `_command` after it."""
 

@@ -14,13 +14,14 @@ from nvmuser.bench import analysis, compare_report, matrix, peers, records, repo
 from nvmuser.bench import compare as comparing
 from nvmuser.bench.fio import parse_size
 from nvmuser.bench.result import Result
+from nvmuser.bench.session import Step
 from nvmuser.cli.bench import Teller, run
 from nvmuser.errors import UsageError
 
 _WIDTH = 120
 
 
-def _print(table: RenderableType) -> None:
+def print_table(table: RenderableType) -> None:
     # A pipe has no width of its own.
     Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
 
@@ -38,9 +39,10 @@ def _peers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 @click.option("--only", default="", metavar="TEXT", help="Only jobs with this in their name, such as randread or poll.")
 @click.option("--rounds", default=5, show_default=True, help="Below 3, ratios are not given.")
 @click.option("--minutes", type=float, help="Begin no round that would end later. Default: 18, none with --full.")
-@click.option("--runtime", default=3.0, show_default=True, metavar="SECONDS", help="Of each run, after 1 s of warm-up.")
+@click.option("--runtime", default=2.0, show_default=True, metavar="SECONDS", help="Of each run, after 1 s of warm-up.")
 @click.option("--size", default="256M", show_default=True, help="Of each disk.")
 @click.option("--backing", type=click.Choice(["file", "memory"]), default="file", show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with what was interrupted; the other options must be the same.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON: ratios.<job>.<peer>, noise, …")
 @click.option(
     "--output",
@@ -58,12 +60,20 @@ def compare(
     runtime: float,
     size: str,
     backing: str,
+    resume: bool,
     as_json: bool,
     output: Path,
 ) -> None:
     """Measure our controllers against QEMU's and SPDK's other ways of giving a guest a disk.
 
-    The short set (4k random, depths 1 and 32, interrupts and polling) takes under 20 minutes.
+    The short set (4k random, depths 1 and 32, interrupts and polling) takes under 20 minutes. SPDK's vhost
+    needs hugepages: as root they are reserved for the time of the run.
+
+    \b
+    Examples:
+      nvmuser bench compare --output bench/mine
+      nvmuser bench compare --only randread-4k-qd32 --peers endpoint,nvme --rounds 3
+      nvmuser bench compare --output bench/mine --resume
     """
     timing = matrix.Timing(runtime)
     cases = [case for case in (matrix.full if full else matrix.short)(timing) if only in case.job.name]
@@ -74,13 +84,13 @@ def compare(
     plan = comparing.Plan(cases, names, rounds, parse_size(size), backing, limit)
     with Teller() as teller:
 
-        def tell(step: comparing.Step) -> None:
+        def tell(step: Step) -> None:
             teller.step(f"{step.done}/{step.total} {step.text}")
 
         try:
-            comparison = run(comparing.compare(plan, output, tell))
+            comparison = run(comparing.compare(plan, output, tell, resume=resume))
         except click.Abort:
-            click.echo(f"what was measured is kept: nvmuser bench report {output}", err=True)
+            click.echo(f"what was measured is kept: `nvmuser bench report {output}`; --resume goes on", err=True)
             raise
     summary = analysis.summary(comparison)
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -89,7 +99,7 @@ def compare(
     if as_json:
         click.echo(json.dumps(summary, indent=1))
     else:
-        _print(compare_report.table(comparison))
+        print_table(compare_report.table(comparison))
         click.echo(f"report: {output / 'report.html'}")
 
 
@@ -114,7 +124,7 @@ def report_command(results: tuple[Path, ...], output: Path | None, markdown: boo
         if markdown:
             click.echo(compare_report.markdown(comparison), nl=False)
         elif output is None:
-            _print(compare_report.table(comparison))
+            print_table(compare_report.table(comparison))
     if output is not None:
         output.write_text(page, encoding="utf-8")
         click.echo(f"report: {output}", err=True)
@@ -142,4 +152,4 @@ def diff(old: Path, new: Path, metric: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(compare_report.diff_json(changes, notes), indent=1))
     else:
-        _print(compare_report.diff_table(changes, notes))
+        print_table(compare_report.diff_table(changes, notes))

@@ -1,0 +1,206 @@
+"""Rounds of jobs on seats, interleaved: one right after the other, the order turning by one a round.
+
+All guests are booted once and parked (QEMU stopped, spinning backends too) but for the one that is measured.
+Owns the order, the deadline, and what is written as it is measured. What the seats are is told by `compare`
+and `tune`; what is concluded is `analysis`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import QMPError
+
+from nvmuser.bench import environment, records, runner, stats, versions
+from nvmuser.bench.matrix import Case
+from nvmuser.bench.peers import Seat
+from nvmuser.bench.records import Run
+from nvmuser.errors import GuestError, NvmuserError, UsageError
+from nvmuser.runtime import accelerator
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a comparison is, for a progress line."""
+
+    done: int
+    total: int
+    text: str
+
+
+Report = Callable[[Step], None]
+Opener = Callable[[str, int], AbstractAsyncContextManager[Seat]]
+"""From a name and the number of the guest's CPUs to a booted guest."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured on what. All ratios are with `base`, without which there is nothing to say."""
+
+    cases: Sequence[Case]
+    names: Sequence[str]
+    base: str
+    rounds: int = 5
+    minutes: float = math.inf
+    """No round is begun that would probably end later than this."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What else must be the same for rounds of two runs to belong together; stands in the header."""
+
+    def __post_init__(self) -> None:
+        if self.base not in self.names:
+            raise UsageError(f"a comparison needs {self.base}: add it")
+        if self.rounds < 1:
+            raise UsageError("a comparison needs at least one round")
+
+
+class Session:
+    """One comparison while it runs.
+
+    :param earlier: what an interrupted run of the same has left; its runs are not made again.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        opener: Opener,
+        output: Path,
+        writer: records.Writer,
+        report: Report,
+        earlier: records.Comparison | None = None,
+    ) -> None:
+        self._plan = plan
+        self._opener = opener
+        self._output = output
+        self._writer = writer
+        self._report = report
+        self._earlier = earlier
+        self._have = {(run.round, run.job, run.peer) for run in earlier.runs} if earlier else set()
+        self._done = 0
+        self._noise: list[float] = []
+        self._out: set[tuple[str, int]] = set()
+        """Seats that cannot go on, by name and CPUs."""
+        self._said: set[tuple[str, int]] = set()
+        self._begun = False
+
+    async def run(self) -> None:
+        """:raises NvmuserError: the base cannot run; another that cannot is left out, and the records say why."""
+        started = time.monotonic()
+        passes = sorted({case.guest_cpus for case in self._plan.cases})
+        for number, cpus in enumerate(passes, 1):
+            cases = [case for case in self._plan.cases if case.guest_cpus == cpus]
+            deadline = started + self._plan.minutes * 60 * number / len(passes)
+            async with contextlib.AsyncExitStack() as stack:
+                seats = await self._open(stack, cpus)
+                await self._rounds(cases, seats, deadline)
+        self._writer.footer({"noise": self._noise, "seconds": time.monotonic() - started})
+
+    async def _rounds(self, cases: Sequence[Case], seats: Sequence[Seat], deadline: float) -> None:
+        for number in range(self._plan.rounds):
+            begun = time.monotonic()
+            for case in cases:
+                await self._round(number, case, seats)
+            self._noise.append(await asyncio.to_thread(environment.spin))
+            now = time.monotonic()
+            if now + (now - begun) > deadline:
+                return
+
+    async def _open(self, stack: contextlib.AsyncExitStack, cpus: int) -> list[Seat]:
+        seats = []
+        for name in self._plan.names:
+            self._tell(f"booting the guest of {name}")
+            try:
+                seat = await stack.enter_async_context(self._opener(name, cpus))
+            except NvmuserError as error:
+                if name == self._plan.base:
+                    raise
+                self._skip(name, str(error))
+                continue
+            await self._begin(seat)
+            await seat.park()
+            seats.append(seat)
+        return seats
+
+    def _tell(self, text: str) -> None:
+        total = len(self._plan.cases) * len(self._plan.names) * self._plan.rounds
+        self._report(Step(self._done, total, text))
+
+    def _skip(self, name: str, reason: str) -> None:
+        self._writer.skipped(name, reason)
+        self._tell(f"{name} is left out: {reason}")
+
+    async def _begin(self, seat: Seat) -> None:
+        """Writes the header once the first guest can tell its versions, or sees that it is still the same."""
+        if self._begun:
+            return
+        self._begun = True
+        self._tell("listening for noise")
+        await seat.park()
+        before = await asyncio.to_thread(environment.spin)
+        await seat.unpark()
+        cases = self._plan.cases
+        document: dict[str, Any] = {
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "accelerator": accelerator(),
+            "versions": await versions.look(seat.guest),
+            "environment": replace(environment.look(), noise_before=before).to_json(),
+            "settings": {
+                "rounds": self._plan.rounds,
+                "runtime": cases[0].job.runtime,
+                "ramp": cases[0].job.ramp,
+                **self._plan.settings,
+            },
+            "base": self._plan.base,
+            "peers": list(self._plan.names),
+            "jobs": {case.job.name: asdict(case.job) for case in cases},
+        }
+        if self._earlier is None:
+            self._writer.header(document)
+        else:
+            self._noise.append(before)
+            records.check_same(self._earlier.header, records.plain(document))
+
+    async def _round(self, number: int, case: Case, seats: Sequence[Seat]) -> None:
+        turn = number % len(seats)
+        for seat in [*seats[turn:], *seats[:turn]]:
+            self._done += 1
+            key = (seat.name, case.guest_cpus)
+            if (number, case.job.name, seat.name) in self._have or key in self._out:
+                continue
+            if case.poll and not seat.polled:
+                if key not in self._said:
+                    self._said.add(key)
+                    self._skip(seat.name, "polled jobs: its driver has no polled queue here")
+                continue
+            self._tell(f"round {number + 1} of {self._plan.rounds}: {case.job.name} on {seat.name}")
+            try:
+                await self._measure(number, case, seat)
+            except (NvmuserError, QMPError) as error:
+                if seat.name == self._plan.base:
+                    raise
+                self._out.add(key)
+                self._skip(seat.name, f"from round {number + 1} on: {error}")
+
+    async def _measure(self, number: int, case: Case, seat: Seat) -> None:
+        await seat.unpark()
+        try:
+            for attempt in (1, 2):
+                done = await runner.run(seat.guest, case.job.workload(), [seat.device], processes=seat.processes)
+                [job] = done.jobs
+                done.keep(self._output / "fio" / f"round{number + 1}" / seat.name / job.name)
+                if job.wrong:
+                    raise GuestError(f"{job.name} on {seat.name}: {job.wrong}")
+                steadiness = stats.steadiness(job.series.iops)
+                if steadiness.steady or attempt == 2:
+                    self._writer.run(Run.of(job, seat.name, number, steadiness, attempt))
+                    return
+        finally:
+            await seat.park()

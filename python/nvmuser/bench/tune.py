@@ -1,0 +1,192 @@
+"""What each default of ours costs or gains on this machine: the same rounds as `compare`, over variants.
+
+Owns the choice of jobs, the files, and the table. The variants are `variants`' business, the rounds
+`session`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from nvmuser.bench import analysis, matrix, plots, records, report, session
+from nvmuser.bench.analysis import Ratio
+from nvmuser.bench.disks import fill, output_directory
+from nvmuser.bench.records import Comparison
+from nvmuser.bench.session import Report, Step
+from nvmuser.bench.variants import BASE, VARIANTS, Variant, open_variant
+from nvmuser.errors import UsageError
+
+SIZE = 128 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which variants, how thoroughly."""
+
+    variants: Sequence[Variant]
+    rounds: int = 5
+    runtime: float = 1.5
+    minutes: float = math.inf
+
+    @property
+    def session(self) -> session.Plan:
+        """4k random reads at both depths, with interrupts and polling; writes cost the transport the same."""
+        timing = matrix.Timing(self.runtime, ramp=0.5)
+        cases = [case for case in matrix.short(timing) if case.job.rw == "randread"]
+        names = [variant.name for variant in self.variants]
+        settings = {"size_bytes": SIZE, "backing": "file"}
+        return session.Plan(cases, names, BASE, self.rounds, self.minutes, settings)
+
+
+def choose(names: Sequence[str]) -> list[Variant]:
+    """Variants by name, and the base that they are measured against; none names all.
+
+    :raises UsageError: there is no such variant.
+    """
+    known = {variant.name: variant for variant in VARIANTS}
+    if unknown := set(names) - known.keys():
+        raise UsageError(f"no variant is called '{sorted(unknown)[0]}': choose among {', '.join(known)}")
+    return [variant for variant in VARIANTS if not names or variant.name in {BASE, *names}]
+
+
+async def tune(plan: Plan, output: Path, tell: Report, *, resume: bool = False) -> Comparison:
+    """Runs the plan; results are in `output` as they come.
+
+    :raises NvmuserError: what we ship cannot run; a variant that cannot is left out, and the records say why.
+    """
+    rounds = plan.session
+    output_directory(output)
+    earlier = records.interrupted(output) if resume else None
+    async with _files(plan, output, tell) as (disks, sockets):
+        variants = {variant.name: variant for variant in plan.variants}
+
+        def opener(name: str, cpus: int) -> contextlib.AbstractAsyncContextManager[Any]:
+            return open_variant(variants[name], cpus, disks / name, sockets / name)
+
+        with records.Writer(output / records.FILE, append=resume) as writer:
+            await session.Session(rounds, opener, output, writer, tell, earlier).run()
+    return records.read(output)
+
+
+@contextlib.asynccontextmanager
+async def _files(plan: Plan, output: Path, tell: Report) -> AsyncIterator[tuple[Path, Path]]:
+    disks = tempfile.TemporaryDirectory(dir=output, prefix="disks-")
+    with disks, tempfile.TemporaryDirectory(prefix="nvmuser-tune-") as sockets:
+        tell(Step(0, 1, "writing the disks' files"))
+        for variant in plan.variants:
+            await asyncio.to_thread(fill, Path(disks.name) / variant.name, SIZE)
+        yield Path(disks.name), Path(sockets)
+
+
+def summary(comparison: Comparison) -> dict[str, Any]:
+    """`gains.<job>.<variant>`: IOPS with it over IOPS as shipped, null where that is unclear; and what it costs."""
+    iops, cpu = _tables(comparison)
+
+    def number(ratio: Ratio) -> float | None:
+        return None if ratio.unclear else round(ratio.interval.median, 4)
+
+    return {
+        "schema": "nvmuser.bench.tune/1",
+        "gains": {job: {name: number(ratio) for name, ratio in row.items()} for job, row in iops.items()},
+        "gains_ci": {
+            job: {name: [round(ratio.interval.low, 4), round(ratio.interval.high, 4)] for name, ratio in row.items()}
+            for job, row in iops.items()
+        },
+        "host_cpu": {job: {name: number(ratio) for name, ratio in row.items()} for job, row in cpu.items()},
+        "default_iops": {job: row[BASE].median for job, row in analysis.medians(comparison).items()},
+        "noise": comparison.noise,
+        "skipped": comparison.skipped,
+        "complete": comparison.footer is not None,
+        **{key: comparison.header[key] for key in ("created", "accelerator", "versions", "environment", "settings")},
+    }
+
+
+_Ratios = dict[str, dict[str, Ratio]]
+
+
+def _tables(comparison: Comparison) -> tuple[_Ratios, _Ratios]:
+    return (
+        analysis.ratios(comparison, inverse=True),
+        analysis.ratios(comparison, "host_us_per_io", inverse=True),
+    )
+
+
+def _cell(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return report.MISSING
+    if ratio.unclear:
+        return "too few" if ratio.interval.samples < analysis.MIN_ROUNDS else "noisy"
+    sure = not ratio.interval.low <= 1 <= ratio.interval.high
+    return f"{ratio.interval.median:.2f}{'' if sure else ' ≈'}"
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    what: str
+    cells: list[str]
+
+
+def _rows(comparison: Comparison) -> list[_Row]:
+    """The base's IOPS first, then each variant's ratios with it: IOPS of each job, host CPU of the last."""
+    iops, cpu = _tables(comparison)
+    medians = analysis.medians(comparison)
+    what = {variant.name: variant.what for variant in VARIANTS}
+    rows = [_Row(BASE, what[BASE], [f"{plots.si(medians[job][BASE].median)} IOPS" for job in comparison.jobs])]
+    for name in comparison.peers:
+        if name != BASE:
+            cells = [_cell(iops.get(job, {}).get(name)) for job in comparison.jobs]
+            rows.append(_Row(name, what.get(name, ""), cells))
+    for row in rows[1:]:
+        row.cells.append(_cell(cpu.get(comparison.jobs[0], {}).get(row.name)))
+    rows[0].cells.append("1")
+    return rows
+
+
+def _heads(comparison: Comparison) -> list[str]:
+    return [*comparison.jobs, f"host CPU per I/O, {comparison.jobs[0]}"]
+
+
+_LEGEND = "IOPS with the variant over IOPS as shipped, median of the rounds; ≈: the 95 % interval holds 1."
+
+
+def markdown(comparison: Comparison) -> str:
+    """The table for the documentation."""
+    heads = _heads(comparison)
+    lines = [_LEGEND, "", f"| variant | | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
+    lines += [f"| {row.name} | {row.what} | {' | '.join(row.cells)} |" for row in _rows(comparison)]
+    lines += ["", *_notes(comparison)]
+    return "\n".join(lines) + "\n"
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    from nvmuser.bench.compare_report import facts
+
+    notes = [f"- {name}: {value}" for name, value in facts(comparison)]
+    notes += [f"- left out: {name}: {reason}" for name, reason in comparison.skipped.items()]
+    if comparison.footer is None:
+        notes.append("- It did not come to its end.")
+    return notes
+
+
+def table(comparison: Comparison) -> RenderableType:
+    """The same for a terminal."""
+    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    result.add_column("variant", no_wrap=True)
+    for heading in _heads(comparison):
+        result.add_column(heading, justify="right")
+    for row in _rows(comparison):
+        result.add_row(Text(row.name, style="bold"), *row.cells)
+    return Group(result, Text("\n".join([_LEGEND, *_notes(comparison)]), style="dim"))

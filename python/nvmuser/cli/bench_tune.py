@@ -1,0 +1,64 @@
+"""`nvmuser bench tune`: what each default costs or gains on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from nvmuser.bench import tune as tuning
+from nvmuser.bench.session import Step
+from nvmuser.bench.variants import BASE, VARIANTS
+from nvmuser.cli.bench import Teller, run
+from nvmuser.cli.bench_compare import print_table
+
+_NAMES = ", ".join(variant.name for variant in VARIANTS if variant.name != BASE)
+
+
+@click.command()
+@click.option("--variants", "chosen", default="", metavar="A,B,…", help=f"Of {_NAMES}.")
+@click.option("--rounds", default=5, show_default=True, help="Below 3, ratios are not given.")
+@click.option("--minutes", default=18.0, show_default=True, help="Begin no round that would end later.")
+@click.option("--runtime", default=1.5, show_default=True, metavar="SECONDS", help="Of each run, after half a second.")
+@click.option("--resume", is_flag=True, help="Go on with what was interrupted; the other options must be the same.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON: gains.<job>.<variant>, noise, …")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("out/tune"),
+    show_default=True,
+    help="Gets runs.jsonl, summary.json, tune.md, fio/; a file system with direct I/O.",
+)
+def tune(
+    chosen: str, rounds: int, minutes: float, runtime: float, resume: bool, as_json: bool, output: Path
+) -> None:
+    """Measure what each default that we ship costs or gains here, one thing changed at a time.
+
+    Each variant has a target and a guest of its own; they are measured in interleaved rounds like peers.
+
+    \b
+    Examples:
+      nvmuser bench tune
+      nvmuser bench tune --variants mapped,interrupt-mode --rounds 3
+    """
+    names = [name for name in chosen.split(",") if name]
+    plan = tuning.Plan(tuning.choose(names), rounds, runtime, minutes)
+    with Teller() as teller:
+
+        def tell(step: Step) -> None:
+            teller.step(f"{step.done}/{step.total} {step.text}")
+
+        try:
+            comparison = run(tuning.tune(plan, output, tell, resume=resume))
+        except click.Abort:
+            click.echo(f"what was measured is kept in {output}; --resume goes on", err=True)
+            raise
+    summary = tuning.summary(comparison)
+    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    (output / "tune.md").write_text(tuning.markdown(comparison), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+    else:
+        print_table(tuning.table(comparison))
+        click.echo(f"as Markdown: {output / 'tune.md'}")

@@ -1,0 +1,75 @@
+"""Hugepages are lent for a block and given back, whatever happens in it; who may not is told what to do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nvmuser.bench import hugepages
+from nvmuser.guest.spec import MIB
+
+PAGE = 2 * MIB
+
+
+class Kernel:
+    """Its file, of whose pages `used` are taken; it finds no more than `most`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+        self.file = directory / "nr_hugepages"
+        self.file.write_text("10\n")
+        self.used, self.most = 4, 100_000
+        monkeypatch.setattr(hugepages, "_RESERVED", self.file)
+        monkeypatch.setattr(hugepages, "_mounted", contextlib.nullcontext)
+        monkeypatch.setattr(hugepages, "free_hugepages", self.free)
+        monkeypatch.setattr(hugepages, "available_memory", lambda: 1 << 30)
+        monkeypatch.setattr(hugepages.os, "geteuid", lambda: 0)
+
+    @property
+    def pages(self) -> int:
+        return int(self.file.read_text())
+
+    def free(self) -> int:
+        return (min(self.pages, self.most) - self.used) * PAGE
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kernel]:
+    kernel = Kernel(monkeypatch, tmp_path)
+    yield kernel
+    assert kernel.pages == 10, "what was reserved has not been given back"
+
+
+def test_what_is_free_already_is_enough(kernel: Kernel) -> None:
+    with hugepages.lent(6 * PAGE) as lacking:
+        assert lacking is None
+        assert kernel.pages == 10
+
+
+def test_root_gets_the_rest_reserved(kernel: Kernel) -> None:
+    with contextlib.suppress(KeyError), hugepages.lent(50 * PAGE) as lacking:
+        assert lacking is None
+        assert kernel.free() == 50 * PAGE
+        raise KeyError
+
+
+def test_others_are_told_the_number(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hugepages.os, "geteuid", lambda: 1000)
+    with hugepages.lent(50 * PAGE) as lacking:
+        assert lacking is not None
+        assert "vm.nr_hugepages=54" in lacking
+
+
+def test_not_more_than_half_of_the_memory(kernel: Kernel) -> None:
+    with hugepages.lent(1 << 30) as lacking:
+        assert lacking is not None
+        assert kernel.pages == 10
+
+
+def test_fragmented_memory_is_said(kernel: Kernel) -> None:
+    kernel.most = 20
+    with hugepages.lent(50 * PAGE) as lacking:
+        assert lacking is not None
+        assert "fragmented" in lacking

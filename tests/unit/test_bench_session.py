@@ -1,0 +1,155 @@
+"""The order of rounds, what is left out and why, what is written as it comes, and going on after an interruption."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_bench_report import measured
+
+from nvmuser.bench import matrix, records, session
+from nvmuser.bench.peers import Seat
+from nvmuser.bench.result import Series
+from nvmuser.bench.runner import Run
+from nvmuser.bench.session import Plan, Session
+from nvmuser.errors import GuestError, UsageError
+
+CASES = [case for case in matrix.short(matrix.Timing()) if case.job.rw == "randread" and case.job.iodepth == 1]
+IRQ, POLL = (case.job.name for case in CASES)
+
+
+class Bench:
+    """Seats without guests: what is measured on them is only noted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, output: Path) -> None:
+        self.output = output
+        self.visits: list[tuple[str, str]] = []
+        self.running: set[str] = set()
+        self.broken: set[str] = set()
+        self.closed: list[str] = []
+        self.no_poll: set[str] = set()
+        self.unsteady = ""
+        self.interrupt_at: int | None = None
+        monkeypatch.setattr(session.runner, "run", self._run)
+        monkeypatch.setattr(session.versions, "look", self._versions)
+        monkeypatch.setattr(session.environment, "spin", lambda: 0.01)
+        monkeypatch.setattr(session, "accelerator", lambda: "tcg")
+
+    async def _versions(self, _guest: object) -> dict[str, str]:
+        return {"spdk": "26.01"}
+
+    async def _run(self, guest: str, workload: Any, _devices: Sequence[str], **_: Any) -> Run:
+        if self.interrupt_at == len(self.visits):
+            raise KeyboardInterrupt
+        self.visits.append((workload.name, guest))
+        assert self.running == {guest}
+        if guest in self.broken:
+            raise GuestError("it went away")
+        iops = [100.0] * 5 if guest != self.unsteady else [100.0, 200, 300, 400, 500]
+        series = Series([0.0, 1, 2, 3, 4], iops, [1.0] * 5)
+        job = replace(measured("randread"), name=workload.name, series=series)
+        return Run([job], {"fio.json": b"{}"})
+
+    @contextlib.asynccontextmanager
+    async def open(self, name: str, _cpus: int) -> AsyncIterator[Seat]:
+        if name == "absent":
+            raise GuestError("not here")
+        bench = self
+        bench.running.add(name)
+
+        class FakeSeat(Seat):
+            async def park(self) -> None:
+                bench.running.discard(name)
+
+            async def unpark(self) -> None:
+                bench.running.add(name)
+
+        yield FakeSeat(name, name, "/dev/x", {}, polled=name not in self.no_poll)  # type: ignore[arg-type]
+        self.closed.append(name)
+
+    async def measure(self, plan: Plan, *, resume: bool = False) -> records.Comparison:
+        earlier = records.interrupted(self.output) if resume else None
+        with records.Writer(self.output / records.FILE, append=resume) as writer:
+            await Session(plan, self.open, self.output, writer, lambda _step: None, earlier).run()
+        return records.read(self.output)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
+    return Bench(monkeypatch, tmp_path)
+
+
+async def test_jobs_are_interleaved_and_the_order_turns(bench: Bench) -> None:
+    found = await bench.measure(Plan(CASES, ["a", "b", "c"], "a", rounds=2))
+    assert [visit for visit in bench.visits if visit[0] == IRQ] == [(IRQ, name) for name in "abcbca"]
+    assert len(found.runs) == 12
+    assert found.footer is not None
+    assert found.base == "a"
+    assert (bench.output / "fio" / "round2" / "c" / POLL / "fio.json").is_file()
+    assert bench.closed == ["c", "b", "a"]
+
+
+async def test_one_that_cannot_is_left_out_with_its_reason(bench: Bench) -> None:
+    bench.broken, bench.no_poll = {"b"}, {"c"}
+    found = await bench.measure(Plan(CASES, ["a", "absent", "b", "c"], "a", rounds=2))
+    assert found.peers == ["a", "c"]
+    assert found.skipped["absent"] == "not here"
+    assert "from round 1 on: it went away" in found.skipped["b"]
+    assert "no polled queue" in found.skipped["c"]
+    assert [visit for visit in bench.visits if visit[1] == "b"] == [(IRQ, "b")]
+    assert (POLL, "c") not in bench.visits
+
+
+async def test_an_unsteady_run_is_repeated_once_and_marked(bench: Bench) -> None:
+    bench.unsteady = "b"
+    found = await bench.measure(Plan(CASES[:1], ["a", "b"], "a", rounds=1))
+    assert bench.visits == [(IRQ, "a"), (IRQ, "b"), (IRQ, "b")]
+    assert [(run.peer, run.steady, run.attempt) for run in found.runs] == [("a", True, 1), ("b", False, 2)]
+
+
+async def test_without_the_base_there_is_nothing_to_say(bench: Bench) -> None:
+    bench.broken = {"a"}
+    with pytest.raises(GuestError, match="went away"):
+        await bench.measure(Plan(CASES, ["a", "b"], "a"))
+    with pytest.raises(UsageError, match="needs a"):
+        Plan(CASES, ["b"], "a")
+
+
+async def test_an_interrupted_run_goes_on_where_it_was(bench: Bench) -> None:
+    plan = Plan(CASES, ["a", "b"], "a", rounds=2)
+    bench.interrupt_at = 5
+    with pytest.raises(KeyboardInterrupt):
+        await bench.measure(plan)
+    with (bench.output / records.FILE).open("a") as file:
+        file.write('{"kind": "run", "rou')  # what a full disk leaves
+    bench.running.clear()
+    bench.interrupt_at = None
+    assert records.read(bench.output).footer is None
+
+    found = await bench.measure(plan, resume=True)
+    assert len(bench.visits) == len(found.runs) == len({(run.round, run.job, run.peer) for run in found.runs}) == 8
+    assert found.footer is not None
+    with pytest.raises(UsageError, match="is complete"):
+        records.interrupted(bench.output)
+
+
+async def test_other_settings_do_not_go_on(bench: Bench) -> None:
+    bench.interrupt_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        await bench.measure(Plan(CASES, ["a", "b"], "a", rounds=2))
+    bench.interrupt_at = None
+    bench.running.clear()
+    with pytest.raises(UsageError, match="other settings"):
+        await bench.measure(Plan(CASES, ["a", "b"], "a", rounds=3), resume=True)
+
+
+async def test_no_round_is_begun_that_would_end_too_late(bench: Bench) -> None:
+    found = await bench.measure(Plan(CASES, ["a", "b"], "a", rounds=5, minutes=0))
+    assert {run.round for run in found.runs} == {0}
+    assert found.footer is not None
+
+

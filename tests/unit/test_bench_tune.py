@@ -1,0 +1,80 @@
+"""What a tuning run says: which variants there are, what each gains, and that it is silent where it is not sure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+from test_bench_analysis import HEADER, JOB, run
+
+from nvmuser.bench import tune, variants
+from nvmuser.bench.records import Comparison
+from nvmuser.cli.bench_tune import tune as command
+from nvmuser.errors import UsageError
+
+VALUES = {
+    "default": [100.0, 100, 100],
+    "mapped": [150.0, 160, 140],
+    "dynamic": [90.0, 110, 101],
+    "apart": [10.0, 99, 9],
+}
+
+
+def comparison(values: Mapping[str, Sequence[float]]) -> Comparison:
+    header: dict[str, Any] = {**HEADER, "base": "default", "peers": list(values)}
+    runs = [run(name, number, iops) for name, row in values.items() for number, iops in enumerate(row)]
+    return Comparison(header, runs, {"every-core": "there is one core"}, {"noise": [0.04], "seconds": 60.0})
+
+
+def test_gains_are_the_variant_over_what_is_shipped() -> None:
+    found = tune.summary(comparison(VALUES))
+    assert found["gains"][JOB]["mapped"] == 1.5
+    assert found["gains_ci"][JOB]["mapped"] == [1.4, 1.6]
+    assert found["gains"][JOB]["apart"] is None
+    assert found["default_iops"] == {JOB: 100}
+    assert found["complete"]
+
+
+def test_the_table_marks_what_is_no_change_and_what_is_noise() -> None:
+    lines = tune.markdown(comparison(VALUES)).splitlines()
+    cells = {line.split("|")[1].strip(): line.split("|")[3].strip() for line in lines if line.startswith("| ")}
+    assert cells["default"] == "100 IOPS"
+    assert cells["mapped"] == "1.50"
+    assert cells["dynamic"] == "1.01 ≈"
+    assert cells["apart"] == "noisy"
+    assert any("every-core: there is one core" in line for line in lines)
+
+
+def test_the_terminal_has_a_row_a_variant() -> None:
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(tune.table(comparison(VALUES)))
+    assert all(name in capture.get() for name in VALUES)
+
+
+def test_variants_have_names_of_their_own_and_differ_from_the_base() -> None:
+    names = [variant.name for variant in variants.VARIANTS]
+    assert names[0] == variants.BASE
+    assert len(set(names)) == len(names)
+    plain = variants.Variant("", "")
+    same = [v.name for v in variants.VARIANTS if variants.Variant("", "", **_settings(v)) == plain]
+    assert same == [variants.BASE]
+
+
+def _settings(variant: variants.Variant) -> dict[str, Any]:
+    return {key: value for key, value in vars(variant).items() if key not in ("name", "what")}
+
+
+def test_the_base_is_always_measured() -> None:
+    assert [variant.name for variant in tune.choose(["mapped"])] == ["default", "mapped"]
+    assert len(tune.choose([])) == len(variants.VARIANTS)
+    with pytest.raises(UsageError, match="no variant is called 'x'"):
+        tune.choose(["x"])
+
+
+def test_the_command_refuses_an_unknown_variant() -> None:
+    with pytest.raises(UsageError, match="choose among default"):
+        CliRunner().invoke(command, ["--variants", "x"], catch_exceptions=False)
