@@ -15,6 +15,7 @@ import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qemu.qmp import QMPError
 
@@ -34,6 +35,15 @@ MEMORY = 512 << 20
 _QUIT = 10.0
 APPEND = "nvme.poll_queues=1 virtio_blk.poll_queues=1"
 """One polled queue beside those with interrupts, in every guest: jobs choose by `hipri`."""
+
+
+def machine(cpus: int) -> dict[str, Any]:
+    """A guest that runs on so many CPUs, with one more that Linux never starts.
+
+    virtio-blk has no more queues than there could be CPUs, and would have none left to poll.
+    """
+    return {"cpus": cpus + 1, "append": f"{APPEND} maxcpus={cpus}"}
+
 
 
 @dataclass(frozen=True)
@@ -175,12 +185,10 @@ async def open_peer(peer: str, setup: Setup, cpus: int) -> AsyncIterator[Seat]:
     async with contextlib.AsyncExitStack() as stack:
         way = await _way(peer, setup, cpus, stack)
         spec = GuestSpec(
-            cpus=cpus,
-            spare_cpus=1,
+            **machine(cpus),
             memory=MEMORY,
             sockets=way.sockets,
             hugepages=setup.no_hugepages is None,
-            append=APPEND,
             qemu_args=tuple(way.arguments),
         )
         disks = "nvme*n*" if peer in NVME_PEERS else "vd*"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from nvmuser.bench import backends
-from nvmuser.bench.peers import APPEND, Seat, seated
+from nvmuser.bench.peers import Seat, machine, seated
 from nvmuser.errors import UsageError
 from nvmuser.guest import Guest, GuestSpec
 from nvmuser.rpc import Client, methods
@@ -99,14 +99,7 @@ async def open_variant(variant: Variant, cpus: int, backing: Path, directory: Pa
         target = backends.nvmf_target(find_spdk(), directory, options, variant.arguments)
         rpc, pid = await stack.enter_async_context(target)
         socket = await _configure(rpc, variant, backing, directory)
-        spec = GuestSpec(
-            cpus=cpus,
-            spare_cpus=1,
-            memory=GUEST_MEMORY,
-            sockets=(socket,),
-            hugepages=False,
-            append=APPEND,
-        )
+        spec = GuestSpec(**machine(cpus), memory=GUEST_MEMORY, sockets=(socket,), hugepages=False)
         charged = {"target": [pid]}
         seat = await stack.enter_async_context(seated(variant.name, spec, directory, "nvme*n*", charged, [pid]))
         await _place(variant, seat.guest, pid, set(cores))

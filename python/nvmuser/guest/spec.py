@@ -30,8 +30,6 @@ class GuestSpec:
     """One virtual machine. Without an `image`, or a controller to boot from, it is our appliance."""
 
     cpus: int = 1
-    spare_cpus: int = 0
-    """Sockets for CPUs that are not there (yet). Linux makes queues for all that could be."""
     memory: int = GIB
     """In bytes."""
     sockets: tuple[Path, ...] = ()
@@ -56,8 +54,6 @@ class GuestSpec:
     def __post_init__(self) -> None:
         if self.cpus < 1:
             raise UsageError(f"a guest needs at least one CPU, not {self.cpus}")
-        if self.spare_cpus < 0:
-            raise UsageError(f"a guest cannot have {self.spare_cpus} spare CPUs")
         if self.memory < _SMALLEST or self.memory % HUGEPAGE:
             raise UsageError(f"a guest's memory is a multiple of 2 MiB from 256 MiB on, not {self.memory} bytes")
         if len(set(self.sockets)) != len(self.sockets):
