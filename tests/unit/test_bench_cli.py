@@ -21,8 +21,8 @@ def invoke(*arguments: str, state: Path | None = None) -> Any:
 
 def test_every_command_has_help() -> None:
     names = [line.split()[0] for line in invoke("--help").output.partition("Commands:")[2].splitlines() if line.strip()]
-    assert {"compare", "demo", "diff", "guest", "report"} <= set(names)
-    for name in ("compare", "demo", "diff", "guest", "report"):
+    assert {"compare", "demo", "diff", "guest", "report", "tune"} <= set(names)
+    for name in ("compare", "demo", "diff", "guest", "report", "tune"):
         assert invoke(name, "--help").exit_code == 0
 
 

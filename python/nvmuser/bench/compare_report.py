@@ -108,8 +108,10 @@ def _warning(comparison: Comparison) -> str | None:
 def html(comparison: Comparison, title: str = "NVMe for a guest, compared") -> str:
     """The whole page."""
     intervals = {
-        job: {peer: ratio.interval for peer, ratio in row.items()} for job, row in analysis.ratios(comparison).items()
+        job: {peer: ratio.interval for peer, ratio in row.items() if ratio.interval.samples >= analysis.MIN_ROUNDS}
+        for job, row in analysis.ratios(comparison).items()
     }
+    peers = comparison.peers
     return report.render(
         "compare.html.j2",
         title=title,
@@ -118,7 +120,8 @@ def html(comparison: Comparison, title: str = "NVMe for a guest, compared") -> s
         facts=facts(comparison),
         warning=_warning(comparison),
         ours=comparison.base,
-        ratios=plots.ratios(intervals, "IOPS, ours over the peer (above 1: ours is faster)"),
+        ratios=plots.ratios(intervals, peers, "IOPS, ours over the peer (above 1: ours is faster)"),
+        medians=plots.medians(analysis.medians(comparison), peers, "IOPS, medians (logarithmic)"),
     )
 
 

@@ -146,25 +146,38 @@ def percentiles(jobs: Sequence[JobResult]) -> str:
         return _svg(figure, "Latency percentiles")
 
 
-def ratios(rows: Mapping[str, Mapping[str, Interval]], title: str) -> str:
-    """Ratios with their intervals: one group a job, one mark a peer, and a line at 1."""
-    peers = list(dict.fromkeys(peer for row in rows.values() for peer in row))
+Rows = Mapping[str, Mapping[str, Interval]]
+"""By job and peer."""
+
+
+def ratios(rows: Rows, peers: Sequence[str], title: str) -> str:
+    """Ratios with their intervals, and a line at 1."""
+    return _intervals(rows, peers, title, reference=1)
+
+
+def medians(rows: Rows, peers: Sequence[str], title: str) -> str:
+    """Medians with their intervals, on a logarithmic scale: jobs differ by powers of ten."""
+    return _intervals(rows, peers, title)
+
+
+def _intervals(rows: Rows, peers: Sequence[str], title: str, reference: float | None = None) -> str:
+    """One group a job, one mark a peer, which is the same in every plot of the same peers."""
     with matplotlib.rc_context(_STYLE):
         figure = _figure(7.2, 0.9 + len(rows) * (0.16 + 0.13 * len(peers)))
         axes = figure.subplots()
         step = 0.8 / max(1, len(peers))
         for index, peer in enumerate(peers):
-            points = [(number, row[peer]) for number, row in enumerate(rows.values()) if peer in row]
-            places = [number + (index - (len(peers) - 1) / 2) * step for number, _ in points]
-            medians = [interval.median for _, interval in points]
-            errors = [
-                [max(0.0, interval.median - interval.low) for _, interval in points],
-                [max(0.0, interval.high - interval.median) for _, interval in points],
-            ]
+            offset = (index - (len(peers) - 1) / 2) * step
+            points = [(number + offset, row[peer]) for number, row in enumerate(rows.values()) if peer in row]
+            if not points:
+                continue
             axes.errorbar(
-                medians,
-                places,
-                xerr=errors,
+                [interval.median for _, interval in points],
+                [place for place, _ in points],
+                xerr=[
+                    [max(0.0, interval.median - interval.low) for _, interval in points],
+                    [max(0.0, interval.high - interval.median) for _, interval in points],
+                ],
                 fmt=_MARKERS[index % len(_MARKERS)],
                 color=COLOURS[index % len(COLOURS)],
                 markersize=4.5,
@@ -172,12 +185,18 @@ def ratios(rows: Mapping[str, Mapping[str, Interval]], title: str) -> str:
                 capsize=2,
                 label=peer,
             )
-        axes.axvline(1, color="#30343b", linewidth=1)
+        if reference is None:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
+        else:
+            axes.axvline(reference, color="#30343b", linewidth=1)
+            axes.set_xlim(left=0)
         axes.set_yticks(range(len(rows)), list(rows))
-        axes.invert_yaxis()
-        axes.set_xlim(left=0)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_title(title)
-        if peers:
+        if rows:
             figure.legend(loc="outside lower center", ncols=min(4, len(peers)))
         return _svg(figure, title)

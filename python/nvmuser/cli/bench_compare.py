@@ -111,6 +111,11 @@ def report_command(results: tuple[Path, ...], output: Path | None, markdown: boo
     """Make a report of RESULT: a result.json of `bench guest`, or what `bench compare` left.
 
     Several comparisons with the same settings become one, their rounds put together.
+
+    \b
+    Examples:
+      nvmuser bench report bench/latest -o report.html
+      nvmuser bench report monday tuesday --markdown
     """
     single = [path for path in results if path.name == "result.json" or (path / "result.json").is_file()]
     if single and (len(results) > 1 or markdown):
@@ -138,7 +143,13 @@ def report_command(results: tuple[Path, ...], output: Path | None, markdown: boo
 @click.option("--metric", default="iops", show_default=True, help="Or lat_ns.p99, host_us_per_io, guest_us_per_io.")
 @click.option("--json", "as_json", is_flag=True)
 def diff(old: Path, new: Path, metric: str, as_json: bool) -> None:
-    """Say which changes between two comparisons are real: their 95 % interval leaves "no change" out."""
+    """Say which changes between two comparisons are real: their 95 % interval leaves "no change" out.
+
+    \b
+    Examples:
+      nvmuser bench diff bench/before bench/latest
+      nvmuser bench diff bench/before bench/latest --metric lat_ns.p99
+    """
     if metric not in ("iops", "bw_bytes", "host_us_per_io", "guest_us_per_io") and not metric.startswith("lat_ns."):
         raise UsageError(f"--metric {metric}: iops, bw_bytes, lat_ns.p99, host_us_per_io or guest_us_per_io")
     before, after = records.read(old), records.read(new)
