@@ -46,6 +46,12 @@ def test_page_is_self_contained_and_says_what_is_noisy() -> None:
     assert JOB in page
 
 
+def test_page_without_enough_rounds_draws_no_ratios() -> None:
+    page = compare_report.html(comparison({"endpoint": [100.0], "nvme": [50.0]}))
+    assert page.count("<svg") == 1
+    assert "too few" in page
+
+
 def test_page_of_one_that_was_interrupted_says_so() -> None:
     unfinished = replace(comparison(VALUES), footer=None)
     assert "did not come to its end" in compare_report.html(unfinished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.text import Text
 from nvmuser.bench import analysis, plots, report
 from nvmuser.bench.analysis import Change, Ratio
 from nvmuser.bench.records import Comparison
+from nvmuser.bench.stats import Interval
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,21 @@ def _cells(comparison: Comparison) -> dict[str, dict[str, _Cell]]:
         tail = p99[job].get(peer)
         return _Cell(
             iops=plots.si(interval.median),
-            interval=f"{plots.si(interval.low)} to {plots.si(interval.high)}",
+            interval=_bounds(interval, plots.si),
             p99=plots.duration(tail.median) if tail else report.MISSING,
             host=_micros(host[job][peer].median if peer in host[job] else None),
             guest=_micros(guest[job][peer].median if peer in guest[job] else None),
-            ratio_interval="" if ratio is None else f"{ratio.interval.low:.2f} to {ratio.interval.high:.2f}",
+            ratio_interval="" if ratio is None else _bounds(ratio.interval, "{:.2f}".format),
             unclear=ratio.unclear if ratio else None,
             verdict=_verdict_of(ratio),
         )
 
     return {job: {peer: cell(job, peer) for peer in row} for job, row in iops.items()}
+
+
+def _bounds(interval: Interval, text: Callable[[float], str]) -> str:
+    """A single round has no interval."""
+    return f"{text(interval.low)} to {text(interval.high)}" if interval.samples > 1 else report.MISSING
 
 
 def _verdict_of(ratio: Ratio | None) -> str:
@@ -120,7 +127,9 @@ def html(comparison: Comparison, title: str = "NVMe for a guest, compared") -> s
         facts=facts(comparison),
         warning=_warning(comparison),
         ours=comparison.base,
-        ratios=plots.ratios(intervals, peers, "IOPS, ours over the peer (above 1: ours is faster)"),
+        ratios=plots.ratios(intervals, peers, "IOPS, ours over the peer (above 1: ours is faster)")
+        if any(intervals.values())
+        else None,
         medians=plots.medians(analysis.medians(comparison), peers, "IOPS, medians (logarithmic)"),
     )
 

@@ -197,6 +197,6 @@ def _intervals(rows: Rows, peers: Sequence[str], title: str, reference: float | 
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.set_title(title)
-        if rows:
+        if any(rows.values()):
             figure.legend(loc="outside lower center", ncols=min(4, len(peers)))
         return _svg(figure, title)

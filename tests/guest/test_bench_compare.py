@@ -1,0 +1,37 @@
+"""Peers and variants on the real parts: every disk is seen, polled queues are polled, files are kept, nothing stays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from nvmuser.bench import compare, matrix, tune
+from nvmuser.bench.session import Step
+
+TIMING = matrix.Timing(runtime=0.5, ramp=0.0)
+
+
+def quiet(_step: Step) -> None:
+    """Nobody watches."""
+
+
+async def test_peers_are_measured_with_interrupts_and_polled(tmp_path: Path) -> None:
+    cases = [case for case in matrix.short(TIMING) if case.job.name.startswith("randread-4k-qd1-")]
+    plan = compare.Plan(cases, ["endpoint", "virtio-blk"], rounds=1, size=16 << 20)
+    found = await compare.compare(plan, tmp_path, quiet)
+
+    measured = {(run.job, run.peer) for run in found.runs}
+    assert measured == {(case.job.name, peer) for case in cases for peer in plan.peers}
+    assert found.skipped == {}
+    assert all(run.iops > 0 and run.host_us_per_io for run in found.runs)
+    report = json.loads((tmp_path / "fio/round1/virtio-blk/randread-4k-qd1-poll/fio.json").read_text())
+    assert report["jobs"][0]["job options"]["hipri"] == "1"
+    assert not list(tmp_path.glob("disks-*"))
+
+
+async def test_variants_are_measured_against_what_is_shipped(tmp_path: Path) -> None:
+    plan = tune.Plan(tune.choose(["beside-yielding"]), rounds=1, runtime=0.5)
+    found = await tune.tune(plan, tmp_path, quiet)
+    assert found.peers == ["default", "beside-yielding"]
+    assert len(found.runs) == 2 * len(plan.session.cases)
+    assert found.skipped == {}
