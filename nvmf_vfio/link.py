@@ -66,7 +66,7 @@ class TargetLink:
         self._next_id = 0
         self._open = True
         self.messages = 0
-        self._loop.add_reader(sock, self._readable)
+        self._wire.attach(self._readable, lambda _reason: self._lost())
 
     def request(
         self, command: Command, body: bytes, descriptors: list[Descriptor], on_reply: Callable[[Message], None]
@@ -119,23 +119,7 @@ class TargetLink:
 
     def _send(self, header: Header, body: bytes, descriptors: list[Descriptor]) -> None:
         self.messages += 1
-        try:
-            self._wire.send(header, body, descriptors)
-        except (Closed, ProtocolError):
-            # Told from the event loop: the caller is in the middle of something.
-            self._loop.call_soon(self._lost)
-            return
-        if self._wire.is_blocked:
-            self._loop.add_writer(self._wire.socket, self._writable)
-
-    def _writable(self) -> None:
-        try:
-            self._wire.flush()
-        except Closed:
-            self._lost()
-            return
-        if not self._wire.is_blocked:
-            self._loop.remove_writer(self._wire.socket)
+        self._wire.deliver(header, body, descriptors)
 
     def _readable(self) -> None:
         try:
@@ -160,8 +144,6 @@ class TargetLink:
         if not self._open:
             return
         self._open = False
-        self._loop.remove_reader(self._wire.socket)
-        self._loop.remove_writer(self._wire.socket)
         self._wire.close()
         self._awaited.clear()
         for future in list(self._calls):

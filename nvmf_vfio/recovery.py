@@ -40,14 +40,13 @@ from nvmf_vfio.messages import (
 from nvmf_vfio.protocol import Command
 from nvmf_vfio.registers import (
     BAR0,
-    CAP_TO_BYTE,
-    CAP_TO_LONGEST,
     CC_EN,
     CC_SHN_MASK,
     CSTS_CFS,
     CSTS_RDY,
     CSTS_SHST_COMPLETE,
     DOORBELLS,
+    SHOWN,
     AdminQueues,
     Register,
 )
@@ -239,7 +238,7 @@ class Controller:
         return value
 
     def patch_read(self, request: RegionAccess, data: bytes) -> bytes:
-        """A target's answer as the guest shall see it: CAP.TO at its longest, and what must be known later noted."""
+        """A target's answer as the guest shall see it: the longest time-outs, and what must be known later noted."""
         if request.region == CONFIG and request.offset + len(data) <= len(self.config_space):
             self.config_space[request.offset : request.offset + len(data)] = data
         if request.region != BAR0:
@@ -250,9 +249,8 @@ class Controller:
             self.seen_ready = self.seen_ready or bool(ready and self.cc & CC_EN)
         patched = bytearray(data)
         for offset in range(request.offset, request.offset + len(data)):
-            if offset == CAP_TO_BYTE:
-                patched[offset - request.offset] = CAP_TO_LONGEST
-            elif Register.AQA <= offset < Register.ACQ + 8:
+            patched[offset - request.offset] |= SHOWN.get(offset, 0)
+            if Register.AQA <= offset < Register.ACQ + 8:
                 # The target may have others, see `nvmf_vfio.proxy`.
                 patched[offset - request.offset] = self.registers[offset]
         return bytes(patched)
@@ -262,8 +260,9 @@ class Controller:
         if request.region == CONFIG:
             source = bytes(self.config_space)
         elif request.region == BAR0 and request.offset < _REGISTERS_SIZE:
-            image = bytearray(self.registers)
-            image[CAP_TO_BYTE] = CAP_TO_LONGEST
+            image = self.registers + bytes(Register.CRTO + 4 - len(self.registers))
+            for offset, bits in SHOWN.items():
+                image[offset] |= bits
             image[Register.CSTS : Register.CSTS + 4] = self.csts.to_bytes(4, "little")
             source = bytes(image)
         else:

@@ -1,4 +1,5 @@
-"""The NVMe registers and queue entries that recovery needs, by their names in the NVM Express Base Specification 1.4.
+"""The NVMe registers and queue entries that recovery needs, by their names in the NVM Express Base Specification 1.4
+(2.0 for CAP.CRMS and CRTO).
 
 Owns layouts and arithmetic only: no socket, no memory.
 """
@@ -23,16 +24,19 @@ class Register(IntEnum):
     AQA = 0x24
     ASQ = 0x28
     ACQ = 0x30
+    CRTO = 0x68
 
 
 BAR0 = 0
 """The region that holds the registers (linux/vfio.h, VFIO_PCI_BAR0_REGION_INDEX)."""
 DOORBELLS = 0x1000
 """Offset of the first doorbell (section 3.1.24)."""
-CAP_TO_BYTE = 3
-"""CAP.TO is bits 31:24 of CAP (section 3.1.1)."""
-CAP_TO_LONGEST = 0xFF
-"""CAP.TO in units of 500 ms: 127.5 s is the longest that a controller can ask a driver to wait for CSTS.RDY."""
+SHOWN = {3: 0xFF, 7: 0x08, Register.CRTO: 0xFF, Register.CRTO + 1: 0xFF}
+"""Bits that a guest sees set, by their byte in BAR0: how long a driver is to wait for CSTS.RDY, in units of 500 ms.
+
+CAP.TO (bits 31:24) can say 127.5 s at most. CAP.CRMS.CRWMS (bit 59) says that CRTO.CRWMT (bits 15:0) holds the longer
+one: 32,767 s (Base Specification 2.0, sections 3.1.3.1 and 3.1.3.22). Linux 6.0 and later heed it, others go by CAP.TO.
+"""
 
 CC_EN = 0x1
 CC_SHN_MASK = 0xC000

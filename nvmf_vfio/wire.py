@@ -10,9 +10,12 @@ is killed then, its successor finds the message still on the socket.
 from __future__ import annotations
 
 import array
+import asyncio
+import os
 import socket
+import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nvmf_vfio.descriptors import Descriptor, close_all
@@ -41,7 +44,8 @@ class Message:
 
 
 class Wire:
-    """One connection. `receive` and `send` never block.
+    """One connection. `receive` and `send` never block. Once it is attached to the event loop, that reads and writes,
+    and `deliver` takes the place of `send`.
 
     :param limit: the largest message to accept, in bytes.
     """
@@ -56,6 +60,23 @@ class Wire:
         self._queue: deque[tuple[memoryview, list[Descriptor]]] = deque()
         self._queued_bytes = 0
         self._open = True
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._broken: Callable[[str], None] | None = None
+
+    def attach(self, readable: Callable[[], None], broken: Callable[[str], None]) -> None:
+        """Have the running event loop call `readable` when something has arrived, and write what waits.
+
+        :param broken: called from the loop, with the reason, when something cannot be sent; perhaps more than once.
+        """
+        self._loop, self._broken = asyncio.get_running_loop(), broken
+        self._loop.add_reader(self.socket, readable)
+
+    @property
+    def peer_pid(self) -> int:
+        """The process that connected; 0 when it has ended, or lives in another namespace."""
+        credentials = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid: int = struct.unpack("3i", credentials)[0]
+        return pid if os.path.exists(f"/proc/{pid}") else 0
 
     @property
     def is_partial(self) -> bool:
@@ -174,6 +195,29 @@ class Wire:
         if len(self._queue) == 1:
             self.flush()
 
+    def deliver(self, header: Header, body: bytes, descriptors: Sequence[Descriptor]) -> None:
+        """`send` on an attached wire: trouble is told to `broken`, for the caller is in the middle of something."""
+        assert self._loop is not None
+        assert self._broken is not None
+        try:
+            self.send(header, body, descriptors)
+        except (Closed, ProtocolError) as error:
+            self._loop.call_soon(self._broken, f"cannot send: {error or 'the peer is gone'}")
+            return
+        if self._queue:
+            self._loop.add_writer(self.socket, self._writable)
+
+    def _writable(self) -> None:
+        assert self._loop is not None
+        assert self._broken is not None
+        try:
+            self.flush()
+        except Closed:
+            self._broken("cannot send: the peer is gone")
+            return
+        if not self._queue:
+            self._loop.remove_writer(self.socket)
+
     def flush(self) -> None:
         """Write as much of what waits as the socket takes. Raises as `send` does."""
         while self._queue:
@@ -197,6 +241,9 @@ class Wire:
 
     def close(self) -> None:
         """Close the socket and every descriptor in transit. Idempotent."""
+        if self._loop and self._open:
+            self._loop.remove_reader(self.socket)
+            self._loop.remove_writer(self.socket)
         self._open = False
         for _, descriptors in self._queue:
             close_all(descriptors)

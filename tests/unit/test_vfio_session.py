@@ -29,6 +29,7 @@ from vfio_fakes import (
 )
 
 from nvmf_vfio import session as session_module
+from nvmf_vfio import uplink as uplink_module
 from nvmf_vfio.endpoint import Endpoint
 from nvmf_vfio.messages import DeviceFeature, DmaAccess, DmaMap, RegionAccess, RegionInfo, SetIrqs, Version
 from nvmf_vfio.protocol import Command, Flag, Header
@@ -122,12 +123,13 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 # -- a target is there ---------------------------------------------------------------------------------------------
 
 
-async def test_a_guest_sees_the_targets_registers_and_the_longest_cap_to(world: World) -> None:
+async def test_a_guest_sees_the_targets_registers_and_the_longest_time_outs(world: World) -> None:
     world.target()
     await world.tell("ready")
     client = world.client()
     await do(client.hello)
-    assert await do(client.read, Register.CAP, 8) == CAP | 0xFF << 24
+    assert await do(client.read, Register.CAP, 8) == CAP | 0xFF << 24 | 1 << 59
+    assert await do(client.read, Register.CRTO, 4) & 0xFFFF == 0xFFFF
     assert await do(client.read, Register.VS, 4) == 0x10400
     assert await do(client.read, 0, 4, CONFIG) == 0x00101B36
 
@@ -270,7 +272,8 @@ async def test_while_there_is_no_target_everything_is_answered_and_remembered(wo
     await do(client.call, Command.DEVICE_GET_REGION_INFO, RegionInfo(32, 0, BAR0).pack())
     await world.lose(target)
     assert await do(driver.csts) == CSTS_CFS | CSTS_RDY
-    assert await do(client.read, Register.CAP, 8) == CAP | 0xFF << 24
+    assert await do(client.read, Register.CAP, 8) == CAP | 0xFF << 24 | 1 << 59
+    assert await do(client.read, Register.CRTO, 4) == 0xFFFF
     assert await do(client.read, 0, 4, CONFIG) == 0x00101B36
     info = RegionInfo.unpack(await do(client.call, Command.DEVICE_GET_REGION_INFO, RegionInfo(32, 0, BAR0).pack()))
     assert info.size == 0x2000
@@ -413,7 +416,7 @@ async def test_what_changes_during_the_replay_reaches_the_new_target(world: Worl
 
 
 async def test_a_target_that_refuses_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "_RETRY_INTERVAL", 0.01)
+    monkeypatch.setattr(uplink_module, "_RETRY_INTERVAL", 0.01)
     target, driver = await world.running()
     await world.lose(target)
     again = world.target()
@@ -428,7 +431,7 @@ async def test_a_target_that_refuses_is_tried_again(world: World, monkeypatch: p
 async def test_a_target_that_hangs_up_is_not_drained_until_it_answers_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "_RETRY_INTERVAL", 0.01)
+    monkeypatch.setattr(uplink_module, "_RETRY_INTERVAL", 0.01)
     target, driver = await world.running()
     target.held.add(Command.VERSION)
     target.hang_up()

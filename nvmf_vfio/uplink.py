@@ -1,0 +1,232 @@
+"""A session's way to the target of the day: connects to it, tells it what the guest has told its predecessors, and
+carries a driver on that was setting its controller up.
+
+Owns the connection to the target, the admin proxy on it, and the task that brings both up. What the guest hears of it
+is `nvmf_vfio.session`'s business, what is replayed `nvmf_vfio.recovery`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from nvmf_vfio.descriptors import Descriptor
+from nvmf_vfio.link import TargetError, TargetLink, connect
+from nvmf_vfio.memory import GuestMemoryError
+from nvmf_vfio.messages import DmaMap, DmaUnmap, RegionAccess, Reset, SetIrqs, Version
+from nvmf_vfio.pending import Pending
+from nvmf_vfio.protocol import FROM_TARGET, Command, Header, ProtocolError
+from nvmf_vfio.proxy import AdminProxy
+from nvmf_vfio.recovery import CONFIG, Controller, Phase
+from nvmf_vfio.registers import BAR0, CC_EN, Register
+from nvmf_vfio.wire import Message
+
+log = logging.getLogger(__name__)
+
+_RETRY_INTERVAL = 1.0
+_CONFIG_SPACE = 4096
+
+
+class Uplink:
+    """See the module. After `bring_up`, `on_online` is called once the target knows all; `on_lost` when it is gone
+    again without a word from the supervisor.
+
+    :param is_target_ready: whether the supervisor counts on the target.
+    :param on_request: called with each request that the target makes (DMA by message).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        controller: Controller,
+        *,
+        is_target_ready: Callable[[], bool],
+        on_request: Callable[[Header, bytes, list[Descriptor]], None],
+        on_online: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self.online = False
+        self.link: TargetLink | None = None
+        self.proxy: AdminProxy | None = None
+        self._name = name
+        self._path = path
+        self._controller = controller
+        self._is_target_ready = is_target_ready
+        self._on_request = on_request
+        self._on_online = on_online
+        self._on_lost = on_lost
+        self._asked: set[int] = set()
+        self._introducing = False
+        self._task: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._open = True
+
+    def bring_up(self) -> None:
+        """A target serves this controller (again)."""
+        if self._task is None and self._open:
+            self._task = self._loop.create_task(self._introduce())
+
+    def drop(self) -> None:
+        """The target is gone, or goes. Idempotent."""
+        if self._task:
+            self._task.cancel()
+            self._task = None
+        self._disconnect()
+        self.online = False
+
+    def close(self) -> None:
+        """The guest is gone. Idempotent."""
+        self._open = False
+        self.drop()
+
+    def _disconnect(self) -> None:
+        if self.proxy:
+            self.proxy.close()
+            self.proxy = None
+        if self.link:
+            link, self.link = self.link, None
+            link.close()
+        self._asked.clear()
+
+    def _connection_lost(self) -> None:
+        """The connection ended before the supervisor said anything: it will, unless the target lives and only closed
+        it."""
+        self._disconnect()
+        if self._task and not self._task.done():
+            return
+        self._on_lost()
+        self._loop.call_later(_RETRY_INTERVAL, self._retry)
+
+    def _retry(self) -> None:
+        if self._is_target_ready():
+            # A live target answers on a new connection only when everything of the old one has ended. One that has
+            # died and whose death nobody has told yet does not answer, and is not drained.
+            self.bring_up()
+
+    # -- introducing the guest -----------------------------------------------------------------------------------
+
+    async def _introduce(self) -> None:
+        while True:
+            try:
+                self.link = TargetLink(await connect(self._path), self._requested, self._connection_lost)
+                if self._controller.version is not None:
+                    await self._replay(self.link)
+                    await self._carry_on(self.link)
+                break
+            except (TargetError, ProtocolError, OSError) as error:
+                log.error("%s: the target refuses the guest's state: %s", self._name, error)
+                self._disconnect()
+            finally:
+                self._introducing = False
+            await asyncio.sleep(_RETRY_INTERVAL)
+        # No guest's message can come between this and what `on_online` does.
+        self.online = True
+        self._on_online()
+
+    async def _replay(self, link: TargetLink) -> None:
+        assert self._controller.version is not None
+        await link.call(Command.VERSION, self._controller.version.pack())
+        calls = [link.call(*call) for call in self._controller.replay()]
+        self._introducing = True
+        try:
+            await asyncio.gather(*calls)
+        finally:
+            for call in calls:
+                call.cancel()
+
+    async def _carry_on(self, link: TargetLink) -> None:
+        """Take a driver that was setting its controller up through the rest of that."""
+        controller = self._controller
+        if controller.phase is not Phase.STARTING:
+            return
+        vector_index, _ = controller.admin_irq
+        self.proxy = AdminProxy(
+            link, controller.admin, controller.memory, interrupt=controller.interrupt, vector_index=vector_index
+        )
+        try:
+            await self.proxy.start(controller.cc)
+        except GuestMemoryError as error:
+            raise TargetError(f"the guest's admin queue is gone: {error}") from error
+        if controller.phase is not Phase.STARTING:
+            raise TargetError("the driver has begun anew")
+        log.info("%s: carrying the driver on through its initialisation", self._name)
+
+    def end_proxy(self) -> None:
+        """The driver disables its controller: what it sets up next is its own."""
+        proxy, self.proxy = self.proxy, None
+        if proxy:
+            _, kept = self._controller.admin_irq
+            proxy.end(kept.descriptor if kept else None)
+
+    # -- messages ----------------------------------------------------------------------------------------------
+
+    def forward(self, pending: Pending, on_reply: Callable[[Pending, Message], None]) -> None:
+        """Pass a guest's request on to the target that is online."""
+        assert self.link is not None
+        if pending.command is Command.DEVICE_RESET and self._controller.cc & CC_EN:
+            # SPDK's reset leaves the controller enabled, and would go on to read queues in memory that is used anew.
+            disabled = (self._controller.cc & ~CC_EN).to_bytes(4, "little")
+            body = RegionAccess(Register.CC, BAR0, len(disabled), disabled).pack()
+            self.link.request(Command.REGION_WRITE, body, [], Message.close)
+        if pending.command is Command.VERSION:
+            assert isinstance(pending.request, Version)
+            # A second socket for the target's own requests would bypass this process.
+            capabilities = {k: v for k, v in pending.request.capabilities.items() if k != "twin_socket"}
+            pending.request = Version(pending.request.major, pending.request.minor, capabilities)
+            pending.body = pending.request.pack()
+        copies = [kept.descriptor.duplicate() for kept in pending.kept]
+        self.link.request(pending.command, pending.body, copies, lambda reply: on_reply(pending, reply))
+
+    def _requested(self, message: Message) -> None:
+        """The target reads or writes guest memory by message: the guest answers."""
+        if message.header.command not in FROM_TARGET:
+            message.close()
+            raise ProtocolError(f"command {message.header.command} from the target")
+        self._asked.add(message.header.id)
+        self._on_request(message.header, message.body, message.descriptors)
+
+    def answer(self, message: Message) -> None:
+        """Pass a guest's reply on, if the target has asked for it."""
+        if self.link and message.header.command in FROM_TARGET and message.header.id in self._asked:
+            self._asked.discard(message.header.id)
+            self.link.reply(message)
+
+    # -- telling the target --------------------------------------------------------------------------------------
+
+    def tell_registers(self) -> None:
+        """The registers that the guest has written since the target before."""
+        for command, body, _ in self._controller.replay_registers():
+            if self.link:
+                self.link.request(command, body, [], Message.close)
+
+    def tell_too(self, pending: Pending) -> None:
+        """If the guest's state is on its way to a new target: this request, which is answered here, changes it."""
+        if not self._introducing or not self.link:
+            return
+        request = pending.request
+        is_config = isinstance(request, RegionAccess) and bool(request.data) and request.region == CONFIG
+        if is_config or isinstance(request, DmaMap | DmaUnmap | SetIrqs | Reset):
+            copies = [kept.descriptor.duplicate() for kept in pending.kept]
+            self.link.request(pending.command, pending.body, copies, Message.close)
+
+    async def prefetch(self) -> None:
+        """Read what must be known when there is no target: CAP, VS and configuration space."""
+        link = self.link
+        if link is None:
+            return
+        wanted = ((BAR0, Register.CAP, 8), (BAR0, Register.VS, 4), (CONFIG, 0, _CONFIG_SPACE))
+        try:
+            for region, offset, count in wanted:
+                body = await link.call(Command.REGION_READ, RegionAccess(offset, region, count).pack())
+                data = RegionAccess.unpack(body, with_data=True).data
+                if len(data) != count:
+                    raise ProtocolError(f"{len(data)} bytes for {count}")
+                if region == BAR0:
+                    self._controller.registers[offset : offset + count] = data
+                else:
+                    self._controller.config_space[:] = data
+        except (TargetError, ProtocolError) as error:
+            log.warning("%s: registers not read: %s", self._name, error)
