@@ -50,6 +50,11 @@ class StateDir:
         return self.root / "log"
 
     @property
+    def spdk(self) -> Path:
+        """A link to the SPDK that `nvmuser target upgrade` has chosen; none: the one that set-up built."""
+        return self.root / "spdk"
+
+    @property
     def run(self) -> Path:
         """Sockets, pid files and locks."""
         return self.root / "run"

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from nvmuser.errors import ConflictError, NotFoundError, TargetNotRunning, UsageError
 from nvmuser.paths import StateDir
+from nvmuser.runtime import find_spdk
 from nvmuser.target import daemon
 from nvmuser.target.spdk import Options, why_no_hugepages
 
@@ -98,17 +99,26 @@ def restart(state: StateDir) -> None:
 
 
 @target.command()
-@click.option("--spdk", "prefix", type=click.Path(path_type=Path, exists=True, file_okay=False), required=True)
+@click.option(
+    "--spdk",
+    "prefix",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Where it is installed. Default: the one that set-up built.",
+)
 @click.pass_obj
-def upgrade(state: StateDir, prefix: Path) -> None:
-    """Replace the target by a process of another SPDK. It is started before the old one ends. Guests stay and wait.
+def upgrade(state: StateDir, prefix: Path | None) -> None:
+    """Replace the target by a process of another SPDK, now and at later starts. It is started before the old one
+    ends, and the old one's I/O is finished and flushed. Guests stay and wait.
 
     \b
-    Example:
+    Examples:
       nvmuser target upgrade --spdk /opt/spdk-26.05
+      nvmuser target upgrade        # after `make setup` has built a new one
     """
-    _call(state, "upgrade", prefix=str(prefix.absolute()))
-    click.echo(f"the target is SPDK in {prefix} now")
+    chosen = prefix.absolute() if prefix else find_spdk().prefix
+    began = time.monotonic()
+    _call(state, "upgrade", prefix=str(chosen))
+    click.echo(f"the target is SPDK in {chosen} now; replaced in {time.monotonic() - began:.1f} s")
 
 
 @target.command()

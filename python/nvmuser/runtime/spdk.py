@@ -58,7 +58,10 @@ def find_spdk() -> Spdk:
     :raise SetupError: $NVMUSER_SPDK will not do, or set-up has not run.
     """
     if named := os.environ.get("NVMUSER_SPDK"):
-        return check_prefix(Path(named))
+        try:
+            return check_prefix(Path(named))
+        except SetupError as error:
+            raise SetupError(f"NVMUSER_SPDK={error}") from None
     prefix = product_dir(cache_dir())
     facts = product.read_manifest(prefix)
     if facts is None:
@@ -74,10 +77,10 @@ def check_prefix(prefix: Path) -> Spdk:
     """
     target = prefix / "bin/nvmf_tgt"
     if not target.exists():
-        raise SetupError(f"NVMUSER_SPDK={prefix}: no bin/nvmf_tgt in it")
+        raise SetupError(f"{prefix}: no SPDK, there is no bin/nvmf_tgt in it")
     candidates = [target, *sorted(prefix.glob("lib*/libspdk_nvmf.so*")), *sorted(prefix.glob("lib/*/libspdk_nvmf.so*"))]
     if not any(TRANSPORT_SYMBOL in path.read_bytes() for path in candidates):
-        raise SetupError(f"NVMUSER_SPDK={prefix}: built without the vfio-user transport (configure --with-vfio-user)")
+        raise SetupError(f"{prefix}: SPDK built without the vfio-user transport (configure --with-vfio-user)")
     match = re.search(r"SPDK v(\d+\.\d+)", proc.output([target, "--version"], timeout=20))
     return Spdk(prefix, match[1] if match else "unknown")
 

@@ -24,10 +24,10 @@ from typing import IO, NoReturn
 from nvmuser.errors import ConflictError, NvmuserError, RpcConnectionError, TargetError, TargetNotRunning, UsageError
 from nvmuser.paths import SUN_PATH_MAX, StateDir
 from nvmuser.rpc import Client
-from nvmuser.runtime import Spdk, find_spdk
+from nvmuser.runtime import Spdk
 from nvmuser.runtime.spdk import check_prefix
 from nvmuser.target import sdstore
-from nvmuser.target.spdk import Options
+from nvmuser.target.spdk import Options, chosen_spdk
 from nvmuser.target.supervisor import supervise
 
 _LONGEST_NAME = 32
@@ -60,24 +60,24 @@ def locked(state: StateDir) -> Iterator[IO[str]]:
 
     :raises ConflictError: a supervisor holds it.
     """
-    with state.lock.open("a+") as file:
+    with open(os.open(state.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640), "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
             pid = file.read().strip() or "unknown"
             way = f"pid {pid}; `nvmuser target stop` ends it"
             raise ConflictError(f"{state.root}: a supervisor is running ({way})") from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        # Not emptied in between: on a full disk there would be no room to fill it again.
+        content = f"{os.getpid()}\n".encode()
+        os.pwrite(file.fileno(), content, 0)
+        os.ftruncate(file.fileno(), len(content))
         yield file
 
 
 def _command(state: StateDir, options: Options, standby: bool, ready_fd: int) -> list[str]:
     """The supervisor's command line, after everything has been looked at that can be refused beforehand."""
     prepare(state)
-    spdk = find_spdk()
+    spdk = chosen_spdk(state)
     with locked(state):
         # Held only to say so at once; the supervisor takes it for itself.
         pass

@@ -47,16 +47,17 @@ class Process:
                 )
             except OSError as error:
                 raise TargetError(f"{argv[0]}: {error.strerror}") from error
-        # Without it a later supervisor does not find this process; with a full disk that is the lesser evil.
+        # A later supervisor finds this process by it. A short symbolic link needs no block of a disk that may be full.
         with contextlib.suppress(OSError):
-            pid_file.write_text(f"{child.pid} {_start_time(child.pid)}\n")
+            pid_file.unlink(missing_ok=True)
+            pid_file.symlink_to(f"{child.pid}:{_start_time(child.pid)}")
         return cls(child.pid, pid_file, child)
 
     @classmethod
     def adopt(cls, pid_file: Path) -> Self | None:
         """Take over the process that a pid file names, if it is still the same one."""
         try:
-            pid_text, start_time = pid_file.read_text().split()
+            pid_text, _, start_time = os.readlink(pid_file).partition(":")
             pid = int(pid_text)
             if _start_time(pid) != start_time:
                 return None

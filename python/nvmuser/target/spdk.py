@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from nvmuser.errors import RpcError, TargetError
-from nvmuser.paths import StateDir
+from nvmuser.errors import RpcError, SetupError, TargetError
+from nvmuser.paths import StateDir, cache_dir
 from nvmuser.rpc import Client
-from nvmuser.runtime import Spdk
+from nvmuser.runtime import Spdk, find_spdk
+from nvmuser.runtime.spdk import check_prefix, product_dir
 from nvmuser.target.process import Process
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,29 @@ def arguments(spdk: Spdk, rpc_socket: Path, options: Options) -> list[str]:
     # Unlinked at once, hugepages are free again however the process ends.
     argv += ["--huge-unlink"] if options.resolve_hugepages() else ["--no-huge"]
     return argv
+
+
+def chosen_spdk(state: StateDir) -> Spdk:
+    """The SPDK of this deployment: $NVMUSER_SPDK's, else the one that `target upgrade` has chosen, else set-up's.
+
+    :raises SetupError: it is not there, or will not do.
+    """
+    if "NVMUSER_SPDK" in os.environ or not state.spdk.is_symlink():
+        return find_spdk()
+    try:
+        return check_prefix(state.spdk.readlink())
+    except SetupError as error:
+        raise SetupError(f"{error}; `target upgrade` chose it: remove {state.spdk} to go without") from None
+
+
+def choose_spdk(state: StateDir, spdk: Spdk) -> None:
+    """Have later starts use it too.
+
+    :raises OSError: that cannot be kept.
+    """
+    state.spdk.unlink(missing_ok=True)
+    if spdk.prefix != product_dir(cache_dir()):
+        state.spdk.symlink_to(spdk.prefix)
 
 
 class Target:

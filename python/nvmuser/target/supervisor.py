@@ -26,7 +26,7 @@ from nvmuser.rpc import Server
 from nvmuser.runtime import Spdk
 from nvmuser.runtime.spdk import check_prefix
 from nvmuser.target.endpoint import EndpointProcess
-from nvmuser.target.spdk import Options, Target, why_no_hugepages
+from nvmuser.target.spdk import Options, Target, choose_spdk, why_no_hugepages
 
 log = logging.getLogger(__name__)
 
@@ -334,11 +334,19 @@ class Supervisor:
 
     async def restart(self) -> None:
         """Replace the target by another process of the same SPDK, with its I/O finished first."""
-        await self.upgrade(str(self._spdk.prefix))
+        await self._replace(self._spdk)
 
     async def upgrade(self, prefix: str) -> None:
-        """Replace the target by a process of the SPDK in `prefix`. It is started before the old one ends."""
+        """Replace the target by a process of the SPDK in `prefix`, now and at later starts."""
         spdk = check_prefix(Path(prefix))
+        await self._replace(spdk)
+        try:
+            choose_spdk(self._state, spdk)
+        except OSError as error:
+            self._note(f"{self._state.spdk}: {error.strerror}; the next start uses another SPDK than {prefix}")
+
+    async def _replace(self, spdk: Spdk) -> None:
+        """The next target is started before the old one ends."""
         async with self._changing:
             target = self._target
             if target is None:
@@ -351,7 +359,7 @@ class Supervisor:
                     if self._standby is None:
                         self._spdk = old
                 if self._standby is None:
-                    raise TargetError(f"{prefix}: the new target does not start; the old one goes on")
+                    raise TargetError(f"{spdk.prefix}: the new target does not start; the old one goes on")
             self._planned = True
             self._ready.clear()
             self._endpoint.target("gone")
