@@ -18,13 +18,13 @@ LIVE passes registers through; the other phases answer them from here.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
 from nvmf_vfio.admin import AdminQueue, Outstanding
-from nvmf_vfio.descriptors import Descriptor, is_eventfd
+from nvmf_vfio.descriptors import Descriptor
+from nvmf_vfio.interrupts import Interrupts
 from nvmf_vfio.memory import GuestMemory, GuestMemoryError, Refused
 from nvmf_vfio.messages import (
     DmaMap,
@@ -54,15 +54,10 @@ from nvmf_vfio.vault import Kept
 
 CONFIG = 7
 """Region index of configuration space (linux/vfio.h, VFIO_PCI_CONFIG_REGION_INDEX)."""
-_MSIX = 2
 _REGISTERS_SIZE = 0x1000
 _CONFIG_SIZE = 4096
 _MAX_CONFIG_WRITE = 64
 _MAX_CONFIG_WRITES = 512
-_MAX_INTERRUPTS = 2048
-"""PCI's limit for MSI-X; all kinds of interrupt of one guest count."""
-_IRQ_DESCRIPTORS = 8
-"""Descriptors in one replayed DEVICE_SET_IRQS: the least that an implementation may be expected to take."""
 
 
 class Phase(StrEnum):
@@ -82,7 +77,7 @@ class Controller:
         self.version: Version | None = None
         self.memory = GuestMemory()
         self.admin = AdminQueue()
-        self.irqs: dict[int, dict[int, Kept]] = {}
+        self.interrupts = Interrupts()
         self.config_writes: dict[tuple[int, int], bytes] = {}
         self.config_space = bytearray()
         self.registers = bytearray(64)
@@ -105,12 +100,7 @@ class Controller:
             self.memory.check_map(request, descriptors)
             self.memory.check_room(request)
         elif isinstance(request, SetIrqs):
-            if descriptors and len(descriptors) + sum(map(len, self.irqs.values())) > 2 * _MAX_INTERRUPTS:
-                raise Refused(errno.ENOSPC, f"more than {_MAX_INTERRUPTS} interrupts")
-            if descriptors and not (request.flags & SetIrqs.DATA_EVENTFD and len(descriptors) == request.count):
-                raise Refused(errno.EINVAL, f"{len(descriptors)} descriptors for {request.count} vectors")
-            if not all(map(is_eventfd, descriptors)):
-                raise Refused(errno.EINVAL, "an interrupt's descriptor is not an eventfd")
+            self.interrupts.check(request, descriptors)
         elif isinstance(request, RegionIoFds):
             raise Refused(errno.ENOTSUP, "ioeventfds of one target mean nothing to the next")
         elif descriptors:
@@ -151,7 +141,7 @@ class Controller:
             case DmaUnmap():
                 self.memory.unmap(request)
             case SetIrqs():
-                self._remember_irqs(request, kept)
+                self.interrupts.remember(request, kept)
             case Version():
                 self.version = request
             case RegionAccess() | RegionWriteMulti():
@@ -159,22 +149,6 @@ class Controller:
                     self._remember_write(write)
             case Reset():
                 self._reset()
-
-    def _remember_irqs(self, request: SetIrqs, kept: list[Kept]) -> None:
-        if not request.flags & SetIrqs.TRIGGER or request.flags & SetIrqs.DATA_BOOL:
-            for unused in kept:
-                unused.release()
-            return
-        vectors = self.irqs.setdefault(request.index, {})
-        gone = range(request.start, request.start + request.count)
-        if request.flags & SetIrqs.DATA_NONE:
-            if request.count:
-                return
-            gone = range(SetIrqs.MAX_VECTORS)
-        for vector in [v for v in vectors if v in gone]:
-            if (old := vectors.pop(vector)) not in kept:
-                old.release()
-        vectors.update(zip(range(request.start, request.start + len(kept)), kept, strict=True))
 
     def _remember_write(self, write: RegionAccess) -> None:
         if write.region == CONFIG:
@@ -305,11 +279,7 @@ class Controller:
         for region in self.memory.regions:
             copies = [region.kept.descriptor.duplicate()] if region.kept else []
             yield Command.DMA_MAP, region.map.pack(), copies
-        for index, vectors in self.irqs.items():
-            for run in _runs(sorted(vectors), _IRQ_DESCRIPTORS):
-                request = SetIrqs(SetIrqs.DATA_EVENTFD | SetIrqs.TRIGGER, index, run[0], len(run))
-                copies = [vectors[vector].descriptor.duplicate() for vector in run]
-                yield Command.DEVICE_SET_IRQS, request.pack(), copies
+        yield from self.interrupts.replay()
         for (offset, count), data in self.config_writes.items():
             yield Command.REGION_WRITE, RegionAccess(offset, CONFIG, count, data).pack(), []
 
@@ -342,36 +312,22 @@ class Controller:
         except GuestMemoryError:
             return False
         if told:
-            self.interrupt()
+            self.interrupts.signal_admin()
         return woken
-
-    @property
-    def admin_irq(self) -> tuple[int, Kept | None]:
-        """The kind of interrupt that the guest has set up, and vector 0 of it; the admin queue has no other."""
-        for index in (_MSIX, 1, 0):
-            if kept := self.irqs.get(index, {}).get(0):
-                return index, kept
-        return _MSIX, None
-
-    def interrupt(self) -> None:
-        """Signal the guest's admin interrupt."""
-        _index, kept = self.admin_irq
-        if kept:
-            _signal(kept.descriptor)
 
     # -- the record ----------------------------------------------------------------------------------------------
 
     def kept_names(self) -> set[str]:
         """The names of the descriptors that are remembered."""
         names = {region.kept.name for region in self.memory.regions if region.kept}
-        return names | {kept.name for vectors in self.irqs.values() for kept in vectors.values()}
+        return names | self.interrupts.kept_names()
 
     def to_json(self) -> dict[str, Any]:
         version = [self.version.major, self.version.minor, self.version.capabilities] if self.version else None
         return {
             "version": version,
             "memory": self.memory.to_json(),
-            "irqs": [[index, v, kept.name] for index, vs in self.irqs.items() for v, kept in vs.items()],
+            "irqs": self.interrupts.to_json(),
             "config_writes": [[offset, size, data.hex()] for (offset, size), data in self.config_writes.items()],
             "config_space": self.config_space.hex(),
             "registers": self.registers.hex(),
@@ -386,8 +342,7 @@ class Controller:
         if document["version"]:
             self.version = Version(*document["version"])
         self.memory.load_json(document["memory"], kept)
-        for index, vector, name in document["irqs"]:
-            self.irqs.setdefault(index, {})[vector] = kept[name]
+        self.interrupts.load_json(document["irqs"], kept)
         for offset, size, data in document["config_writes"]:
             self.config_writes[(offset, size)] = bytes.fromhex(data)
         self.config_space = bytearray.fromhex(document["config_space"])
@@ -408,24 +363,3 @@ def _writes(request: Request) -> tuple[RegionAccess, ...]:
     if isinstance(request, RegionWriteMulti):
         return request.writes
     return (request,) if isinstance(request, RegionAccess) and request.data else ()
-
-
-def _runs(vectors: list[int], longest: int) -> Iterator[list[int]]:
-    """Consecutive vectors, in pieces of at most `longest`."""
-    run: list[int] = []
-    for vector in vectors:
-        if run and (vector != run[-1] + 1 or len(run) == longest):
-            yield run
-            run = []
-        run.append(vector)
-    if run:
-        yield run
-
-
-def _signal(descriptor: Descriptor) -> None:
-    """Count an eventfd up. It cannot block: a full counter means that the signal is pending anyway."""
-    os.set_blocking(descriptor.fileno(), False)
-    try:
-        os.eventfd_write(descriptor.fileno(), 1)
-    except BlockingIOError:
-        return

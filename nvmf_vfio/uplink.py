@@ -142,9 +142,10 @@ class Uplink:
         controller = self._controller
         if controller.phase is not Phase.STARTING:
             return
-        vector_index, _ = controller.admin_irq
+        interrupts = controller.interrupts
+        vector_index, _ = interrupts.admin
         self.proxy = AdminProxy(
-            link, controller.admin, controller.memory, interrupt=controller.interrupt, vector_index=vector_index
+            link, controller.admin, controller.memory, interrupt=interrupts.signal_admin, vector_index=vector_index
         )
         try:
             await self.proxy.start(controller.cc)
@@ -158,7 +159,7 @@ class Uplink:
         """The driver disables its controller: what it sets up next is its own."""
         proxy, self.proxy = self.proxy, None
         if proxy:
-            _, kept = self._controller.admin_irq
+            _, kept = self._controller.interrupts.admin
             proxy.end(kept.descriptor if kept else None)
 
     # -- messages ----------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ The backing is slowed by the kernel's own I/O throttling, so that a kill finds m
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import mmap
@@ -14,37 +13,16 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+from throttle import throttled
 
 from nvmuser.runtime import find_spdk
 
-BLKIO = Path("/sys/fs/cgroup/blkio")
 SIZE = 16 << 20
 RATE = 2 << 20
 """Bytes per second: a full queue of 128 KiB writes takes seconds."""
-
-
-@pytest.fixture
-def throttled(tmp_path: Path) -> Iterator[Path]:
-    """A control group whose processes write slowly to the device that holds `tmp_path`."""
-    group = BLKIO / f"nvmuser-{os.getpid()}"
-    device = os.stat(tmp_path).st_dev
-    try:
-        group.mkdir()
-        limit = group / "blkio.throttle.write_bps_device"
-        limit.write_text(f"{os.major(device)}:{os.minor(device)} {RATE}")
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            group.rmdir()
-        pytest.skip(f"no I/O throttling by a blkio control group here: {error}")
-    yield group
-    deadline = time.monotonic() + 30
-    while (group / "cgroup.procs").read_text().strip() and time.monotonic() < deadline:
-        select.select([], [], [], 0.05)
-    group.rmdir()
 
 
 def on_disk(path: Path) -> str:
@@ -72,7 +50,7 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> No
         select.select([], [], [], 0.02)
 
 
-def test_nothing_lands_after_the_process_is_reaped(throttled: Path, tmp_path: Path) -> None:
+def test_nothing_lands_after_the_process_is_reaped(tmp_path: Path) -> None:
     """SPDK's own `bdev_aio`, in `bdevperf`: a target's volumes are the same module."""
     backing, config, log = tmp_path / "late.img", tmp_path / "late.json", tmp_path / "bdevperf.log"
     # Not what bdevperf writes, which is zeros.
@@ -83,22 +61,22 @@ def test_nothing_lands_after_the_process_is_reaped(throttled: Path, tmp_path: Pa
     config.write_text(json.dumps({"subsystems": [{"subsystem": "bdev", "config": [volume]}]}))
     argv = [str(find_spdk().binary("bdevperf")), "--no-huge", "--no-pci", "-s", "512", "-m", "0x1", "-c", str(config)]
     argv += ["-r", str(tmp_path / "rpc.sock"), "-q", "64", "-o", "131072", "-w", "randwrite", "-t", "60"]
-    with log.open("wb") as output:
+    with throttled(tmp_path, RATE) as group, log.open("wb") as output:
         process = subprocess.Popen(argv, stdout=output, stderr=output)
-    pidfd = os.pidfd_open(process.pid)
-    try:
-        (throttled / "cgroup.procs").write_text(str(process.pid))
-        wait_until(lambda: bytes_written(process.pid) > RATE, process)
-        process.send_signal(signal.SIGKILL)
-        early, _, _ = select.select([pidfd], [], [], 0.2)
-        before_the_end = on_disk(backing)
-        select.select([pidfd], [], [], 60)
-        at_the_end = on_disk(backing)
-        select.select([], [], [], 3)
-        assert not early, "nothing was in flight, so that this shows nothing"
-        assert before_the_end != at_the_end, "what was in flight was finished before the process was reaped"
-        assert on_disk(backing) == at_the_end, "a write has landed after the process was reaped"
-    finally:
-        os.close(pidfd)
-        process.kill()
-        process.wait()
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            (group / "cgroup.procs").write_text(str(process.pid))
+            wait_until(lambda: bytes_written(process.pid) > RATE, process)
+            process.send_signal(signal.SIGKILL)
+            early, _, _ = select.select([pidfd], [], [], 0.2)
+            before_the_end = on_disk(backing)
+            select.select([pidfd], [], [], 60)
+            at_the_end = on_disk(backing)
+            select.select([], [], [], 3)
+            assert not early, "nothing was in flight, so that this shows nothing"
+            assert before_the_end != at_the_end, "what was in flight was finished before the process was reaped"
+            assert on_disk(backing) == at_the_end, "a write has landed after the process was reaped"
+        finally:
+            os.close(pidfd)
+            process.kill()
+            process.wait()

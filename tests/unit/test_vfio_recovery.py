@@ -217,10 +217,10 @@ def test_interrupts_replaced_and_taken_away(guest: Guest) -> None:
 def test_the_admin_interrupt_is_vector_0_of_what_the_guest_uses(guest: Guest) -> None:
     with eventfd() as intx, eventfd() as msix:
         guest.interrupts([intx.duplicate()], 0, 0)
-        guest.controller.interrupt()
+        guest.controller.interrupts.signal_admin()
         assert signals(intx) == 1
         guest.interrupts([msix.duplicate()], 0, 2)
-        guest.controller.interrupt()
+        guest.controller.interrupts.signal_admin()
         assert (signals(intx), signals(msix)) == (0, 1)
 
 
@@ -228,7 +228,7 @@ def test_a_full_eventfd_does_not_block(guest: Guest) -> None:
     held = Descriptor(os.eventfd(0, os.EFD_CLOEXEC))
     os.eventfd_write(held.fileno(), (1 << 64) - 2)
     guest.interrupts([held])
-    guest.controller.interrupt()
+    guest.controller.interrupts.signal_admin()
 
 
 def test_what_is_refused(guest: Guest) -> None:

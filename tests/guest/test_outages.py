@@ -1,0 +1,182 @@
+"""A guest on its disks while the machine under it is short of something, or changes: full and broken disks, slow ones,
+another SPDK, firmware that finds no target.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from throttle import throttled
+from world import DEVICES, DISKS, World, both, kill, sparse, started
+
+from nvmuser.errors import RpcError
+from nvmuser.guest import GuestSpec, launch
+from nvmuser.guest.spec import MIB
+from nvmuser.runtime import find_spdk
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, size: str) -> Iterator[None]:
+    """A file system of a given size at `path`; if none can be mounted here, just a directory."""
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path]).returncode == 0
+    try:
+        yield
+    finally:
+        if mounted:
+            subprocess.run(["umount", "-l", path], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write to `path` until nothing more fits."""
+    if not path.parent.is_mount():
+        pytest.skip("no file system of a given size can be mounted here")
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    assert os.statvfs(path).f_bavail == 0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    root = tmp_path_factory.mktemp("o")
+    with small_disk(root / "s", "16m"):
+        async with started(root) as world:
+            yield world
+
+
+async def test_a_full_disk_under_the_state_directory(world: World, tmp_path: Path) -> None:
+    """Processes die and come back on it; what cannot be written down is refused, and works when there is room again."""
+    filler = world.deployment.state.root / "filler"
+
+    async def strike() -> None:
+        fill(filler)
+        before = await world.status()
+        kill(before, "target", "endpoint")
+        await world.recovered(before)
+
+    try:
+        await world.survives(strike)
+    finally:
+        filler.unlink(missing_ok=True)
+    await world.deployment.disk("later", sparse(tmp_path / "later"))
+    await world.deployment.forget("later")
+
+
+async def test_a_full_or_broken_backing_is_an_error_for_that_io_alone(world: World, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "8m"):
+        backing = sparse(tmp_path / "small/full")
+        socket = await world.deployment.disk("full", backing)
+        before = await world.status()
+        async with launch(GuestSpec(memory=384 * MIB, sockets=(socket,)), tmp_path / "third") as third:
+
+            async def dd(arguments: str) -> int:
+                return (await third.run(f"dd bs=1M {arguments}", timeout=60)).status
+
+            fill(backing.parent / "filler")
+            assert await dd("if=/dev/urandom of=/dev/nvme0n1 count=16 oflag=direct") != 0
+            assert await dd("if=/dev/nvme0n1 of=/dev/null count=4 iflag=direct") == 0
+            # What lies beyond the end of a file cannot be read: the kernel's asynchronous I/O tells SPDK so.
+            os.truncate(backing, 4 * MIB)
+            assert await dd("if=/dev/nvme0n1 of=/dev/null skip=32 count=1 iflag=direct") != 0
+            assert await dd("if=/dev/nvme0n1 of=/dev/null count=4 iflag=direct") == 0
+        after = await world.status()
+        assert after["target"]["pid"] == before["target"]["pid"]
+        await world.deployment.forget("full")
+
+    async def nothing() -> None:
+        return
+
+    await world.survives(nothing)
+
+
+async def test_a_slow_disk_keeps_a_dead_target_and_its_guest_waits(world: World) -> None:
+    """Nothing of the dead target may land after the guest goes on: every block would not be right."""
+
+    async def strike() -> None:
+        before = await world.status()
+        pidfd = os.pidfd_open(before["target"]["pid"])
+        kill(before, "target")
+        early, _, _ = await asyncio.to_thread(select.select, [pidfd], [], [], 0.2)
+        os.close(pidfd)
+        assert not early, "nothing was in flight, so that this shows nothing"
+        await world.recovered(before)
+
+    with throttled(world.deployment.state.root.parent, 4 * MIB) as group:
+        (group / "cgroup.procs").write_text(str((await world.status())["target"]["pid"]))
+        await world.survives(strike)
+
+
+async def test_another_spdk_takes_over_and_is_kept(world: World, tmp_path: Path) -> None:
+    own = find_spdk().prefix
+    other = tmp_path / "spdk"
+    await asyncio.to_thread(shutil.copytree, own, other, symlinks=True)
+
+    async def program() -> str:
+        return os.readlink(f"/proc/{(await world.status())['target']['pid']}/exe")
+
+    async def strike() -> None:
+        before = await world.status()
+        await world.deployment.control.call("upgrade", {"prefix": str(other)}, timeout=60)
+        await world.recovered(before)
+        assert (await program()).startswith(f"{other}/")
+        assert world.deployment.state.spdk.readlink() == other
+        before = await world.status()
+        kill(before, "target")
+        await world.recovered(before)
+        assert (await program()).startswith(f"{other}/")
+
+    await world.survives(strike)
+    await world.deployment.control.call("upgrade", {"prefix": str(own)}, timeout=60)
+    assert not world.deployment.state.spdk.is_symlink()
+    with pytest.raises(RpcError, match="no bin/nvmf_tgt"):
+        await world.deployment.control.call("upgrade", {"prefix": str(tmp_path)}, timeout=60)
+
+
+@pytest.mark.parametrize("when", ["without a target", "in its own I/O"])
+async def test_a_guest_caught_in_firmware_comes_back_by_a_reset(world: World, when: str) -> None:
+    guest = world.guest
+    pattern = "yes {0} | head -c 1048576"
+    for number, device in enumerate(DEVICES):
+        await guest.run(f"{pattern.format(number)} | dd of={device} bs=1M oflag=direct", timeout=60, check=True)
+    before = await world.status()
+    if when == "without a target":
+        await world.deployment.control.call("hold", {"seconds": 4})
+        kill(before, "target")
+        await guest.qmp.execute("system_reset")
+    else:
+        await guest.qmp.execute("system_reset")
+        # Firmware has found the controller, and talks to it: each of its commands is some messages.
+        count = {one["controller"]: one["messages"] for one in before["guests"]}
+        await world.until(lambda now: any(g["messages"] > count[g["controller"]] + 100 for g in both(now)))
+        kill(before, "target")
+    await world.until(lambda now: now["target"]["ready"] and now["target"]["pid"] != before["target"]["pid"])
+    world.boot_id = await guest.reset()
+    for number, device in enumerate(DEVICES):
+        await guest.run(f"{pattern.format(number)} | cmp - {device} -n 1048576", timeout=60, check=True)
+    assert len(both(await world.status())) == len(DISKS)
+
+
+async def test_eight_queues(world: World, tmp_path: Path) -> None:
+    socket = await world.deployment.disk("eight", sparse(tmp_path / "eight"))
+
+    async def strike() -> None:
+        before = await world.status()
+        kill(before, "target")
+        await world.recovered(before)
+
+    async with launch(GuestSpec(cpus=8, memory=512 * MIB, sockets=(socket,)), tmp_path / "guest") as guest:
+        queues = await guest.run("ls /sys/block/nvme0n1/mq | wc -l", check=True)
+        assert int(queues.stdout) == 8
+        await world.survives(strike, (guest,))
