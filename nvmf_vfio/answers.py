@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 
 from nvmf_vfio.memory import Refused
-from nvmf_vfio.messages import DmaUnmap, RegionAccess, RegionInfo, Version
+from nvmf_vfio.messages import DmaUnmap, RegionAccess, RegionInfo
 from nvmf_vfio.pending import Pending
 from nvmf_vfio.protocol import Command, ProtocolError
 from nvmf_vfio.recovery import Controller
 from nvmf_vfio.registers import BAR0
+from nvmf_vfio.version import Version
 from nvmf_vfio.wire import Message
 
 _MAX_CACHED = 64

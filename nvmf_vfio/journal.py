@@ -1,8 +1,8 @@
 """What a session has recorded, for its successor if this process is killed.
 
-Owns the table of requests that have no reply yet, and the two documents in the session's record: the controller as its
-guest knows it, and that table. A request is written down before it is taken off the socket, and struck out before its
-reply is sent.
+Owns the table of requests that have no reply yet, their deadlines, and the two documents in the session's record: the
+controller as its guest knows it, and that table. A request is written down before it is taken off the socket, and
+struck out before its reply is sent.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from nvmf_vfio.wire import Message
 
 _PENDING_SLOT = 2
 _PARTIAL = "partial"
+_REPLY_DEADLINE = 4.0
+"""Seconds that a reply may take. QEMU gives up at 5 s, and a reply after that breaks its stream."""
 _MAX_PENDING = 256
 _MAX_PENDING_BYTES = 256 << 10
 """Requests without a reply, and what is in them: QEMU has a few tens, of less than 100 bytes. All are in the record."""
@@ -30,13 +32,23 @@ class Journal:
 
     :param vault: told when what has been forgotten is in no record any more.
     :param on_failure: called from the event loop, with the reason, when something cannot be recorded.
+    :param on_late: called with a request that was expected to be answered by now.
     """
 
-    def __init__(self, record: Descriptor, vault: Vault, on_failure: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        record: Descriptor,
+        vault: Vault,
+        *,
+        on_failure: Callable[[str], None],
+        on_late: Callable[[Pending], None],
+    ) -> None:
         self._state = Record(record)
         self._requests = Record(record, _PENDING_SLOT)
         self._vault = vault
         self._on_failure = on_failure
+        self._on_late = on_late
+        self._check: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._pending: dict[int, Pending] = {}
         self._bytes = 0
@@ -92,6 +104,23 @@ class Journal:
         self._bytes += pending.size
         self._write_requests()
 
+    def expect(self, pending: Pending) -> None:
+        """This request will be answered, or is late."""
+        pending.sent = True
+        pending.since = self._loop.time()
+        if self._check is None:
+            self._check = self._loop.call_later(_REPLY_DEADLINE, self._check_deadlines)
+
+    def _check_deadlines(self) -> None:
+        self._check = None
+        now = self._loop.time()
+        for pending in self.pending:
+            if pending.sent and now - pending.since >= _REPLY_DEADLINE:
+                self._on_late(pending)
+        sent = [pending.since for pending in self.pending if pending.sent]
+        if sent and self._open:
+            self._check = self._loop.call_at(min(sent) + _REPLY_DEADLINE, self._check_deadlines)
+
     def finish(self, pending: Pending) -> None:
         """It is about to be answered. Idempotent."""
         if self._pending.pop(pending.header.id, None):
@@ -135,3 +164,5 @@ class Journal:
     def close(self) -> None:
         """Nothing is written any more: the record's memory goes back to the keeper."""
         self._open = False
+        if self._check:
+            self._check.cancel()

@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from nvmf_vfio.messages import RegionAccess, RegionWriteMulti, Request
-from nvmf_vfio.protocol import Command, Header
+from nvmf_vfio.messages import RegionAccess, RegionWriteMulti, Request, decode_request
+from nvmf_vfio.protocol import FROM_TARGET, Command, Header, ProtocolError
 from nvmf_vfio.recovery import CONFIG
 from nvmf_vfio.registers import BAR0, DOORBELLS
 from nvmf_vfio.vault import Kept
 
+_MAY_BE_POSTED = frozenset({Command.REGION_WRITE, Command.REGION_WRITE_MULTI})
 _ADMIN_DOORBELLS = (DOORBELLS, DOORBELLS + 4)
 
 
@@ -54,6 +55,22 @@ class Statistics:
             self.longest_stall = max(self.longest_stall or 0.0, self.last_stall)
             self.recoveries += 1
             self.lost_at = None
+
+
+def decode(header: Header, body: bytes, *, versioned: bool) -> tuple[Command, Request]:
+    """What a guest asks for.
+
+    :param versioned: whether it has said VERSION before.
+    :raises ProtocolError: the request makes no sense, or may not come from a guest at this point.
+    """
+    command, request = decode_request(header.command, body)
+    if command in FROM_TARGET:
+        raise ProtocolError(f"{command.name} from a client")
+    if not header.wants_reply and command not in _MAY_BE_POSTED:
+        raise ProtocolError(f"{command.name} without a reply")
+    if not versioned and command is not Command.VERSION:
+        raise ProtocolError(f"{command.name} before VERSION")
+    return command, request
 
 
 def is_admin_doorbell(request: Request) -> bool:

@@ -26,17 +26,7 @@ from nvmf_vfio.admin import AdminQueue, Outstanding
 from nvmf_vfio.descriptors import Descriptor
 from nvmf_vfio.interrupts import Interrupts
 from nvmf_vfio.memory import GuestMemory, GuestMemoryError, Refused
-from nvmf_vfio.messages import (
-    DmaMap,
-    DmaUnmap,
-    RegionAccess,
-    RegionIoFds,
-    RegionWriteMulti,
-    Request,
-    Reset,
-    SetIrqs,
-    Version,
-)
+from nvmf_vfio.messages import DmaMap, DmaUnmap, RegionAccess, RegionIoFds, RegionWriteMulti, Request, Reset, SetIrqs
 from nvmf_vfio.protocol import Command
 from nvmf_vfio.registers import (
     BAR0,
@@ -51,6 +41,7 @@ from nvmf_vfio.registers import (
     Register,
 )
 from nvmf_vfio.vault import Kept
+from nvmf_vfio.version import Version
 
 CONFIG = 7
 """Region index of configuration space (linux/vfio.h, VFIO_PCI_CONFIG_REGION_INDEX)."""

@@ -23,9 +23,9 @@ from nvmf_vfio import answers
 from nvmf_vfio.descriptors import Descriptor
 from nvmf_vfio.journal import Journal
 from nvmf_vfio.memory import Refused
-from nvmf_vfio.messages import DmaMap, DmaUnmap, decode_request
-from nvmf_vfio.pending import Pending, Statistics, changes_state, is_admin_doorbell, release
-from nvmf_vfio.protocol import FROM_TARGET, Command, Flag, Header, ProtocolError
+from nvmf_vfio.messages import DmaMap, DmaUnmap
+from nvmf_vfio.pending import Pending, Statistics, changes_state, decode, is_admin_doorbell, release
+from nvmf_vfio.protocol import Command, Flag, Header, ProtocolError
 from nvmf_vfio.recovery import Controller, Phase
 from nvmf_vfio.registers import CC_EN
 from nvmf_vfio.uplink import Uplink
@@ -37,12 +37,9 @@ log = logging.getLogger(__name__)
 _BATCH = 64
 _TURN = 0.002
 """Messages, and about the seconds, that one guest gets before the others have their turn."""
-_REPLY_DEADLINE = 4.0
-"""Seconds that a target may take to answer. QEMU gives up at 5 s, and a reply after that breaks its stream."""
 _WAKE_AFTER = 10.0
 """Seconds without a target after which the guest's driver is told; Linux gives an I/O 30 s."""
 _MAX_REFUSALS_LOGGED = 16
-_MAY_BE_POSTED = frozenset({Command.REGION_WRITE, Command.REGION_WRITE_MULTI})
 
 
 class Session:
@@ -70,7 +67,7 @@ class Session:
         self._vault = vault
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._journal = Journal(record, vault, self._fail)
+        self._journal = Journal(record, vault, on_failure=self._fail, on_late=self._late)
         self._uplink = Uplink(
             name,
             target,
@@ -81,7 +78,6 @@ class Session:
             on_lost=self.target_gone,
         )
         self._refusals = 0
-        self._overdue: asyncio.TimerHandle | None = None
         self._prefetching: asyncio.Task[None] | None = None
         self._open = True
 
@@ -121,8 +117,6 @@ class Session:
         if not self._open:
             return
         self._open = False
-        if self._overdue:
-            self._overdue.cancel()
         self._uplink.close()
         self._journal.close()
         with contextlib.suppress(OSError):
@@ -225,13 +219,7 @@ class Session:
             message.close()
             raise
         try:
-            command, request = decode_request(header.command, message.body)
-            if command in FROM_TARGET:
-                raise ProtocolError(f"{command.name} from a client")
-            if not header.wants_reply and command not in _MAY_BE_POSTED:
-                raise ProtocolError(f"{command.name} without a reply")
-            if self.controller.version is None and command is not Command.VERSION:
-                raise ProtocolError(f"{command.name} before VERSION")
+            command, request = decode(header, message.body, versioned=self.controller.version is not None)
         except ProtocolError as error:
             message.close()
             self._wire.consume()
@@ -294,14 +282,7 @@ class Session:
 
     def _forward(self, pending: Pending) -> None:
         self._uplink.forward(pending, self._replied)
-        self._expect(pending)
-
-    def _expect(self, pending: Pending) -> None:
-        """This request will be answered, at the latest by ourselves."""
-        pending.sent = True
-        pending.since = self._loop.time()
-        if self._overdue is None:
-            self._overdue = self._loop.call_later(_REPLY_DEADLINE, self._check_deadlines)
+        self._journal.expect(pending)
 
     def _replied(self, pending: Pending, reply: Message) -> None:
         """The target has answered a guest's request."""
@@ -355,7 +336,7 @@ class Session:
         """Answer in the target's place. What only a target can answer waits for one."""
         if pending.command is Command.DEVICE_RESET and not self.controller.drained and not pending.sent:
             # After a reset the guest's firmware uses memory anew: nothing may land there any more.
-            self._expect(pending)
+            self._journal.expect(pending)
             return
         try:
             body = answers.without_target(self.controller, pending)
@@ -389,20 +370,13 @@ class Session:
         elif self._uplink.proxy and not self.controller.cc & CC_EN and self._uplink.online:
             self._uplink.end_proxy()
 
-    def _check_deadlines(self) -> None:
-        """A target that does not answer: QEMU must not wait for it."""
-        self._overdue = None
-        now = self._loop.time()
-        for pending in self._journal.pending:
-            if pending.sent and now - pending.since >= _REPLY_DEADLINE:
-                log.warning("%s: no reply to %s in %g s", self.name, pending.command.name, _REPLY_DEADLINE)
-                self._answer(pending)
-                if pending in self._journal:
-                    self._journal.finish(pending)
-                    self._reply(pending.header, error=errno.ETIMEDOUT)
-        sent = [pending.since for pending in self._journal.pending if pending.sent]
-        if sent:
-            self._overdue = self._loop.call_at(min(sent) + _REPLY_DEADLINE, self._check_deadlines)
+    def _late(self, pending: Pending) -> None:
+        """The target does not answer: QEMU must not wait for it."""
+        log.warning("%s: no reply to %s in time", self.name, pending.command.name)
+        self._answer(pending)
+        if pending in self._journal:
+            self._journal.finish(pending)
+            self._reply(pending.header, error=errno.ETIMEDOUT)
 
     def _save(self) -> None:
         document = self.controller.to_json()

@@ -15,12 +15,13 @@ from pathlib import Path
 from nvmf_vfio.descriptors import Descriptor
 from nvmf_vfio.link import TargetError, TargetLink, connect
 from nvmf_vfio.memory import GuestMemoryError
-from nvmf_vfio.messages import DmaMap, DmaUnmap, RegionAccess, Reset, SetIrqs, Version
+from nvmf_vfio.messages import DmaMap, DmaUnmap, RegionAccess, Reset, SetIrqs
 from nvmf_vfio.pending import Pending
 from nvmf_vfio.protocol import FROM_TARGET, Command, Header, ProtocolError
 from nvmf_vfio.proxy import AdminProxy
 from nvmf_vfio.recovery import CONFIG, Controller, Phase
 from nvmf_vfio.registers import BAR0, CC_EN, Register
+from nvmf_vfio.version import Version
 from nvmf_vfio.wire import Message
 
 log = logging.getLogger(__name__)

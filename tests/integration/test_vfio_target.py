@@ -19,9 +19,10 @@ from vfio_fakes import (
     memory,
 )
 
-from nvmf_vfio.messages import DeviceInfo, IrqInfo, RegionInfo, SetIrqs, Version
+from nvmf_vfio.messages import DeviceInfo, IrqInfo, RegionInfo, SetIrqs
 from nvmf_vfio.protocol import Command
 from nvmf_vfio.registers import CSTS_RDY, DOORBELLS, Register
+from nvmf_vfio.version import Version
 from nvmuser.rpc import Client as Rpc
 
 do = asyncio.to_thread

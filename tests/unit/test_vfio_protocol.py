@@ -22,10 +22,10 @@ from nvmf_vfio.messages import (
     RegionWriteMulti,
     Reset,
     SetIrqs,
-    Version,
     decode_request,
 )
 from nvmf_vfio.protocol import MAX_MESSAGE, Command, Flag, Header, ProtocolError
+from nvmf_vfio.version import Version
 
 u16, u32 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
 u63 = st.integers(0, (1 << 62) - 1)

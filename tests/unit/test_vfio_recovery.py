@@ -10,11 +10,12 @@ from vfio_fakes import ACQ, ASQ, descriptors_open, eventfd, memory, signals
 
 from nvmf_vfio.descriptors import Descriptor, close_all
 from nvmf_vfio.memory import Refused
-from nvmf_vfio.messages import DmaMap, RegionAccess, RegionWriteMulti, Reset, SetIrqs, Version
+from nvmf_vfio.messages import DmaMap, RegionAccess, RegionWriteMulti, Reset, SetIrqs
 from nvmf_vfio.protocol import Command
 from nvmf_vfio.recovery import CONFIG, Controller, Phase
 from nvmf_vfio.registers import BAR0, CSTS_CFS, CSTS_RDY, CSTS_SHST_COMPLETE, DOORBELLS, Register
 from nvmf_vfio.vault import Vault
+from nvmf_vfio.version import Version
 
 EVENTFDS, ACTION = SetIrqs.DATA_EVENTFD, SetIrqs.TRIGGER
 MIB = 1 << 20

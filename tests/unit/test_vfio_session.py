@@ -28,13 +28,14 @@ from vfio_fakes import (
     until,
 )
 
-from nvmf_vfio import session as session_module
+from nvmf_vfio import journal as journal_module
 from nvmf_vfio import uplink as uplink_module
 from nvmf_vfio.endpoint import Endpoint
-from nvmf_vfio.messages import DeviceFeature, DmaAccess, DmaMap, RegionAccess, RegionInfo, SetIrqs, Version
+from nvmf_vfio.messages import DeviceFeature, DmaAccess, DmaMap, RegionAccess, RegionInfo, SetIrqs
 from nvmf_vfio.protocol import Command, Flag, Header
 from nvmf_vfio.registers import CSTS_CFS, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
 from nvmf_vfio.session import Session
+from nvmf_vfio.version import Version
 
 Do = Callable[..., Awaitable[Any]]
 do = asyncio.to_thread
@@ -445,7 +446,7 @@ async def test_a_target_that_hangs_up_is_not_drained_until_it_answers_again(
 
 
 async def test_late_replies_are_dropped(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "_REPLY_DEADLINE", 0.05)
+    monkeypatch.setattr(journal_module, "_REPLY_DEADLINE", 0.05)
     target, driver = await world.running()
     target.held |= {Command.REGION_READ, Command.DEVICE_GET_IRQ_INFO}
     assert await do(driver.csts) == CSTS_RDY, "answered in the target's place, in time"
@@ -466,7 +467,7 @@ async def test_a_slow_reply_to_one_request_does_not_hasten_the_next(
     client = world.client()
     hello = asyncio.create_task(do(client.hello))
     await until(lambda: world.endpoint._sessions)
-    monkeypatch.setattr(session_module, "_REPLY_DEADLINE", 0.2)
+    monkeypatch.setattr(journal_module, "_REPLY_DEADLINE", 0.2)
     await asyncio.sleep(0.3)
     world.target()
     await world.tell("ready")

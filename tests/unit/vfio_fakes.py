@@ -30,11 +30,11 @@ from nvmf_vfio.messages import (
     RegionInfo,
     RegionWriteMulti,
     SetIrqs,
-    Version,
     decode_request,
 )
 from nvmf_vfio.protocol import MAX_TARGET_MESSAGE, Command, Flag, Header, ProtocolError
 from nvmf_vfio.registers import CC_EN, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
+from nvmf_vfio.version import Version
 from nvmf_vfio.wire import Closed, Message, Wire
 
 BAR0, CONFIG = 0, 7
