@@ -41,3 +41,9 @@ def throttled(where: Path, rate: int) -> Iterator[Path]:
         while (group / "cgroup.procs").read_text().strip() and time.monotonic() < deadline:
             select.select([], [], [], 0.05)
         group.rmdir()
+
+
+def bytes_written(pid: int) -> int:
+    """What the process has submitted so far, whether it is done or not (proc_pid_io(5))."""
+    facts = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return int(facts["write_bytes"])

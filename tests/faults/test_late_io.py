@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from throttle import throttled
+from throttle import bytes_written, throttled
 
 from nvmuser.runtime import find_spdk
 
@@ -34,12 +34,6 @@ def on_disk(path: Path) -> str:
             return hashlib.sha256(buffer).hexdigest()
     finally:
         os.close(number)
-
-
-def bytes_written(pid: int) -> int:
-    """What the process has submitted so far, whether it is done or not (proc_pid_io(5))."""
-    facts = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
-    return int(facts["write_bytes"])
 
 
 def wait_until(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:

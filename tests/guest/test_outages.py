@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from throttle import throttled
+from throttle import bytes_written, throttled
 from world import DEVICES, DISKS, World, both, kill, sparse, started
 
 from nvmuser.errors import RpcError
@@ -103,18 +103,22 @@ async def test_a_full_or_broken_backing_is_an_error_for_that_io_alone(world: Wor
 
 async def test_a_slow_disk_keeps_a_dead_target_and_its_guest_waits(world: World) -> None:
     """Nothing of the dead target may land after the guest goes on: every block would not be right."""
+    with throttled(world.deployment.state.root.parent, MIB // 4) as group:
 
-    async def strike() -> None:
-        before = await world.status()
-        pidfd = os.pidfd_open(before["target"]["pid"])
-        kill(before, "target")
-        early, _, _ = await asyncio.to_thread(select.select, [pidfd], [], [], 0.2)
-        os.close(pidfd)
-        assert not early, "nothing was in flight, so that this shows nothing"
-        await world.recovered(before)
+        async def strike() -> None:
+            before = await world.status()
+            target = before["target"]["pid"]
+            pidfd = os.pidfd_open(target)
+            (group / "cgroup.procs").write_text(str(target))
+            # By then the queues, of 256 KiB together, are full of slow writes.
+            full = bytes_written(target) + MIB // 8
+            await world.until(lambda _now: bytes_written(target) > full)
+            kill(before, "target")
+            early, _, _ = await asyncio.to_thread(select.select, [pidfd], [], [], 0.2)
+            os.close(pidfd)
+            assert not early, "nothing was in flight, so that this shows nothing"
+            await world.recovered(before)
 
-    with throttled(world.deployment.state.root.parent, 4 * MIB) as group:
-        (group / "cgroup.procs").write_text(str((await world.status())["target"]["pid"]))
         await world.survives(strike)
 
 

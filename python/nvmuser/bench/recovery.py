@@ -8,14 +8,13 @@ verification, by the guest's boot id and by fsck.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import random
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -40,6 +39,7 @@ _DELAY = (0.1, 1.5)
 """Seconds between fio's first estimate and the kill, at random: at any point of a write or a flush."""
 _ROUND_LIMIT = 240.0
 _OVERHEAD_RUNTIME = 4.0
+_PAIR = ("through", "direct")
 
 
 @dataclass(frozen=True)
@@ -119,34 +119,27 @@ async def measure(plan: Plan, tell: Tell) -> Outcome:
     """
     outcome = Outcome()
     # UNIX sockets live in it, and their paths end at 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="nvmuser-") as root:
+    with tempfile.TemporaryDirectory(prefix="nvmuser-") as name:
+        root = Path(name)
         tell("starting the target")
-        async with (
-            Deployment.start(Path(root) / "state", standby=plan.standby) as deployment,
-            _guest(plan, deployment, Path(root), tell) as guest,
-        ):
-            await _format(guest)
-            await _undisturbed(guest, deployment, outcome, tell)
-            for number in range(plan.rounds):
-                tell(f"round {number + 1} of {plan.rounds}: writing, killing {plan.kill}, verifying")
-                await _round(plan, guest, deployment, outcome)
-            outcome.boots.add(guest.boot_id)
-            outcome.fsck_clean = await _check(guest)
+        async with Deployment.start(root / "state", standby=plan.standby) as deployment:
             if plan.overhead:
-                await _overhead(plan, guest, outcome, tell)
+                await _overhead(plan, deployment, root, outcome, tell)
+            socket = await deployment.disk("survivor", _backing(root / "survivor"))
+            tell("booting a guest")
+            async with launch(GuestSpec(cpus=plan.queues, memory=_MEMORY, sockets=(socket,)), root / "guest") as guest:
+                await _rounds(plan, guest, deployment, outcome, tell)
     return outcome
 
 
-@contextlib.asynccontextmanager
-async def _guest(plan: Plan, deployment: Deployment, root: Path, tell: Tell) -> AsyncIterator[Guest]:
-    sockets = [await deployment.disk("survivor", _backing(root / "survivor"))]
-    if plan.overhead:
-        sockets.append(await deployment.disk("through", _backing(root / "through")))
-        sockets.append(await deployment.disk("direct", _backing(root / "direct"), direct=True))
-    tell("booting a guest")
-    spec = GuestSpec(cpus=plan.queues, memory=_MEMORY, sockets=tuple(sockets))
-    async with launch(spec, root / "guest") as guest:
-        yield guest
+async def _rounds(plan: Plan, guest: Guest, deployment: Deployment, outcome: Outcome, tell: Tell) -> None:
+    await _format(guest)
+    await _undisturbed(guest, deployment, outcome, tell)
+    for number in range(plan.rounds):
+        tell(f"round {number + 1} of {plan.rounds}: writing, killing {plan.kill}, verifying")
+        await _round(plan, guest, deployment, outcome)
+    outcome.boots.add(guest.boot_id)
+    outcome.fsck_clean = await _check(guest)
 
 
 def _backing(path: Path) -> Path:
@@ -254,17 +247,24 @@ def _longest_io(run: runner.Run) -> float:
     return longest / 1e9
 
 
-async def _overhead(plan: Plan, guest: Guest, outcome: Outcome, tell: Tell) -> None:
-    """Throughput through the endpoint and past it, in turn, the order changing from round to round."""
+async def _overhead(plan: Plan, deployment: Deployment, root: Path, outcome: Outcome, tell: Tell) -> None:
+    """Throughput through the endpoint and past it, in turn, the order changing from round to round.
+
+    In a guest of its own, before anything is killed: what goes past the endpoint does not survive.
+    """
+    sockets = [await deployment.disk(name, _backing(root / name), direct=name == "direct") for name in _PAIR]
+    tell("booting a guest for the overhead")
     job = Job("overhead", "randwrite", iodepth=32, runtime=_OVERHEAD_RUNTIME, ramp=0.5).workload()
-    through: list[float] = []
-    direct: list[float] = []
-    for number in range(plan.overhead):
-        tell(f"overhead, round {number + 1} of {plan.overhead}")
-        pair = [("/dev/nvme1n1", through), ("/dev/nvme2n1", direct)]
-        for device, values in pair if number % 2 else reversed(pair):
-            run = await runner.run(guest, job, [device])
-            if run.jobs[0].wrong:
-                raise GuestError(f"{device}: {run.jobs[0].wrong}")
-            values.append(run.jobs[0].iops)
-    outcome.ratio = stats.ratio(through, direct)
+    values: dict[str, list[float]] = {name: [] for name in _PAIR}
+    async with launch(GuestSpec(cpus=plan.queues, memory=_MEMORY, sockets=tuple(sockets)), root / "overhead") as guest:
+        for number in range(plan.overhead):
+            tell(f"overhead, round {number + 1} of {plan.overhead}")
+            for name in _PAIR if number % 2 else reversed(_PAIR):
+                device = f"/dev/nvme{_PAIR.index(name)}n1"
+                run = await runner.run(guest, job, [device])
+                if run.jobs[0].wrong:
+                    raise GuestError(f"{device}: {run.jobs[0].wrong}")
+                values[name].append(run.jobs[0].iops)
+    for name in _PAIR:
+        await deployment.forget(name)
+    outcome.ratio = stats.ratio(values["through"], values["direct"])
