@@ -57,7 +57,9 @@ class World:
         guests = {self.guest: ":".join(DEVICES)} | dict.fromkeys(others, DEVICES[0])
         boots = [guest.boot_id for guest in guests]
         started = [asyncio.Event() for _ in guests]
-        job = Job("verify", "randwrite", iodepth=32, size="32M", io_size="24M", verify="crc32c").workload()
+        # Not faster than this, or it could be over before its first word.
+        pace = (("rate", ",8m"),)
+        job = Job("verify", "randwrite", iodepth=32, size="32M", io_size="24M", verify="crc32c", extra=pace).workload()
         work = asyncio.gather(
             *(
                 runner.run(guest, job, [devices], progress=lambda _name, _estimate, here=event: here.set(), limit=200)

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nvmuser.errors import ConflictError, NotFoundError, TargetNotRunning, UsageError
+from nvmuser.errors import ConflictError, NotFoundError, RpcError, TargetNotRunning, UsageError
 from nvmuser.paths import StateDir
 from nvmuser.runtime import find_spdk
 from nvmuser.target import daemon
@@ -153,7 +153,12 @@ def status(state: StateDir, as_json: bool) -> None:
 
 def _show(state: StateDir, as_json: bool) -> None:
     facts = _call(state, "status")
-    facts["objects"] = _call(state, "drift")
+    try:
+        facts["objects"] = _call(state, "drift")
+    except RpcError as error:
+        # A target that hangs, or dies at this moment: what is known of the guests is wanted all the more.
+        facts["objects"] = {}
+        facts["errors"].append(f"not compared with what is wanted: {error}")
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
@@ -168,8 +173,8 @@ def _show(state: StateDir, as_json: bool) -> None:
     console.print(f"          {target_facts['restarts']} restarts{ending}, start-up {startup}")
     endpoint = facts["endpoint"]
     console.print(f"endpoint  pid {endpoint['pid']}, {endpoint['controllers']} controllers, {endpoint['rss_kib']} KiB")
-    for error in facts["errors"]:
-        console.print(f"error     {error}", markup=False)
+    for trouble in facts["errors"]:
+        console.print(f"error     {trouble}", markup=False)
     for name, state_of in sorted(facts["objects"].items()):
         if state_of:
             console.print(f"{name:<9} {', '.join(state_of) if isinstance(state_of, list) else state_of}", markup=False)
@@ -177,7 +182,9 @@ def _show(state: StateDir, as_json: bool) -> None:
 
 
 def _guests(guests: list[dict[str, Any]]) -> Table:
-    table = Table("controller", "guest (pid)", "phase", "messages", "recoveries", "last stall", "longest stall")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("controller", "guest pid", "phase", "messages", "recoveries", "last stall", "longest stall"):
+        table.add_column(title, no_wrap=True)
     for guest in guests:
         row = (guest["controller"], guest["pid"], guest["phase"], guest["messages"], guest["recoveries"])
         table.add_row(*map(str, row), _seconds(guest["last_stall"]), _seconds(guest["longest_stall"]))
