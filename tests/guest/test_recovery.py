@@ -30,7 +30,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
 
 
 @pytest.mark.parametrize("victims", [("target",), ("endpoint",), ("target", "endpoint")], ids="+".join)
-async def testkill(world: World, victims: tuple[str, ...]) -> None:
+async def test_kill(world: World, victims: tuple[str, ...]) -> None:
     async def strike() -> None:
         before = await world.status()
         kill(before, *victims)

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from nvmuser.errors import ConflictError, NotFoundError, RpcError, TargetNotRunning, UsageError
+from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, TargetNotRunning, UsageError
 from nvmuser.paths import StateDir
 from nvmuser.runtime import find_spdk
 from nvmuser.target import daemon
@@ -155,7 +155,7 @@ def _show(state: StateDir, as_json: bool) -> None:
     facts = _call(state, "status")
     try:
         facts["objects"] = _call(state, "drift")
-    except RpcError as error:
+    except NvmuserError as error:
         # A target that hangs, or dies at this moment: what is known of the guests is wanted all the more.
         facts["objects"] = {}
         facts["errors"].append(f"not compared with what is wanted: {error}")

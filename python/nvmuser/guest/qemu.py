@@ -96,9 +96,7 @@ def arguments(spec: GuestSpec, runtime: Runtime, boot: Boot, listeners: Mapping[
     ]
 
 
-def attachment(
-    spec: GuestSpec, *, hugepages: bool, form: Callable[[Mapping[str, Any]], str] = json.dumps
-) -> list[str]:
+def attachment(spec: GuestSpec, *, hugepages: bool, form: Callable[[Mapping[str, Any]], str] = json.dumps) -> list[str]:
     """The arguments that a guest's memory and controllers need, in any QEMU with a q35 machine.
 
     :param form: how an object or a device is written: JSON, or `plain`; all alike, for QEMU makes first what is not in
