@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,9 @@ import pytest
 from guests import VERIFY, Target, fio_errors
 
 from nvmf_vfio import vfio_dir
+from nvmuser.bench import runner
+from nvmuser.bench.deployment import Deployment
+from nvmuser.bench.fio import Job
 from nvmuser.errors import GuestError
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.plug import plug, unplug
@@ -168,7 +172,9 @@ async def test_the_target_dies_for_good(target: Target, host: Host, monkeypatch:
     Also the older form of the path, /dev/vfio/N, which stood for group and device at once; it needs LIBVFIO_DIR.
     """
     monkeypatch.setenv("LIBVFIO_DIR", str(host.directory / "vfio"))
-    async with host.boot(await target.controller(), directories=(Path("/dev/vfio/1"),)) as guest:
+    socket = await target.controller()
+    host.devices.assign(socket)
+    async with host.boot(socket, directories=(Path("/dev/vfio/1"),)) as guest:
         await verify(guest)
         async with guest.stream(
             "fio --name=w --filename=/dev/nvme0n1 --rw=randwrite --bs=4k --iodepth=8 --ioengine=io_uring --direct=1 "
@@ -183,6 +189,34 @@ async def test_the_target_dies_for_good(target: Target, host: Host, monkeypatch:
         await wait_block_device(guest, present=False)
         assert (await guest.run("echo alive", timeout=10)).stdout == b"alive\n"
         assert cast(dict[str, Any], await guest.qmp.execute("query-status"))["running"] is True
+
+
+async def test_target_and_endpoint_die_and_come_back(host: Host, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """With the endpoint between, no death of theirs is seen: no error, no wrong block, the same boot."""
+    root = tmp_path_factory.mktemp("v")
+    with (root / "disk").open("wb") as file:
+        file.truncate(64 * MIB)
+    # So slow that it still writes when fio has first said how far it is.
+    slow = (("rate_iops", "2000"),)
+    job = Job("verify", "randwrite", iodepth=32, size="32M", io_size="24M", verify="crc32c", extra=slow).workload()
+    async with Deployment.start(root / "s") as deployment:
+        socket = await deployment.disk("disk", root / "disk")
+        async with host.boot(socket, directories=(deployment.device("disk"),)) as guest:
+            boot = guest.boot_id
+            for victims in (("target",), ("target", "endpoint")):
+                started = asyncio.Event()
+                run = asyncio.create_task(
+                    runner.run(guest, job, ["/dev/nvme0n1"], progress=lambda _, __, here=started: here.set())
+                )
+                await asyncio.wait({run, asyncio.create_task(started.wait())}, return_when=asyncio.FIRST_COMPLETED)
+                status = await deployment.control.call("status")
+                for victim in victims:
+                    os.kill(status[victim]["pid"], signal.SIGKILL)
+                assert [done.wrong for done in (await run).jobs] == [None]
+            status = await deployment.control.call("status")
+            assert [one["recoveries"] for one in status["guests"]] == [2]
+            assert guest.boot_id == boot
+            await unplug(guest.qmp, socket)
 
 
 async def test_unshared_memory_is_refused(target: Target, host: Host) -> None:

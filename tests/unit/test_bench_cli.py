@@ -37,6 +37,10 @@ def test_every_command_has_help() -> None:
         (["guest", "--poll", "--ioengine", "libaio"], "io_uring"),
         (["guest", "--memory", "much"], "not a size"),
         (["guest", "--controller", "a", "--controller", "a"], "twice"),
+        (["guest", "--via", "smoke"], "--via 'smoke': native, libvfio"),
+        (["guest", "--via", ""], "native, libvfio"),
+        (["guest", "--via", "libvfio,native", "--controller", "a"], "on disks of their own"),
+        (["guest", "--via", "libvfio,native", "--verify", "crc32c"], "on disks of their own"),
     ],
 )
 def test_guest_that_cannot_be_meant(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ class Disks:
     sockets: tuple[Path, ...]
     names: tuple[str, ...]
     processes: Mapping[str, Sequence[int]]
+    directories: tuple[Path, ...] | None = None
+    """With libvfio: the device directories that stand for the sockets."""
 
 
 def demo_jobs(runtime: float = 5.0) -> list[Workload]:
@@ -83,7 +85,7 @@ async def measure(
     watch.step("listening for noise")
     before = await asyncio.to_thread(environment.spin)
     machine = environment.look()
-    spec = GuestSpec(cpus=cpus, memory=memory, sockets=disks.sockets, append=append)
+    spec = GuestSpec(cpus=cpus, memory=memory, sockets=disks.sockets, directories=disks.directories, append=append)
     async with _guest(spec, watch) as guest:
         devices = await runner.nvme_devices(guest, len(disks.sockets))
         if not overwrite and any(workload.writes for workload in workloads):
@@ -150,7 +152,9 @@ async def refuse_foreign_data(guest: runner.Guest, devices: Sequence[str]) -> No
 
 
 @contextlib.asynccontextmanager
-async def own_disk(output: Path, watch: Watch, size: int = SIZE, *, direct: bool = False) -> AsyncIterator[Disks]:
+async def own_disk(
+    output: Path, watch: Watch, size: int = SIZE, *, direct: bool = False, libvfio: bool = False
+) -> AsyncIterator[Disks]:
     """A disk on a deployment of its own: every block written, and gone afterwards.
 
     The volume's file is in `output`, a real file system as a rule; sockets need a short path and are in /tmp.
@@ -168,8 +172,9 @@ async def own_disk(output: Path, watch: Watch, size: int = SIZE, *, direct: bool
             watch.step("creating the volume and the controller")
             socket = await deployment.disk("demo", file, direct=direct)
             processes = await deployment.processes(direct=direct)
-            way = "direct" if direct else "through the endpoint"
-            yield Disks((socket,), (f"demo (file, {size >> 20} MiB, {way})",), processes)
+            way = ("direct" if direct else "through the endpoint") + (", libvfio" if libvfio else "")
+            directories = (deployment.device("demo", direct=direct),) if libvfio else None
+            yield Disks((socket,), (f"demo (file, {size >> 20} MiB, {way})",), processes, directories)
 
 
 async def demo(output: Path, watch: Watch, *, direct: bool = False) -> Result:

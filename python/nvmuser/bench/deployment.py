@@ -12,7 +12,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Self
 
+from nvmuser import control
 from nvmuser.change import Change
+from nvmuser.devices import Devices
 from nvmuser.errors import TargetError
 from nvmuser.model import Controller, Namespace, Volume
 from nvmuser.paths import StateDir
@@ -51,6 +53,10 @@ class Deployment:
             await self.control.call("change", {"change": Change(create=(volume, controller)).to_json()})
             self._disks.add(name)
         return self.state.socket(name, direct=direct)
+
+    def device(self, name: str, *, direct: bool = False) -> Path:
+        """What stands for the disk on the command line of a QEMU with libvfio."""
+        return Devices(self.state, direct=direct).provide(control.load(self.state).controller(name))
 
     async def forget(self, name: str) -> None:
         """Delete what `disk` made; the backing stays."""

@@ -18,12 +18,13 @@ import click
 from rich.console import Console
 from rich.status import Status
 
+from nvmuser.cli.guest_options import device_directories
 from nvmuser.errors import GuestError, UsageError
 from nvmuser.paths import StateDir
 
 if TYPE_CHECKING:
     from nvmuser.bench.demo import Disks, Watch
-    from nvmuser.bench.fio import Workload
+    from nvmuser.bench.fio import Job, Workload
     from nvmuser.bench.fio_output import Estimate
     from nvmuser.bench.result import Result
 
@@ -65,6 +66,7 @@ def bench() -> None:
     Examples:
       nvmuser bench demo --output out/demo
       nvmuser bench guest --controller vm1 --rw randread --iodepth 32
+      nvmuser bench guest --via libvfio,native --rounds 9 --json
       nvmuser bench compare --output bench/latest
     """
 
@@ -167,6 +169,13 @@ def demo(output: Path, direct: bool, as_json: bool) -> None:
     _show(result, output, as_json)
 
 
+def _ways(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
+    chosen = tuple(dict.fromkeys(value.split(",")))
+    if unknown := set(chosen) - {"native", "libvfio"}:
+        raise UsageError(f"--via {sorted(unknown)[0]!r}: native, libvfio, or both with a comma between")
+    return chosen
+
+
 @click.command()
 @click.option("--controller", "controllers", multiple=True, metavar="NAME", help="Measure this one (again: several).")
 @click.option("--job", type=click.Path(path_type=Path), help="A fio job file; its own words win over our defaults.")
@@ -182,6 +191,14 @@ def demo(output: Path, direct: bool, as_json: bool) -> None:
 @click.option("--cpus", default=1, show_default=True, help="Of the guest.")
 @click.option("--memory", default="512M", show_default=True, help="Of the guest.")
 @click.option("--direct", is_flag=True, help="Connect the guest to the target, without the endpoint between.")
+@click.option(
+    "--via",
+    default="native",
+    show_default=True,
+    callback=_ways,
+    help="How QEMU reaches the controllers: native, libvfio, or libvfio,native to compare them.",
+)
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Of each, when two are compared.")
 @click.option("--overwrite", is_flag=True, help="Let writing jobs write over a file system.")
 @click.option("--json", "as_json", is_flag=True, help="Print result.json instead of a table.")
 @click.option("--output", type=_OUTPUT, default=Path("out/bench"), show_default=True, help="Where results go.")
@@ -197,18 +214,33 @@ def guest(
 ) -> None:
     """Run fio in a guest, on controllers of yours or on a disk made for it.
 
-    Without --controller everything is private and temporary: a target, a volume of 256 MiB, a guest.
+    Without --controller everything is private and temporary: a target, a volume of 256 MiB, a guest. With two ways
+    after --via: two guests, measured in turns; `ratio` in the JSON is the IOPS of libvfio over native, with its 95 %
+    interval.
     """
     from nvmuser.bench import fio
 
-    work = fio.Workload.from_file(job) if job else _workload(options)
+    if len(options["via"]) > 1:
+        _compare_ways(controllers, job, output, as_json, options)
+        return
+    work = fio.Workload.from_file(job) if job else _job(options).workload()
     with Teller() as teller:
         result = run(_measure(state, controllers, work, output, teller.watch, options))
         teller.step("done")
     _show(result, output, as_json)
 
 
-def _workload(options: dict[str, Any]) -> Workload:
+def _compare_ways(
+    controllers: tuple[str, ...], file: Path | None, output: Path, as_json: bool, options: dict[str, Any]
+) -> None:
+    from nvmuser.cli import bench_ways
+
+    if controllers or file or options["direct"] or options["verify"]:
+        raise UsageError("two ways are compared on disks of their own: no --controller, --job, --direct, --verify")
+    bench_ways.compare(_job(options), output, rounds=options["rounds"], cpus=options["cpus"], as_json=as_json)
+
+
+def _job(options: dict[str, Any]) -> Job:
     from nvmuser.bench import fio
 
     verify = options["verify"]
@@ -225,7 +257,7 @@ def _workload(options: dict[str, Any]) -> Workload:
         io_size=options["size"] or "64M" if verify else None,
         verify=verify,
         poll=options["poll"],
-    ).workload()
+    )
 
 
 async def _measure(
@@ -240,17 +272,18 @@ async def _measure(
     from nvmuser.bench import fio
 
     direct, cpus, memory = options["direct"], options["cpus"], fio.parse_size(options["memory"])
+    libvfio = options["via"] == ("libvfio",)
     append = "nvme.poll_queues=1" if options["poll"] else ""
     if not controllers:
-        async with chain.own_disk(output, watch, direct=direct) as disks:
+        async with chain.own_disk(output, watch, direct=direct, libvfio=libvfio) as disks:
             return await chain.measure(disks, [work], output, watch, cpus=cpus, memory=memory, append=append)
-    disks = await _existing(state, controllers, direct)
+    disks = await _existing(state, controllers, direct, libvfio)
     return await chain.measure(
         disks, [work], output, watch, cpus=cpus, memory=memory, append=append, overwrite=options["overwrite"]
     )
 
 
-async def _existing(state: StateDir, controllers: tuple[str, ...], direct: bool) -> Disks:
+async def _existing(state: StateDir, controllers: tuple[str, ...], direct: bool, libvfio: bool) -> Disks:
     from nvmuser.bench.demo import Disks
     from nvmuser.bench.deployment import processes
     from nvmuser.target import daemon
@@ -260,4 +293,5 @@ async def _existing(state: StateDir, controllers: tuple[str, ...], direct: bool)
     async with daemon.connected(state) as control:
         found = await processes(control, direct=direct)
     sockets = tuple(state.socket(name, direct=direct) for name in controllers)
-    return Disks(sockets, controllers, found)
+    directories = device_directories(state, controllers, direct=direct) if libvfio else None
+    return Disks(sockets, controllers, found, directories)
