@@ -10,6 +10,10 @@
     ├── TargetError           the SPDK process or its supervisor
     │   └── TargetNotRunning
     ├── GuestError            QEMU or the guest in it
+    ├── HostError             the NVMe host in Python
+    │   ├── HostConnectionError  no controller there, or it went away; commands may have been carried out
+    │   ├── HostTimeoutError     no answer within the deadline; the command may have been carried out
+    │   └── NvmeStatusError      the controller answered with an error
     └── RpcError
         ├── RpcConnectionError  the connection was refused or ended; the call may have been carried out
         ├── RpcTimeoutError     no reply within the deadline; the call may have been carried out
@@ -58,6 +62,35 @@ class TargetNotRunning(TargetError):
 
 class GuestError(NvmuserError):
     """QEMU, or the guest in it, failed."""
+
+
+class HostError(NvmuserError):
+    """The NVMe host could not do what was asked."""
+
+
+class HostConnectionError(HostError):
+    """There is no controller, or it went away. What was in flight may have been carried out."""
+
+
+class HostTimeoutError(HostError):
+    """No answer within the deadline. The command may have been carried out, and its buffer may still be in use."""
+
+
+class NvmeStatusError(HostError):
+    """The controller answered a command with an error.
+
+    :param status_type: status code type (SCT), `type_name` is its name.
+    :param code: status code (SC), `name` is its name; both in SPDK's words, which are the specification's.
+    :param do_not_retry: the same command will fail again.
+    """
+
+    def __init__(self, status_type: int, code: int, type_name: str, name: str, *, do_not_retry: bool) -> None:
+        self.status_type = status_type
+        self.code = code
+        self.type_name = type_name
+        self.name = name
+        self.do_not_retry = do_not_retry
+        super().__init__(f"{name} ({type_name} {status_type:#x}/{code:#04x})")
 
 
 class RpcError(NvmuserError):

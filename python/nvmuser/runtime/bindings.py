@@ -45,7 +45,19 @@ class Binding:
 
 
 VFU = Binding("nvmuser_vfu", "vfu", "vfio-user/libvfio-user.h", "libvfio-user.so", ("-lvfio-user",))
-ALL = (VFU,)
+NVME = Binding(
+    "nvmuser_nvme",
+    "nvme",
+    "spdk/nvme.h",
+    "libspdk_nvme.so",
+    (
+        # RPATH, which also serves the libraries that these need.
+        "-Wl,--disable-new-dtags", "-lspdk_nvme", "-lspdk_env_dpdk", "-lspdk_util", "-lspdk_log", "-lrte_eal",
+        # SPDK's libraries leave these to programs; DPDK's pools register themselves when they are loaded.
+        "-Wl,--no-as-needed", "-lisal", "-lssl", "-lcrypto", "-lrte_pci", "-lrte_bus_pci", "-lrte_mempool_ring",
+    ),
+)  # fmt: skip
+ALL = (VFU, NVME)
 
 
 def load(binding: Binding) -> ModuleType:

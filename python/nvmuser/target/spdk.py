@@ -58,13 +58,13 @@ class Options:
         return self.cores or (max(allowed),)
 
 
-def why_no_hugepages() -> str | None:
-    """What is missing for hugepages, with the way to mend it; None when they can be used."""
+def why_no_hugepages(memory_mib: int = MEMORY_MIB) -> str | None:
+    """What is missing for so much memory in hugepages, with the way to mend it; None when they can be used."""
     if not os.path.ismount(_HUGEPAGES):
         return f"no hugetlbfs on {_HUGEPAGES}: mkdir -p {_HUGEPAGES} && mount -t hugetlbfs nodev {_HUGEPAGES}"
     if not os.access(_HUGEPAGES, os.W_OK):
         return f"{_HUGEPAGES} is not writable for this user"
-    needed = MEMORY_MIB // 2
+    needed = memory_mib // 2
     try:
         free = int(_FREE_2M.read_text())
     except OSError:
