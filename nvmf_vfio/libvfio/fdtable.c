@@ -5,12 +5,14 @@
 #include <pthread.h>
 #include <stddef.h>
 #include <sys/eventfd.h>
+#include <sys/types.h>
 #include <unistd.h>
 
 _Atomic(struct lv_file *) lv_fdtable[LV_FD_MAX];
 
 static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
+static _Atomic(pid_t) owner;    /* the process whose descriptors these are */
 
 static void
 forget_all(void)
@@ -49,6 +51,7 @@ lv_fdtable_install(struct lv_file *file)
     }
     if (fd != -1) {
         lv_file_hold(file);
+        atomic_store(&owner, getpid());
         atomic_store_explicit(&lv_fdtable[fd], file, memory_order_release);
     }
     return fd;
@@ -107,8 +110,12 @@ lv_file_put(struct lv_file *file)
 void
 lv_fdtable_duplicate(int original, int fd)
 {
-    struct lv_file *file = lv_file_get(original);
+    struct lv_file *file;
 
+    if ((!lv_trapped(original) && !lv_trapped(fd)) || getpid() != atomic_load(&owner)) {
+        return;
+    }
+    file = lv_file_get(original);
     if ((unsigned int)fd < LV_FD_MAX && (file != NULL || lv_trapped(fd))) {
         file = atomic_exchange(&lv_fdtable[fd], file);
     }
@@ -123,7 +130,8 @@ lv_fdtable_remove(int fd)
 {
     struct lv_file *file;
 
-    if (!lv_trapped(fd)) {
+    /* A child of vfork() has this memory, but descriptors of its own. */
+    if (!lv_trapped(fd) || getpid() != atomic_load(&owner)) {
         return;
     }
     pthread_mutex_lock(&table_lock);

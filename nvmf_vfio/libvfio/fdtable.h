@@ -10,7 +10,7 @@
  * held. Objects are counted: lv_file_get() lends one, and a close() in another
  * thread frees it only after lv_file_put(). In a child of fork() nothing is
  * trapped: the connections belong to the parent, and the child can only close
- * its copies.
+ * its copies; one of vfork(), which has the parent's table, cannot change it.
  */
 #ifndef LV_FDTABLE_H
 #define LV_FDTABLE_H
