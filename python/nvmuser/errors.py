@@ -14,6 +14,7 @@
     │   ├── HostConnectionError  no controller there, or it went away; commands may have been carried out
     │   ├── HostTimeoutError     no answer within the deadline; the command may have been carried out
     │   └── NvmeStatusError      the controller answered with an error
+    ├── DeviceError           a PCI device of ours, or the guest memory that it reads and writes
     └── RpcError
         ├── RpcConnectionError  the connection was refused or ended; the call may have been carried out
         ├── RpcTimeoutError     no reply within the deadline; the call may have been carried out
@@ -25,6 +26,7 @@ one, the way out.
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 
@@ -91,6 +93,17 @@ class NvmeStatusError(HostError):
         self.name = name
         self.do_not_retry = do_not_retry
         super().__init__(f"{name} ({type_name} {status_type:#x}/{code:#04x})")
+
+
+class DeviceError(NvmuserError):
+    """A PCI device written in Python, its library, or guest memory that is not there.
+
+    :param errno: what a guest gets for an answer when this ends a callback.
+    """
+
+    def __init__(self, message: str, errno: int = errno.EIO) -> None:
+        self.errno = errno
+        super().__init__(message)
 
 
 class RpcError(NvmuserError):

@@ -29,7 +29,7 @@ int nvmuser_vfu_setup_region(vfu_ctx_t *ctx, int region, size_t size, int flags,
 /* Accesses to configuration space beside the header and the known capabilities go to Python; after vfu_pci_init(). */
 int nvmuser_vfu_setup_config(vfu_ctx_t *ctx);
 
-/* The library's buffer, 256 or 4096 bytes. */
+/* The library's buffer. */
 uint8_t *nvmuser_vfu_config_space(vfu_ctx_t *ctx);
 
 /*

@@ -94,7 +94,7 @@ def unavailable(binding: Binding) -> str | None:
     prefix = spdk.find_spdk().prefix
     if not (prefix / "include" / binding.header).exists():
         return f"{prefix} has no {binding.header}: it is in the SPDK that `make setup` builds"
-    if _library_dir(binding, prefix) is None:
+    if library_dir(binding, prefix) is None:
         return f"{prefix} has no shared {binding.library}: it is in the SPDK that `make setup` builds"
     return None
 
@@ -140,7 +140,7 @@ def _generate(binding: Binding, out: Path) -> None:
 
 
 def _compile(binding: Binding, prefix: Path, generated: Path, out: Path) -> list[str | Path]:
-    directory = _library_dir(binding, prefix)
+    directory = library_dir(binding, prefix)
     assert directory is not None
     sources = _sources(binding)
     headers = [sources, prefix / "include", Path(sysconfig.get_path("include"))]
@@ -154,7 +154,8 @@ def _sources(binding: Binding) -> Path:
     return recipe.glue_dir() / binding.directory
 
 
-def _library_dir(binding: Binding, prefix: Path) -> Path | None:
+def library_dir(binding: Binding, prefix: Path) -> Path | None:
+    """Where an SPDK has its shared libraries, or None: it has none."""
     for pattern in ("lib", "lib64", "lib/*-linux-gnu"):
         for directory in prefix.glob(pattern):
             if (directory / binding.library).exists():
@@ -164,7 +165,7 @@ def _library_dir(binding: Binding, prefix: Path) -> Path | None:
 
 def _module(binding: Binding, prefix: Path) -> Path:
     """Where the module lies once it is built: the name covers its sources, the SPDK and the Python."""
-    directory = _library_dir(binding, prefix)
+    directory = library_dir(binding, prefix)
     assert directory is not None
     built = (directory / binding.library).stat().st_mtime_ns
     sources = sorted(path for path in _sources(binding).iterdir() if path.suffix in (".c", ".h"))
