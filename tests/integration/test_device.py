@@ -416,9 +416,9 @@ async def test_state_survives_from_one_client_to_the_next(device: Everything, cl
 
 
 async def test_many_devices_in_one_loop_whatever_some_clients_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One client says nothing at all, one half a message, one reads no replies; the others are served."""
+    """One client says nothing at all, one half a message; the others are served."""
     monkeypatch.setattr(serving, "ATTACH_SECONDS", 0.5)
     monkeypatch.setattr(serving, "PARTIAL_SECONDS", 0.5)
     devices = [Everything() for _ in range(8)]

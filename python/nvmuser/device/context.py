@@ -176,7 +176,8 @@ class Context:
 
     def message_waits(self) -> bool | None:
         """Whether `run` would do something; None: a part of a message is there."""
-        if self._lib.nvmuser_vfu_message_waits(self.fileno()) > 0:
+        # After hanging up, what has come of a message is followed by the end: nothing to wait for.
+        if self._hung_up or self._lib.nvmuser_vfu_message_waits(self.fileno()) > 0:
             return True
         return None if self._ffi.errno == errno.EINPROGRESS else False
 
