@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted([*(ROOT / "python/nvmuser").rglob("*.py"), *(ROOT / "nvmf_vfio").glob("*.py")])
+DEVICE_KNOWS = {"nvmuser.device", "nvmuser.errors", "nvmuser.sockets", "nvmuser.runtime.bindings"}
 PROCESSES = {"subprocess", "multiprocessing", "nvmuser.target", "nvmuser.guest", "nvmuser.runtime"}
 
 
@@ -37,5 +38,9 @@ def test_imports_point_one_way(path: Path) -> None:
     elif place[2] != "cli":
         assert not within(names, "nvmuser.cli")
         assert not within(names, "click"), "only the CLI talks to people"
+    if place[2:3] == ("device",):
+        known = {name for package in DEVICE_KNOWS for name in within(names, package)}
+        assert within(names, "nvmuser") <= known | {"nvmuser.runtime", "nvmuser.device"}
+        assert place[3] == "raw.py" or not within(names, "nvmuser.runtime"), "the cffi tier is one module"
     if place[2:3] in (("rpc",), ("model.py",), ("plan.py",)):
         assert not {name for package in PROCESSES for name in within(names, package)}

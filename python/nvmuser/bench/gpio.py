@@ -21,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nvmf_vfio.messages import RegionAccess, Version
+from nvmf_vfio.messages import RegionAccess
 from nvmf_vfio.protocol import Command, Flag, Header
+from nvmf_vfio.version import Version
 from nvmuser.device import Bar, Identity, PciDevice, Server, Space
 from nvmuser.errors import DeviceError
 from nvmuser.runtime import bindings, find_spdk, proc
