@@ -6,7 +6,7 @@ Owns no judgement: whether something is ours, matches or has drifted is `nvmuser
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -119,6 +119,9 @@ class Actual:
     subsystems: Mapping[str, Subsystem] = field(default_factory=dict)
     lvstores: Mapping[str, Lvstore] = field(default_factory=dict)
     remotes: Mapping[str, RemoteController] = field(default_factory=dict)
+    profile: str = ""
+    """How it runs, in the words of `model.TargetSettings`; empty: not known."""
+    cores: tuple[int, ...] = ()
 
     def find(self, name: str) -> Bdev | None:
         """By name or alias."""
@@ -135,12 +138,14 @@ class Actual:
 
 async def look(rpc: Client) -> Actual:
     """Everything at once. :raise RpcError: SPDK could not be asked."""
-    transports, bdevs, subsystems, lvstores, remotes = await asyncio.gather(
+    transports, bdevs, subsystems, lvstores, remotes, scheduler, reactors = await asyncio.gather(
         rpc.call("nvmf_get_transports"),
         rpc.call("bdev_get_bdevs"),
         rpc.call("nvmf_get_subsystems"),
         _optional(rpc, "bdev_lvol_get_lvstores"),
         _optional(rpc, "bdev_nvme_get_controllers"),
+        rpc.call("framework_get_scheduler"),
+        rpc.call("framework_get_reactors"),
     )
     return Actual(
         transport=any(one["trtype"] == "VFIOUSER" for one in transports),
@@ -158,7 +163,16 @@ async def look(rpc: Client) -> Actual:
             for one in lvstores
         },
         remotes={one["name"]: _remote(one) for one in remotes},
+        profile=_profile(scheduler, reactors["reactors"]),
+        cores=tuple(sorted(one["lcore"] for one in reactors["reactors"])),
     )
+
+
+def _profile(scheduler: Mapping[str, Any], reactors: Sequence[Mapping[str, Any]]) -> str:
+    """The dynamic scheduler puts reactors to sleep too, but never all of them."""
+    if all(one["in_interrupt"] for one in reactors):
+        return "eco"
+    return "balanced" if scheduler["scheduler_name"] == "dynamic" else "throughput"
 
 
 def _remote(data: Mapping[str, Any]) -> RemoteController:

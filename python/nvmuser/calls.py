@@ -44,6 +44,8 @@ class Plan:
     foreign: tuple[str, ...] = ()
     adopted: frozenset[str] = frozenset()
     """Objects that hold data, are there, and are ours."""
+    restart: tuple[Problem, ...] = ()
+    """What only another process can mend: how the target is run."""
 
     def waves(self) -> list[list[Call]]:
         """What can be in flight together, in order."""

@@ -112,6 +112,7 @@ _FIXED = {
     "pool": ("base", "cluster_size"),
     "remote": ("nqn",),
     "controller": (),
+    "target": (),
 }  # fmt: skip
 """What cannot change after an object was declared."""
 

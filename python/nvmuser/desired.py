@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nvmuser.errors import ConflictError, NotFoundError, UsageError
-from nvmuser.model import AnyObject, Controller, Pool, Remote, Volume, format_size
+from nvmuser.model import AnyObject, Controller, Pool, Remote, TargetSettings, Volume, format_size
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class Desired:
     def remotes(self) -> list[Remote]:
         return [one for one in self.wanted() if isinstance(one, Remote)]
 
+    @property
+    def target(self) -> TargetSettings:
+        """How the target is to be run; nobody has to say it."""
+        return next((one for one in self.wanted() if isinstance(one, TargetSettings)), TargetSettings())
+
     def users(self, key: str) -> list[str]:
         """Who lies on it or shows it, in words: `controller a`."""
         return [one.key.replace("/", " ", 1) for one in self.wanted() if key in one.below]
@@ -80,6 +85,7 @@ class Desired:
         self._check_cycles()
         self._check_volatile()
         self._check_clusters()
+        self._check_interrupts()
 
     def _check_users(self, wanted: Iterable[AnyObject]) -> None:
         """SPDK claims a bdev for one user; snapshots, pools and remotes have many."""
@@ -141,6 +147,25 @@ class Desired:
                     f"volume {one.name}: {format_size(one.size)} is not a multiple of pool {pool.name}'s "
                     f"cluster size, {format_size(pool.cluster_size)}"
                 )
+
+    def _check_interrupts(self) -> None:
+        """In interrupt mode, whatever needs a poller would keep a core busy, or not be there at all."""
+        if self.target.profile != "eco":
+            return
+        polling = {f"remote {one.name}" for one in self.remotes()}
+        below = [key for one in self.controllers() for key in one.below]
+        seen: set[str] = set()
+        while below:
+            one = self.get(key := below.pop())
+            if key not in seen and isinstance(one, Volume) and one.backend not in Volume.interrupts:
+                polling.add(f"volume {one.name} ({one.backend})")
+            below += [] if key in seen else one.below
+            seen.add(key)
+        if polling:
+            raise ConflictError(
+                f"target: the profile eco has no pollers, and these need one: {', '.join(sorted(polling))}; "
+                "take the profile balanced or throughput, or other volumes"
+            )
 
     def surviving(self, controller: Controller) -> bool:
         """Does every volume of it keep its data when the target dies?"""

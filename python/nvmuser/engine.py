@@ -29,7 +29,7 @@ from nvmuser.errors import (
     TargetNotRunning,
 )
 from nvmuser.execute import Gate, Result, execute
-from nvmuser.model import Controller, Volume
+from nvmuser.model import Controller, TargetSettings, Volume
 from nvmuser.outcome import Outcome
 from nvmuser.paths import StateDir
 from nvmuser.plan import Call, Plan, Problem, plan
@@ -64,6 +64,18 @@ class Engine:
         """What a standby target can have before any volume is opened: the transport."""
         transport = methods.create_transport()
         await rpc.call(transport.method, transport.params)
+
+    def target_settings(self) -> TargetSettings:
+        """How the next target is to be run."""
+        return self._store.load().target
+
+    def declare(self, settings: TargetSettings) -> None:
+        """Record how targets are to be run. :raise ConflictError: a volume in use does not go with it."""
+        with self._store.transaction():
+            before = self._store.load()
+            known = settings.key in before.entries
+            change = Change(update=(settings,)) if known else Change(create=(settings,))
+            self._store.put([next_desired(before, change, lambda volume: volume).entries[settings.key]])
 
     def controllers(self) -> list[str]:
         """Names of those that guests may connect to through the endpoint, which promises that they survive."""
@@ -112,7 +124,8 @@ class Engine:
             log.warning("the target does not answer: %s", error)
             outcome = Outcome(pending=True)
         declared = {one.key for one in (*change.create, *change.update)}
-        mine = [one for one in outcome.problems if one.object in change.keys]
+        # How the target is run has to wait for the next one: that is no refusal.
+        mine = [one for one in outcome.problems if one.object in change.keys and not one.object.startswith("target/")]
         if mine and not outcome.pending:
             await self._undo(before, after, change, mine)
             raise TargetError(f"{'; '.join(map(str, mine))}; nothing was changed")
@@ -145,7 +158,7 @@ class Engine:
                 break
         self._lock(problems)
         self._forget_deleted(actual, problems)
-        problems |= {one.object: one for one in current.conflicts}
+        problems |= {one.object: one for one in (*current.conflicts, *current.restart)}
         if lost := self._lost(current.waiting - problems.keys()):
             problems |= lost
         return Outcome(calls, tuple(problems.values()), current.foreign)

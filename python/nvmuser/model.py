@@ -1,4 +1,5 @@
-"""What a person declares: volumes, pools, remotes, controllers. Frozen, validated, and JSON both ways.
+"""What a person declares: volumes, pools, remotes, controllers, how the target is run. Frozen, validated, and
+JSON both ways.
 
 Owns the shape of each object alone. What objects mean together (references, uniqueness) is
 `nvmuser.desired`'s, where identities come from is `nvmuser.identity`'s, and how SPDK is told is
@@ -115,6 +116,8 @@ class Volume(Object):
     )  # fmt: skip
     sized: ClassVar[tuple[str, ...]] = ("file", "malloc", "null", "lvol")
     """Backends that take a size; the others have the size of what they lie on."""
+    interrupts: ClassVar[tuple[str, ...]] = ("file", "lvol", "raid1", "concat", "error")
+    """Backends that can do without a poller, if what they lie on can: the profile eco needs that."""
 
     backend: str = "file"
     size: int = 0
@@ -283,8 +286,35 @@ class Controller(Object):
         return tuple(f"volume/{one.volume}" for one in self.namespaces)
 
 
-AnyObject = Volume | Pool | Remote | Controller
-KINDS: dict[str, type[AnyObject]] = {kind.kind: kind for kind in (Volume, Pool, Remote, Controller)}
+@dataclass(frozen=True)
+class TargetSettings(Object):
+    """How the target is run. There is one target, so that there is one of these, under one name."""
+
+    kind: ClassVar[str] = "target"
+    profiles: ClassVar[tuple[str, ...]] = ("throughput", "balanced", "eco")
+    """throughput: its cores poll. balanced: SPDK's dynamic scheduler; one core polls, the others sleep while they
+    are not needed. eco: interrupts, no polling."""
+
+    name: str = "spdk"
+    profile: str = "throughput"
+    cores: tuple[int, ...] = ()
+    """CPU numbers; empty: chosen among those that the supervisor may use."""
+
+    def __post_init__(self) -> None:
+        if self.name != "spdk":
+            raise UsageError("a target's settings have no name of their own")
+        if self.profile not in self.profiles:
+            raise UsageError(f"target: profile {self.profile!r}; choose from {', '.join(self.profiles)}")
+        if len(set(self.cores)) < len(self.cores) or min(self.cores, default=0) < 0:
+            raise UsageError("target: cores are CPU numbers from 0, each once")
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        return ()
+
+
+AnyObject = Volume | Pool | Remote | Controller | TargetSettings
+KINDS: dict[str, type[AnyObject]] = {kind.kind: kind for kind in (Volume, Pool, Remote, Controller, TargetSettings)}
 
 
 def object_from_json(data: Mapping[str, Any]) -> AnyObject:

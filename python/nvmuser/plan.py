@@ -7,14 +7,14 @@ and it does not know files, sockets or processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from nvmuser import backends
 from nvmuser.actual import Actual, ActualNamespace, Bdev, Subsystem
 from nvmuser.calls import Call, Plan, Problem
 from nvmuser.desired import Desired
-from nvmuser.model import MAX_NAMESPACES, NO_LIMITS, Controller, Namespace, Pool, Remote, Volume
+from nvmuser.model import MAX_NAMESPACES, NO_LIMITS, Controller, Namespace, Pool, Remote, TargetSettings, Volume
 from nvmuser.planner import Planner
 from nvmuser.rpc import methods
 
@@ -37,7 +37,26 @@ def plan(desired: Desired, actual: Actual, directory: Callable[[str], Path]) -> 
         frozenset(planner.waiting),
         tuple(planner.foreign()),
         frozenset(planner.adopted),
+        _restart(desired, actual),
     )
+
+
+def _restart(desired: Desired, actual: Actual) -> tuple[Problem, ...]:
+    """Profile and cores are given to a process when it starts. What nobody has declared cannot be wrong."""
+    wanted, other = desired.target, []
+    if wanted.key not in desired.entries:
+        return ()
+    if actual.profile and actual.profile != wanted.profile:
+        other.append(f"profile {wanted.profile}, not {actual.profile}")
+    if actual.cores and wanted.cores and set(actual.cores) != set(wanted.cores):
+        other.append(f"cores {_numbers(wanted.cores)}, not {_numbers(actual.cores)}")
+    if not other:
+        return ()
+    return (Problem(wanted.key, f"{', '.join(other)}: takes effect with `nvmuser target restart`"),)
+
+
+def _numbers(cores: Iterable[int]) -> str:
+    return " ".join(map(str, sorted(cores)))
 
 
 class _Whole(Planner):
@@ -63,7 +82,7 @@ class _Whole(Planner):
                 self._ready[key] = self._volume(one, ready)
             elif isinstance(one, Pool):
                 self._ready[key] = self._pool(one, ready)
-            else:
+            elif isinstance(one, Remote):
                 self._ready[key] = self._remote(one)
         return self._ready[key]
 

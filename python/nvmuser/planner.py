@@ -14,7 +14,7 @@ from nvmuser import backends
 from nvmuser.actual import Actual, ActualNamespace, Bdev, Subsystem
 from nvmuser.calls import Call, Problem
 from nvmuser.desired import Desired
-from nvmuser.model import Controller, Namespace, Pool, Remote, Volume
+from nvmuser.model import Controller, Namespace, Pool, Remote, TargetSettings, Volume
 from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
@@ -93,7 +93,7 @@ class Planner:
                 self._controller_goes(entry.object, whole=entry.deleting)
         gone: dict[str, tuple[int, ...]] = {}
         for one in self.desired.deleted():
-            if not isinstance(one, Controller):
+            if not isinstance(one, Controller | TargetSettings):
                 self._goes(one, gone)
 
     def _controller_goes(self, controller: Controller, *, whole: bool) -> None:
@@ -127,8 +127,8 @@ class Planner:
         if one.key in gone:
             return gone[one.key]
         gone[one.key] = ()
-        above = [two for two in self.desired.deleted() if one.key in two.below and not isinstance(two, Controller)]
-        after = [call for two in above for call in self._goes(two, gone)]
+        above = [two for two in self.desired.deleted() if one.key in two.below]
+        after = [call for two in above if isinstance(two, Volume | Pool) for call in self._goes(two, gone)]
         request = self._delete_request(one)
         if isinstance(one, Volume) and (bdev := self._ours(one)):
             after += self._released.get(bdev.name, [])

@@ -6,9 +6,7 @@ is the model's. An error says where: `spec.yaml:12: volumes[3].size: …`.
 
 from __future__ import annotations
 
-import dataclasses
 import re
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +17,7 @@ from nvmuser.change import Change
 from nvmuser.codec import FieldError
 from nvmuser.desired import Desired
 from nvmuser.errors import NvmuserError, UsageError
-from nvmuser.model import KINDS, AnyObject, Controller, Volume, format_size, object_from_json, parse_size
+from nvmuser.model import AnyObject, Controller, TargetSettings, Volume, format_size, object_from_json, parse_size
 
 SECTIONS = {
     "pools": "pool",
@@ -28,11 +26,13 @@ SECTIONS = {
     "remotes": "remote",
     "controllers": "controller",
 }
-_SIZES = ("size", "cluster_size")
+ONE = "target"
+"""The section that is no list."""
+SIZES = ("size", "cluster_size")
 _DEEPEST = 8
 """Nothing that can be said is deeper; an alias can be endless."""
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
-_NOT_FOR_PEOPLE = ("owned",)
+NOT_FOR_PEOPLE = ("owned",)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Path = tuple[str | int, ...]
@@ -48,8 +48,8 @@ class Spec:
 
     def explain(self, error: NvmuserError) -> NvmuserError:
         """The error with the place of the object that it is about, if it is in the file."""
-        words = str(error).split(":", 1)[0].split(" ")
-        place = self.places.get("/".join(words)) if len(words) == 2 else None
+        key = str(error).split(":", 1)[0].replace(" ", "/", 1)
+        place = self.places.get(TargetSettings().key if key == ONE else key)
         return type(error)(f"{place}: {error}") if place and type(error).__init__ is Exception.__init__ else error
 
 
@@ -79,22 +79,23 @@ class _Reader:
             if key == "version":
                 if self._plain(section, (key,)) != 1:
                     raise self._error(section, (key,), "this nvmuser knows version 1")
+            elif key == ONE:
+                yield self._object(key, ONE, (key,), section)
             elif key not in SECTIONS:
-                raise self._error(section, (key,), f"unknown section; known are version, {', '.join(SECTIONS)}")
+                raise self._error(section, (key,), f"unknown section; known are version, {ONE}, {', '.join(SECTIONS)}")
             elif not isinstance(section, yaml.SequenceNode):
                 raise self._error(section, (key,), "expected a list")
             else:
                 for index, node in enumerate(section.value):
-                    yield self._object(key, (key, index), node)
+                    yield self._object(key, SECTIONS[key], (key, index), node)
 
-    def _object(self, section: str, path: Path, node: yaml.Node) -> AnyObject:
+    def _object(self, section: str, kind: str, path: Path, node: yaml.Node) -> AnyObject:
         data = self._plain(node, path)
         if not isinstance(data, dict):
             raise self._error(node, path, "expected a mapping")
-        for field in _NOT_FOR_PEOPLE:
+        for field in NOT_FOR_PEOPLE:
             if field in data:
                 raise self._error(_at(node, (field,)), (*path, field), "not for a specification")
-        kind = SECTIONS[section]
         try:
             one = object_from_json({"kind": kind} | _long_form(section, data))
         except FieldError as error:
@@ -114,7 +115,7 @@ class _Reader:
             return {key: self._plain(value, (*path, key)) for key, value in self._pairs(node, path)}
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(item, (*path, index)) for index, item in enumerate(node.value)]
-        if path and path[-1] in _SIZES:
+        if path and path[-1] in SIZES:
             try:
                 return parse_size(node.value)
             except UsageError as error:
@@ -187,7 +188,8 @@ def difference(desired: Desired, spec: Spec, *, prune: bool, wipe: bool) -> Chan
         elif (merged := _merged(entry.object, one)) != entry.object:
             update.append(merged)
     named = {one.key for one in spec.objects}
-    delete = [one.key for one in desired.wanted() if one.key not in named] if prune else []
+    # How the target is run is no thing that could go.
+    delete = [one.key for one in desired.wanted() if one.key not in named and one.kind != ONE] if prune else []
     return Change(tuple(create), tuple(update), tuple(delete), wipe)
 
 
@@ -211,6 +213,8 @@ def _merged(present: AnyObject, one: AnyObject) -> AnyObject:
 def export(desired: Desired) -> dict[str, Any]:
     """The document that declares what is wanted now, identities included: applying it changes nothing."""
     document: dict[str, Any] = {"version": 1}
+    if settings := desired.entries.get(TargetSettings().key):
+        document[ONE] = _written(settings.object)
     for section, kind in SECTIONS.items():
         found = [
             _written(one)
@@ -223,8 +227,8 @@ def export(desired: Desired) -> dict[str, Any]:
 
 
 def _written(one: AnyObject) -> dict[str, Any]:
-    data = {key: value for key, value in one.to_json().items() if key not in ("kind", *_NOT_FOR_PEOPLE)}
-    for field in _SIZES:
+    data = {key: value for key, value in one.to_json().items() if key not in ("kind", *NOT_FOR_PEOPLE)}
+    for field in SIZES:
         if field in data:
             data[field] = format_size(data[field])
     if isinstance(one, Volume):
@@ -239,55 +243,3 @@ def _written(one: AnyObject) -> dict[str, Any]:
 def dump(document: Mapping[str, Any]) -> str:
     """As YAML, in the order given."""
     return str(yaml.dump(dict(document), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False))
-
-
-def schema() -> dict[str, Any]:
-    """The document's JSON Schema, for editors."""
-    sections: dict[str, Any] = {"version": {"const": 1}}
-    for section, kind in SECTIONS.items():
-        sections[section] = {"type": "array", "items": _object_schema(KINDS[kind], snapshots=section == "snapshots")}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "nvmuser specification",
-        "type": "object",
-        "properties": sections,
-        "additionalProperties": False,
-    }
-
-
-def _object_schema(kind: Any, *, snapshots: bool = False) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    properties: dict[str, Any] = {}
-    required = []
-    for field in dataclasses.fields(kind):
-        if field.name in _NOT_FOR_PEOPLE:
-            continue
-        name = "of" if snapshots and field.name == "snapshot_of" else field.name
-        properties[name] = _value_schema(field.name, hints[field.name])
-        if field.default is dataclasses.MISSING:
-            required.append(name)
-        elif field.default and isinstance(field.default, str | int):
-            properties[name]["default"] = field.default
-    if kind is Volume:
-        properties["backend"]["enum"] = list(Volume.backends)
-        properties["block_size"]["enum"] = [512, 4096]
-    required += ["of"] if snapshots else []
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-
-
-def _value_schema(name: str, hint: Any) -> dict[str, Any]:
-    if name in _SIZES:
-        return {
-            "type": ["string", "integer"],
-            "pattern": r"^\d+\s*[KMGTPkmgtp]?(i?[Bb])?$",
-            "examples": ["512M", "10G"],
-        }
-    if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
-        items = _object_schema(item) if dataclasses.is_dataclass(item) else _value_schema("", item)
-        return {"type": "array", "items": {"anyOf": [{"type": "string"}, items]} if name == "namespaces" else items}
-    if dataclasses.is_dataclass(hint):
-        return _object_schema(hint)
-    if name == "name":
-        return {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,31}$"}
-    return {"type": {str: "string", int: "integer", bool: "boolean"}[hint]}

@@ -36,7 +36,7 @@ def status_of(desired: Desired, actual: Actual, plan: Plan) -> Status:
     created = {call.object for call in plan.calls if call.verb == "create" and "add_" not in call.request.method} | set(
         plan.waiting
     )
-    touched = {call.object for call in plan.calls} | {one.object for one in plan.conflicts}
+    touched = {call.object for call in plan.calls} | {one.object for one in (*plan.conflicts, *plan.restart)}
     wanted = [one.key for one in desired.wanted()]
     present_controllers = {
         one.key for one in desired.controllers() if (s := actual.subsystems.get(one.nqn)) and s.serial == one.serial
@@ -48,5 +48,5 @@ def status_of(desired: Desired, actual: Actual, plan: Plan) -> Status:
         drifted=tuple(key for key in wanted if key in drifted),
         missing=tuple(key for key in wanted if key in missing),
         foreign=plan.foreign,
-        conflicts=tuple(map(str, plan.conflicts)),
+        conflicts=tuple(map(str, (*plan.conflicts, *plan.restart))),
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from nvmuser import control
+from nvmuser import control, spec_schema
 from nvmuser import spec as specs
 from nvmuser.change import Change
 from nvmuser.cli.present import run, say
@@ -94,7 +94,7 @@ def export(state: StateDir, as_json: bool) -> None:
 @click.command()
 def schema() -> None:
     """Print the JSON Schema of specifications, for an editor."""
-    say(specs.schema())
+    say(spec_schema.schema())
 
 
 @click.command()

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, TargetNotRunning, UsageError
+from nvmuser.model import TargetSettings
 from nvmuser.paths import StateDir
 from nvmuser.runtime import find_spdk
 from nvmuser.target import daemon
@@ -42,16 +43,35 @@ def _cores(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[in
 
 @target.command()
 @click.option("--hugepages/--no-hugepages", default=None, help="Default: hugepages where this machine has enough.")
-@click.option("--cores", default="", callback=_cores, help="CPU numbers for SPDK's reactors. Default: one of yours.")
+@click.option("--cores", default="", callback=_cores, help="CPU numbers for SPDK. Default: of those that you may use.")
+@click.option(
+    "--profile",
+    type=click.Choice(TargetSettings.profiles),
+    default=None,
+    help="throughput: polls. balanced: one core polls, others sleep while not needed. eco: interrupts, no polling.",
+)
 @click.option("--standby", is_flag=True, help="Keep a second target started and stopped, to take over in no time.")
 @click.option("--foreground", is_flag=True, help="Become the supervisor instead of starting one: for systemd.")
 @click.pass_obj
-def start(state: StateDir, hugepages: bool | None, cores: tuple[int, ...], standby: bool, foreground: bool) -> None:
+def start(
+    state: StateDir,
+    hugepages: bool | None,
+    cores: tuple[int, ...],
+    profile: str | None,
+    standby: bool,
+    foreground: bool,
+) -> None:
     """Start a target with everything that is wanted, under supervision, in the background.
 
-    One that an earlier supervisor has left running, because it was killed, is taken over with its guests.
+    --profile and --cores hold until others are said: here, or in a specification. One that an earlier supervisor has
+    left running, because it was killed, is taken over with its guests.
+
+    \b
+    Examples:
+      nvmuser target start --standby
+      nvmuser target start --profile balanced --cores 2,3
     """
-    options = Options(hugepages, cores)
+    options = Options(hugepages, cores, profile or "")
     if foreground:
         daemon.become(state, options, standby=standby)
     began = time.monotonic()
@@ -61,7 +81,9 @@ def start(state: StateDir, hugepages: bool | None, cores: tuple[int, ...], stand
     else:
         click.echo(f"memory: no hugepages ({reason or 'as asked'})")
     daemon.start(state, options, standby=standby)
-    click.echo(f"target ready after {time.monotonic() - began:.1f} s on core {options.resolve_cores()}; {state.root}")
+    facts = _call(state, "status")["target"]
+    how = f"profile {facts['profile']}, core {_list(facts['cores'])}" if facts["profile"] else "taken over"
+    click.echo(f"target ready after {time.monotonic() - began:.1f} s, {how}; {state.root}")
 
 
 @target.command()
@@ -168,6 +190,8 @@ def _show(state: StateDir, as_json: bool) -> None:
     memory = "hugepages" if target_facts["hugepages"] else "no hugepages"
     standby = f", standby {target_facts['standby']}" if target_facts["standby"] else ""
     console.print(f"target    {word}, pid {target_facts['pid']}, SPDK {target_facts['spdk']}, {memory}{standby}")
+    if target_facts["profile"]:
+        console.print(f"          profile {target_facts['profile']}, core {_list(target_facts['cores'])}")
     ending = f", last {target_facts['last_ending']}" if target_facts["last_ending"] else ""
     startup = _seconds(target_facts["startup_s"])
     console.print(f"          {target_facts['restarts']} restarts{ending}, start-up {startup}")
@@ -179,6 +203,10 @@ def _show(state: StateDir, as_json: bool) -> None:
         if state_of:
             console.print(f"{name:<9} {', '.join(state_of) if isinstance(state_of, list) else state_of}", markup=False)
     console.print(_guests(facts["guests"]) if facts["guests"] else "guests    none")
+
+
+def _list(cores: list[int]) -> str:
+    return ", ".join(map(str, cores))
 
 
 def _guests(guests: list[dict[str, Any]]) -> Table:

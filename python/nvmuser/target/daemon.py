@@ -21,7 +21,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO, NoReturn
 
+from nvmuser.engine import Engine
 from nvmuser.errors import ConflictError, NvmuserError, RpcConnectionError, TargetError, TargetNotRunning, UsageError
+from nvmuser.model import TargetSettings
 from nvmuser.paths import SUN_PATH_MAX, StateDir
 from nvmuser.rpc import Client
 from nvmuser.runtime import Spdk
@@ -83,6 +85,7 @@ def _command(state: StateDir, options: Options, standby: bool, ready_fd: int) ->
         pass
     argv = [sys.executable, "-m", "nvmuser.target.daemon", "--state-dir", str(state.root), "--spdk", str(spdk.prefix)]
     argv += ["--ready-fd", str(ready_fd), "--cores", ",".join(map(str, options.cores))]
+    argv += ["--profile", options.profile] if options.profile else []
     argv += ["--standby"] if standby else []
     if options.hugepages is not None:
         argv += ["--hugepages" if options.hugepages else "--no-hugepages"]
@@ -173,6 +176,18 @@ async def running(state: StateDir, options: Options | None = None, *, standby: b
             await stop(state)
 
 
+def _declare(state: StateDir, options: Options) -> None:
+    """What is said about the target holds for this start and for all that follow.
+
+    :raises ConflictError: a volume in use does not go with it.
+    """
+    with contextlib.closing(Engine(state)) as engine:
+        before = engine.target_settings()
+        after = TargetSettings(profile=options.profile or before.profile, cores=options.cores or before.cores)
+        if after != before:
+            engine.declare(after)
+
+
 async def _run(state: StateDir, spdk: Spdk, options: Options, standby: bool, ready_fd: int) -> None:
     on_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -184,6 +199,7 @@ async def _run(state: StateDir, spdk: Spdk, options: Options, standby: bool, rea
             sdstore.notify("READY=1")
 
     on_ready.add_done_callback(told)
+    _declare(state, options)
     await supervise(state, spdk, options, standby=standby, on_ready=on_ready)
 
 
@@ -193,6 +209,7 @@ def main() -> None:
     parser.add_argument("--spdk", type=Path, required=True)
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--cores", default="")
+    parser.add_argument("--profile", default="")
     parser.add_argument("--standby", action="store_true")
     parser.add_argument("--hugepages", action=argparse.BooleanOptionalAction)
     arguments = parser.parse_args()
@@ -206,7 +223,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     state = StateDir(arguments.state_dir)
     cores = tuple(int(core) for core in arguments.cores.split(",") if core)
-    options = Options(arguments.hugepages, cores)
+    options = Options(arguments.hugepages, cores, arguments.profile)
     try:
         with locked(state):
             asyncio.run(_run(state, check_prefix(arguments.spdk), options, arguments.standby, arguments.ready_fd))

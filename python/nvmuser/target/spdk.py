@@ -35,11 +35,13 @@ class Options:
     """How targets are run.
 
     :param hugepages: None decides by what the machine has.
-    :param cores: CPU numbers; empty chooses one of those that this process may use.
+    :param cores: CPU numbers; empty chooses of those that this process may use.
+    :param profile: of `model.TargetSettings.profiles`; empty is the first.
     """
 
     hugepages: bool | None = None
     cores: tuple[int, ...] = ()
+    profile: str = ""
 
     def resolve_hugepages(self) -> bool:
         """:raises TargetError: hugepages are asked for, but there are none."""
@@ -54,8 +56,10 @@ class Options:
         if foreign := set(self.cores) - allowed:
             usable = ", ".join(map(str, sorted(allowed)))
             raise TargetError(f"core {min(foreign)} may not be used here; choose among {usable}")
-        # The last one: interrupts and whatever is not pinned tend to be on the first.
-        return self.cores or (max(allowed),)
+        # The last ones: interrupts and whatever is not pinned tend to be on the first.
+        # The dynamic scheduler needs a second core, which it lets sleep while one is enough.
+        count = 2 if self.profile == "balanced" else 1
+        return self.cores or tuple(sorted(allowed)[-count:])
 
 
 def why_no_hugepages(memory_mib: int = MEMORY_MIB) -> str | None:
@@ -82,6 +86,7 @@ def arguments(spdk: Spdk, rpc_socket: Path, options: Options) -> list[str]:
     argv += ["--disable-cpumask-locks", "--mem-size", str(MEMORY_MIB)]
     # Unlinked at once, hugepages are free again however the process ends.
     argv += ["--huge-unlink"] if options.resolve_hugepages() else ["--no-huge"]
+    argv += ["--interrupt-mode"] if options.profile == "eco" else []
     return argv
 
 
@@ -111,11 +116,13 @@ def choose_spdk(state: StateDir, spdk: Spdk) -> None:
 class Target:
     """A running SPDK and the connection to it."""
 
-    def __init__(self, process: Process, rpc: Client, spdk: Spdk, rpc_socket: Path) -> None:
+    def __init__(self, process: Process, rpc: Client, spdk: Spdk, rpc_socket: Path, options: Options | None) -> None:
         self.process = process
         self.rpc = rpc
         self.spdk = spdk
         self.rpc_socket = rpc_socket
+        self.options = options
+        """None: it was adopted."""
 
     @classmethod
     async def start(cls, state: StateDir, spdk: Spdk, options: Options, generation: int) -> Self:
@@ -132,6 +139,8 @@ class Target:
         try:
             async with asyncio.timeout(_START_DEADLINE):
                 rpc = await _answering(process, rpc_socket)
+                if rpc and options.profile == "balanced":
+                    await rpc.call("framework_set_scheduler", {"name": "dynamic"})
         except TimeoutError:
             await process.kill()
             process.close()
@@ -143,7 +152,7 @@ class Target:
         if rpc is None:
             process.close()
             raise TargetError(f"SPDK {process.ending}: {_last_error(log_file, start)} (log: {log_file})")
-        return cls(process, rpc, spdk, rpc_socket)
+        return cls(process, rpc, spdk, rpc_socket, options)
 
     @classmethod
     async def adopt(cls, state: StateDir, spdk: Spdk) -> Self | None:
@@ -161,7 +170,7 @@ class Target:
                 except RpcError:
                     log.warning("target %d does not answer", process.pid)
                 else:
-                    found = cls(process, rpc, spdk, rpc_socket)
+                    found = cls(process, rpc, spdk, rpc_socket, None)
                     continue
             await process.kill()
             process.close()

@@ -14,7 +14,7 @@ import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ class Supervisor:
         """The standby if there is one, else a new process."""
         await asyncio.sleep(self._hold_until - time.monotonic())
         standby, self._standby = self._standby, None
-        if standby and standby.process.alive and standby.spdk == self._spdk:
+        if standby and standby.process.alive and self._fits(standby):
             await standby.unpark()
             self._target = standby
             return
@@ -186,7 +186,14 @@ class Supervisor:
 
     async def _start(self) -> Target:
         self._generation += 1
-        return await Target.start(self._state, self._spdk, self._options, self._generation)
+        return await Target.start(self._state, self._spdk, self._wanted(), self._generation)
+
+    def _wanted(self) -> Options:
+        settings = self._engine.target_settings()
+        return replace(self._options, profile=settings.profile, cores=settings.cores)
+
+    def _fits(self, standby: Target | None) -> bool:
+        return standby is not None and standby.spdk == self._spdk and standby.options == self._wanted()
 
     async def _bring_up(self, target: Target) -> None:
         """Everything wanted into this target, then the guests."""
@@ -230,6 +237,11 @@ class Supervisor:
         await standby.park()
         self._standby = standby
         log.info("standby %d parked", standby.process.pid)
+
+    async def _drop_standby(self) -> None:
+        standby, self._standby = self._standby, None
+        if standby:
+            await standby.stop()
 
     async def _bury(self) -> None:
         """The target has ended and is reaped: nothing that it had in flight can land any more."""
@@ -307,6 +319,8 @@ class Supervisor:
                 "pid": target.process.pid if target else None,
                 "ready": self._ready.is_set(),
                 "spdk": self._spdk.version,
+                "profile": target.options.profile if target and target.options else None,
+                "cores": target.options.resolve_cores() if target and target.options else None,
                 "hugepages": self._hugepages,
                 "standby": self._standby.process.pid if self._standby else None,
                 "restarts": self.history.restarts,
@@ -352,7 +366,8 @@ class Supervisor:
             if target is None:
                 raise TargetError("no target is running; the supervisor is about to start one")
             self._spdk, old = spdk, self._spdk
-            if self._standby is None or self._standby.spdk != spdk:
+            if not self._fits(self._standby):
+                await self._drop_standby()
                 try:
                     await self._raise_standby()
                 finally:
