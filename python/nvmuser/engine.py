@@ -96,8 +96,9 @@ class Engine:
 
     def sync_files(self) -> None:
         """Every file volume is on the disk when this returns. :raise TargetError: one is not."""
-        if failures := files.sync([one for one in self._store.load().volumes() if one.backend == "file"]):
-            raise TargetError("; ".join(map(str, failures)))
+        volumes = [one for one in self._store.load().volumes() if one.backend == "file"]
+        if failures := files.each(files.sync, volumes):
+            raise TargetError("; ".join(map(str, failures.values())))
 
     # -- acts ------------------------------------------------------------------------------------------------
 
@@ -185,22 +186,14 @@ class Engine:
 
     def _provision(self) -> dict[str, Problem]:
         """Backing files: made for new volumes, looked at for the others."""
-        problems: dict[str, Problem] = {}
-        made: list[Entry] = []
-        for entry in self._store.load().entries.values():
-            volume = entry.object
-            if not isinstance(volume, Volume) or volume.backend != "file" or entry.deleting:
-                continue
-            try:
-                if not entry.provisioned:
-                    files.provision(volume)
-                    made.append(replace(entry, provisioned=True))
-                else:
-                    files.check_or_grow(volume)
-            except NvmuserError as error:
-                problems[volume.key] = Problem(volume.key, str(error))
+        desired = self._store.load()
+        volumes = [one for one in desired.volumes() if one.backend == "file"]
+        new = [one for one in volumes if not desired.entries[one.key].provisioned]
+        old = [one for one in volumes if desired.entries[one.key].provisioned]
+        errors = files.each(files.provision, new) | files.each(files.check_or_grow, old)
+        made = [replace(desired.entries[one.key], provisioned=True) for one in new if one.key not in errors]
         self._put(made)
-        return problems
+        return {key: Problem(key, str(error)) for key, error in errors.items()}
 
     def _grant(self) -> dict[str, Problem]:
         """Those who may connect can reach the sockets."""
@@ -301,22 +294,19 @@ class Engine:
         self._bury(gone, problems)
 
     def _bury(self, gone: Iterable[Any], problems: dict[str, Problem]) -> None:
-        buried: list[str] = []
-        devices: list[Devices] = []
-        for one in gone:
+        gone = list(gone)
+        errors = files.each(files.remove, [one for one in gone if isinstance(one, Volume)])
+        controllers = [one for one in gone if isinstance(one, Controller)]
+        devices = [Devices(self._state, direct=direct) for direct in (False, True) if controllers]
+        for controller in controllers:
+            listeners.tidy(self._state.target_dir(controller.name))
             try:
-                if isinstance(one, Volume):
-                    files.remove(one)
-                elif isinstance(one, Controller):
-                    listeners.tidy(self._state.target_dir(one.name))
-                    devices = devices or [Devices(self._state, direct=direct) for direct in (False, True)]
-                    for each in devices:
-                        each.remove(one)
+                for each in devices:
+                    each.remove(controller)
             except NvmuserError as error:
-                problems[one.key] = Problem(one.key, str(error))
-            else:
-                buried.append(one.key)
-        if buried:
+                errors[controller.key] = error
+        problems |= {key: Problem(key, str(error)) for key, error in errors.items()}
+        if buried := [one.key for one in gone if one.key not in errors]:
             with self._store.transaction():
                 self._store.remove(buried)
 

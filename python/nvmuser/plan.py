@@ -14,7 +14,7 @@ from nvmuser import backends
 from nvmuser.actual import Actual, ActualNamespace, Bdev, Subsystem
 from nvmuser.calls import Call, Plan, Problem
 from nvmuser.desired import Desired
-from nvmuser.model import MAX_NAMESPACES, NO_LIMITS, Controller, Namespace, Pool, Remote, TargetSettings, Volume
+from nvmuser.model import MAX_NAMESPACES, NO_LIMITS, Controller, Namespace, Pool, Remote, Volume
 from nvmuser.planner import Planner
 from nvmuser.rpc import methods
 

@@ -36,6 +36,7 @@ _COMMANDS = {
     "demo": "bench",
     "diff": "bench_compare",
     "guest": "bench",
+    "idle": "bench_idle",
     "plug": "bench_plug",
     "provision": "bench_provision",
     "recovery": "bench_recovery",
