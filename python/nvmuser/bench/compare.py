@@ -38,7 +38,7 @@ class Plan:
     def session(self) -> session.Plan:
         """:raises UsageError: ours is not among the peers, or no round is asked for."""
         settings = {"backing": self.backing, "size_bytes": self.size}
-        return session.Plan(self.cases, self.peers, OURS, self.rounds, self.minutes, settings)
+        return session.Plan(self.cases, self.peers, OURS, self.rounds, self.minutes, settings=settings)
 
     @property
     def memory(self) -> int:

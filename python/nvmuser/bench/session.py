@@ -52,6 +52,8 @@ class Plan:
     rounds: int = 5
     minutes: float = math.inf
     """No round is begun that would probably end later than this."""
+    attempts: int = 2
+    """How often a job is measured until it was steady; the last one counts anyhow."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What else must be the same for rounds of two runs to belong together; stands in the header."""
 
@@ -192,14 +194,14 @@ class Session:
     async def _measure(self, number: int, case: Case, seat: Seat) -> None:
         await seat.unpark()
         try:
-            for attempt in (1, 2):
+            for attempt in range(1, self._plan.attempts + 1):
                 done = await runner.run(seat.guest, case.job.workload(), [seat.device], processes=seat.processes)
                 [job] = done.jobs
                 done.keep(self._output / "fio" / f"round{number + 1}" / seat.name / job.name)
                 if job.wrong:
                     raise GuestError(f"{job.name} on {seat.name}: {job.wrong}")
                 steadiness = stats.steadiness(job.series.iops)
-                if steadiness.steady or attempt == 2:
+                if steadiness.steady or attempt == self._plan.attempts:
                     self._writer.run(Run.of(job, seat.name, number, steadiness, attempt))
                     return
         finally:
