@@ -6,6 +6,7 @@ nothing for each I/O, and cannot serve mapped doorbells). How they are measured 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import uuid
@@ -62,8 +63,8 @@ VARIANTS = (
         for us in (100, 300)
     ),
     Variant("interrupt-mode", "SPDK's interrupt mode: no core is polled", arguments=("--interrupt-mode",)),
-    Variant("dynamic", "SPDK's dynamic scheduler", scheduler="dynamic"),
     Variant("every-core", "a reactor on every core", every_core=True),
+    Variant("dynamic", "the same, with SPDK's dynamic scheduler", every_core=True, scheduler="dynamic"),
     Variant("queues-2", "two I/O queues a controller, not as many as it asks for", {"max_io_qpairs_per_ctrlr": 2}),
     Variant("depth-32", "queues of 32 entries", {"max_queue_depth": 32}),
     Variant("idle-200", f"{_IDLE} idle controllers beside it", idle=_IDLE),
@@ -111,8 +112,9 @@ async def _configure(rpc: Client, variant: Variant, backing: Path, directory: Pa
     if variant.scheduler:
         await rpc.call("framework_set_scheduler", {"name": variant.scheduler})
     await rpc.call(shipped.method, {**shipped.params, **variant.transport})
-    for number in range(variant.idle + 1):
-        await _controller(rpc, backing if number == 0 else None, directory / "c" / str(number), number)
+    await _controller(rpc, backing, directory / "c" / "0", 0)
+    idle = [_controller(rpc, None, directory / "c" / str(number), number) for number in range(1, variant.idle + 1)]
+    await asyncio.gather(*idle)
     return directory / "c" / "0" / "cntrl"
 
 
