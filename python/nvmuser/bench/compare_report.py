@@ -94,7 +94,7 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("Frequency governor", environment["governor"] or "not visible (a virtual machine, or none)"),
         ("Hugepages", f"{pages} MiB" if pages else "none: 4 KiB pages"),
         ("Noise", _noise(comparison.noise)),
-        ("Steady state", f"{len(comparison.runs) - unsteady} of {len(comparison.runs)} runs, the others repeated once"),
+        ("Steady state", f"{len(comparison.runs) - unsteady} of {len(comparison.runs)} runs"),
     ]
 
 

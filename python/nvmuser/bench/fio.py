@@ -19,8 +19,8 @@ ENGINES = ("libaio", "io_uring", "psync", "sync")
 PERCENTILES = (50.0, 90.0, 99.0, 99.9, 99.99)
 
 _LOG_INTERVAL_MS = 500
-_SHORT_LOG_INTERVAL_MS = 200
-_SHORT_RUN = 6.0
+_POINTS = 20
+"""Of a run and its warm-up over time, at least: the test for a steady state needs two in each of five windows."""
 
 OUTPUT = "fio.json"
 JOB_FILE = "job.fio"
@@ -156,8 +156,9 @@ class Workload:
         """Width of a point in the series over time: wide enough to cost next to nothing, and enough of
         them.
         """
-        short = self.seconds is not None and self.seconds < _SHORT_RUN
-        return _SHORT_LOG_INTERVAL_MS if short else _LOG_INTERVAL_MS
+        if self.seconds is None:
+            return _LOG_INTERVAL_MS
+        return min(_LOG_INTERVAL_MS, max(1, int(self.seconds * 1000 / (_POINTS))))
 
     @classmethod
     def from_file(cls, path: Path) -> Workload:
