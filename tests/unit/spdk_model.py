@@ -199,7 +199,14 @@ class ModelSpdk:
 
     # -- NVMe-oF ---------------------------------------------------------------------------------------------
 
-    def nvmf_create_transport(self, trtype: str, disable_mappable_bar0: bool, acceptor_poll_rate: int) -> None:
+    def nvmf_create_transport(
+        self,
+        trtype: str,
+        disable_mappable_bar0: bool,
+        acceptor_poll_rate: int,
+        irq_coalescing_us: int,
+        irq_coalescing_entries: int,
+    ) -> None:
         check(not self.transport, "transport exists")
         self.transport = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -179,3 +180,17 @@ def test_compare_that_cannot_be_meant(arguments: list[str], message: str) -> Non
 def test_summary_has_the_documented_keys() -> None:
     found = analysis.summary(comparison(VALUES))
     assert {"ratios", "ratios_ci", "unclear", "noise", "iops", "environment", "versions", "accelerator"} <= found.keys()
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, asyncio.CancelledError])
+def test_what_was_interrupted_can_be_resumed_and_says_so(
+    interruption: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(*_: object, **__: object) -> None:
+        raise interruption
+
+    monkeypatch.setattr("nvmuser.cli.bench_compare.comparing.compare", interrupted)
+    done = CliRunner().invoke(compare, ["--output", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert f"nvmuser bench report {tmp_path / 'out'}" in done.stderr
+    assert "--resume" in done.stderr
