@@ -55,15 +55,15 @@ class Variant:
 
 
 VARIANTS = (
-    Variant(BASE, "as shipped: trapped and shadow doorbells, interrupts adaptive and coalesced, one polling core"),
+    Variant(BASE, "as shipped: profile throughput, shadow doorbells, coalesced interrupts"),
     Variant("mapped", "doorbells mapped into the guest (no survival then)", {"disable_mappable_bar0": False}),
     Variant("trapped-only", "doorbells trapped, no shadow doorbells", {"disable_shadow_doorbells": True}),
     Variant("plain-irq", "an interrupt for each completion (adaptive interrupts off)", {"disable_adaptive_irq": True}),
     Variant("no-wait", "an interrupt never waits for more completions", {"irq_coalescing_us": 0}),
     Variant("wait-500", "it waits up to 500 µs for any number of them", {"irq_coalescing_us": 500, **_ANY_NUMBER}),
-    Variant("interrupt-mode", "SPDK's interrupt mode: no core is polled", arguments=("--interrupt-mode",)),
+    Variant("interrupt-mode", "no core is polled (profile eco)", arguments=("--interrupt-mode",)),
     Variant("every-core", "a reactor on every core", every_core=True),
-    Variant("dynamic", "the same, with SPDK's dynamic scheduler", every_core=True, scheduler="dynamic"),
+    Variant("dynamic", "the same, SPDK's dynamic scheduler (profile balanced)", every_core=True, scheduler="dynamic"),
     Variant("queues-2", "two I/O queues a controller, not as many as it asks for", {"max_io_qpairs_per_ctrlr": 2}),
     Variant("depth-32", "queues of 32 entries", {"max_queue_depth": 32}),
     Variant("idle-200", f"{_IDLE} idle controllers beside it", idle=_IDLE),
