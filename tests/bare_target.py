@@ -11,6 +11,7 @@ import pytest
 
 from nvmuser.runtime import find_spdk
 from nvmuser.sockets import answers
+from nvmuser.target.spdk import STARTUP
 
 START_S = 20.0
 
@@ -45,7 +46,8 @@ class TargetFactory:
         rpc_socket, log = self._directory / f"{name}.sock", self._directory / f"{name}.log"
         rpc_socket.unlink(missing_ok=True)
         argv = [str(find_spdk().binary("nvmf_tgt")), "--no-huge", "--no-pci", "-s", "512", "-m", "0x1"]
-        argv += ["-r", str(rpc_socket), "--disable-cpumask-locks", *([] if polled else ["--interrupt-mode"])]
+        argv += ["--json", str(STARTUP), "-r", str(rpc_socket), "--disable-cpumask-locks"]
+        argv += [] if polled else ["--interrupt-mode"]
         with log.open("ab") as output:
             process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT)
         target = BareTarget(process, rpc_socket, log)

@@ -107,6 +107,20 @@ def made_once(one: AnyObject) -> bool:
     return one.kind == "pool" or (isinstance(one, Volume) and one.backend in KEEPS_IN_SPDK)
 
 
+def to_examine(desired: Desired, actual: Actual) -> list[str]:
+    """Names of bdevs that are not there yet and hold SPDK's own metadata, which it has to look for when they come.
+
+    SPDK is told not to look anywhere else: what a guest writes to its volume must not become a pool of the host's.
+    """
+    below: set[str] = set()
+    for entry in desired.entries.values():
+        one = entry.object
+        if (made_once(one) and entry.provisioned) or (isinstance(one, Volume) and one.backend in ("delay", "error")):
+            below |= {key for key in one.below if key.startswith("volume/")}
+    volumes = [one for one in desired.wanted() if isinstance(one, Volume) and one.key in below]
+    return [bdev_name(one, desired) for one in volumes if find(one, desired, actual) is None]
+
+
 def present(one: AnyObject, desired: Desired, actual: Actual) -> bool:
     """Does SPDK have it, as ours?"""
     if isinstance(one, Controller):

@@ -151,6 +151,10 @@ class Engine:
             runnable = self._runnable(current, problems)
             if not runnable:
                 break
+            names = backends.to_examine(desired, actual)
+            examined = [self.rpc.post(one.method, one.params) for one in map(methods.examine, names)]
+            # Refused for names that it knows; what is then not found is reported as missing.
+            await asyncio.gather(*examined, return_exceptions=True)
             result = await self._run(runnable, problems)
             calls += len(result.done)
             if result.lost:

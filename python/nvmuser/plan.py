@@ -154,7 +154,13 @@ class _Whole(Planner):
                 request = methods.attach_remote(remote.name, remote.nqn, path.name, path.port)
                 # One after the other: the first makes the controller, the others are added to it.
                 calls.append(self._add(request, remote.key, calls[-1:]))
-        return tuple(calls)
+        added = tuple(calls)
+        wanted = {(path.name, path.port) for path in remote.paths}
+        for address, port in present.paths if present else ():
+            if (address, port) not in wanted:
+                request = methods.detach_path(remote.name, remote.nqn, address, port)
+                self._add(request, remote.key, added, verb="delete")
+        return added
 
     def _controller(self, controller: Controller) -> tuple[int, ...] | None:
         present = self.actual.subsystems.get(controller.nqn)

@@ -229,6 +229,41 @@ async def test_pool_comes_back_after_a_crash_with_its_data(state: StateDir, targ
     engine.close()
 
 
+async def test_a_mirror_comes_back_after_a_crash(state: StateDir, target_factory: TargetFactory) -> None:
+    mirror = Volume("m", "raid1", members=("a", "b"))
+    target = target_factory.start()
+    async with await Client.connect(target.rpc_socket) as rpc:
+        engine = Engine(state, rpc)
+        await engine.change(Change(create=(volume("a"), volume("b"), mirror, Controller("x", (Namespace("m"),)))))
+    target.kill()
+    engine.rpc = None
+    target = target_factory.start()
+    async with await Client.connect(target.rpc_socket) as rpc:
+        engine.rpc = rpc
+        assert (await engine.reconcile()).problems == ()
+        await again_nothing(engine)
+        (raid,) = await rpc.call("bdev_raid_get_bdevs", {"category": "online"})
+        assert raid["num_base_bdevs_operational"] == 2
+    engine.close()
+
+
+async def test_what_a_guest_writes_is_not_taken_for_a_pool(
+    engine: Engine, target_factory: TargetFactory, tmp_path: Path
+) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(64 * MIB))
+    other = target_factory.start("other")
+    async with await Client.connect(other.rpc_socket) as rpc:
+        await rpc.call("bdev_aio_create", {"name": "d", "filename": str(path), "block_size": 512})
+        await rpc.call("bdev_lvol_create_lvstore", {"lvs_name": "p", "bdev_name": "d"})
+    other.kill()
+    await engine.change(Change(create=(Volume("d", path=str(path)), Controller("x", (Namespace("d"),)))))
+    await again_nothing(engine)
+    assert engine.rpc
+    assert await engine.rpc.call("bdev_lvol_get_lvstores") == []
+    assert (await engine.status()).foreign == ()
+
+
 async def test_pools_and_what_is_in_them_grow(engine: Engine) -> None:
     assert engine.rpc
     lvol = Volume("a", "lvol", size=32 * MIB, pool="p")
@@ -282,6 +317,11 @@ async def test_remote_over_tcp(state: StateDir, target_factory: TargetFactory) -
         outcome = await engine.change(Change(create=(remote, disk, Controller("x", (Namespace("disk"),)))))
         assert outcome.problems == ()
         await again_nothing(engine)
+        await engine.change(Change(update=(replace(remote, paths=remote.paths[1:]),)))
+        await again_nothing(engine)
+        (left,) = await near_rpc.call("bdev_nvme_get_controllers")
+        assert [one["trid"]["trsvcid"] for one in left["ctrlrs"]] == ["4492"]
+        assert (await engine.change(Change(update=(remote,)))).calls == 1
         with pytest.raises(NvmuserError):
             await engine.change(Change(create=(Volume("none", "remote", remote="far", remote_nsid=9),)))
         keys = ("controller/x", "volume/disk", "remote/far")

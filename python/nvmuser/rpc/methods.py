@@ -93,6 +93,14 @@ def allow_any_host(nqn: str) -> Request:
     return Request("nvmf_subsystem_allow_any_host", {"nqn": nqn, "allow_any_host": True})
 
 
+def examine(bdev: str) -> Request:
+    """Look for SPDK's own metadata (a pool, a mirror's superblock) in the bdev of this name, as soon as there is one.
+
+    lib/bdev/bdev.c, `spdk_bdev_examine`: it refuses a name that it knows already.
+    """
+    return Request("bdev_examine", {"name": bdev})
+
+
 def aio_create(name: str, path: str, block_size: int, uuid: str) -> Request:
     """`fallocate`: unmap and write-zeroes reach the file, so that a guest's discard gives space back."""
     params = {"name": name, "filename": path, "block_size": block_size, "fallocate": True, "uuid": uuid}
@@ -191,6 +199,19 @@ def attach_remote(name: str, nqn: str, address: str, port: int) -> Request:
 
 def detach_remote(name: str) -> Request:
     return Request("bdev_nvme_detach_controller", {"name": name})
+
+
+def detach_path(name: str, nqn: str, address: str, port: int) -> Request:
+    """One way of several; without the last, the remote would be gone."""
+    params = {
+        "name": name,
+        "trtype": "TCP",
+        "adrfam": "IPv6" if ":" in address else "IPv4",
+        "traddr": address,
+        "trsvcid": str(port),
+        "subnqn": nqn,
+    }
+    return Request("bdev_nvme_detach_controller", params)
 
 
 def set_limits(bdev: str, iops: int, mbps: int, read_mbps: int, write_mbps: int) -> Request:
