@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from nvmuser import identity
 from nvmuser.desired import Desired, Entry
-from nvmuser.errors import ConflictError, UsageError
+from nvmuser.errors import ConflictError, StaleError, UsageError
 from nvmuser.model import AnyObject, Controller, Namespace, Volume, object_from_json
 
 
@@ -27,6 +27,8 @@ class Change:
     """Keys."""
     wipe: bool = False
     """Deleting data along with what is deleted is meant."""
+    expect: tuple[AnyObject, ...] = ()
+    """As they were when this was thought out. When one is not so any more, nothing is done."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -34,18 +36,20 @@ class Change:
             "update": [one.to_json() for one in self.update],
             "delete": list(self.delete),
             "wipe": self.wipe,
+            "expect": [one.to_json() for one in self.expect],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """:raise UsageError: it is not a change."""
-        if unknown := set(data) - {"create", "update", "delete", "wipe"}:
+        if unknown := set(data) - {"create", "update", "delete", "wipe", "expect"}:
             raise UsageError(f"change: unknown field {unknown.pop()!r}")
         return cls(
             create=tuple(map(object_from_json, data.get("create", ()))),
             update=tuple(map(object_from_json, data.get("update", ()))),
             delete=tuple(map(str, data.get("delete", ()))),
             wipe=bool(data.get("wipe", False)),
+            expect=tuple(map(object_from_json, data.get("expect", ()))),
         )
 
     @property
@@ -59,6 +63,9 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
     :param prepare: completes a new volume with what only the machine knows: its path and its size.
     :raise ConflictError, NotFoundError, UsageError: it cannot be; one line says why.
     """
+    for one in change.expect:
+        if desired.get(one.key) != one:
+            raise StaleError(f"{_words(one.key)}: somebody else has just changed it; look again")
     entries = dict(desired.entries)
     for key in change.delete:
         entry = replace(desired.entries[key], deleting=True) if desired.get(key) else desired.entries[key]

@@ -7,13 +7,14 @@ half a change.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from nvmuser.change import Change
 from nvmuser.desired import Desired
 from nvmuser.engine import Engine
-from nvmuser.errors import TargetNotRunning
+from nvmuser.errors import StaleError, TargetNotRunning
+from nvmuser.model import AnyObject
 from nvmuser.outcome import Outcome
 from nvmuser.paths import StateDir
 from nvmuser.rpc.client import Client
@@ -32,6 +33,22 @@ async def submit(state: StateDir, change: Change) -> Outcome:
             return Outcome.from_json(await client.call("change", {"change": change.to_json()}, timeout=None))
     with contextlib.closing(Engine(state)) as engine:
         return await engine.change(change)
+
+
+async def alter(state: StateDir, alteration: Callable[[Desired], AnyObject]) -> Outcome:
+    """Change one object, starting from how it is: `alteration` says what comes of it.
+
+    Two that do so at once do not undo each other: who comes second starts from what the first has left.
+
+    :raise NvmuserError: nothing has changed.
+    """
+    while True:
+        desired = load(state)
+        after = alteration(desired)
+        try:
+            return await submit(state, Change(update=(after,), expect=(desired.get(after.key),)))
+        except StaleError:
+            continue
 
 
 @contextlib.asynccontextmanager

@@ -6,6 +6,7 @@
     ├── UsageError            what the caller asked for cannot be meant (exit status 2)
     ├── NotFoundError         a name that nothing bears
     ├── ConflictError         in use, exists already, held by somebody else
+    │   └── StaleError        somebody else has changed it since it was read
     ├── SetupError            a part is missing or could not be obtained
     ├── TargetError           the SPDK process or its supervisor
     │   └── TargetNotRunning
@@ -48,6 +49,10 @@ class NotFoundError(NvmuserError):
 
 class ConflictError(NvmuserError):
     """In use, exists already, or held by somebody else."""
+
+
+class StaleError(ConflictError):
+    """Somebody else has changed it since it was read: read it again."""
 
 
 class SetupError(NvmuserError):

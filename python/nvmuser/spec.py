@@ -50,7 +50,8 @@ class Spec:
         """The error with the place of the object that it is about, if it is in the file."""
         key = str(error).split(":", 1)[0].replace(" ", "/", 1)
         place = self.places.get(TargetSettings().key if key == ONE else key)
-        return type(error)(f"{place}: {error}") if place and type(error).__init__ is Exception.__init__ else error
+        told = str(error).removeprefix(f"{ONE}: ")
+        return type(error)(f"{place}: {told}") if place and type(error).__init__ is Exception.__init__ else error
 
 
 def parse(text: str, source: str) -> Spec:
@@ -181,16 +182,18 @@ def difference(desired: Desired, spec: Spec, *, prune: bool, wipe: bool) -> Chan
     """What has to change, so that what `spec` says is so. With `prune`, what it does not name goes."""
     create: list[AnyObject] = []
     update: list[AnyObject] = []
+    expect: list[AnyObject] = []
     for one in spec.objects:
         entry = desired.entries.get(one.key)
         if entry is None or entry.deleting:
             create.append(one)
         elif (merged := _merged(entry.object, one)) != entry.object:
             update.append(merged)
+            expect.append(entry.object)
     named = {one.key for one in spec.objects}
     # How the target is run is no thing that could go.
     delete = [one.key for one in desired.wanted() if one.key not in named and one.kind != ONE] if prune else []
-    return Change(tuple(create), tuple(update), tuple(delete), wipe)
+    return Change(tuple(create), tuple(update), tuple(delete), wipe, tuple(expect))
 
 
 def _merged(present: AnyObject, one: AnyObject) -> AnyObject:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,40 @@ def test_specifications(run: Run, tmp_path: Path) -> None:
     refused(run("apply", "-f", str(path), "--prune"), "say --yes", 2)
     ok(run("apply", "-f", str(path), "--prune", "--yes"))
     assert ok(run("export")) == "version: 1\n"
+
+
+def test_many_at_once_do_not_undo_each_other(run: Run, tmp_path: Path) -> None:
+    names = [f"v{n}" for n in range(6)]
+    for name in names:
+        ok(run("volume", "create", name, "--size", "1M"))
+    ok(run("controller", "create", "c"))
+    argv = [sys.executable, "-c", "from nvmuser.cli.main import main; main()", "--state-dir", str(tmp_path / "st")]
+    attaching = [subprocess.Popen([*argv, "controller", "attach", "c", name]) for name in names]
+    assert [one.wait() for one in attaching] == [0] * len(names)
+    (controller,) = json.loads(ok(run("controller", "list", "--json")))
+    assert sorted(one["volume"] for one in controller["namespaces"]) == names
+    assert sorted(one["nsid"] for one in controller["namespaces"]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_profiles(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("target: {profile: eco, cores: [1]}\nvolumes: [{name: a, size: 64M}]\n")
+    ok(run("apply", "-f", str(path)))
+    assert json.loads(ok(run("export", "--json")))["target"] == {"profile": "eco", "cores": [1]}
+    ok(run("volume", "create", "n", "--backend", "null", "--size", "1M", "--volatile"))
+    ok(run("volume", "create", "d", "--backend", "delay", "--base", "n", "--volatile"))
+    attach = ("controller", "create", "c", "--volatile-ok", "--attach", "a", "--attach")
+    refused(run(*attach, "d"), "these need one: volume d (delay), volume n (null)", 1)
+    path.write_text("target: {profile: balanced}\n")
+    assert run("diff", "-f", str(path), "--prune")[1] == (
+        "~ target spdk  profile: eco → balanced, cores: [1] → None\n- volume a\n- volume d\n- volume n\n"
+    )
+    ok(run("apply", "-f", str(path)))
+    ok(run(*attach, "d"))
+    path.write_text("target: {profile: eco}\n")
+    refused(run("apply", "-f", str(path)), f"{path}:1: target: the profile eco has no pollers", 1)
+    path.write_text("target: {profile: fast}\n")
+    refused(run("apply", "-f", str(path)), "profile 'fast'; choose from throughput, balanced, eco", 2)
 
 
 async def test_a_supervisor_that_lives_gets_the_change(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from spdk_model import ModelSpdk, Refused
 
 from nvmuser import backends
+from nvmuser.actual import Actual, Bdev
 from nvmuser.change import Change, next_desired
 from nvmuser.desired import Desired, Entry
 from nvmuser.errors import NvmuserError
-from nvmuser.model import AnyObject, Controller, Limits, Namespace, Pool, Volume
+from nvmuser.model import AnyObject, Controller, Limits, Namespace, Pool, TargetSettings, Volume
 from nvmuser.plan import plan
+from nvmuser.status import status_of
 
 MIB = 1 << 20
 
@@ -286,6 +288,29 @@ def test_a_wrongly_identified_namespace_is_put_right() -> None:
     spdk.nvmf_subsystem_add_ns(nqn, {"nsid": 1, "bdev_name": "a", "uuid": "x"})
     settle(desired, spdk)
     assert_agrees(desired, spdk)
+
+
+def test_how_the_target_runs_is_mended_by_another_process() -> None:
+    desired = declare(Desired(), create=(TargetSettings(profile="balanced", cores=(1, 2)),))
+    assert plan(desired, Actual(profile="balanced", cores=(1, 2)), directory).restart == ()
+    found = plan(desired, Actual(profile="eco", cores=(3,)), directory)
+    assert found.calls == ()
+    assert [one.message for one in found.restart] == [
+        "profile balanced, not eco, cores 1 2, not 3: takes effect with `nvmuser target restart`"
+    ]
+    assert status_of(desired, Actual(profile="eco"), found).drifted == ("target/spdk",)
+    assert plan(Desired(), Actual(profile="eco"), directory).restart == ()
+
+
+def test_only_what_holds_metadata_is_examined() -> None:
+    pool = (Volume("a", "file", size=64 * MIB), Pool("p", base="a"))
+    mirror = (*(Volume(name, size=64 * MIB) for name in "bcd"), Volume("m", "raid1", members=("b", "c")))
+    desired = declare(Desired(), create=(*pool, *mirror))
+    assert backends.to_examine(desired, Actual()) == []
+    made = {key: replace(entry, provisioned=True) for key, entry in desired.entries.items()}
+    assert backends.to_examine(Desired(made), Actual()) == ["a", "b", "c"]
+    there = {"a": Bdev("a", made["volume/a"].object.uuid, 64 * MIB, 512)}  # type: ignore[union-attr]
+    assert backends.to_examine(Desired(made), Actual(bdevs=there)) == ["b", "c"]
 
 
 def test_the_model_refuses_what_spdk_refuses() -> None:

@@ -105,10 +105,13 @@ def delete(state: StateDir, name: str, as_json: bool) -> None:
 @click.pass_obj
 def attach(state: StateDir, name: str, volume: str, nsid: int, as_json: bool) -> None:
     """Show one volume more; a running guest sees it at once."""
-    desired = control.load(state)
-    after = changes.attach(desired.controller(name), volume, nsid)
-    desired.check_surviving(after)
-    outcome = run(control.submit(state, Change(update=(after,))))
+
+    def attached(desired: Desired) -> Controller:
+        after = changes.attach(desired.controller(name), volume, nsid)
+        desired.check_surviving(after)
+        return after
+
+    outcome = run(control.alter(state, attached))
     say_object(outcome, as_json, f"volume {volume} attached to controller {name}")
 
 
@@ -119,8 +122,7 @@ def attach(state: StateDir, name: str, volume: str, nsid: int, as_json: bool) ->
 @click.pass_obj
 def detach(state: StateDir, name: str, volume: str, as_json: bool) -> None:
     """Show a volume no more; a running guest sees it go at once: unmount it first."""
-    one = control.load(state).controller(name)
-    outcome = run(control.submit(state, Change(update=(changes.detach(one, volume),))))
+    outcome = run(control.alter(state, lambda desired: changes.detach(desired.controller(name), volume)))
     say_object(outcome, as_json, f"volume {volume} detached from controller {name}")
 
 

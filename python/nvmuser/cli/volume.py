@@ -94,8 +94,7 @@ def list_(state: StateDir, as_json: bool) -> None:
 def show(state: StateDir, name: str, as_json: bool) -> None:
     """One volume in full."""
     desired = control.load(state)
-    one = desired.get(f"volume/{name}")
-    assert isinstance(one, Volume)
+    one = _in(desired, name)
     data = _described(one, desired)
     if as_json:
         say(data)
@@ -130,8 +129,8 @@ def grow(state: StateDir, name: str, size: str, as_json: bool) -> None:
     \b
     nvmuser volume grow data 20G
     """
-    one = _get(state, name)
-    outcome = run(control.submit(state, Change(update=(replace(one, size=parse_size(size)),))))
+    bytes_ = parse_size(size)
+    outcome = run(control.alter(state, lambda desired: replace(_in(desired, name), size=bytes_)))
     say_object(outcome, as_json, f"volume {name} has {size} now")
 
 
@@ -149,9 +148,8 @@ def limit(state: StateDir, /, name: str, as_json: bool, **limits: int) -> None:
     \b
     nvmuser volume limit data --iops 5000 --read-mbps 100
     """
-    one = _get(state, name)
     wanted = Limits(**limits) if any(limits.values()) else NO_LIMITS
-    outcome = run(control.submit(state, Change(update=(replace(one, limits=wanted),))))
+    outcome = run(control.alter(state, lambda desired: replace(_in(desired, name), limits=wanted)))
     say_object(outcome, as_json, f"volume {name} has its limits")
 
 
@@ -162,7 +160,7 @@ def limit(state: StateDir, /, name: str, as_json: bool, **limits: int) -> None:
 @click.pass_obj
 def snapshot(state: StateDir, name: str, source: str, as_json: bool) -> None:
     """NAME is how SOURCE, a volume in a pool, is now; read only."""
-    of = _get(state, source)
+    of = _in(control.load(state), source)
     one = Volume(name, "lvol", pool=of.pool, block_size=of.block_size, snapshot_of=source, volatile=of.volatile)
     outcome = run(control.submit(state, Change(create=(one,))))
     say_object(outcome, as_json, f"snapshot {name} of {source} created")
@@ -175,7 +173,7 @@ def snapshot(state: StateDir, name: str, source: str, as_json: bool) -> None:
 @click.pass_obj
 def clone(state: StateDir, name: str, source: str, as_json: bool) -> None:
     """NAME begins as the snapshot SOURCE is, and shares its space until it is written."""
-    of = _get(state, source)
+    of = _in(control.load(state), source)
     one = Volume(name, "lvol", pool=of.pool, block_size=of.block_size, clone_of=source, volatile=of.volatile)
     outcome = run(control.submit(state, Change(create=(one,))))
     say_object(outcome, as_json, f"clone {name} of {source} created")
@@ -187,12 +185,12 @@ def clone(state: StateDir, name: str, source: str, as_json: bool) -> None:
 @click.pass_obj
 def inflate(state: StateDir, name: str, as_json: bool) -> None:
     """Make a clone independent of its snapshot."""
-    outcome = run(control.submit(state, Change(update=(replace(_get(state, name), inflated=True),))))
+    outcome = run(control.alter(state, lambda desired: replace(_in(desired, name), inflated=True)))
     say_object(outcome, as_json, f"volume {name} is independent now")
 
 
-def _get(state: StateDir, name: str) -> Volume:
-    one = control.load(state).get(f"volume/{name}")
+def _in(desired: Desired, name: str) -> Volume:
+    one = desired.get(f"volume/{name}")
     assert isinstance(one, Volume)
     return one
 
