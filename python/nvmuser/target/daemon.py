@@ -146,7 +146,10 @@ async def stop(state: StateDir) -> None:
     """
     async with connected(state) as client:
         pid = int(state.lock.read_text())
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise TargetError("the supervisor runs in another PID namespace (a container): stop it there") from None
         await client.call("stop")
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
