@@ -54,29 +54,33 @@ class World:
     async def survives(self, strike: Callable[[], Awaitable[None]], others: tuple[Guest, ...] = ()) -> None:
         """Write on both disks at depth 32 (and on the first of each other guest), strike in the middle, read back: no
         error, no wrong block, the same boots."""
-        guests = {self.guest: ":".join(DEVICES)} | dict.fromkeys(others, DEVICES[0])
-        boots = [guest.boot_id for guest in guests]
-        started = [asyncio.Event() for _ in guests]
-        # Not faster than this, or it could be over before its first word.
-        pace = (("rate", ",8m"),)
-        job = Job("verify", "randwrite", iodepth=32, size="32M", io_size="24M", verify="crc32c", extra=pace).workload()
-        work = asyncio.gather(
-            *(
-                runner.run(guest, job, [devices], progress=lambda _name, _estimate, here=event: here.set(), limit=200)
-                for (guest, devices), event in zip(guests.items(), started, strict=True)
-            )
-        )
-        try:
-            for event in started:
-                await event.wait()
-            await strike()
-            runs = await work
-        finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
-        assert [one.wrong for run in runs for one in run.jobs] == [None] * len(guests)
-        assert [guest.boot_id for guest in guests] == boots
+        await verifying({self.guest: ":".join(DEVICES)} | dict.fromkeys(others, DEVICES[0]), strike)
         assert self.guest.boot_id == self.boot_id
+
+
+async def verifying(guests: dict[Guest, str], strike: Callable[[], Awaitable[None]]) -> None:
+    """Write in guests, each on its devices (with colons between them), as `World.survives` does."""
+    boots = [guest.boot_id for guest in guests]
+    started = [asyncio.Event() for _ in guests]
+    # Not faster than this, or it could be over before its first word.
+    pace = (("rate", ",8m"),)
+    job = Job("verify", "randwrite", iodepth=32, size="32M", io_size="24M", verify="crc32c", extra=pace).workload()
+    work = asyncio.gather(
+        *(
+            runner.run(guest, job, [devices], progress=lambda _name, _estimate, here=event: here.set(), limit=200)
+            for (guest, devices), event in zip(guests.items(), started, strict=True)
+        )
+    )
+    try:
+        for event in started:
+            await event.wait()
+        await strike()
+        runs = await work
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+    assert [one.wrong for run in runs for one in run.jobs] == [None] * len(guests)
+    assert [guest.boot_id for guest in guests] == boots
 
 
 def both(status: dict[str, Any]) -> list[dict[str, Any]]:

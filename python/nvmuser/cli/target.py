@@ -18,6 +18,7 @@ from nvmuser.paths import StateDir
 from nvmuser.runtime import find_spdk
 from nvmuser.target import daemon
 from nvmuser.target.spdk import Options, why_no_hugepages
+from nvmuser.target.unit import unit
 
 _LOGS = ("target", "endpoint", "supervisor")
 
@@ -141,6 +142,21 @@ def upgrade(state: StateDir, prefix: Path | None) -> None:
     began = time.monotonic()
     _call(state, "upgrade", prefix=str(chosen))
     click.echo(f"the target is SPDK in {chosen} now; replaced in {time.monotonic() - began:.1f} s")
+
+
+@target.command("unit")
+@click.option("--standby", is_flag=True, help="As of `target start`.")
+@click.pass_obj
+def show_unit(state: StateDir, standby: bool) -> None:
+    """Print a systemd unit for this state directory. Run by systemd, guests survive even that the supervisor, the
+    endpoint and the target are killed together.
+
+    \b
+    Example:
+      nvmuser target unit --standby > /etc/systemd/system/nvmuser.service
+      systemctl enable --now nvmuser
+    """
+    click.echo(unit(state, standby=standby), nl=False)
 
 
 @target.command()
