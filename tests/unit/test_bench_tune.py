@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
 from test_bench_analysis import HEADER, JOB, run
 
-from nvmuser.bench import tune, variants
+from nvmuser.bench import records, tune, variants
 from nvmuser.bench.records import Comparison
+from nvmuser.cli.bench_compare import report_command
 from nvmuser.cli.bench_tune import tune as command
 from nvmuser.errors import UsageError
 
@@ -24,7 +26,8 @@ VALUES = {
 
 
 def comparison(values: Mapping[str, Sequence[float]]) -> Comparison:
-    header: dict[str, Any] = {**HEADER, "base": "default", "peers": list(values)}
+    settings = {**cast(dict[str, Any], HEADER["settings"]), "variants": dict.fromkeys(values, "something")}
+    header: dict[str, Any] = {**HEADER, "base": "default", "peers": list(values), "settings": settings}
     runs = [run(name, number, iops) for name, row in values.items() for number, iops in enumerate(row)]
     return Comparison(header, runs, {"every-core": "there is one core"}, {"noise": [0.04], "seconds": 60.0})
 
@@ -78,3 +81,17 @@ def test_the_base_is_always_measured() -> None:
 def test_the_command_refuses_an_unknown_variant() -> None:
     with pytest.raises(UsageError, match="choose among default"):
         CliRunner().invoke(command, ["--variants", "x"], catch_exceptions=False)
+
+
+def test_the_report_command_knows_a_tuning_run(tmp_path: Path) -> None:
+    found = comparison(VALUES)
+    with records.Writer(tmp_path / records.FILE) as writer:
+        writer.header(found.header)
+        for one in found.runs:
+            writer.run(one)
+    done = CliRunner().invoke(report_command, [str(tmp_path), "--markdown"], catch_exceptions=False)
+    assert "| mapped |" in done.stdout
+    assert "1.50" in done.stdout
+    assert "did not come to its end" in done.stdout
+    with pytest.raises(UsageError, match="is a table"):
+        CliRunner().invoke(report_command, [str(tmp_path), "-o", str(tmp_path / "x.html")], catch_exceptions=False)

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from nvmuser.bench import analysis, matrix, plots, records, report, session
 from nvmuser.bench.analysis import Ratio
+from nvmuser.bench.compare_report import facts
 from nvmuser.bench.disks import fill, output_directory
 from nvmuser.bench.records import Comparison
 from nvmuser.bench.session import Report, Step
@@ -49,7 +50,8 @@ class Plan:
         timing = matrix.Timing(self.runtime, ramp=0.5)
         cases = [case for case in matrix.short(timing) if case.job.rw == "randread"]
         names = [variant.name for variant in self.variants]
-        settings = {"size_bytes": SIZE, "backing": "file"}
+        what = {variant.name: variant.what for variant in self.variants}
+        settings = {"size_bytes": SIZE, "backing": "file", "variants": what}
         return session.Plan(cases, names, BASE, self.rounds, self.minutes, attempts=1, settings=settings)
 
 
@@ -146,12 +148,12 @@ def _rows(comparison: Comparison) -> list[_Row]:
     """The base's IOPS first, then each variant's ratios with it: IOPS of each job, host CPU of the last."""
     iops, cpu = _tables(comparison)
     medians = analysis.medians(comparison)
-    what = {variant.name: variant.what for variant in VARIANTS}
+    what = comparison.header["settings"]["variants"]
     rows = [_Row(BASE, what[BASE], [f"{plots.si(medians[job][BASE].median)} IOPS" for job in comparison.jobs])]
     for name in comparison.peers:
         if name != BASE:
             cells = [_cell(iops.get(job, {}).get(name)) for job in comparison.jobs]
-            rows.append(_Row(name, what.get(name, ""), cells))
+            rows.append(_Row(name, what[name], cells))
     for row in rows[1:]:
         row.cells.append(_cell(cpu.get(comparison.jobs[0], {}).get(row.name)))
     rows[0].cells.append("1")
@@ -175,8 +177,6 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    from nvmuser.bench.compare_report import facts
-
     notes = [f"- {name}: {value}" for name, value in facts(comparison)]
     notes += [f"- left out: {name}: {reason}" for name, reason in comparison.skipped.items()]
     if comparison.footer is None:

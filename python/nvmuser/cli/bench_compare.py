@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console, RenderableType
 
-from nvmuser.bench import analysis, compare_report, matrix, peers, records, report
+from nvmuser.bench import analysis, compare_report, matrix, peers, records, report, tune
 from nvmuser.bench import compare as comparing
 from nvmuser.bench.fio import parse_size
 from nvmuser.bench.result import Result
-from nvmuser.bench.session import Step
+from nvmuser.bench.session import Report
+from nvmuser.bench.variants import BASE
 from nvmuser.cli.bench import Teller, run
 from nvmuser.errors import UsageError
 
@@ -24,6 +27,19 @@ _WIDTH = 120
 def print_table(table: RenderableType) -> None:
     # A pipe has no width of its own.
     Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
+
+
+def measured(work: Callable[[Report], Coroutine[Any, Any, records.Comparison]], kept: str) -> records.Comparison:
+    """Runs a comparison, and says on stderr where it is.
+
+    :param kept: is said when it is interrupted.
+    """
+    with Teller() as teller:
+        try:
+            return run(work(lambda step: teller.step(f"{step.done}/{step.total} {step.text}")))
+        except click.Abort:
+            click.echo(kept, err=True)
+            raise
 
 
 def _peers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
@@ -82,16 +98,10 @@ def compare(
     names = chosen or (peers.PEERS if full else peers.SHORT)
     limit = minutes if minutes is not None else (math.inf if full else 18.0)
     plan = comparing.Plan(cases, names, rounds, parse_size(size), backing, limit)
-    with Teller() as teller:
-
-        def tell(step: Step) -> None:
-            teller.step(f"{step.done}/{step.total} {step.text}")
-
-        try:
-            comparison = run(comparing.compare(plan, output, tell, resume=resume))
-        except click.Abort:
-            click.echo(f"what was measured is kept: `nvmuser bench report {output}`; --resume goes on", err=True)
-            raise
+    comparison = measured(
+        lambda tell: comparing.compare(plan, output, tell, resume=resume),
+        f"what was measured is kept: `nvmuser bench report {output}`; --resume goes on",
+    )
     summary = analysis.summary(comparison)
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     (output / "report.html").write_text(compare_report.html(comparison), encoding="utf-8")
@@ -108,7 +118,7 @@ def compare(
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="An HTML file to write.")
 @click.option("--markdown", is_flag=True, help="Print Markdown instead.")
 def report_command(results: tuple[Path, ...], output: Path | None, markdown: bool) -> None:
-    """Make a report of RESULT: a result.json of `bench guest`, or what `bench compare` left.
+    """Make a report of RESULT: a result.json of `bench guest`, or what `bench compare` or `bench tune` left.
 
     Several comparisons with the same settings become one, their rounds put together.
 
@@ -121,20 +131,25 @@ def report_command(results: tuple[Path, ...], output: Path | None, markdown: boo
     if single and (len(results) > 1 or markdown):
         raise UsageError("a result of `bench guest` has a page of its own: give it alone, without --markdown")
     if single:
-        file = single[0] if single[0].is_file() else single[0] / "result.json"
-        page = report.html(Result.read(file))
-    else:
-        comparison = records.merge([records.read(path) for path in results])
-        page = compare_report.html(comparison)
-        if markdown:
-            click.echo(compare_report.markdown(comparison), nl=False)
-        elif output is None:
-            print_table(compare_report.table(comparison))
+        if output is None:
+            raise UsageError("say where the page shall go: -o report.html")
+        _write(output, report.html(Result.read(single[0] if single[0].is_file() else single[0] / "result.json")))
+        return
+    comparison = records.merge([records.read(path) for path in results])
+    tuned = comparison.base == BASE
+    if tuned and output is not None:
+        raise UsageError("a result of `bench tune` is a table: leave -o out, or use --markdown")
+    if markdown:
+        click.echo((tune.markdown if tuned else compare_report.markdown)(comparison), nl=False)
+    elif output is None:
+        print_table((tune.table if tuned else compare_report.table)(comparison))
     if output is not None:
-        output.write_text(page, encoding="utf-8")
-        click.echo(f"report: {output}", err=True)
-    elif single:
-        raise UsageError("say where the page shall go: -o report.html")
+        _write(output, compare_report.html(comparison))
+
+
+def _write(output: Path, page: str) -> None:
+    output.write_text(page, encoding="utf-8")
+    click.echo(f"report: {output}", err=True)
 
 
 @click.command()

@@ -8,10 +8,8 @@ from pathlib import Path
 import click
 
 from nvmuser.bench import tune as tuning
-from nvmuser.bench.session import Step
 from nvmuser.bench.variants import BASE, VARIANTS
-from nvmuser.cli.bench import Teller, run
-from nvmuser.cli.bench_compare import print_table
+from nvmuser.cli.bench_compare import measured, print_table
 
 _NAMES = ", ".join(variant.name for variant in VARIANTS if variant.name != BASE)
 
@@ -44,16 +42,10 @@ def tune(
     """
     names = [name for name in chosen.split(",") if name]
     plan = tuning.Plan(tuning.choose(names), rounds, runtime, minutes)
-    with Teller() as teller:
-
-        def tell(step: Step) -> None:
-            teller.step(f"{step.done}/{step.total} {step.text}")
-
-        try:
-            comparison = run(tuning.tune(plan, output, tell, resume=resume))
-        except click.Abort:
-            click.echo(f"what was measured is kept in {output}; --resume goes on", err=True)
-            raise
+    comparison = measured(
+        lambda tell: tuning.tune(plan, output, tell, resume=resume),
+        f"what was measured is kept: `nvmuser bench report {output}`; --resume goes on",
+    )
     summary = tuning.summary(comparison)
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     (output / "tune.md").write_text(tuning.markdown(comparison), encoding="utf-8")
