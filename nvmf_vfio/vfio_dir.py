@@ -26,9 +26,10 @@ def make(root: Path, number: int, socket: Path) -> Path:
     directory = root / str(number)
     # For everybody to read: who may connect is decided at the socket.
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    _link(directory / _SOCKET_LINK, os.path.abspath(socket))
     # Only the last component counts. It need not exist: QEMU reads the link and does not follow it.
     _link(directory / _GROUP_LINK, f"iommu_groups/{number}")
+    # Last: where this one is, all is.
+    _link(directory / _SOCKET_LINK, os.path.abspath(socket))
     return directory
 
 
@@ -72,6 +73,7 @@ class Devices:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._numbers = {socket: number for number, socket in numbers(root).items()}
+        self._taken = set(self._numbers.values())
 
     def assign(self, socket: Path, *, first: int = 1) -> Path:
         """The directory that stands for `socket`: the one it has, else a new one, of the lowest free number from
@@ -79,17 +81,20 @@ class Devices:
         """
         socket = Path(os.path.abspath(socket))
         number = self._numbers.get(socket)
-        if number is None:
-            number, taken = first, set(self._numbers.values())
-            while number in taken or (self._root / str(number)).exists():
-                number += 1
+        if number is not None:
+            return self._root / str(number)
+        number = first
+        while number in self._taken or (self._root / str(number)).exists():
+            number += 1
         self._numbers[socket] = number
+        self._taken.add(number)
         return make(self._root, number, socket)
 
     def forget(self, socket: Path) -> None:
         """Remove the directory that stands for `socket`, if there is one."""
         number = self._numbers.pop(Path(os.path.abspath(socket)), None)
         if number is not None:
+            self._taken.discard(number)
             remove(self._root, number)
 
 

@@ -1,6 +1,7 @@
 """The device directories by which a QEMU with libvfio finds our controllers: `run/vfio/<N>`.
 
-Owns them: one for each controller, made with its endpoint and removed with it. N is the controller's id, which is
+Owns them: one for each controller that a command has named for such a QEMU, removed with the controller. They are not
+made with every controller: on a slow disk that takes longer than all that SPDK does. N is the controller's id, which is
 decided once; where two controllers were declared with the same one, the lowest free number above. What such a directory
 is made of belongs to `nvmf_vfio.vfio_dir`.
 """

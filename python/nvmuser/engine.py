@@ -238,15 +238,12 @@ class Engine:
         does."""
         numbers = [n for n, call in enumerate(calls) if call.request.method == "nvmf_subsystem_add_listener"]
         failures: dict[str, NvmuserError] = {}
-        by_key = {one.key: one for one in self._store.load().controllers()} if numbers else {}
 
         def prepare() -> None:
-            devices = Devices(self._state)
             for number in numbers:
                 key = calls[number].object
                 try:
                     listeners.prepare(self._state, key.split("/")[1])
-                    devices.provide(by_key[key])
                 except NvmuserError as error:
                     failures[key] = error
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -65,7 +65,7 @@ class Store:
     def load(self) -> Desired:
         """Everything, by kind and name."""
         with self._explained():
-            # It changes when another connection commits; what this one writes is forgotten by hand.
+            # It changes when another connection commits; what this one writes, it remembers itself.
             (version,) = self._db.execute("PRAGMA data_version").fetchone()
             if self._cached and self._cached[0] == version:
                 return self._cached[1]
@@ -94,7 +94,8 @@ class Store:
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Insert or replace."""
-        self._cached = None
+        entries = list(entries)
+        self._remember({entry.object.key: entry for entry in entries})
         self._db.executemany(
             "INSERT OR REPLACE INTO object VALUES (?, ?, ?, ?, ?)",
             (
@@ -111,8 +112,16 @@ class Store:
 
     def remove(self, keys: Iterable[str]) -> None:
         """Forget. Nothing happens to what is not there."""
-        self._cached = None
+        keys = list(keys)
+        self._remember(dict.fromkeys(keys))
         self._db.executemany("DELETE FROM object WHERE kind = ? AND name = ?", (key.split("/", 1) for key in keys))
+
+    def _remember(self, changed: Mapping[str, Entry | None]) -> None:
+        """What this connection writes need not be read again; what another has written meanwhile is."""
+        if self._cached:
+            version, before = self._cached
+            after = {**before.entries, **changed}
+            self._cached = (version, Desired({key: entry for key in sorted(after) if (entry := after[key])}))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
