@@ -1,8 +1,8 @@
-"""Who may connect to a controller's socket: a group, by way of the directory that the socket is made in.
+"""Who may connect to a controller's socket: its owner, its group, and the directory that it is made in.
 
 Owns the group and the mode of a guest's socket directory. The endpoint makes the socket in it with mode 0660,
 and a directory with the set-group-ID bit hands its own group on, so that the socket never has another, not
-even for a moment.
+even for a moment. Owner and another mode come right after.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from nvmuser.model import Controller
 from nvmuser.paths import StateDir
 
 _PRIVATE, _SHARED = 0o750, 0o2750
+_EVERYBODY = "0666"
 
 
 def group_of(controller: Controller) -> int:
@@ -40,7 +41,7 @@ def grant(state: StateDir, controller: Controller) -> None:
     :raise UsageError, ConflictError: the group is unknown or not ours to give, or the directory is somebody
         else's.
     """
-    shared = bool(controller.owner or controller.group)
+    shared = bool(controller.owner or controller.group or controller.mode == _EVERYBODY)
     directory = state.guest_dir(controller.name)
     try:
         try:
@@ -54,6 +55,7 @@ def grant(state: StateDir, controller: Controller) -> None:
         if info.st_uid != os.geteuid():
             raise ConflictError(f"{directory}: belongs to user {info.st_uid}; use another --state-dir")
         mode = _SHARED if shared else _PRIVATE
+        mode |= stat.S_IXOTH if controller.mode == _EVERYBODY else 0
         if (info.st_gid, stat.S_IMODE(info.st_mode)) != (group, mode):
             os.chown(directory, -1, group)
             directory.chmod(mode)  # after chown, which clears the bit
@@ -68,6 +70,27 @@ def grant(state: StateDir, controller: Controller) -> None:
         raise UsageError(
             f"controller {controller.name}: {error.strerror}: only root, or a member, can let {who} in"
         ) from error
+
+
+def settle(state: StateDir, controller: Controller) -> None:
+    """The socket that the endpoint has made belongs to whom it is for. Nothing happens where there is none.
+
+    :raise UsageError, ConflictError: the user is unknown, or not ours to give it to.
+    """
+    socket, root = state.socket(controller.name), os.geteuid() == 0
+    try:
+        info = socket.lstat()
+        uid = pwd.getpwnam(controller.owner).pw_uid if controller.owner and root else os.geteuid()
+        if info.st_uid != uid:
+            os.chown(socket, uid, -1)
+        if stat.S_IMODE(info.st_mode) != int(controller.mode, 8):
+            socket.chmod(int(controller.mode, 8))
+    except FileNotFoundError:
+        return
+    except KeyError:
+        raise UsageError(f"controller {controller.name}: there is no user {controller.owner} on this machine") from None
+    except OSError as error:
+        raise ConflictError(f"{socket}: {error.strerror}") from error
 
 
 def _let_through(directory: Path) -> None:

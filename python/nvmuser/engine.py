@@ -82,6 +82,14 @@ class Engine:
         desired = self._store.load()
         return [one.name for one in desired.controllers() if one.volatile_ok or desired.surviving(one)]
 
+    def open_sockets(self) -> None:
+        """The endpoint has made the sockets: they belong to whom they are for."""
+        for controller in self._store.load().controllers():
+            try:
+                access.settle(self._state, controller)
+            except NvmuserError as error:
+                log.warning("%s", error)
+
     async def release(self, rpc: Client) -> None:
         """Take the guests away from a target that is about to end: their I/O is finished when this returns.
 

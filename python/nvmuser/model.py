@@ -257,12 +257,15 @@ class Controller(Object):
 
     kind: ClassVar[str] = "controller"
     identity: ClassVar[tuple[str, ...]] = ("nqn", "serial", "cntlid")
+    modes: ClassVar[tuple[str, ...]] = ("0600", "0660", "0666")
 
     namespaces: tuple[Namespace, ...] = ()
     owner: str = ""
-    """User whose QEMU may connect, besides ours: by way of a group, since a socket has one owner only."""
+    """User whose QEMU may connect, besides root: the socket's owner where we are root, else by way of a group."""
     group: str = ""
     """Group whose QEMU may connect; empty: the owner's own."""
+    mode: str = "0660"
+    """Of the socket, in octal, as in a file's listing."""
     volatile_ok: bool = False
     """Guests may connect through the endpoint although data of theirs dies with the target."""
     nqn: str = ""
@@ -273,6 +276,8 @@ class Controller(Object):
         super().__post_init__()
         if self.nqn and (not _NQN.fullmatch(self.nqn) or len(self.nqn) > 223):
             raise UsageError(f"controller {self.name}: NQN {self.nqn!r} is not of the form nqn.yyyy-mm.domain:name")
+        if self.mode not in self.modes:
+            raise UsageError(f"controller {self.name}: mode {self.mode!r}; choose from {', '.join(self.modes)}")
         if len(self.serial) > 20 or not self.serial.isascii():
             raise UsageError(f"controller {self.name}: serial {self.serial!r}: at most 20 ASCII characters")
         if len(self.namespaces) > MAX_NAMESPACES:

@@ -67,3 +67,20 @@ def test_anothers_directory_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("os.geteuid", lambda: 12345)
     with pytest.raises(NvmuserError, match="belongs to user"):
         access.grant(state, Controller("x"))
+
+
+@pytest.mark.skipif(OTHER is None, reason="needs root, to give a socket away")
+def test_the_socket_is_its_owners(tmp_path: Path) -> None:
+    state, nobody = StateDir(tmp_path), pwd.getpwnam("nobody")
+    theirs = Controller("x", owner="nobody", mode="0600")
+    access.settle(state, theirs)
+    access.grant(state, theirs)
+    path = state.socket("x")
+    with listen_unix(path, 0o660):
+        access.settle(state, theirs)
+        assert (path.stat().st_uid, path.stat().st_gid, mode(path)) == (nobody.pw_uid, nobody.pw_gid, 0o600)
+        assert state.guest_dir("x").stat().st_uid == 0
+        for_all = Controller("x", mode="0666")
+        access.grant(state, for_all)
+        access.settle(state, for_all)
+        assert (path.stat().st_uid, mode(path), mode(state.guest_dir("x"))) == (0, 0o666, 0o2751)

@@ -36,6 +36,7 @@ def controller() -> None:
 @click.option("--serial", default="", help="Default: made for you, and kept.")
 @click.option("--owner", default="", help="User whose QEMU may connect, such as libvirt-qemu.")
 @click.option("--group", default="", help="Group whose QEMU may connect. Default: the owner's own.")
+@click.option("--mode", type=click.Choice(Controller.modes), default="0660", show_default=True, help="Of the socket.")
 @click.option("--volatile-ok", is_flag=True, help="Also with volumes whose data dies with the target: for tests.")
 @_as_json
 @click.pass_obj

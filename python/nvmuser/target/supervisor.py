@@ -213,7 +213,7 @@ class Supervisor:
             return
         for problem in outcome.problems:
             self._note(str(problem))
-        await self._endpoint.serve(self._engine.controllers())
+        await self._serve()
         self._endpoint.target("ready")
         self._ready.set()
         if self._died_at is not None:
@@ -225,7 +225,9 @@ class Supervisor:
 
     async def _raise_standby(self) -> None:
         """Start the process that takes over, as far as it goes without opening a volume, and park it."""
-        standby = None
+        stale, self._standby, standby = self._standby, None, None
+        if stale:  # of another SPDK, or another profile
+            await stale.stop()
         try:
             standby = await self._start()
             await Engine.prepare(standby.rpc)
@@ -237,11 +239,6 @@ class Supervisor:
         await standby.park()
         self._standby = standby
         log.info("standby %d parked", standby.process.pid)
-
-    async def _drop_standby(self) -> None:
-        standby, self._standby = self._standby, None
-        if standby:
-            await standby.stop()
 
     async def _bury(self) -> None:
         """The target has ended and is reaped: nothing that it had in flight can land any more."""
@@ -282,11 +279,15 @@ class Supervisor:
                     self._note(str(error))
                     await asyncio.sleep(delay)
                     delay = min(delay * 2, _BACKOFF_LONGEST)
-            await self._endpoint.serve(self._engine.controllers())
+            await self._serve()
             if self._target is None or self._target is target:
                 self._endpoint.target("drained")
             else:
                 self._endpoint.target("ready")
+
+    async def _serve(self) -> None:
+        await self._endpoint.serve(self._engine.controllers())
+        self._engine.open_sockets()
 
     # -- methods of the control socket -----------------------------------------------------------------------
 
@@ -294,14 +295,14 @@ class Supervisor:
         """Change what is wanted and carry it out."""
         async with self._changing:
             outcome = await self._engine.change(Change.from_json(change))
-        await self._endpoint.serve(self._engine.controllers())
+        await self._serve()
         return outcome.to_json()
 
     async def reconcile(self) -> dict[str, Any]:
         """Carry out what is wanted and not there yet."""
         async with self._changing:
             outcome = await self._engine.reconcile()
-        await self._endpoint.serve(self._engine.controllers())
+        await self._serve()
         return outcome.to_json()
 
     async def drift(self) -> dict[str, Any]:
@@ -367,7 +368,6 @@ class Supervisor:
                 raise TargetError("no target is running; the supervisor is about to start one")
             self._spdk, old = spdk, self._spdk
             if not self._fits(self._standby):
-                await self._drop_standby()
                 try:
                     await self._raise_standby()
                 finally:
