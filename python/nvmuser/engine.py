@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,7 @@ from nvmuser.errors import (
     RpcTimeoutError,
     TargetError,
     TargetNotRunning,
+    UsageError,
 )
 from nvmuser.execute import Gate, Result, execute
 from nvmuser.model import Controller, TargetSettings, Volume
@@ -70,7 +72,11 @@ class Engine:
         return self._store.load().target
 
     def declare(self, settings: TargetSettings) -> None:
-        """Record how targets are to be run. :raise ConflictError: a volume in use does not go with it."""
+        """Record how targets are to be run.
+
+        :raise ConflictError: a volume in use does not go with it. :raise UsageError: a core is not ours.
+        """
+        _check_cores(settings)
         with self._store.transaction():
             before = self._store.load()
             known = settings.key in before.entries
@@ -124,6 +130,8 @@ class Engine:
             for one in (*change.create, *change.update):
                 if isinstance(one, Controller):
                     access.group_of(one)
+                elif isinstance(one, TargetSettings):
+                    _check_cores(one)
             new = [one.name for one in change.create if isinstance(one, Controller)]
             listeners.check_paths(self._state, max(new, key=len, default=""))
             self._store.put(after.entries[key] for key in change.keys)
@@ -346,3 +354,11 @@ class Engine:
             return
         if left := [one for one in outcome.problems if one.object in change.keys]:
             raise TargetError(f"{'; '.join(map(str, reasons))}; not undone: {'; '.join(map(str, left))}")
+
+
+def _check_cores(settings: TargetSettings) -> None:
+    """Before they are kept: with others no target would start any more, not even after a crash."""
+    allowed = os.sched_getaffinity(0)
+    if foreign := set(settings.cores) - allowed:
+        usable = ", ".join(map(str, sorted(allowed)))
+        raise UsageError(f"target: core {min(foreign)} may not be used here; choose among {usable}")

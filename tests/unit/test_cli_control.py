@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -152,22 +153,24 @@ def test_many_at_once_do_not_undo_each_other(run: Run, tmp_path: Path) -> None:
 
 
 def test_profiles(run: Run, tmp_path: Path) -> None:
-    path = tmp_path / "spec.yaml"
-    path.write_text("target: {profile: eco, cores: [1]}\nvolumes: [{name: a, size: 64M}]\n")
+    path, core = tmp_path / "spec.yaml", min(os.sched_getaffinity(0))
+    path.write_text(f"target: {{profile: eco, cores: [{core}]}}\nvolumes: [{{name: a, size: 64M}}]\n")
     ok(run("apply", "-f", str(path)))
-    assert json.loads(ok(run("export", "--json")))["target"] == {"profile": "eco", "cores": [1]}
+    assert json.loads(ok(run("export", "--json")))["target"] == {"profile": "eco", "cores": [core]}
     ok(run("volume", "create", "n", "--backend", "null", "--size", "1M", "--volatile"))
     ok(run("volume", "create", "d", "--backend", "delay", "--base", "n", "--volatile"))
     attach = ("controller", "create", "c", "--volatile-ok", "--attach", "a", "--attach")
     refused(run(*attach, "d"), "these need one: volume d (delay), volume n (null)", 1)
     path.write_text("target: {profile: balanced}\n")
     assert run("diff", "-f", str(path), "--prune")[1] == (
-        "~ target spdk  profile: eco → balanced, cores: [1] → None\n- volume a\n- volume d\n- volume n\n"
+        f"~ target spdk  profile: eco → balanced, cores: [{core}] → None\n- volume a\n- volume d\n- volume n\n"
     )
     ok(run("apply", "-f", str(path)))
     ok(run(*attach, "d"))
     path.write_text("target: {profile: eco}\n")
     refused(run("apply", "-f", str(path)), f"{path}:1: target: the profile eco has no pollers", 1)
+    path.write_text("target: {cores: [100000]}\n")
+    refused(run("apply", "-f", str(path)), "core 100000 may not be used here; choose among", 2)
     path.write_text("target: {profile: fast}\n")
     refused(run("apply", "-f", str(path)), "profile 'fast'; choose from throughput, balanced, eco", 2)
 

@@ -12,7 +12,7 @@ from nvmuser.cli.bench import Teller, run
 
 
 @click.command("idle")
-@click.option("--endpoints", type=click.IntRange(1, 2000), default=500, show_default=True, help="Idle ones.")
+@click.option("--endpoints", type=click.IntRange(1, 1000), default=500, show_default=True, help="Idle ones.")
 @click.option("--rounds", type=click.IntRange(1), default=6, show_default=True, help="Alone and beside them, in turn.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def idle_command(endpoints: int, rounds: int, as_json: bool) -> None:

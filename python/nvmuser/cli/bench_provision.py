@@ -15,7 +15,7 @@ from nvmuser.runtime import find_spdk
 
 
 @click.command("provision")
-@click.option("--controllers", type=click.IntRange(1, 2000), default=500, show_default=True)
+@click.option("--controllers", type=click.IntRange(1, 1000), default=500, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def provision_command(controllers: int, rounds: int, as_json: bool) -> None:

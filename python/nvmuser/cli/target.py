@@ -215,7 +215,9 @@ def _show(state: StateDir, as_json: bool) -> None:
     console.print(f"endpoint  pid {endpoint['pid']}, {endpoint['controllers']} controllers, {endpoint['rss_kib']} KiB")
     for trouble in facts["errors"]:
         console.print(f"error     {trouble}", markup=False)
-    for name, state_of in sorted(facts["objects"].items()):
+    if objects := facts["objects"]:
+        console.print(f"objects   {len(objects.pop('in_sync'))} in sync")
+    for name, state_of in sorted(objects.items()):
         if state_of:
             console.print(f"{name:<9} {', '.join(state_of) if isinstance(state_of, list) else state_of}", markup=False)
     console.print(_guests(facts["guests"]) if facts["guests"] else "guests    none")
