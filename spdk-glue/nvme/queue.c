@@ -85,7 +85,15 @@ nvmuser_queue_open(struct spdk_nvme_ctrlr *ctrlr, uint32_t slots, bool batch)
 void
 nvmuser_queue_close(struct nvmuser_queue *queue)
 {
-	/* The commands that this aborts are reported by complete(): there is room for one of each slot. */
+	uint32_t i;
+
+	/* SPDK's target answers the deletion of a queue when its commands have ended, however long that takes. */
+	for (i = 0; i < queue->slot_count; i++) {
+		if (queue->slots[i].since != 0) {
+			nvmuser_abort(queue, i);
+		}
+	}
+	/* What completes now is reported to complete(): there is room for one of each slot. */
 	queue->completed = 0;
 	queue->failed = 0;
 	spdk_nvme_ctrlr_free_io_qpair(queue->qpair);

@@ -37,6 +37,7 @@ _COMMANDS = {
     "diff": "bench_compare",
     "guest": "bench",
     "idle": "bench_idle",
+    "host": "bench_host",
     "plug": "bench_plug",
     "provision": "bench_provision",
     "recovery": "bench_recovery",

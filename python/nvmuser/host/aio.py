@@ -46,6 +46,8 @@ class AsyncQueue(Commands[Answer]):
         self._given_up: set[int] = set()
         self._expired = self._ffi.new("uint32_t[]", depth)
         self._polling: asyncio.Handle | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._checked = self._brought = 0.0
 
     def _submit(
@@ -62,7 +64,12 @@ class AsyncQueue(Commands[Answer]):
         if self._polling is None:
             self._checked = self._brought = time.monotonic()
             self._polling = self._loop.call_soon(self._round)
+            self._idle.clear()
         return answer
+
+    async def drain(self) -> None:
+        """Wait until the controller has answered every command, those included that nobody awaits any more."""
+        await self._idle.wait()
 
     def _round(self) -> None:
         self._polling = None
@@ -81,6 +88,7 @@ class AsyncQueue(Commands[Answer]):
         if self._waiting and self._free:
             self._start_waiting()
         if len(self._free) == self.depth:
+            self._idle.set()
             return
         if now - self._brought < _EAGER_S:
             self._polling = self._loop.call_soon(self._round)
@@ -134,6 +142,7 @@ class AsyncQueue(Commands[Answer]):
 
     def _fail(self, error: HostError) -> None:
         """Nothing of this queue will complete any more."""
+        self._idle.set()
         waiting = [command[0] for command in self._waiting]
         self._waiting.clear()
         for answer in (*self._answers, *waiting):
