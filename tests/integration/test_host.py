@@ -146,10 +146,10 @@ def test_dma_memory_is_not_copied(data: host.Controller) -> None:
     memory = host.allocate(8192)
     array = np.frombuffer(memory.view, np.uint32)
     for buffer in (memory, memory[4:], memory.view[8:], array[1:]):
-        assert transfer(buffer, reading=True).bounce is None
+        assert transfer(buffer, reading=True).into is None
     assert transfer(array[1:], reading=True).address == memory.address + 4
     for buffer in (memory[1:], bytearray(4096), np.zeros(4096, np.uint8)):
-        assert transfer(buffer, reading=True).bounce is not None
+        assert transfer(buffer, reading=True).into is not None
 
 
 def test_larger_than_one_transfer(data: host.Controller) -> None:

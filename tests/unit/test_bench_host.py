@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from nvmuser.bench import host_programs as programs
 from nvmuser.bench.host_programs import Workload
-from nvmuser.cli.main import main
+from nvmuser.cli.bench import bench
 from nvmuser.errors import NvmeStatusError, SetupError
 from nvmuser.host import PerfResult
 from nvmuser.rpc import methods
@@ -104,6 +104,6 @@ def test_status_error_names_both() -> None:
 
 def test_mistakes() -> None:
     for arguments, words in ((["--size", "5000"], "no multiple of 4096"), (["--file", "/nowhere"], "does not exist")):
-        failed = CliRunner().invoke(main, ["bench", "host", *arguments])
+        failed = CliRunner().invoke(bench, ["host", *arguments])
         assert failed.exit_code == 2
         assert words in failed.output

@@ -44,7 +44,7 @@ class HostResult:
     workload: Workload
     volume: str
     iops: dict[str, list[float]]
-    gpio: gpio.GpioResult
+    devices: gpio.GpioResult
     noise: float
 
     def ratio(self, one: str, other: str) -> stats.Interval:
@@ -55,11 +55,11 @@ class HostResult:
         return {
             "perf_ratio": self.ratio("nvmuser", "spdk_nvme_perf").median,
             "async_reads_per_s": statistics.median(self.iops["async"]),
-            "gpio_ratio": self.gpio.ratio,
+            "gpio_ratio": self.devices.ratio,
             "transport_ratio": self.ratio("spdk_nvme_perf", "bdevperf").median,
             "fio_ratio": self.ratio("fio", "spdk_nvme_perf").median,
             "iops": self.iops,
-            "gpio": self.gpio.to_json(),
+            "gpio": self.devices.to_json(),
             "workload": {"pattern": work.pattern, "depth": work.depth, "size": work.size, "seconds": work.seconds},
             "volume": self.volume,
             "noise": self.noise,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 from nvmuser.errors import HostConnectionError, HostError, HostTimeoutError
 from nvmuser.host.commands import Commands, Opcode
-from nvmuser.host.memory import Transfer
+from nvmuser.host.memory import Data
 
 if TYPE_CHECKING:
     from nvmuser.host.controller import Controller, Namespace
@@ -26,7 +26,7 @@ _EAGER_S = 0.002
 _IDLE_S = 0.001
 
 Answer = asyncio.Future[None]
-_Command = tuple[Answer, Opcode, "Namespace", Transfer | None, int, int, int]
+_Command = tuple[Answer, Opcode, "Namespace", Data | None, int, int, int]
 
 
 class AsyncQueue(Commands[Answer]):
@@ -51,7 +51,7 @@ class AsyncQueue(Commands[Answer]):
         self._checked = self._brought = 0.0
 
     def _submit(
-        self, opcode: Opcode, namespace: Namespace, data: Transfer | None, lba: int, blocks: int, flags: int = 0
+        self, opcode: Opcode, namespace: Namespace, data: Data | None, lba: int, blocks: int, flags: int = 0
     ) -> Answer:
         answer: Answer = self._loop.create_future()
         if self._free:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nvmuser.errors import HostConnectionError, HostError, NvmeStatusError, UsageError
 from nvmuser.host.environment import api, last_error
-from nvmuser.host.memory import Memory, Transfer, transfer
+from nvmuser.host.memory import Data, Memory, Transfer, transfer
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -54,11 +54,11 @@ class Commands(ABC, Generic[R]):
         self._completions = self._lib.nvmuser_queue_slots(self._queue)
         self._failures = self._lib.nvmuser_queue_failures(self._queue)
         self._free = list(range(depth))
-        self._transfers: list[Transfer | None] = [None] * depth
+        self._transfers: list[Data | None] = [None] * depth
 
     @abstractmethod
     def _submit(
-        self, opcode: Opcode, namespace: Namespace, data: Transfer | None, lba: int, blocks: int, flags: int = 0
+        self, opcode: Opcode, namespace: Namespace, data: Data | None, lba: int, blocks: int, flags: int = 0
     ) -> R: ...
 
     @abstractmethod
@@ -102,7 +102,7 @@ class Commands(ABC, Generic[R]):
         return self._submit(Opcode.DATASET_MANAGEMENT, namespace, Transfer(0, 0, made), 0, len(ranges))
 
     def _send(
-        self, slot: int, opcode: Opcode, namespace: Namespace, data: Transfer | None, lba: int, blocks: int, flags: int
+        self, slot: int, opcode: Opcode, namespace: Namespace, data: Data | None, lba: int, blocks: int, flags: int
     ) -> None:
         """Give the driver a command in a slot that the caller has taken from `_free`.
 
@@ -110,7 +110,7 @@ class Commands(ABC, Generic[R]):
         """
         queue, pointer = self._open(), namespace.pointer
         if opcode is Opcode.DATASET_MANAGEMENT:
-            assert data is not None
+            assert isinstance(data, Transfer)
             failed = self._lib.nvmuser_submit_dsm(queue, pointer, slot, _DEALLOCATE, data.kept, blocks)
         else:
             address = 0 if data is None else data.address
@@ -169,7 +169,7 @@ _DEALLOCATE = 1 << 2
 """Attribute Deallocate of Dataset Management, command dword 11."""
 
 
-def _blocks(namespace: Namespace, data: Transfer) -> int:
+def _blocks(namespace: Namespace, data: Data) -> int:
     blocks, rest = divmod(data.size, namespace.block_size)
     if rest:
         raise UsageError(f"{data.size} bytes are no whole number of blocks of {namespace.block_size}")

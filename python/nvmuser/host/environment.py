@@ -38,10 +38,10 @@ class Environment:
 _environment: Environment | None = None
 
 
-def initialise(*, memory_mib: int = MEMORY_MIB, hugepages: bool | None = None) -> Environment:
+def initialise(*, memory_mib: int = MEMORY_MIB, hugepages: bool = False) -> Environment:
     """Start the driver, with other memory than it would start with by itself. Once a process: DPDK cannot end.
 
-    :param hugepages: None decides by what the machine has.
+    :param hugepages: only if they are asked for: a target that is started anew may need those that are free.
     :raise HostError: it runs already, or could not be started.
     :raise SetupError: the module `nvmuser_nvme` is missing.
     """
@@ -59,7 +59,7 @@ def api() -> tuple[Any, Any]:
     """
     with _lock:
         if _environment is None:
-            _start(MEMORY_MIB, None)
+            _start(MEMORY_MIB, False)
     module = bindings.load(bindings.NVME)
     return module.ffi, module.lib
 
@@ -71,20 +71,18 @@ def last_error() -> str:
     return f" ({text})" if text else ""
 
 
-def _start(memory_mib: int, hugepages: bool | None) -> Environment:
+def _start(memory_mib: int, hugepages: bool) -> Environment:
     global _environment
     lib = bindings.load(bindings.NVME).lib
-    reason = why_no_hugepages(memory_mib)
-    if hugepages and reason:
+    if hugepages and (reason := why_no_hugepages(memory_mib)):
         raise HostError(f"no hugepages: {reason}")
-    use = not reason if hugepages is None else hugepages
-    failed: int = lib.nvmuser_env_init(memory_mib, not use, min(os.sched_getaffinity(0)))
+    failed: int = lib.nvmuser_env_init(memory_mib, not hugepages, min(os.sched_getaffinity(0)))
     if failed:
         raise HostError(f"DPDK did not start: {os.strerror(-failed)}: {memory_mib} MiB of memory are needed")
-    if use:
+    if hugepages:
         # They are not unlinked by DPDK, because they are one file: without this, a process that is killed keeps them.
         for left in _HUGEPAGES.glob(f"spdk_pid{os.getpid()}map_*"):
             with contextlib.suppress(OSError):
                 left.unlink()
-    _environment = Environment(memory_mib, use)
+    _environment = Environment(memory_mib, hugepages)
     return _environment

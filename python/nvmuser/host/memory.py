@@ -25,6 +25,8 @@ class Memory:
     """
 
     __slots__ = ("_owner", "address", "size", "view")
+    into = None
+    """Nothing is copied: see Transfer."""
 
     def __init__(self, owner: Any, address: int, view: memoryview) -> None:
         self._owner = owner
@@ -62,7 +64,7 @@ def allocate(size: int, align: int = PAGE) -> Memory:
 
 @dataclass(slots=True)
 class Transfer:
-    """The data of one command, kept until the controller has done with it.
+    """The data of one command where it is not simply a Memory, kept until the controller has done with it.
 
     :param kept: what must not go away meanwhile.
     :param into: where what was read has yet to be copied to.
@@ -80,14 +82,17 @@ class Transfer:
             self.into[:] = self.bounce.view
 
 
-def transfer(buffer: Memory | Buffer, *, reading: bool) -> Transfer:
+Data = Transfer | Memory
+
+
+def transfer(buffer: Memory | Buffer, *, reading: bool) -> Data:
     """Make a buffer reachable for the controller.
 
     :param reading: the controller writes into it.
     :raise UsageError: it is read-only, or its bytes are not one piece.
     """
     if isinstance(buffer, Memory) and buffer.address % 4 == 0:
-        return Transfer(buffer.address, buffer.size, buffer)
+        return buffer
     ffi, lib = api()
     view = buffer.view if isinstance(buffer, Memory) else memoryview(buffer)
     if not view.c_contiguous:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 
 from nvmuser.errors import HostConnectionError, HostError, HostTimeoutError, NvmeStatusError
 from nvmuser.host.commands import Commands, Opcode
-from nvmuser.host.memory import Transfer
+from nvmuser.host.memory import Data
 
 if TYPE_CHECKING:
     from nvmuser.host.controller import Controller, Namespace
@@ -96,7 +96,7 @@ class Queue(Commands[Request]):
         self._lib.nvmuser_abort(self._open(), slot)
 
     def _submit(
-        self, opcode: Opcode, namespace: Namespace, data: Transfer | None, lba: int, blocks: int, flags: int = 0
+        self, opcode: Opcode, namespace: Namespace, data: Data | None, lba: int, blocks: int, flags: int = 0
     ) -> Request:
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
         while not self._free:
@@ -117,7 +117,7 @@ class Queue(Commands[Request]):
             self._requests[slot] = self._transfers[slot] = None
             self._free.append(slot)
             request.done, request.error = True, errors.get(slot)
-            if data is not None and request.error is None:
+            if data is not None and data.into is not None and request.error is None:
                 data.finish()
             finished.append(request)
         return finished
