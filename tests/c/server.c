@@ -82,21 +82,60 @@ send_bytes(int sock, const void *data, size_t size, size_t step, int fd)
     }
 }
 
+static _Atomic(unsigned int) damage_seed;
+
+void
+server_damage(unsigned int seed)
+{
+    damage_seed = seed;
+}
+
+/* Changes some bytes of a reply, or its length, one time in three. */
+static void
+damage(char *reply, size_t *length, size_t room)
+{
+    static const unsigned char liked[] = { 0, 1, 0x7f, 0x80, 0xff };
+    unsigned int seed = damage_seed;
+
+    if (seed == 0) {
+        return;
+    }
+    if (rand_r(&seed) % 3 == 0) {
+        if (rand_r(&seed) % 4 == 0) {
+            *length = (size_t)rand_r(&seed) % room;
+        }
+        for (int i = rand_r(&seed) % 4; i >= 0; i--) {
+            size_t at = (size_t)rand_r(&seed) % room;
+
+            /* Seldom the id: that is waited for. Never the length of what is sent. */
+            if (at >= 8 || (at < 4 && rand_r(&seed) % 16 == 0)) {
+                reply[at] = (char)(rand_r(&seed) % 2 ? rand_r(&seed)
+                                                     : liked[rand_r(&seed) % 5]);
+            }
+        }
+    }
+    damage_seed = seed;
+}
+
 void
 server_reply(int sock, const struct vu_header *to, int error, const void *payload,
       size_t length, int fd, bool split)
 {
-    char *all = malloc(sizeof(struct vu_header) + length);
+    size_t total = sizeof(struct vu_header) + length, room = total + 64;
+    char *all = calloc(1, room);
     struct vu_header h = *to;
 
     h.flags = VU_TYPE_REPLY | (error != 0 ? VU_FLAG_ERROR : 0);
     h.error = (uint32_t)(error > 0 ? error : 0);
-    h.size = (uint32_t)(sizeof(h) + length);
     memcpy(all, &h, sizeof(h));
     if (length > 0) {
         memcpy(all + sizeof(h), payload, length);
     }
-    send_bytes(sock, all, h.size, split ? 1 : h.size, fd);
+    damage(all, &total, room);
+    if (total >= sizeof(h)) {
+        ((struct vu_header *)(void *)all)->size = (uint32_t)total;
+        send_bytes(sock, all, total, split ? 1 : total, fd);
+    }
     free(all);
 }
 

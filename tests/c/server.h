@@ -81,6 +81,10 @@ server_start(void);
 void
 server_stop(struct server *server);
 
+/* From now on all servers send some replies damaged; seed 0: no more. */
+void
+server_damage(unsigned int seed);
+
 /* Ends the connection as a killed server does. */
 void
 server_drop(struct server *server);
