@@ -15,7 +15,8 @@ void nvmuser_dma_free(void *memory);
 
 bool nvmuser_is_dma(uintptr_t address, size_t length);
 
-const char *nvmuser_last_error(void);
+const char *nvmuser_error(void);
+void nvmuser_forget_error(void);
 
 struct spdk_nvme_ctrlr *nvmuser_connect(const char *directory, uint32_t timeout_ms);
 

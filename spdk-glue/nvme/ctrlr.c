@@ -11,6 +11,7 @@ nvmuser_connect(const char *directory, uint32_t timeout_ms)
 	struct spdk_nvme_transport_id trid = {};
 	struct spdk_nvme_ctrlr_opts opts;
 
+	nvmuser_forget_error();
 	spdk_nvme_trid_populate_transport(&trid, SPDK_NVME_TRANSPORT_VFIOUSER);
 	if (snprintf(trid.traddr, sizeof(trid.traddr), "%s", directory) >= (int)sizeof(trid.traddr)) {
 		return NULL;

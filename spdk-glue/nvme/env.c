@@ -10,29 +10,32 @@
 
 #include "glue.h"
 
-static char g_last_error[256];
+static char g_error[256];
 
 /* SPDK would write to stderr, which belongs to the program that imports us. */
 static void
-keep_last_error(int level, const char *file, const int line, const char *func, const char *format, va_list args)
+keep_error(int level, const char *file, const int line, const char *func, const char *format, va_list args)
 {
-	char text[sizeof(g_last_error)];
-
 	(void)file;
 	(void)line;
 	(void)func;
-	if (level != SPDK_LOG_ERROR) {
-		return;
+	/* The first is the reason, the others are what came of it. */
+	if (level == SPDK_LOG_ERROR && g_error[0] == '\0') {
+		vsnprintf(g_error, sizeof(g_error), format, args);
+		g_error[strcspn(g_error, "\n")] = '\0';
 	}
-	vsnprintf(text, sizeof(text), format, args);
-	text[strcspn(text, "\n")] = '\0';
-	memcpy(g_last_error, text, sizeof(text));
 }
 
 const char *
-nvmuser_last_error(void)
+nvmuser_error(void)
 {
-	return g_last_error;
+	return g_error;
+}
+
+void
+nvmuser_forget_error(void)
+{
+	g_error[0] = '\0';
 }
 
 int
@@ -43,7 +46,7 @@ nvmuser_env_init(int memory_mib, bool no_huge, uint32_t core)
 	char lcores[32];
 	int rc;
 
-	spdk_log_open(keep_last_error);
+	spdk_log_open(keep_error);
 	opts.opts_size = sizeof(opts);
 	spdk_env_opts_init(&opts);
 	/* As --lcores, and not as a mask, of which DPDK would say on stderr that it is deprecated. */

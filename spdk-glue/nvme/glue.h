@@ -33,10 +33,11 @@ void nvmuser_dma_free(void *memory);
 /* Whether all of it can be handed to the device as it is. */
 bool nvmuser_is_dma(uintptr_t address, size_t length);
 
-/* The last error that the driver logged in this process, or "". */
-const char *nvmuser_last_error(void);
+/* The first error that the driver logged since nvmuser_forget_error(), or "". */
+const char *nvmuser_error(void);
+void nvmuser_forget_error(void);
 
-/* `directory` has the socket `cntrl`. NULL: nvmuser_last_error() may say why. Blocks for as long as `timeout_ms`. */
+/* `directory` has the socket `cntrl`. NULL: nvmuser_error() may say why. Blocks for as long as `timeout_ms`. */
 struct spdk_nvme_ctrlr *nvmuser_connect(const char *directory, uint32_t timeout_ms);
 
 void nvmuser_disconnect(struct spdk_nvme_ctrlr *ctrlr);

@@ -107,6 +107,7 @@ nvmuser_perf_open(struct spdk_nvme_ctrlr *ctrlr, struct spdk_nvme_ns *ns, const 
 	if (perf == NULL) {
 		return NULL;
 	}
+	nvmuser_forget_error();
 	perf->options = *options;
 	perf->ctrlr = ctrlr;
 	perf->ns = ns;

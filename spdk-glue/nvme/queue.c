@@ -59,6 +59,7 @@ nvmuser_queue_open(struct spdk_nvme_ctrlr *ctrlr, uint32_t slots, bool batch)
 	if (queue == NULL) {
 		return NULL;
 	}
+	nvmuser_forget_error();
 	queue->ctrlr = ctrlr;
 	queue->slot_count = slots;
 	queue->completions = calloc(slots, sizeof(queue->completions[0]));

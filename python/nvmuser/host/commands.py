@@ -5,13 +5,14 @@ Owns a queue pair of the driver. It decides neither who polls nor what a caller 
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nvmuser.errors import HostConnectionError, HostError, NvmeStatusError, UsageError
-from nvmuser.host.environment import api, last_error
+from nvmuser.host.environment import api, reason
 from nvmuser.host.memory import Data, Memory, Transfer, transfer
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Commands(ABC, Generic[R]):
         self._ffi, self._lib = api()
         self._queue: Any = self._lib.nvmuser_queue_open(controller.pointer, depth, batch)
         if not self._queue:
-            raise HostError(f"{controller.path}: no queue of depth {depth}{last_error()}")
+            raise HostError(f"{controller.path}: no queue of depth {depth}{reason()}")
         self._completions = self._lib.nvmuser_queue_slots(self._queue)
         self._failures = self._lib.nvmuser_queue_failures(self._queue)
         self._free = list(range(depth))
@@ -122,7 +123,7 @@ class Commands(ABC, Generic[R]):
         if failed:
             self._free.append(slot)
             self.controller.poll()
-            raise HostError(f"{opcode.name}: the driver did not take the command ({failed}){last_error()}")
+            raise HostError(f"{opcode.name}: the driver did not take the command: {os.strerror(-failed)}")
         self._transfers[slot] = data
 
     def _poll(self) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any, Self
 from nvmuser.errors import HostConnectionError, HostError, NotFoundError
 from nvmuser.host.aio import AsyncQueue
 from nvmuser.host.commands import Commands
-from nvmuser.host.environment import api, last_error
+from nvmuser.host.environment import api, reason
 from nvmuser.host.queue import Queue
 
 ADMIN_TIMEOUT_S = 10.0
@@ -79,7 +79,7 @@ def connect(directory: Path | str, *, timeout: float = ADMIN_TIMEOUT_S) -> Contr
     _, lib = api()
     pointer = lib.nvmuser_connect(str(path.resolve()).encode(), max(1, round(timeout * 1000)))
     if not pointer:
-        raise HostConnectionError(f"{path}: no connection{last_error()}; a controller takes one host at a time")
+        raise HostConnectionError(f"{path}: no connection{reason()}; a controller takes one host at a time")
     return Controller(path, pointer)
 
 

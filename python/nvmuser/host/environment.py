@@ -64,18 +64,18 @@ def api() -> tuple[Any, Any]:
     return module.ffi, module.lib
 
 
-def last_error() -> str:
-    """What SPDK said last, in brackets for the end of a message; empty when it said nothing."""
+def reason() -> str:
+    """What SPDK said when something could not be opened, in brackets for the end of a message, or nothing."""
     ffi, lib = api()
-    text = ffi.string(lib.nvmuser_last_error()).decode(errors="replace")
+    text = ffi.string(lib.nvmuser_error()).decode(errors="replace")
     return f" ({text})" if text else ""
 
 
 def _start(memory_mib: int, hugepages: bool) -> Environment:
     global _environment
     lib = bindings.load(bindings.NVME).lib
-    if hugepages and (reason := why_no_hugepages(memory_mib)):
-        raise HostError(f"no hugepages: {reason}")
+    if hugepages and (missing := why_no_hugepages(memory_mib)):
+        raise HostError(f"no hugepages: {missing}")
     failed: int = lib.nvmuser_env_init(memory_mib, not hugepages, min(os.sched_getaffinity(0)))
     if failed:
         raise HostError(f"DPDK did not start: {os.strerror(-failed)}: {memory_mib} MiB of memory are needed")

@@ -5,13 +5,14 @@ Owns the options and what is made of the counters. How it compares with others i
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nvmuser.errors import HostError, UsageError
 from nvmuser.host.controller import Controller, Namespace
-from nvmuser.host.environment import api, last_error
+from nvmuser.host.environment import api, reason
 
 PATTERNS = {"read": (100, False), "write": (0, False), "rw": (50, False)}
 PATTERNS |= {f"rand{name}": (share, True) for name, (share, _) in PATTERNS.items()}
@@ -74,7 +75,7 @@ def measure(
     })  # fmt: skip
     perf = lib.nvmuser_perf_open(controller.pointer, namespace.pointer, options)
     if not perf:
-        raise HostError(f"no queue or no memory for depth {depth} of {size} bytes{last_error()}")
+        raise HostError(f"no queue or no memory for depth {depth} of {size} bytes{reason()}")
     try:
         _run(lib, perf, controller, warmup)
         lib.nvmuser_perf_reset(perf)
@@ -99,7 +100,7 @@ def _run(lib: Any, perf: Any, controller: Controller, seconds: float) -> None:
         failed = lib.nvmuser_perf_run(perf, max(1, min(_SLICE_MS, round(left * 1000))))
         controller.poll()
         if failed:
-            raise HostError(f"the driver took no more commands ({failed}){last_error()}")
+            raise HostError(f"the driver took no more commands: {os.strerror(-failed)}")
 
 
 def _result(ffi: Any, lib: Any, perf: Any, pattern: str, depth: int, size: int) -> PerfResult:
