@@ -3,8 +3,8 @@
     python samples/gpio_pci_idio_16.py /tmp/gpio.sock
     qemu-system-x86_64 … -device '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"/tmp/gpio.sock"}}'
 
-Linux binds gpio-pci-idio-16 to it: lines 0 to 15 are outputs, 16 to 31 inputs. Here, `3 on` and `3 off` on standard
-input set an input; a line on standard output tells of each output that the guest changes.
+Linux binds gpio-pci-idio-16 to it: lines 0 to 15 are outputs, 16 to 31 inputs. `3 on` and `3 off` on standard input set
+an input; standard output tells of each output that the guest changes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from nvmuser.errors import NvmuserError
 LINES = 16
 # The registers, all of 8 bits, as the manufacturer's manual and drivers/gpio/gpio-idio-16.c name them.
 OUT_LOW, IN_LOW, ENABLE, FILTERS, OUT_HIGH, IN_HIGH, STATUS = range(7)
-CLEAR = IN_LOW
-STATUS_ENABLED, STATUS_CHANGED = 0x3, 0x4
 
 
 class PciIdio16(PciDevice):
@@ -62,7 +60,7 @@ class PciIdio16(PciDevice):
         if register == ENABLE:
             self.enabled = True
         elif register == STATUS:
-            return STATUS_ENABLED * self.enabled | STATUS_CHANGED * self.changed
+            return 0x3 * self.enabled | 0x4 * self.changed
         return 0
 
     def write(self, bar: int, offset: int, size: int, value: int) -> None:
@@ -71,15 +69,10 @@ class PciIdio16(PciDevice):
                 self._drive(self.outputs & 0xFF00 | byte)
             elif register == OUT_HIGH:
                 self._drive(self.outputs & 0x00FF | byte << 8)
-            elif register == ENABLE:
-                self.enabled = False
-                self._clear()
-            elif register == CLEAR:
-                self._clear()
-
-    def _clear(self) -> None:
-        self.changed = False
-        self.set_intx(False)
+            elif register in (ENABLE, IN_LOW):  # disables, clears
+                self.enabled = self.enabled and register == IN_LOW
+                self.changed = False
+                self.set_intx(False)
 
     def _drive(self, outputs: int) -> None:
         before, self.outputs = self.outputs, outputs

@@ -150,11 +150,25 @@ nvmuser_vfu_setup_callbacks(vfu_ctx_t *ctx, int log_level)
     return vfu_setup_irq_state_callback(ctx, VFU_DEV_MSIX_IRQ, on_msix_state);
 }
 
+/*
+ * A write to configuration space that is not within one doubleword, as every cycle on a bus is: libvfio-user's
+ * cap_write_msi() and cap_write_msix() copy what goes beyond the capability over their stack.
+ */
+static bool
+is_overlong_config_write(const struct vfio_user_header *header, const struct vfio_user_region_access *access)
+{
+    return header->cmd == VFIO_USER_REGION_WRITE && access->region == VFU_PCI_DEV_CFG_REGION_IDX &&
+           (access->offset & 3) + access->count > 4;
+}
+
 int
 nvmuser_vfu_message_waits(int fd)
 {
-    struct vfio_user_header header;
-    ssize_t got = recv(fd, &header, sizeof(header), MSG_PEEK | MSG_DONTWAIT);
+    struct {
+        struct vfio_user_header header;
+        struct vfio_user_region_access access;
+    } __attribute__((packed)) start;
+    ssize_t got = recv(fd, &start, sizeof(start), MSG_PEEK | MSG_DONTWAIT);
     int there;
 
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) {
@@ -165,16 +179,24 @@ nvmuser_vfu_message_waits(int fd)
     if (got <= 0) {
         return 1;
     }
-    /* SIOCINQ; a size that the library will refuse without reading on need not be waited for. */
-    if (got == sizeof(header) && (header.msg_size <= sizeof(header) || header.msg_size > (2 << 20))) {
+    if (got < (ssize_t)sizeof(start.header)) {
+        errno = EINPROGRESS;
+        return 0;
+    }
+    /* A size that the library will refuse without reading on need not be waited for. */
+    if (start.header.msg_size <= sizeof(start.header) || start.header.msg_size > (2 << 20)) {
         return 1;
     }
     if (ioctl(fd, FIONREAD, &there) < 0) {
         return -1;
     }
-    if (got < (ssize_t)sizeof(header) || (uint32_t)there < header.msg_size) {
+    if ((uint32_t)there < start.header.msg_size) {
         errno = EINPROGRESS;
         return 0;
+    }
+    if (got == sizeof(start) && is_overlong_config_write(&start.header, &start.access)) {
+        errno = EPROTO;
+        return -1;
     }
     return 1;
 }

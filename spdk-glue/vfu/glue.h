@@ -35,6 +35,7 @@ uint8_t *nvmuser_vfu_config_space(vfu_ctx_t *ctx);
 /*
  * Whether vfu_run_ctx() can take something off a connection without waiting: 1 for a whole message or the end of the
  * connection, 0 for nothing, or for a message of which a part is still to come (errno is then EINPROGRESS, else EAGAIN).
+ * -1 with EPROTO for a message that the library must not see.
  */
 int nvmuser_vfu_message_waits(int fd);
 

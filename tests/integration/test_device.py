@@ -149,6 +149,18 @@ async def test_configuration_space_of_its_own(device: Everything, client: Client
         device.config_get(4094, 4)
 
 
+@pytest.mark.parametrize(("offset", "size"), [(8, 12), (11, 2), (0, 8), (3, 4)])
+async def test_a_write_that_no_bus_could_carry_never_gets_to_the_library(
+    device: Everything, client: Client, path: Path, offset: int, size: int
+) -> None:
+    """It copies such writes to a capability over its own stack."""
+    place = (await off_loop(capabilities, client))[MsiX.ID]
+    with pytest.raises((EOFError, BrokenPipeError)):
+        await off_loop(client.write, place + offset, size, (1 << 8 * size) - 1, CONFIG)
+    assert device.config_get(place + 2, 2) == 7, "not carried out"
+    (await off_loop(connect, path)).close()
+
+
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 async def test_registers_of_every_size(device: Everything, client: Client, size: int) -> None:
     value = 0x8877665544332211 & (1 << 8 * size) - 1

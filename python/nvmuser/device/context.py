@@ -176,10 +176,13 @@ class Context:
 
     def message_waits(self) -> bool | None:
         """Whether `run` would do something; None: a part of a message is there."""
-        # After hanging up, what has come of a message is followed by the end: nothing to wait for.
-        if self._hung_up or self._lib.nvmuser_vfu_message_waits(self.fileno()) > 0:
-            return True
-        return None if self._ffi.errno == errno.EINPROGRESS else False
+        waits = self._lib.nvmuser_vfu_message_waits(self.fileno())
+        if waits == 0:
+            return None if self._ffi.errno == errno.EINPROGRESS else False
+        if waits < 0:
+            raw.log.warning("%s: not a write that a bus could carry: the client is disconnected", self.name)
+            self.hang_up()
+        return True
 
     def run(self) -> int:
         """Carry out one message.
@@ -210,6 +213,9 @@ class Context:
             self._hung_up = True
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.fileno())) as connection:
                 connection.shutdown(socket.SHUT_RDWR)
+                # What has come already is not to be carried out any more.
+                while connection.recv(1 << 16, socket.MSG_DONTWAIT):
+                    pass
 
     # What a device may do, at any time in the loop's thread.
 
