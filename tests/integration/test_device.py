@@ -155,7 +155,7 @@ async def test_a_write_that_no_bus_could_carry_never_gets_to_the_library(
 ) -> None:
     """It copies such writes to a capability over its own stack."""
     place = (await off_loop(capabilities, client))[MsiX.ID]
-    with pytest.raises((EOFError, BrokenPipeError)):
+    with pytest.raises(EOFError):
         await off_loop(client.write, place + offset, size, (1 << 8 * size) - 1, CONFIG)
     assert device.config_get(place + 2, 2) == 7, "not carried out"
     (await off_loop(connect, path)).close()

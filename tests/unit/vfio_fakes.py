@@ -329,7 +329,8 @@ class Client:
         numbers = array.array("i", [descriptor.fileno() for descriptor in descriptors or []])
         control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if numbers else []
         sent = self.socket.sendmsg([data], control, socket.MSG_NOSIGNAL)
-        self.socket.sendall(data[sent:])
+        if sent < len(data):
+            self.socket.sendall(data[sent:])
 
     def receive(self) -> Message:
         """:raises EOFError: the other end has closed the connection."""
