@@ -1,5 +1,6 @@
 /* From libvfio-user's callbacks to the functions in Python. */
 #include <errno.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -161,6 +162,19 @@ is_overlong_config_write(const struct vfio_user_header *header, const struct vfi
            (access->offset & 3) + access->count > 4;
 }
 
+/* A part of a message is there: whether that is all there will be. */
+static int
+nothing_follows(int fd)
+{
+    struct pollfd end = { .fd = fd, .events = POLLRDHUP };
+
+    if (poll(&end, 1, 0) > 0) {
+        return 1;
+    }
+    errno = EINPROGRESS;
+    return 0;
+}
+
 int
 nvmuser_vfu_message_waits(int fd)
 {
@@ -180,8 +194,13 @@ nvmuser_vfu_message_waits(int fd)
         return 1;
     }
     if (got < (ssize_t)sizeof(start.header)) {
-        errno = EINPROGRESS;
-        return 0;
+        if (!nothing_follows(fd)) {
+            return 0;
+        }
+        /* The library would keep the descriptors that came beside half a header; without a control buffer they go. */
+        while (recv(fd, &start, sizeof(start), MSG_DONTWAIT) > 0) {
+        }
+        return 1;
     }
     /* A size that the library will refuse without reading on need not be waited for. */
     if (start.header.msg_size <= sizeof(start.header) || start.header.msg_size > (2 << 20)) {
@@ -191,8 +210,7 @@ nvmuser_vfu_message_waits(int fd)
         return -1;
     }
     if ((uint32_t)there < start.header.msg_size) {
-        errno = EINPROGRESS;
-        return 0;
+        return nothing_follows(fd);
     }
     if (got == sizeof(start) && is_overlong_config_write(&start.header, &start.access)) {
         errno = EPROTO;
