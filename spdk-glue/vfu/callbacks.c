@@ -74,11 +74,8 @@ nvmuser_vfu_setup_region(vfu_ctx_t *ctx, int region, size_t size, int flags, str
 }
 
 int
-nvmuser_vfu_setup_config(vfu_ctx_t *ctx)
+nvmuser_vfu_setup_config(vfu_ctx_t *ctx, size_t size)
 {
-    /* The size that is given is ignored but for being there: vfu_pci_init() has decided it. */
-    size_t size = PCI_CFG_SPACE_EXP_SIZE;
-
     return vfu_setup_region(ctx, VFU_PCI_DEV_CFG_REGION_IDX, size, region_callbacks[VFU_PCI_DEV_CFG_REGION_IDX],
                             VFU_REGION_FLAG_RW, NULL, 0, -1, 0);
 }

@@ -37,7 +37,7 @@ ssize_t vfu_pci_add_capability(vfu_ctx_t *ctx, size_t pos, int flags, void *data
 int nvmuser_vfu_setup_callbacks(vfu_ctx_t *ctx, int log_level);
 int nvmuser_vfu_setup_region(vfu_ctx_t *ctx, int region, size_t size, int flags, struct iovec *areas,
                              uint32_t area_count, int fd);
-int nvmuser_vfu_setup_config(vfu_ctx_t *ctx);
+int nvmuser_vfu_setup_config(vfu_ctx_t *ctx, size_t size);
 uint8_t *nvmuser_vfu_config_space(vfu_ctx_t *ctx);
 int nvmuser_vfu_message_waits(int fd);
 int nvmuser_vfu_dma_copy(vfu_ctx_t *ctx, uint64_t address, void *data, size_t length, bool write);

@@ -26,8 +26,11 @@ int nvmuser_vfu_setup_callbacks(vfu_ctx_t *ctx, int log_level);
 int nvmuser_vfu_setup_region(vfu_ctx_t *ctx, int region, size_t size, int flags, struct iovec *areas,
                              uint32_t area_count, int fd);
 
-/* Accesses to configuration space beside the header and the known capabilities go to Python; after vfu_pci_init(). */
-int nvmuser_vfu_setup_config(vfu_ctx_t *ctx);
+/*
+ * Accesses to configuration space beside the header and the known capabilities go to Python; after vfu_pci_init(). The
+ * size must be the one that this has allocated: vfu_setup_region() does not ignore it, whatever libvfio-user.h says.
+ */
+int nvmuser_vfu_setup_config(vfu_ctx_t *ctx, size_t size);
 
 /* The library's buffer. */
 uint8_t *nvmuser_vfu_config_space(vfu_ctx_t *ctx);

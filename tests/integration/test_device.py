@@ -140,6 +140,20 @@ async def test_a_guest_sees_what_is_declared(client: Client) -> None:
     await off_loop(look)
 
 
+async def test_a_conventional_device_has_256_bytes_of_configuration_space(path: Path) -> None:
+    class Conventional(Everything):
+        capabilities = (PowerManagement(),)
+
+    async with Server(Conventional(), path):
+        client = await off_loop(connect, path)
+        reply = await off_loop(client.call, Command.DEVICE_GET_REGION_INFO, RegionInfo(32, 0, CONFIG).pack())
+        assert RegionInfo.unpack(reply).size == 256
+        assert await off_loop(config, client, 248, 8) == 0
+        with pytest.raises(Refusal):
+            await off_loop(config, client, 252, 8)
+        client.close()
+
+
 async def test_configuration_space_of_its_own(device: Everything, client: Client) -> None:
     device.config_put(0xF00, 4, 0xCAFE)
     assert await off_loop(config, client, 0xF00, 4) == 0xCAFE

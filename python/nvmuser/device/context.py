@@ -115,7 +115,7 @@ class Context:
         lib.vfu_pci_set_class(ctx, *what.class_code)
         # vfu_pci_init takes a revision and does nothing with it.
         self.config_put(_REVISION_AT, 1, what.revision)
-        raw.check(lib.nvmuser_vfu_setup_config(ctx), "configuration space")
+        raw.check(lib.nvmuser_vfu_setup_config(ctx, self.config_size), "configuration space")
         self._read[lib.VFU_PCI_DEV_CFG_REGION_IDX] = self._handler.config_read
         self._write[lib.VFU_PCI_DEV_CFG_REGION_IDX] = self._handler.config_write
         for bar in what.bars:
