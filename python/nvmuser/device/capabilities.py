@@ -23,7 +23,9 @@ _VENDOR_MAX = 160
 class Capability(Protocol):
     """Something that lies in configuration space."""
 
-    read_only: bool
+    @property
+    def read_only(self) -> bool:
+        """Whether guests may not write to it."""
 
     def pack(self) -> bytes:
         """Its bytes, from the header on; the pointer to the next one is filled in later."""
