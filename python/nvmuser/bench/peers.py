@@ -218,7 +218,8 @@ async def seated(
         [device] = await runner.block_devices(guest, disks, 1)
         answer = await guest.run(f"cat /sys/block/{Path(device).name}/queue/io_poll", timeout=60, check=True)
         charged = {**processes, "qemu": [guest.process.pid]}
-        yield Seat(name, guest, device, charged, backends, polled=answer.stdout.strip() == b"1" and name not in NO_POLLING)
+        polled = answer.stdout.strip() == b"1" and name not in NO_POLLING
+        yield Seat(name, guest, device, charged, backends, polled)
         # It is parked, so that it cannot shut down by itself; its data are nobody's. QEMU takes leave of its
         # backend.
         _continue(backends)

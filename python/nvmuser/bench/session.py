@@ -180,7 +180,7 @@ class Session:
             if case.poll and not seat.polled:
                 if key not in self._said:
                     self._said.add(key)
-                    self._skip(seat.name, "polled jobs: its driver has no polled queue here")
+                    self._skip(seat.name, "polled jobs: it has no polled queue that works here")
                 continue
             self._tell(f"round {number + 1} of {self._plan.rounds}: {case.job.name} on {seat.name}")
             try:
