@@ -46,6 +46,7 @@ class AsyncQueue(Commands[Answer]):
         self._given_up: set[int] = set()
         self._expired = self._ffi.new("uint32_t[]", depth)
         self._polling: asyncio.Handle | None = None
+        self._resting = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._checked = self._brought = 0.0
@@ -55,17 +56,29 @@ class AsyncQueue(Commands[Answer]):
     ) -> Answer:
         answer: Answer = self._loop.create_future()
         if self._free:
-            slot = self._free.pop()
-            self._send(slot, opcode, namespace, data, lba, blocks, flags)
-            self._answers[slot] = answer
-            self._opcodes[slot] = opcode
+            self._begin(answer, opcode, namespace, data, lba, blocks, flags)
         else:
             self._waiting.append((answer, opcode, namespace, data, lba, blocks, flags))
-        if self._polling is None:
-            self._checked = self._brought = time.monotonic()
-            self._polling = self._loop.call_soon(self._round)
-            self._idle.clear()
+        if self._polling is None or self._resting:
+            self._wake()
         return answer
+
+    def _begin(
+        self, answer: Answer, opcode: Opcode, namespace: Namespace, data: Data | None, lba: int, blocks: int, flags: int
+    ) -> None:
+        slot = self._free.pop()
+        self._send(slot, opcode, namespace, data, lba, blocks, flags)
+        self._answers[slot] = answer
+        self._opcodes[slot] = opcode
+
+    def _wake(self) -> None:
+        """Poll in the next round of the loop, and in those that follow."""
+        if self._polling is not None:
+            self._polling.cancel()
+        self._resting = False
+        self._brought = time.monotonic()
+        self._polling = self._loop.call_soon(self._round)
+        self._idle.clear()
 
     async def drain(self) -> None:
         """Wait until the controller has answered every command, those included that nobody awaits any more."""
@@ -76,24 +89,25 @@ class AsyncQueue(Commands[Answer]):
         try:
             slots = self._poll()
             now = time.monotonic()
+            if slots:
+                self._brought = now
+                self._finish(slots)
             if now - self._checked > _CHECK_S:
                 self._checked = now
                 self._check()
         except HostConnectionError as error:
             self._fail(error)
             return
-        if slots:
-            self._brought = now
-            self._finish(slots)
         if self._waiting and self._free:
             self._start_waiting()
         if len(self._free) == self.depth:
             self._idle.set()
             return
-        if now - self._brought < _EAGER_S:
-            self._polling = self._loop.call_soon(self._round)
-        else:
+        self._resting = now - self._brought >= _EAGER_S
+        if self._resting:
             self._polling = self._loop.call_later(_IDLE_S, self._round)
+        else:
+            self._polling = self._loop.call_soon(self._round)
 
     def _finish(self, slots: list[int]) -> None:
         errors = self._errors() if self._lib.nvmuser_queue_failed(self._queue) else None
@@ -113,17 +127,14 @@ class AsyncQueue(Commands[Answer]):
 
     def _start_waiting(self) -> None:
         while self._waiting and self._free:
-            answer, opcode, namespace, data, lba, blocks, flags = self._waiting.popleft()
+            command = self._waiting.popleft()
+            answer = command[0]
             if answer.done():
                 continue
-            slot = self._free.pop()
             try:
-                self._send(slot, opcode, namespace, data, lba, blocks, flags)
+                self._begin(*command)
             except HostError as error:
                 answer.set_exception(error)
-                continue
-            self._answers[slot] = answer
-            self._opcodes[slot] = opcode
 
     def _check(self) -> None:
         """Whether the controller is still there, and which commands nobody waits for any more."""
