@@ -20,6 +20,8 @@ log = logging.getLogger("nvmuser.device")
 
 # syslog(3)'s levels. What libvfio-user calls an error is mostly a client's, and must not look like ours.
 _LEVELS = {0: logging.ERROR, 1: logging.ERROR, 2: logging.ERROR, 3: logging.WARNING, 4: logging.WARNING}
+_ROUTINE = "no fd for interrupt"
+"""An error to the library; a guest that has not enabled an interrupt yet, or never will."""
 _LOG_ERR, _LOG_DEBUG = 3, 7
 
 INTX = 0
@@ -128,4 +130,5 @@ def _define_callbacks(ffi: Any) -> None:
     @define
     def nvmuser_py_log(handle: Any, level: int, text: Any) -> None:
         message = ffi.string(text).decode("utf-8", "replace")
-        log.log(_LEVELS.get(level, logging.DEBUG), "%s: %s", from_handle(handle).name, message)
+        shown = logging.DEBUG if message.startswith(_ROUTINE) else _LEVELS.get(level, logging.DEBUG)
+        log.log(shown, "%s: %s", from_handle(handle).name, message)
