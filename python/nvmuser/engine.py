@@ -158,8 +158,9 @@ class Engine:
             return self._offline()
         calls, problems, current = 0, dict[str, Problem](), Plan()
         actual = Actual()
+        machine = self._provision() | self._grant()
         for _ in range(_ROUNDS):
-            problems = self._provision() | self._grant()
+            problems = dict(machine)
             desired = self._store.load()
             actual = await look(self.rpc)
             current = plan(desired, actual, self._directory)

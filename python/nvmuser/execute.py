@@ -7,6 +7,7 @@ task for each call: with thousands of calls, tasks would take longer than SPDK d
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -98,7 +99,7 @@ class _Execution:
                 continue
             reply = self._rpc.post(call.request.method, call.request.params)
             self._in_flight[number] = (time.monotonic(), reply)
-            reply.add_done_callback(lambda reply, number=number: self._replied(number, reply))  # type: ignore[misc]
+            reply.add_done_callback(functools.partial(self._replied, number))
         waiting = self._in_flight or self._ready or not self._gate.work.done()
         if not waiting and not self._finished.done():
             self._finished.set_result(None)
@@ -129,19 +130,16 @@ class _Execution:
 
     def _replied(self, number: int, reply: asyncio.Future[Any]) -> None:
         self._in_flight.pop(number, None)
-        if reply.cancelled():
-            return
-        error = reply.exception()
+        if not reply.cancelled():
+            self._guarded(functools.partial(self._settle, number, reply.exception()))
 
-        def go_on() -> None:
-            if error is None:
-                self._done(number)
-            elif isinstance(error, NvmuserError):
-                self._failed(number, error)
-            else:
-                raise error
-
-        self._guarded(go_on)
+    def _settle(self, number: int, error: BaseException | None) -> None:
+        if error is None:
+            self._done(number)
+        elif isinstance(error, NvmuserError):
+            self._failed(number, error)
+        else:
+            raise error
 
     def _done(self, number: int) -> None:
         self._settled.add(number)

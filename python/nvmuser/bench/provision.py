@@ -142,9 +142,14 @@ async def _restored(state: StateDir, spdk: Spdk) -> float:
 def _waves(state: StateDir, count: int) -> list[list[Call]]:
     """The very calls that we make, for the others to make too."""
     desired = next_desired(Desired(), Change(create=objects(count)), lambda volume: volume)
-    for controller in desired.controllers():
-        state.target_dir(controller.name).mkdir(parents=True)
     return plan(desired, Actual(), state.target_dir).waves()
+
+
+def _directories(state: StateDir, count: int) -> None:
+    """SPDK makes sockets in directories that are there: whoever calls it has to make them, we too."""
+    for one in objects(count):
+        if isinstance(one, Controller):
+            state.target_dir(one.name).mkdir(parents=True)
 
 
 async def _bare(state: StateDir, spdk: Spdk, count: int) -> float:
@@ -153,6 +158,7 @@ async def _bare(state: StateDir, spdk: Spdk, count: int) -> float:
     async with _target(state, spdk) as target:
         reader, writer = await asyncio.open_unix_connection(target.rpc_socket)
         began = time.perf_counter()
+        _directories(state, count)
         for wave in waves:
             await _bare_wave(reader, writer, wave)
         took = time.perf_counter() - began
@@ -184,6 +190,7 @@ async def _spdk_client(state: StateDir, spdk: Spdk, count: int) -> float:
     def run(socket: str, calls: list[tuple[str, Mapping[str, Any]]]) -> float:
         client = JSONRPCClient(socket)
         began = time.perf_counter()
+        _directories(state, count)
         for method, params in calls:
             client.call(method, dict(params))
         return time.perf_counter() - began

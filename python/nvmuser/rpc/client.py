@@ -42,6 +42,9 @@ WINDOW = 128
 """Calls in flight: about as many of ours as fit into the 32 KiB that the server takes at each poll."""
 
 
+_compact = json.JSONEncoder(separators=(",", ":")).encode
+
+
 class _Default:
     """Type of `DEFAULT`, so that None can mean "no deadline"."""
 
@@ -207,7 +210,7 @@ class Client:
         message: dict[str, Any] = {"jsonrpc": "2.0", "id": call_id, "method": method}
         if params:
             message["params"] = params
-        request = json.dumps(message, separators=(",", ":")).encode()
+        request = _compact(message).encode()
         if len(request) > self._max_request:
             raise UsageError(f"{method}: a request of {len(request)} bytes; the server takes {self._max_request}")
         return request
