@@ -81,12 +81,13 @@ def pids(state: StateDir) -> dict[str, int]:
     return found
 
 
-async def test_supervisor_endpoint_and_target_killed_together(tmp_path: Path) -> None:
-    state = StateDir(tmp_path / "s")
-    with systemd(state, tmp_path):
+async def test_supervisor_endpoint_and_target_killed_together(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("d")  # a short name, for the sockets in it
+    state = StateDir(root / "s")
+    with systemd(state, root):
         async with control(state) as client:
-            socket = await Deployment(state, client).disk("only", sparse(tmp_path / "only"))
-        async with launch(GuestSpec(memory=384 * MIB, sockets=(socket,)), tmp_path / "guest") as guest:
+            socket = await Deployment(state, client).disk("only", sparse(root / "only"))
+        async with launch(GuestSpec(memory=384 * MIB, sockets=(socket,)), root / "guest") as guest:
             for victims in (("supervisor", "endpoint"), ("supervisor", "endpoint", "target")):
 
                 async def strike(victims: tuple[str, ...] = victims) -> None:
