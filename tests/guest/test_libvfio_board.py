@@ -1,0 +1,81 @@
+"""libvfio on another server than SPDK: the sample board, which has an I/O BAR and INTx, under Linux's own driver."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from guests import Boot
+from test_libvfio import QEMUS, the_qemu
+
+from nvmf_vfio import vfio_dir
+from nvmuser.guest import Guest, GuestSpec
+from nvmuser.guest.spec import MIB
+from nvmuser.runtime import libvfio
+from nvmuser.runtime.steps import Reporter
+
+SAMPLE = Path(__file__).parents[2] / "samples/gpio_pci_idio_16.py"
+EVENTUALLY = "for i in $(seq 200); do {condition} && exit 0; usleep 20000; done; exit 1"
+
+
+@contextlib.asynccontextmanager
+async def sample(path: Path) -> AsyncIterator[Process]:
+    board = await asyncio.create_subprocess_exec(sys.executable, SAMPLE, path, stdin=PIPE, stdout=PIPE)
+    try:
+        async with asyncio.timeout(20):
+            while not path.exists():
+                assert board.returncode is None, "the sample ended"
+                await asyncio.sleep(0.02)
+        yield board
+    finally:
+        board.terminate()
+        await board.wait()
+
+
+async def ok(guest: Guest, command: str) -> str:
+    return (await guest.run(command, check=True, timeout=60)).stdout.decode()
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", QEMUS)
+async def test_linux_drives_the_board(name: str, boot: Boot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not libvfio.is_done():
+        libvfio.build(Reporter(tmp_path / "log"))
+    qemu = the_qemu(name)
+    monkeypatch.setattr("nvmuser.guest.machine.host.find_qemu", lambda _device: qemu)
+    async with sample(tmp_path / "gpio.sock") as board:
+        directory = vfio_dir.Devices(tmp_path / "vfio").assign(tmp_path / "gpio.sock")
+        device = ("-device", json.dumps({"driver": "vfio-pci", "sysfsdev": str(directory)}))
+        guest = await boot(GuestSpec(memory=512 * MIB, directories=(), spare_ports=0, qemu_args=device))
+        assert "(32 lines)" in await ok(guest, "gpiodetect")
+        await drive_outputs(guest, board)
+        await hear_inputs(guest, board)
+
+
+async def drive_outputs(guest: Guest, board: Process) -> None:
+    assert board.stdout is not None
+    await ok(guest, "gpioset -t0 -c gpiochip0 3=1 12=1")
+    assert await ok(guest, "gpioget -c gpiochip0 --numeric --as-is 2 3 12") == "0 1 1\n"
+    async with asyncio.timeout(20):
+        heard = {await board.stdout.readline() for _ in range(2)}
+    assert heard == {b"output 3 on\n", b"output 12 on\n"}
+
+
+async def hear_inputs(guest: Guest, board: Process) -> None:
+    """Each change of an input is an interrupt."""
+    assert board.stdin is not None
+    edges = []
+    async with guest.stream("exec gpiomon -c gpiochip0 -n 4 --format '%E %o' 22") as monitor:
+        await ok(guest, EVENTUALLY.format(condition="gpioinfo -c gpiochip0 22 | grep -q gpiomon"))
+        for change in ("on", "off", "on", "off"):
+            board.stdin.write(f"6 {change}\n".encode())
+            edges.append((await anext(aiter(monitor))).data)
+        assert await monitor.wait() == 0
+    assert edges == [b"rising 22\n", b"falling 22\n"] * 2
+    assert int(await ok(guest, "awk '/idio/ {print $2}' /proc/interrupts")) >= 4
