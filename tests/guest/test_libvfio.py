@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import pytest
 from guests import VERIFY, Target, fio_errors
+from qemus import QEMUS, the_qemu
 
 from nvmf_vfio import vfio_dir
 from nvmuser.bench import runner
@@ -27,12 +28,10 @@ from nvmuser.errors import GuestError
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.plug import plug, unplug
 from nvmuser.guest.spec import MIB
-from nvmuser.runtime import Qemu, find_qemu, libvfio, older_qemu
+from nvmuser.runtime import Qemu, libvfio
 from nvmuser.runtime.steps import Reporter
 
 SOURCE = libvfio.source_dir()
-DEBIAN: dict[str, older_qemu.Suite] = {"qemu-7.2": "bookworm", "qemu-10.0": "trixie"}
-QEMUS = [*DEBIAN, "qemu-own"]
 
 FAMILY = re.compile(
     r"_*(open|close|dup|ioctl|mmap|pread|pwrite|readlink|l?stat|fstat|openat|fstatat|realpath|access)\w*"
@@ -47,16 +46,6 @@ NO_TRAP_NEEDED = {
     "close_range",  # in a child that is about to become another program
     "realpath", "__realpath_chk",  # of DIR/subsystem, which does not exist: then it is no mediated device
 }  # fmt: skip
-
-
-def the_qemu(name: str) -> Qemu:
-    """One of these QEMUs; set-up has fetched it, or it is fetched now."""
-    if name not in DEBIAN:
-        return find_qemu()
-    suite = DEBIAN[name]
-    if not older_qemu.is_done(suite):
-        older_qemu.fetch(suite, Reporter(Path(os.devnull)))
-    return older_qemu.find_older_qemu(suite)
 
 
 @pytest.fixture(params=[pytest.param(one, marks=[pytest.mark.matrix] if one != "qemu-7.2" else []) for one in QEMUS])

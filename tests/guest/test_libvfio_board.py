@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from guests import Boot
-from test_libvfio import QEMUS, the_qemu
+from qemus import QEMUS, the_qemu
 
 from nvmf_vfio import vfio_dir
 from nvmuser.guest import Guest, GuestSpec
