@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nvmuser.bench import compare, matrix, tune
+from nvmuser.bench import compare, matrix, records, tune
 from nvmuser.bench.session import Step
 
 TIMING = matrix.Timing(runtime=0.5, ramp=0.0)
@@ -27,6 +27,21 @@ async def test_peers_are_measured_with_interrupts_and_polled(tmp_path: Path) -> 
     report = json.loads((tmp_path / "fio/round1/virtio-blk/randread-4k-qd1-poll/fio.json").read_text())
     assert report["jobs"][0]["job options"]["hipri"] == "1"
     assert not list(tmp_path.glob("disks-*"))
+
+
+async def test_two_cpus_have_a_polled_queue_beside_their_own_and_go_on_after_an_interruption(tmp_path: Path) -> None:
+    cases = [case for case in matrix.full(TIMING) if case.job.name == "rw-128k-qd8-poll-2cpu"]
+    plan = compare.Plan(cases, ["endpoint", "virtio-blk-vq"], rounds=1, size=16 << 20, backing="memory")
+    found = await compare.compare(plan, tmp_path, quiet)
+    assert [run.peer for run in found.runs] == ["endpoint", "virtio-blk-vq"]
+
+    lines = (tmp_path / records.FILE).read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["kind"] == "header" or '"peer": "endpoint"' in line]
+    (tmp_path / records.FILE).write_text("".join(kept))
+    again = await compare.compare(plan, tmp_path, quiet, resume=True)
+    assert [run.peer for run in again.runs] == ["endpoint", "virtio-blk-vq"]
+    assert again.runs[0] == found.runs[0]
+    assert again.footer is not None
 
 
 async def test_variants_are_measured_against_what_is_shipped(tmp_path: Path) -> None:
