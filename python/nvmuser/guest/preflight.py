@@ -1,0 +1,136 @@
+"""What stands in the way of plugging controllers into a running QEMU, each with its mend.
+
+Owns the judgement only: what QEMU is made of, `nvmuser.guest.qmp` has asked it. Nothing is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvmuser.guest.qmp import Backend, Facts
+from nvmuser.guest.qemu import DRIVER
+from nvmuser.guest.spec import HUGEPAGE
+from nvmuser.sockets import answers
+
+_IOMMUS = ("intel-iommu", "amd-iommu", "virtio-iommu-pci")
+_SMALL_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that stands in the way of plugging, and what to do about it."""
+
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.mend}"
+
+
+def preflight(facts: Facts, sockets: Sequence[Path], *, user: int | None = None) -> list[Problem]:
+    """All problems at once.
+
+    :param user: as whom QEMU runs; None: as we do.
+    """
+    return [
+        *_driver(facts),
+        *_memory(facts),
+        *_iommu(facts),
+        *_ports(facts, len(sockets)),
+        *(problem for path in sockets for problem in _socket(path, os.geteuid() if user is None else user)),
+    ]
+
+
+def _driver(facts: Facts) -> Iterator[Problem]:
+    if not facts.has_driver:
+        yield Problem(f"QEMU {facts.version_text} has no {DRIVER}", "QEMU 10.1 or later, built with it, is needed")
+
+
+def _memory(facts: Facts) -> Iterator[Problem]:
+    shared = "start it with -object memory-backend-memfd,id=mem,size=…,share=on -machine memory-backend=mem"
+    if not facts.memory:
+        yield Problem("the guest's memory is not shared", shared)
+    for backend in facts.memory:
+        if not backend.shared:
+            yield Problem(f"the guest's memory {backend.name} is not shared", shared)
+        yield from _pages(backend)
+
+
+def _pages(backend: Backend) -> Iterator[Problem]:
+    page = backend.page_size
+    if backend.size % HUGEPAGE:
+        yield Problem(
+            f"the guest's memory {backend.name} has {backend.size} bytes",
+            "make it a multiple of 2 MiB: SPDK maps memory in such pieces",
+        )
+    if page and page != _SMALL_PAGE and page % HUGEPAGE:
+        yield Problem(
+            f"the guest's memory {backend.name} has pages of {page} bytes",
+            "use a memfd or a file in tmpfs (4 KiB), or hugepages of 2 MiB or 1 GiB",
+        )
+    if page >= HUGEPAGE and not backend.backed:
+        yield Problem(
+            f"the hugepages of the guest's memory {backend.name} are not reserved",
+            "start it with reserve=on or prealloc=on: when one is missing later, SPDK dies of the access",
+        )
+
+
+def _iommu(facts: Facts) -> Iterator[Problem]:
+    for kind in (*facts.devices.values(), *facts.unnamed):
+        if kind in _IOMMUS:
+            yield Problem(
+                f"the guest has an IOMMU ({kind})",
+                f"start it without: {DRIVER} maps memory behind it anew all the time",
+            )
+
+
+def _ports(facts: Facts, wanted: int) -> Iterator[Problem]:
+    if (free := len(facts.free_ports)) < wanted:
+        yield Problem(
+            f"{wanted} free PCIe root ports are needed, the guest has {free}",
+            "they are made when QEMU starts (-machine q35 -device pcie-root-port,id=…; --spare-ports for guests of ours)",
+        )
+
+
+def _socket(path: Path, user: int) -> Iterator[Problem]:
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        yield Problem(f"{path} does not exist", "create the controller, and start the target")
+        return
+    if not stat.S_ISSOCK(mode):
+        yield Problem(f"{path} is not a socket", "name a controller")
+    elif not answers(path):
+        yield Problem(f"nobody answers at {path}", "start the target")
+    elif closed := closed_to(path, user):
+        yield Problem(f"{closed} is closed to user {user}, as whom QEMU runs", "give the controller that --owner")
+
+
+def closed_to(path: Path, user: int) -> Path | None:
+    """The first thing on the way to a socket that its mode closes to a user: a directory, or the socket itself."""
+    if user == 0:
+        return None
+    groups = _groups(user)
+    for part in (*reversed(path.parents), path):
+        info = part.stat()
+        needed = 0o2 if part == path else 0o1
+        if info.st_uid == user:
+            needed <<= 6
+        elif info.st_gid in groups:
+            needed <<= 3
+        if not info.st_mode & needed:
+            return part
+    return None
+
+
+def _groups(user: int) -> set[int]:
+    try:
+        entry = pwd.getpwuid(user)
+    except KeyError:
+        return set()
+    return set(os.getgrouplist(entry.pw_name, entry.pw_gid))
