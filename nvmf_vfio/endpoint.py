@@ -168,6 +168,10 @@ class Endpoint:
             self._loop.remove_reader(listener)
             self._loop.call_later(_ACCEPT_INTERVAL, self._accept_again, name, listener)
             return
+        if _has_left(sock):
+            # It only asked whether somebody is here. To the target that would be a guest, and keep the next one waiting.
+            sock.close()
+            return
         if name in self._sessions:
             log.warning("%s: a second guest was turned away", name)
             sock.close()
@@ -263,6 +267,16 @@ class Endpoint:
             session.close()
         if self._channel:
             self._channel.close()
+
+
+def _has_left(sock: socket.socket) -> bool:
+    """Whether a peer has closed its end without a word."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _resident_kib() -> int:

@@ -25,6 +25,7 @@ VERIFY = (
     "--size=8m --verify=crc32c --verify_fatal=1 --end_fsync=1 --output-format=json"
 )
 APPEARS = "for i in $(seq 600); do [ -b {device} ] && exit 0; usleep 50000; done; exit 1"
+DISAPPEARS = APPEARS.replace("[ -b", "[ ! -b")
 
 Boot = Callable[[GuestSpec], Awaitable[Guest]]
 

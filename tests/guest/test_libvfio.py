@@ -148,7 +148,7 @@ async def test_plug_and_unplug_again_and_again(target: Target, host: Host, times
             await wait_block_device(guest, present=True)
             if cycle in (0, times - 1):
                 await verify(guest)
-            await unplug(guest.qmp, socket)
+            await unplug(guest.qmp, [socket])
             await wait_block_device(guest, present=False)
             left = len(os.listdir(f"/proc/{guest.process.pid}/fd"))
             before = left if before is None else before

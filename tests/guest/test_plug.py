@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 
 import pytest
-from guests import APPEARS, Boot, Target
+from guests import APPEARS, DISAPPEARS, Boot, Target
 
-from nvmuser.errors import ConflictError, GuestError, NotFoundError
+from nvmuser.errors import GuestError, NotFoundError
 from nvmuser.guest import GuestSpec
-from nvmuser.guest.plug import free_ports, plug, preflight, remove, unplug
+from nvmuser.guest.plug import intend, plug, remove, unplug
+from nvmuser.guest.qmp import look
 from nvmuser.guest.spec import MIB
 
 
@@ -26,15 +27,14 @@ async def test_plug_while_it_runs(target: Target, boot: Boot) -> None:
     command = "fio --name=v --filename={} --rw=write --bs=64k --size=8m --direct=1 --verify=crc32c --ioengine=io_uring"
     await guest.run(command.format("/dev/nvme2n1"), check=True)
 
-    with pytest.raises(ConflictError, match="c2 is plugged in already"):
-        await plug(guest.qmp, sockets[:1])
+    assert await plug(guest.qmp, sockets) == []
     with pytest.raises(GuestError, match="1 free PCIe root ports are needed, the guest has 0"):
         await plug(guest.qmp, [await target.controller()])
 
     with pytest.raises(GuestError, match=r"QEMU 1\d\.\d+\.\d+ aborts .* `nvmuser controller detach c2 VOLUME`"):
-        await unplug(guest.qmp, sockets[0])
+        await unplug(guest.qmp, sockets)
     with pytest.raises(NotFoundError, match="c4 is not plugged in"):
-        await unplug(guest.qmp, target.directory / "c4/cntrl")
+        await unplug(guest.qmp, [target.directory / "c4/cntrl"])
     assert (await guest.run("ls /dev/nvme*n1", check=True)).stdout.split() == [
         b"/dev/nvme0n1",
         b"/dev/nvme1n1",
@@ -48,7 +48,7 @@ async def test_namespaces_come_and_go(target: Target, boot: Boot) -> None:
     assert await target.attach(1, "more") == 2
     await guest.run(APPEARS.format(device="/dev/nvme0n2"), check=True)
     await target.rpc.call("nvmf_subsystem_remove_ns", {"nqn": "nqn.2026-11.org.nvmuser:c1", "nsid": 2})
-    await guest.run("for i in $(seq 600); do [ -b /dev/nvme0n2 ] || exit 0; usleep 50000; done; exit 1", check=True)
+    await guest.run(DISAPPEARS.format(device="/dev/nvme0n2"), check=True)
 
 
 async def test_events_of_an_unplug(boot: Boot) -> None:
@@ -57,9 +57,9 @@ async def test_events_of_an_unplug(boot: Boot) -> None:
     await guest.qmp.execute("blockdev-add", {"driver": "null-co", "node-name": "null", "read-zeroes": True})
     await guest.qmp.execute("device_add", {"driver": "virtio-blk-pci", "id": "v", "drive": "null", "bus": "port0"})
     await guest.run(APPEARS.format(device="/dev/vda"), check=True)
-    assert await free_ports(guest.qmp) == []
+    assert (await look(guest.qmp)).free_ports == ()
     await remove(guest.qmp, "v")
-    assert await free_ports(guest.qmp) == ["port0"]
+    assert (await look(guest.qmp)).free_ports == ("port0",)
     with pytest.raises(GuestError, match="does not unplug v"):
         await remove(guest.qmp, "v")
 
@@ -69,7 +69,35 @@ async def test_preflight_finds_all_at_once(target: Target, boot: Boot) -> None:
     guest = await boot(GuestSpec(memory=512 * MIB, spare_ports=0, qemu_args=arguments))
     socket = await target.controller()
     target.kill()
-    found = [str(problem) for problem in await preflight(guest.qmp, [socket, target.directory / "none/cntrl"])]
+    intent = intend(await look(guest.qmp), [socket, target.directory / "none/cntrl"])
+    found = [str(problem) for problem in intent.problems]
     for expected in ("has an IOMMU", "2 free PCIe root ports", "nobody answers", "none/cntrl does not exist"):
         assert any(expected in problem for problem in found), (expected, found)
     assert len(found) == 4
+
+
+async def test_facts_of_other_qemus(boot: Boot) -> None:
+    """What a guest of somebody else may look like: memory of its own, a port that is closed to hot-plug."""
+    arguments = ("-object", "memory-backend-ram,id=odd,size=3M", "-device", "pcie-root-port,id=closed,hotplug=off")
+    guest = await boot(GuestSpec(memory=512 * MIB, spare_ports=1, qemu_args=arguments))
+    facts = await look(guest.qmp)
+    assert facts.free_ports == ("port0",)
+    assert {one.name: (one.size, one.shared, one.page_size) for one in facts.memory} == {
+        "mem": (512 * MIB, True, 4096),
+        "odd": (3 * MIB, False, 0),
+    }
+    found = [str(problem) for problem in intend(facts, []).problems]
+    assert any("memory odd is not shared" in problem for problem in found)
+    assert any("memory odd has 3145728 bytes" in problem for problem in found)
+
+
+async def test_what_was_plugged_before_a_refusal_stays_and_is_named(target: Target, boot: Boot) -> None:
+    """This QEMU aborts on `device_del`: it keeps what it has taken, and the same command goes on from there."""
+    guest = await boot(GuestSpec(memory=512 * MIB, spare_ports=2))
+    sockets = [await target.controller() for _ in range(2)]
+    other = await boot(GuestSpec(memory=512 * MIB, sockets=(sockets[1],)))
+    with pytest.raises(GuestError, match=r"QEMU refused controller c2: .*plugged in, and stays: nvmuser-c1"):
+        await plug(guest.qmp, sockets)
+    assert await other.stop()
+    assert await plug(guest.qmp, sockets) == ["nvmuser-c2"]
+    await guest.run(APPEARS.format(device="/dev/nvme1n1"), check=True)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from nvmf_vfio.messages import DmaMap, RegionInfo
 from nvmf_vfio.protocol import Command
 from nvmf_vfio.registers import CSTS_CFS, CSTS_RDY, OPC_ASYNC_EVENT_REQUEST
 from nvmf_vfio.vault import Record
+from nvmuser.sockets import answers
 
 do = asyncio.to_thread
 MIB = 1 << 20
@@ -322,3 +324,22 @@ async def test_a_record_of_another_layout_harms_that_guest_alone(
     async with endpoint() as supervisor:
         assert await do(driver.client.is_closed)
         assert (await supervisor.status())["controllers"] == 1
+
+
+async def test_who_only_asks_whether_somebody_listens_is_no_guest(
+    tmp_path: Path, keeper: Keeper, target: FakeTarget
+) -> None:
+    async with endpoint_process(tmp_path, keeper) as (process, supervisor):
+        supervisor.begin(["a"])
+        supervisor.tell("target", state="ready")
+        await supervisor.status()
+        # Held, so that the one who asks has left before the endpoint looks.
+        os.kill(process.pid, signal.SIGSTOP)
+        assert answers(tmp_path / "guests/a/cntrl")
+        os.kill(process.pid, signal.SIGCONT)
+        for _ in range(3):
+            assert (await supervisor.status())["sessions"] == []
+        assert "guest connected" not in (tmp_path / "endpoint.log").read_text()
+        driver = Driver(Client(tmp_path / "guests/a/cntrl"))
+        await online(supervisor)
+        driver.close()

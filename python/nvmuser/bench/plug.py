@@ -1,6 +1,6 @@
 """How long a guest waits for a disk: a controller plugged in, a namespace attached, beside a bare QMP script.
 
-Owns one deployment and one guest for the measurement. What it times is `nvmuser.guest.plug` and the control
+Owns one deployment and one guest for the measurement. What it times is `nvmuser.guest.hotplug` and the control
 plane as people use them, up to the moment at which the guest's kernel has made the block device.
 """
 
@@ -21,9 +21,10 @@ from nvmuser import control
 from nvmuser.bench.deployment import Deployment
 from nvmuser.change import Change
 from nvmuser.errors import GuestError
-from nvmuser.guest import Guest, GuestSpec, launch
-from nvmuser.guest.plug import connected, plug
+from nvmuser.guest import Guest, GuestSpec, hotplug, launch
+from nvmuser.guest.hotplug import Way
 from nvmuser.guest.qemu import controller as device
+from nvmuser.guest.qmp import connected
 from nvmuser.guest.spec import MIB
 from nvmuser.model import Controller, Namespace, Volume
 from nvmuser.paths import StateDir
@@ -90,7 +91,7 @@ async def _round(guest: Guest, state: StateDir, monitor: Path, number: int, resu
 
     async def ours() -> None:
         async with connected(monitor) as qmp:
-            await plug(qmp, [state.socket(f"p{first}")])
+            await hotplug.execute(state, qmp, await hotplug.prepare(state, qmp, [f"p{first}"], Way()))
 
     async def bare() -> None:
         port = f"port{second + 1}"  # port0 is taken by the base, and all before by earlier rounds

@@ -6,24 +6,21 @@ import asyncio
 import json
 import os
 import shlex
-import signal
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import click
 
-from nvmuser.cli.guest_options import boot_options, device_directories, machine_options, make_spec
+from nvmuser.cli import guest_plug
+from nvmuser.cli.guest_options import boot_options, machine_options, make_spec, registry
+from nvmuser.cli.present import run_until_ended
 from nvmuser.errors import UsageError
-from nvmuser.guest import libvirt, machine, plug, qemu, terminal
-from nvmuser.guest.registry import Registry
+from nvmuser.guest import libvirt, machine, qemu, terminal
 from nvmuser.guest.spec import MIB, GuestSpec, use_hugepages
 from nvmuser.paths import StateDir
 from nvmuser.runtime import accelerator, libvfio
 from nvmuser.runtime.qemu import BINARY
 from nvmuser.sockets import answers
-
-_TERMINATED = 128 + signal.SIGTERM
 
 
 @click.group()
@@ -34,28 +31,15 @@ def guest() -> None:
     Examples:
       nvmuser guest run --controller vm1 -- nvme list
       nvmuser guest run --controller vm1 --controller vm2 --memory 2G --cpus 2
+      nvmuser guest start box --controller vm1 && nvmuser guest exec box lsblk
+      nvmuser guest plug box vm2
       nvmuser guest qemu-args vm1
       nvmuser guest qemu-args vm1 --via libvfio
     """
 
 
-def _registry(state: StateDir) -> Registry:
-    return Registry(state.run / "vm")
-
-
-def _run(work: Coroutine[Any, Any, int]) -> int:
-    """Like asyncio.run, and SIGTERM ends it as orderly as Ctrl-C."""
-
-    async def guarded() -> int:
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await work
-
-    try:
-        return asyncio.run(guarded())
-    except asyncio.CancelledError:
-        return _TERMINATED
+guest.add_command(guest_plug.plug)
+guest.add_command(guest_plug.unplug)
 
 
 @guest.command(context_settings={"ignore_unknown_options": False})
@@ -68,7 +52,7 @@ def run(state: StateDir, /, command: tuple[str, ...], **options: Any) -> int:
     The exit status is the command's. What is piped in is the command's input. No process is left, however this ends.
     """
     spec = make_spec(state, **options)
-    return _run(_run_command(_registry(state).runtime(f"run-{os.getpid()}"), spec, command))
+    return run_until_ended(_run_command(registry(state).runtime(f"run-{os.getpid()}"), spec, command))
 
 
 async def _run_command(runtime: qemu.Runtime, spec: GuestSpec, command: tuple[str, ...]) -> int:
@@ -93,8 +77,8 @@ def _shell(command: tuple[str, ...]) -> str:
 def start(state: StateDir, /, name: str, no_wait: bool, **options: Any) -> int:
     """Start a guest that goes on in the background."""
     spec = make_spec(state, **options)
-    record = asyncio.run(_registry(state).start(name, spec, wait=not no_wait))
-    click.echo(f"guest {name} runs (pid {record.pid}); QMP: {_registry(state).runtime(name).qmp}")
+    record = asyncio.run(registry(state).start(name, spec, wait=not no_wait))
+    click.echo(f"guest {name} runs (pid {record.pid}); QMP: {registry(state).runtime(name).qmp}")
     return 0
 
 
@@ -103,7 +87,7 @@ def start(state: StateDir, /, name: str, no_wait: bool, **options: Any) -> int:
 @click.pass_obj
 def list_guests(state: StateDir, /, as_json: bool) -> None:
     """The guests that were started and not stopped."""
-    records = _registry(state).list()
+    records = registry(state).list()
     if as_json:
         fields = ("name", "pid", "running", "cpus", "memory", "sockets")
         click.echo(json.dumps([{field: getattr(record, field) for field in fields} for record in records], indent=2))
@@ -123,12 +107,12 @@ def exec_command(state: StateDir, /, name: str, command: tuple[str, ...]) -> int
 
     async def work() -> int:
         async with (
-            _registry(state).agent(name) as agent,
+            registry(state).agent(name) as agent,
             agent.stream(_shell(command)) as process,
         ):
             return await terminal.relay(process)
 
-    return _run(work())
+    return run_until_ended(work())
 
 
 @guest.command()
@@ -136,14 +120,14 @@ def exec_command(state: StateDir, /, name: str, command: tuple[str, ...]) -> int
 @click.pass_obj
 def console(state: StateDir, /, name: str) -> int:
     """Connect this terminal with a guest's serial console. Ctrl-] leaves it; the guest goes on."""
-    registry = _registry(state)
-    registry.get(name)
+    guests = registry(state)
+    guests.get(name)
 
     async def work() -> int:
-        await terminal.console(registry.runtime(name).console)
+        await terminal.console(guests.runtime(name).console)
         return 0
 
-    return _run(work())
+    return run_until_ended(work())
 
 
 @guest.command()
@@ -151,89 +135,17 @@ def console(state: StateDir, /, name: str) -> int:
 @click.pass_obj
 def stop(state: StateDir, /, names: tuple[str, ...]) -> int:
     """Shut guests down, and remove what was theirs."""
-    registry = _registry(state)
+    guests = registry(state)
     for name in names:
-        registry.get(name)
+        guests.get(name)
 
     async def work() -> int:
-        results = await asyncio.gather(*(registry.stop(name) for name in names))
+        results = await asyncio.gather(*(guests.stop(name) for name in names))
         for name, graceful in zip(names, results, strict=True):
             click.echo(f"guest {name} {'shut down' if graceful else 'did not shut down by itself and was ended'}")
         return 0
 
-    return _run(work())
-
-
-_qmp_option = click.option(
-    "--qmp",
-    "qmp_path",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="The QMP socket of a QEMU that is not ours, instead of GUEST.",
-)
-
-
-def _plug_target(state: StateDir, names: tuple[str, ...], qmp_path: Path | None) -> tuple[Path, tuple[str, ...], bool]:
-    """Of `[GUEST] CONTROLLER…`: the QMP socket, the controllers, and whether it is a guest of ours with libvfio."""
-    with_libvfio = False
-    if qmp_path is None:
-        name, *rest = names
-        names = tuple(rest)
-        with_libvfio = _registry(state).get(name).libvfio
-        qmp_path = _registry(state).runtime(name).qmp
-    if not names:
-        raise UsageError("no controller named: `nvmuser guest plug GUEST CONTROLLER…`, or --qmp PATH CONTROLLER…")
-    return qmp_path, names, with_libvfio
-
-
-@guest.command("plug")
-@click.argument("names", metavar="[GUEST] CONTROLLER...", nargs=-1, required=True)
-@_qmp_option
-@click.option("--direct", is_flag=True, help="Without the endpoint: the guest loses its disks with the target.")
-@click.option("--libvfio", "with_libvfio", is_flag=True, help="The QEMU of --qmp has libvfio.so preloaded.")
-@click.option("--check", is_flag=True, help="Only say what would stand in the way.")
-@click.pass_obj
-def plug_controllers(
-    state: StateDir, /, names: tuple[str, ...], qmp_path: Path | None, direct: bool, with_libvfio: bool, check: bool
-) -> int:
-    """Plug controllers into a running guest. One that was started with --via libvfio gets them that way."""
-    path, controllers, ours = _plug_target(state, names, qmp_path)
-    sockets = [state.socket(name, direct=direct) for name in controllers]
-    directories = device_directories(state, controllers, direct=direct) if ours or with_libvfio else None
-
-    async def work() -> int:
-        async with plug.connected(path) as qmp:
-            user = path.stat().st_uid  # QEMU has made this socket
-            if check:
-                driver = qemu.DRIVER if directories is None else qemu.PLAIN_DRIVER
-                problems = await plug.preflight(qmp, sockets, user=user, driver=driver)
-                for problem in problems:
-                    click.echo(f"✗ {problem}")
-                return 1 if problems else 0
-            done = await plug.plug(qmp, sockets, user=user, directories=directories)
-            for name, identity in zip(controllers, done, strict=True):
-                click.echo(f"controller {name} plugged in as {identity}")
-        return 0
-
-    return _run(work())
-
-
-@guest.command("unplug")
-@click.argument("names", metavar="[GUEST] CONTROLLER...", nargs=-1, required=True)
-@_qmp_option
-@click.pass_obj
-def unplug_controllers(state: StateDir, /, names: tuple[str, ...], qmp_path: Path | None) -> int:
-    """Take controllers out of a running guest, where its QEMU survives that."""
-    path, controllers, _ = _plug_target(state, names, qmp_path)
-
-    async def work() -> int:
-        async with plug.connected(path) as qmp:
-            for name in controllers:
-                await plug.unplug(qmp, state.socket(name))
-                click.echo(f"controller {name} unplugged")
-        return 0
-
-    return _run(work())
+    return run_until_ended(work())
 
 
 @guest.command("qemu-args")

@@ -10,6 +10,7 @@ import click
 
 from nvmuser import control
 from nvmuser.devices import Devices
+from nvmuser.guest.registry import Registry
 from nvmuser.guest.spec import MIB, GuestSpec
 from nvmuser.model import parse_size
 from nvmuser.paths import StateDir
@@ -74,6 +75,11 @@ def boot_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return machine_options(command)
+
+
+def registry(state: StateDir) -> Registry:
+    """The guests of a deployment."""
+    return Registry(state.run / "vm")
 
 
 def device_directories(state: StateDir, controllers: Iterable[str], *, direct: bool = False) -> tuple[Path, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -14,10 +15,27 @@ from nvmuser.outcome import Outcome
 
 T = TypeVar("T")
 
+_TERMINATED = 128 + signal.SIGTERM
+
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Wait for it."""
     return asyncio.run(work)
+
+
+def run_until_ended(work: Coroutine[Any, Any, int]) -> int:
+    """What runs until somebody ends it: SIGTERM does so in as good order as Ctrl-C. Returns the exit status."""
+
+    async def guarded() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(guarded())
+    except asyncio.CancelledError:
+        return _TERMINATED
 
 
 def console() -> Console:

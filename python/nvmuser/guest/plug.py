@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qemu.qmp import ExecuteError, QMPClient
 
 from nvmuser.errors import GuestError, NotFoundError
-from nvmuser.guest.preflight import preflight
-from nvmuser.guest.qemu import DRIVER, controller, device_id
+from nvmuser.guest.preflight import Problem, preflight
+from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER, controller, device_id
 from nvmuser.guest.qmp import Facts, look
 
 _DELETE_DEADLINE = 30.0
@@ -27,38 +28,74 @@ _FIRST_WITHOUT_ABORT = (11, 2)
 (memory_region_del_subregion: Assertion `subregion->container == mr' failed)."""
 
 
+@dataclass(frozen=True)
+class Intent:
+    """What plugging some controllers comes to in this QEMU; nothing has been done yet."""
+
+    facts: Facts
+    sockets: tuple[Path, ...]
+    """Of the controllers that are not in it already."""
+    directories: tuple[Path, ...] | None = None
+    """With libvfio: the device directory of each."""
+    user: int | None = None
+    """As whom QEMU runs; None: as we do."""
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What stands in the way."""
+        driver = DRIVER if self.directories is None else PLAIN_DRIVER
+        return preflight(self.facts, self.sockets, user=self.user, driver=driver)
+
+
+def intend(
+    facts: Facts, sockets: Sequence[Path], *, user: int | None = None, directories: Sequence[Path] | None = None
+) -> Intent:
+    """What it takes to have these controllers in a QEMU, some of which may be in it."""
+    missing = [number for number, path in enumerate(sockets) if device_id(path) not in facts.devices]
+    return Intent(
+        facts,
+        tuple(sockets[number] for number in missing),
+        None if directories is None else tuple(directories[number] for number in missing),
+        user,
+    )
+
+
 async def plug(
-    qmp: QMPClient, sockets: Sequence[Path], *, user: int | None = None, facts: Facts | None = None
+    qmp: QMPClient, sockets: Sequence[Path], *, user: int | None = None, directories: Sequence[Path] | None = None
 ) -> list[str]:
     """Plug controllers in, each into a free root port; returns the ids in QEMU of those that were not in it already.
 
-    Nothing is touched when something stands in the way. When QEMU refuses one, those before it are taken out again; a
-    QEMU that would abort on that keeps them, and they are named: doing the same again goes on from there.
-
-    :param user: as whom QEMU runs; None: as we do.
-    :param facts: what QEMU is made of, if that is known.
-    :raise GuestError: something stands in the way, or QEMU refused.
+    :param directories: into a QEMU with libvfio: the device directory of each.
+    :raise GuestError: something stands in the way, and nothing was touched; or QEMU refused, see `carry_out`.
     """
-    facts = facts or await look(qmp)
-    wanted = [path for path in sockets if device_id(path) not in facts.devices]
-    if problems := preflight(facts, wanted, user=user):
+    return await carry_out(qmp, intend(await look(qmp), sockets, user=user, directories=directories))
+
+
+async def carry_out(qmp: QMPClient, intent: Intent) -> list[str]:
+    """Plug in what is intended.
+
+    When QEMU refuses one, those before it are taken out again. A QEMU that would abort on that keeps them, and they are
+    named: doing the same again goes on from there.
+    """
+    if problems := intent.problems:
         raise GuestError("; ".join(map(str, problems)))
     done: list[str] = []
-    for path, port in zip(wanted, facts.free_ports, strict=False):
-        device = controller(path, port)
+    for number, path in enumerate(intent.sockets):
+        directory = None if intent.directories is None else intent.directories[number]
+        device = controller(path, intent.facts.free_ports[number], directory)
         try:
             await qmp.execute("device_add", device)
         except ExecuteError as error:
-            left = await _roll_back(qmp, facts, done)
+            left = await _roll_back(qmp, intent, done)
             stays = f" (plugged in, and stays: {', '.join(left)})" if left else ""
             raise GuestError(f"QEMU refused controller {path.parent.name}: {error}{stays}") from error
         done.append(device["id"])
     return done
 
 
-async def _roll_back(qmp: QMPClient, facts: Facts, done: Sequence[str]) -> list[str]:
+async def _roll_back(qmp: QMPClient, intent: Intent, done: Sequence[str]) -> list[str]:
     """Take out what was plugged in; returns what has to stay."""
-    if aborts_on_unplug(facts):
+    if intent.directories is None and aborts_on_unplug(intent.facts):
         return list(done)
     results = await asyncio.gather(*(remove(qmp, identity) for identity in done), return_exceptions=True)
     _raise_unexpected(results)
@@ -66,26 +103,27 @@ async def _roll_back(qmp: QMPClient, facts: Facts, done: Sequence[str]) -> list[
 
 
 def aborts_on_unplug(facts: Facts) -> bool:
-    """Whether this QEMU would end, and its guest with it, when one of our devices is unplugged."""
+    """Whether this QEMU would end, and its guest with it, when a device of its own vfio-user client is unplugged."""
     return facts.version < _FIRST_WITHOUT_ABORT
 
 
-async def unplug(qmp: QMPClient, sockets: Sequence[Path], *, facts: Facts | None = None) -> None:
+async def unplug(qmp: QMPClient, sockets: Sequence[Path]) -> None:
     """Take controllers out.
 
     :raise NotFoundError: one is not plugged in; none was touched.
     :raise GuestError: this QEMU would abort (none was touched), the guest refused, or did not answer.
     """
-    facts = facts or await look(qmp)
+    facts = await look(qmp)
     for path in sockets:
-        if device_id(path) not in facts.devices:
-            raise NotFoundError(f"controller {path.parent.name} is not plugged in")
-    if aborts_on_unplug(facts):
-        name = sockets[0].parent.name
-        raise GuestError(
-            f"QEMU {facts.version_text} aborts when a {DRIVER} device is unplugged, and the guest with it: "
-            f"take its volumes away with `nvmuser controller detach {name} VOLUME`, which every guest handles"
-        )
+        name, driver = path.parent.name, facts.devices.get(device_id(path))
+        if driver is None:
+            raise NotFoundError(f"controller {name} is not plugged in")
+        if driver == DRIVER and aborts_on_unplug(facts):
+            raise GuestError(
+                f"QEMU {facts.version_text} aborts when a {DRIVER} device is unplugged, and the guest with it: "
+                f"take its volumes away with `nvmuser controller detach {name} VOLUME`, which every guest handles "
+                "(guests with --via libvfio can be unplugged from)"
+            )
     results = await asyncio.gather(*(remove(qmp, device_id(path)) for path in sockets), return_exceptions=True)
     _raise_unexpected(results)
     if failures := [str(result) for result in results if result]:

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nvmuser.guest.qmp import Backend, Facts
 from nvmuser.guest.qemu import DRIVER
+from nvmuser.guest.qmp import Backend, Facts
 from nvmuser.guest.spec import HUGEPAGE
 from nvmuser.sockets import answers
 
@@ -32,23 +32,24 @@ class Problem:
         return f"{self.what}: {self.mend}"
 
 
-def preflight(facts: Facts, sockets: Sequence[Path], *, user: int | None = None) -> list[Problem]:
+def preflight(facts: Facts, sockets: Sequence[Path], *, user: int | None = None, driver: str = DRIVER) -> list[Problem]:
     """All problems at once.
 
     :param user: as whom QEMU runs; None: as we do.
     """
     return [
-        *_driver(facts),
+        *_driver(facts, driver),
         *_memory(facts),
-        *_iommu(facts),
+        *_iommu(facts, driver),
         *_ports(facts, len(sockets)),
         *(problem for path in sockets for problem in _socket(path, os.geteuid() if user is None else user)),
     ]
 
 
-def _driver(facts: Facts) -> Iterator[Problem]:
-    if not facts.has_driver:
-        yield Problem(f"QEMU {facts.version_text} has no {DRIVER}", "QEMU 10.1 or later, built with it, is needed")
+def _driver(facts: Facts, driver: str) -> Iterator[Problem]:
+    if driver not in facts.drivers:
+        mend = "QEMU 10.1 or later, built with it, is needed; or start this one with libvfio.so preloaded"
+        yield Problem(f"QEMU {facts.version_text} has no {driver}", mend)
 
 
 def _memory(facts: Facts) -> Iterator[Problem]:
@@ -80,12 +81,12 @@ def _pages(backend: Backend) -> Iterator[Problem]:
         )
 
 
-def _iommu(facts: Facts) -> Iterator[Problem]:
+def _iommu(facts: Facts, driver: str) -> Iterator[Problem]:
     for kind in (*facts.devices.values(), *facts.unnamed):
         if kind in _IOMMUS:
             yield Problem(
                 f"the guest has an IOMMU ({kind})",
-                f"start it without: {DRIVER} maps memory behind it anew all the time",
+                f"start it without: {driver} maps memory behind it anew all the time",
             )
 
 
@@ -93,7 +94,7 @@ def _ports(facts: Facts, wanted: int) -> Iterator[Problem]:
     if (free := len(facts.free_ports)) < wanted:
         yield Problem(
             f"{wanted} free PCIe root ports are needed, the guest has {free}",
-            "they are made when QEMU starts (-machine q35 -device pcie-root-port,id=…; --spare-ports for guests of ours)",
+            "they are made when QEMU starts: -machine q35 -device pcie-root-port,id=… (ours: --spare-ports)",
         )
 
 

@@ -9,14 +9,14 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from nvmuser.errors import GuestError
-from nvmuser.guest.qemu import DRIVER
+from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER
 
 _CONNECT_DEADLINE = 10.0
 _PORT = "pcie-root-port"
@@ -40,13 +40,14 @@ class Facts:
     """What a running QEMU is made of, as far as our controllers are concerned."""
 
     version: tuple[int, int, int]
-    has_driver: bool
+    drivers: frozenset[str]
+    """Which of the devices that can be our controllers it has."""
     devices: Mapping[str, str]
     """Types of the devices that have an id."""
     unnamed: tuple[str, ...] = ()
     """Types of the others."""
     memory: tuple[Backend, ...] = ()
-    free_ports: tuple[str, ...] = field(default=())
+    free_ports: tuple[str, ...] = ()
     """Ids of PCIe root ports with nothing in them, into which something can be plugged."""
 
     @property
@@ -79,9 +80,9 @@ async def connected(path: Path) -> AsyncIterator[QMPClient]:
 
 async def look(qmp: QMPClient) -> Facts:
     """All facts, asked for at once: QEMU may be busy, and each answer takes its turn."""
-    version, has_driver, named, unnamed, memory, buses = await asyncio.gather(
+    version, drivers, named, unnamed, memory, buses = await asyncio.gather(
         _dict(qmp, "query-version"),
-        _has_driver(qmp),
+        _drivers(qmp),
         _children(qmp, "/machine/peripheral"),
         _children(qmp, "/machine/peripheral-anon"),
         _list(qmp, "query-memdev"),
@@ -91,7 +92,7 @@ async def look(qmp: QMPClient) -> Facts:
     number = version["qemu"]
     return Facts(
         version=(number["major"], number["minor"], number["micro"]),
-        has_driver=has_driver,
+        drivers=drivers,
         devices=devices,
         unnamed=tuple(kind for _, kind in unnamed),
         memory=tuple(await asyncio.gather(*(_backend(qmp, one) for one in memory))),
@@ -109,12 +110,17 @@ async def _free_ports(qmp: QMPClient, devices: Mapping[str, str], buses: list[An
     return tuple(sorted(free, key=lambda name: (len(name), name)))
 
 
-async def _has_driver(qmp: QMPClient) -> bool:
-    try:
-        await qmp.execute("device-list-properties", {"typename": DRIVER})
-    except ExecuteError:
-        return False
-    return True
+async def _drivers(qmp: QMPClient) -> frozenset[str]:
+    async def has(driver: str) -> bool:
+        try:
+            await qmp.execute("device-list-properties", {"typename": driver})
+        except ExecuteError:
+            return False
+        return True
+
+    drivers = (DRIVER, PLAIN_DRIVER)
+    found = await asyncio.gather(*map(has, drivers))
+    return frozenset(driver for driver, there in zip(drivers, found, strict=True) if there)
 
 
 async def _backend(qmp: QMPClient, facts: dict[str, Any]) -> Backend:
