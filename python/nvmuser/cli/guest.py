@@ -13,9 +13,10 @@ import click
 
 from nvmuser.cli import guest_plug
 from nvmuser.cli.guest_options import boot_options, machine_options, make_spec, registry
-from nvmuser.cli.present import run_until_ended
+from nvmuser.cli.present import run_until_ended, say
 from nvmuser.errors import UsageError
 from nvmuser.guest import libvirt, machine, qemu, terminal
+from nvmuser.guest.registry import Record
 from nvmuser.guest.spec import MIB, GuestSpec, use_hugepages
 from nvmuser.paths import StateDir
 from nvmuser.runtime import accelerator, libvfio
@@ -73,24 +74,45 @@ def _shell(command: tuple[str, ...]) -> str:
 @click.argument("name")
 @boot_options
 @click.option("--no-wait", is_flag=True, help="Do not wait for the guest's agent (a system without one).")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def start(state: StateDir, /, name: str, no_wait: bool, **options: Any) -> int:
-    """Start a guest that goes on in the background."""
+def start(state: StateDir, /, name: str, no_wait: bool, as_json: bool, **options: Any) -> int:
+    """Start a guest that goes on in the background.
+
+    \b
+    Examples:
+      nvmuser guest start box --controller vm1
+      nvmuser guest start mine --image disk.qcow2 --controller vm1 --no-wait
+      nvmuser guest start mine --boot-from vm1 --uefi --no-wait
+    """
     spec = make_spec(state, **options)
     record = asyncio.run(registry(state).start(name, spec, wait=not no_wait))
-    click.echo(f"guest {name} runs (pid {record.pid}); QMP: {registry(state).runtime(name).qmp}")
+    if as_json:
+        say(_described(state, record))
+    else:
+        click.echo(f"guest {name} runs (pid {record.pid}); QMP: {registry(state).runtime(name).qmp}")
     return 0
+
+
+def _described(state: StateDir, record: Record) -> dict[str, Any]:
+    fields = ("name", "pid", "running", "cpus", "memory", "sockets")
+    described = {field: getattr(record, field) for field in fields}
+    return described | {"qmp": str(registry(state).runtime(record.name).qmp)}
 
 
 @guest.command("list")
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_obj
 def list_guests(state: StateDir, /, as_json: bool) -> None:
-    """The guests that were started and not stopped."""
+    """The guests that were started and not stopped.
+
+    \b
+    Example:
+      nvmuser guest list --json
+    """
     records = registry(state).list()
     if as_json:
-        fields = ("name", "pid", "running", "cpus", "memory", "sockets")
-        click.echo(json.dumps([{field: getattr(record, field) for field in fields} for record in records], indent=2))
+        say([_described(state, record) for record in records])
         return
     for record in records:
         status = f"pid {record.pid}" if record.running else "ended"
@@ -103,7 +125,15 @@ def list_guests(state: StateDir, /, as_json: bool) -> None:
 @click.argument("command", nargs=-1, required=True)
 @click.pass_obj
 def exec_command(state: StateDir, /, name: str, command: tuple[str, ...]) -> int:
-    """Run COMMAND in a guest that was started. One at a time: a second one waits for its turn."""
+    """Run COMMAND in a guest that was started. One at a time: a second one waits for its turn.
+
+    The exit status is the command's. What is piped in is its input. A guest with a system of its own needs the agent.
+
+    \b
+    Examples:
+      nvmuser guest exec box nvme list
+      nvmuser guest exec box 'dd of=/dev/nvme0n1 bs=1M' < disk.raw
+    """
 
     async def work() -> int:
         async with (
@@ -119,7 +149,12 @@ def exec_command(state: StateDir, /, name: str, command: tuple[str, ...]) -> int
 @click.argument("name")
 @click.pass_obj
 def console(state: StateDir, /, name: str) -> int:
-    """Connect this terminal with a guest's serial console. Ctrl-] leaves it; the guest goes on."""
+    """Connect this terminal with a guest's serial console. Ctrl-] leaves it; the guest goes on.
+
+    \b
+    Example:
+      nvmuser guest console box
+    """
     guests = registry(state)
     guests.get(name)
 
@@ -132,15 +167,24 @@ def console(state: StateDir, /, name: str) -> int:
 
 @guest.command()
 @click.argument("names", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def stop(state: StateDir, /, names: tuple[str, ...]) -> int:
-    """Shut guests down, and remove what was theirs."""
+def stop(state: StateDir, /, names: tuple[str, ...], as_json: bool) -> int:
+    """Shut guests down, and remove what was theirs.
+
+    \b
+    Example:
+      nvmuser guest stop box mine
+    """
     guests = registry(state)
     for name in names:
         guests.get(name)
 
     async def work() -> int:
         results = await asyncio.gather(*(guests.stop(name) for name in names))
+        if as_json:
+            say([{"name": name, "shut_down": graceful} for name, graceful in zip(names, results, strict=True)])
+            return 0
         for name, graceful in zip(names, results, strict=True):
             click.echo(f"guest {name} {'shut down' if graceful else 'did not shut down by itself and was ended'}")
         return 0

@@ -39,6 +39,7 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--direct", is_flag=True, help="Without the endpoint: the guest loses its disks with the target."
             ),
             via_option,
+            click.option("--boot-from", metavar="C", help="Boot from this controller (with SeaBIOS or --uefi)."),
             click.option("--hugepages/--no-hugepages", default=None, help="Default: hugepages if enough are free."),
             click.option(
                 "--uefi", "firmware", flag_value="uefi", default=None, help="UEFI firmware instead of SeaBIOS."
@@ -58,7 +59,6 @@ def boot_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.Path(path_type=Path, exists=True, dir_okay=False),
                 help="Boot this disk (raw or qcow2) instead of the appliance.",
             ),
-            click.option("--boot-from", metavar="C", help="Boot from this controller instead of the appliance."),
             click.option(
                 "--guest-kernel",
                 "suite",

@@ -37,20 +37,15 @@ def domain(spec: GuestSpec, *, name: str, hugepages: bool, kvm: bool) -> str:
     features = ET.SubElement(root, "features")
     ET.SubElement(features, "acpi")
     ET.SubElement(root, "cpu", mode="host-passthrough" if kvm else "maximum")
-    _devices(root, spec)
+    _devices(root)
     _command_line(root, spec)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode")
 
 
-def _devices(root: ET.Element, spec: GuestSpec) -> None:
+def _devices(root: ET.Element) -> None:
     devices = ET.SubElement(root, "devices")
     ET.SubElement(devices, "emulator").text = _EMULATOR
-    if spec.image is not None:
-        disk = ET.SubElement(devices, "disk", type="file", device="disk")
-        ET.SubElement(disk, "driver", name="qemu", type="qcow2" if spec.image.suffix == ".qcow2" else "raw")
-        ET.SubElement(disk, "source", file=str(spec.image.absolute()))
-        ET.SubElement(disk, "target", dev="vda", bus="virtio")
     console = ET.SubElement(devices, "console", type="pty")
     ET.SubElement(console, "target", type="serial")
 
@@ -59,5 +54,7 @@ def _command_line(root: ET.Element, spec: GuestSpec) -> None:
     line = ET.SubElement(root, f"{{{_QEMU}}}commandline")
     for number, socket in enumerate(spec.sockets):
         device = controller(socket, "pcie.0") | {"addr": f"{_SLOTS_FROM - number:x}"}
+        if socket == spec.boot_from:
+            device["bootindex"] = 1
         for value in ("-device", json.dumps(device)):
             ET.SubElement(line, f"{{{_QEMU}}}arg", value=value)
