@@ -14,7 +14,7 @@ from nvmuser.guest.spec import Firmware
 SOCKETS = tuple(Path(f"/run/nvmuser/guest/vm{number}/cntrl") for number in range(2))
 
 
-@pytest.mark.skipif(shutil.which("virt-xml-validate") is None, reason="no virt-xml-validate: see ci/debian-packages-tests.txt")
+@pytest.mark.skipif(shutil.which("virt-xml-validate") is None, reason="see ci/debian-packages-tests.txt")
 @pytest.mark.parametrize("firmware", ["seabios", "uefi"])
 @pytest.mark.parametrize("hugepages", [True, False])
 @pytest.mark.parametrize("boot_from", [None, SOCKETS[1]])
