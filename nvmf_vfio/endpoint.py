@@ -169,7 +169,7 @@ class Endpoint:
             self._loop.call_later(_ACCEPT_INTERVAL, self._accept_again, name, listener)
             return
         if _has_left(sock):
-            # It only asked whether somebody is here. To the target that would be a guest, and keep the next one waiting.
+            # It only asked whether somebody is here; to the target it would be a guest, for which the next one waits.
             sock.close()
             return
         if name in self._sessions:
