@@ -140,5 +140,6 @@ async def check_what_is_left_empty(cli: Cli) -> None:
 async def test_what_a_failed_start_leaves(cli: Cli) -> None:
     said = await cli("guest", "start", "bad", "--qemu-arg=-device", "--qemu-arg=no-such-device", status=1)
     assert "no-such-device" in said
+    assert f"logs in {cli.state.run}/vm/bad" in said
     assert await cli.guests() == {}
     assert "no-such-device" in (cli.state.run / "vm/bad/qemu.log").read_text()

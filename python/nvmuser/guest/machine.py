@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,21 +154,29 @@ async def launch(
         stack.callback(process.close)
         stack.push_async_callback(process.kill)
         try:
-            async with connect(runtime, process, booting=True) as guest:
-                if wait:
-                    await wait_agent(guest, boot_deadline)
-                yield guest
-                await guest.stop()
+            with naming_logs(runtime):
+                async with connect(runtime, process, booting=True) as guest:
+                    if wait:
+                        await wait_agent(guest, boot_deadline)
+                    yield guest
+                    await guest.stop()
         except asyncio.CancelledError:
             # Somebody does not want it any more: that is no failure to be looked into.
             await process.kill()
             shutil.rmtree(runtime.directory)
             raise
-        except GuestError as error:
-            if type(error) is not GuestError:
-                raise
-            raise GuestError(f"{error} (logs in {runtime.directory})") from error
     shutil.rmtree(runtime.directory)
+
+
+@contextlib.contextmanager
+def naming_logs(runtime: Runtime) -> Iterator[None]:
+    """Errors of a guest say where its logs are; those of a command in it tell enough."""
+    try:
+        yield
+    except GuestError as error:
+        if type(error) is not GuestError:
+            raise
+        raise GuestError(f"{error} (logs in {runtime.directory})") from error
 
 
 async def wait_agent(guest: Guest, deadline: float) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nvmuser.errors import ConflictError, GuestError, NotFoundError, UsageError
 from nvmuser.guest.agent import Agent
-from nvmuser.guest.machine import BOOT_DEADLINE, Guest, connect, start_qemu, wait_agent
+from nvmuser.guest.machine import BOOT_DEADLINE, Guest, connect, naming_logs, start_qemu, wait_agent
 from nvmuser.guest.process import QemuProcess, start_time
 from nvmuser.guest.qemu import Runtime
 from nvmuser.guest.spec import GuestSpec
@@ -95,9 +95,10 @@ class Registry:
         try:
             # Until the record is there, nobody could find it again.
             _write(runtime.directory / _RECORD, record)
-            async with connect(runtime, process, booting=True) as guest:
-                if wait:
-                    await wait_agent(guest, BOOT_DEADLINE)
+            with naming_logs(runtime):
+                async with connect(runtime, process, booting=True) as guest:
+                    if wait:
+                        await wait_agent(guest, BOOT_DEADLINE)
         except BaseException:
             await process.kill()
             (runtime.directory / _RECORD).unlink(missing_ok=True)
