@@ -42,6 +42,8 @@ class Endpoint:
         self._targets = targets
         self._listeners: dict[str, socket.socket] = {}
         self._sessions: dict[str, Session] = {}
+        self._visitors: dict[socket.socket, str] = {}
+        """Connections on which nobody has spoken yet."""
         self._vaults: dict[str, Vault] = {}
         self._kept: dict[str, Descriptor] = {}
         self._channel: Channel | None = None
@@ -148,6 +150,10 @@ class Endpoint:
     def _unlisten(self, name: str) -> None:
         if session := self._sessions.get(name):
             session.close()
+        for sock in [sock for sock, wanted in self._visitors.items() if wanted == name]:
+            self._loop.remove_reader(sock)
+            del self._visitors[sock]
+            sock.close()
         listener = self._listeners.pop(name)
         self._loop.remove_reader(listener)
         listener.close()
@@ -168,14 +174,23 @@ class Endpoint:
             self._loop.remove_reader(listener)
             self._loop.call_later(_ACCEPT_INTERVAL, self._accept_again, name, listener)
             return
+        # Who only asks whether somebody is here leaves without a word. To the target it would be a guest, and keep the
+        # next one waiting.
+        self._visitors[sock] = name
+        self._loop.add_reader(sock, self._spoken, name, sock)
+
+    def _spoken(self, name: str, sock: socket.socket) -> None:
+        self._loop.remove_reader(sock)
+        del self._visitors[sock]
         if _has_left(sock):
-            # It only asked whether somebody is here; to the target it would be a guest, for which the next one waits.
             sock.close()
-            return
-        if name in self._sessions:
+        elif name in self._sessions:
             log.warning("%s: a second guest was turned away", name)
             sock.close()
-            return
+        else:
+            self._welcome(name, sock)
+
+    def _welcome(self, name: str, sock: socket.socket) -> None:
         self._serial += 1
         vault = self._vault(f"{name}/{self._serial}")
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import pytest
@@ -94,10 +95,17 @@ async def test_preflight_finds_all_at_once(target: Target, boot: Boot) -> None:
 async def test_what_was_plugged_before_a_refusal_stays_and_is_named(target: Target, boot: Boot) -> None:
     """This QEMU aborts on `device_del`: it keeps what it has taken, and the same command goes on from there."""
     guest = await boot(GuestSpec(memory=512 * MIB, spare_ports=2))
-    sockets = [await target.controller() for _ in range(2)]
-    other = await boot(GuestSpec(memory=512 * MIB, sockets=(sockets[1],)))
-    with pytest.raises(GuestError, match=r"QEMU refused controller c2: .*plugged in, and stays: nvmuser-c1"):
-        await plug(guest.qmp, sockets)
-    assert await other.stop()
-    assert await plug(guest.qmp, sockets) == ["nvmuser-c2"]
+    first, second = await target.controller(), target.directory / "c2/cntrl"
+    second.parent.mkdir()
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with await asyncio.start_unix_server(hang_up, second):
+        with pytest.raises(GuestError, match=r"QEMU refused controller c2: .*plugged in, and stays: nvmuser-c1"):
+            await plug(guest.qmp, [first, second])
+    second.unlink()
+    second.parent.rmdir()
+    await target.controller()
+    assert await plug(guest.qmp, [first, second]) == ["nvmuser-c2"]
     await guest.run(APPEARS.format(device="/dev/nvme1n1"), check=True)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -329,17 +328,17 @@ async def test_a_record_of_another_layout_harms_that_guest_alone(
 async def test_who_only_asks_whether_somebody_listens_is_no_guest(
     tmp_path: Path, keeper: Keeper, target: FakeTarget
 ) -> None:
-    async with endpoint_process(tmp_path, keeper) as (process, supervisor):
+    async with endpoint_process(tmp_path, keeper) as (_, supervisor):
         supervisor.begin(["a"])
         supervisor.tell("target", state="ready")
         await supervisor.status()
-        # Held, so that the one who asks has left before the endpoint looks.
-        os.kill(process.pid, signal.SIGSTOP)
+        silent = Client(tmp_path / "guests/a/cntrl")
         assert answers(tmp_path / "guests/a/cntrl")
-        os.kill(process.pid, signal.SIGCONT)
         for _ in range(3):
             assert (await supervisor.status())["sessions"] == []
         assert "guest connected" not in (tmp_path / "endpoint.log").read_text()
         driver = Driver(Client(tmp_path / "guests/a/cntrl"))
+        await do(driver.set_up)
         await online(supervisor)
+        silent.close()
         driver.close()

@@ -6,6 +6,7 @@ can show the volumes of one that finds no free port.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -23,6 +24,8 @@ from nvmuser.guest.qemu import device_id
 from nvmuser.guest.qmp import Facts, look
 from nvmuser.model import Controller
 from nvmuser.paths import StateDir
+from nvmuser.rpc import Client
+from nvmuser.sockets import answers
 
 
 @dataclass(frozen=True)
@@ -102,14 +105,24 @@ async def execute(state: StateDir, qmp: QMPClient, hotplug: Hotplug) -> list[Plu
 
 
 async def _check_free(state: StateDir, controllers: Sequence[Controller], way: Way) -> None:
-    """Who is connected past the endpoint, or while there is no supervisor, is not known."""
+    """QEMU would wait for its turn for ever, and its guest would stand still meanwhile."""
+    for one, who in (await _taken(state, controllers, way)).items():
+        raise ConflictError(f"controller {one} serves another guest already{who}")
+
+
+async def _taken(state: StateDir, controllers: Sequence[Controller], way: Way) -> dict[str, str]:
+    """Those that are connected, and to whom."""
+    if way.direct:
+        if not answers(state.rpc_socket):
+            return {}
+        async with await Client.connect(state.rpc_socket) as target:
+            calls = (target.call("nvmf_subsystem_get_controllers", {"nqn": one.nqn}) for one in controllers)
+            connected = await asyncio.gather(*calls)
+        return {one.name: "" for one, found in zip(controllers, connected, strict=True) if found}
     async with control.supervisor(state) as supervisor:
-        if supervisor is None or way.direct:
-            return
-        taken = {guest["controller"]: guest["pid"] for guest in (await supervisor.call("status"))["guests"]}
-    for one in controllers:
-        if one.name in taken:
-            raise ConflictError(f"controller {one.name} serves another guest already (process {taken[one.name]})")
+        guests = (await supervisor.call("status"))["guests"] if supervisor else []
+    names = {one.name for one in controllers}
+    return {guest["controller"]: f" (process {guest['pid']})" for guest in guests if guest["controller"] in names}
 
 
 def _reuse(
