@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 _BACKLOG = 4
 _STATUS_BATCH = 200
 _ACCEPT_INTERVAL = 1.0
+_MAX_VISITORS = 8
+"""Connections to one controller on which nothing has been said yet."""
 
 
 class Endpoint:
@@ -150,10 +152,7 @@ class Endpoint:
     def _unlisten(self, name: str) -> None:
         if session := self._sessions.get(name):
             session.close()
-        for sock in [sock for sock, wanted in self._visitors.items() if wanted == name]:
-            self._loop.remove_reader(sock)
-            del self._visitors[sock]
-            sock.close()
+        self._forget_visitors(name)
         listener = self._listeners.pop(name)
         self._loop.remove_reader(listener)
         listener.close()
@@ -174,21 +173,28 @@ class Endpoint:
             self._loop.remove_reader(listener)
             self._loop.call_later(_ACCEPT_INTERVAL, self._accept_again, name, listener)
             return
+        if name in self._sessions or list(self._visitors.values()).count(name) >= _MAX_VISITORS:
+            log.warning("%s: a second guest was turned away", name)
+            sock.close()
+            return
         # Who only asks whether somebody is here leaves without a word. To the target it would be a guest, and keep the
         # next one waiting.
         self._visitors[sock] = name
         self._loop.add_reader(sock, self._spoken, name, sock)
 
     def _spoken(self, name: str, sock: socket.socket) -> None:
-        self._loop.remove_reader(sock)
-        del self._visitors[sock]
+        self._forget_visitors(name, but=sock)
         if _has_left(sock):
-            sock.close()
-        elif name in self._sessions:
-            log.warning("%s: a second guest was turned away", name)
             sock.close()
         else:
             self._welcome(name, sock)
+
+    def _forget_visitors(self, name: str, *, but: socket.socket | None = None) -> None:
+        for sock in [sock for sock, wanted in self._visitors.items() if wanted == name]:
+            self._loop.remove_reader(sock)
+            del self._visitors[sock]
+            if sock is not but:
+                sock.close()
 
     def _welcome(self, name: str, sock: socket.socket) -> None:
         self._serial += 1

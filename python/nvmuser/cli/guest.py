@@ -120,7 +120,7 @@ def list_guests(state: StateDir, /, as_json: bool) -> None:
         click.echo(f"{record.name:20} {status:12} {record.cpus} CPUs {record.memory // MIB:6} MiB  {controllers}")
 
 
-@guest.command("exec")
+@guest.command("exec", context_settings={"allow_interspersed_args": False})
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True)
 @click.pass_obj
