@@ -134,7 +134,7 @@ async def check_what_is_left_empty(cli: Cli) -> None:
     shown = json.loads(await cli("controller", "show", "b", "--json"))["namespaces"]
     assert [namespace["volume"] for namespace in shown] == ["c"]
     nguid = await cli("guest", "exec", "two", "cat /sys/block/nvme0n1/nguid")
-    assert nguid.replace("-", "").strip() == shown[0]["nguid"]
+    assert nguid.replace("-", "").strip().upper() == shown[0]["nguid"]
 
 
 async def test_what_a_failed_start_leaves(cli: Cli) -> None:
