@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import time
 
 import pytest
 from guests import APPEARS, DISAPPEARS, Boot, Target
 
+from nvmf_vfio.protocol import MAX_MESSAGE, Flag, Header
 from nvmuser.errors import GuestError, NotFoundError
 from nvmuser.guest import GuestSpec
 from nvmuser.guest.plug import intend, plug, remove, unplug
@@ -98,10 +101,15 @@ async def test_what_was_plugged_before_a_refusal_stays_and_is_named(target: Targ
     first, second = await target.controller(), target.directory / "c2/cntrl"
     second.parent.mkdir()
 
-    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):  # who only asks whether somebody is here
+            header = Header.unpack(await reader.readexactly(Header.SIZE), limit=MAX_MESSAGE)
+            error = Header(header.id, header.command, Header.SIZE, Flag.REPLY | Flag.ERROR, errno.EINVAL)
+            writer.write(error.pack())
+            await reader.read()
         writer.close()
 
-    async with await asyncio.start_unix_server(hang_up, second):
+    async with await asyncio.start_unix_server(refuse, second):
         with pytest.raises(GuestError, match=r"QEMU refused controller c2: .*plugged in, and stays: nvmuser-c1"):
             await plug(guest.qmp, [first, second])
     second.unlink()
