@@ -38,8 +38,9 @@ SPDK_REQUEST_MAX = 32 * 1024 - 1
 REPLY_MAX = 64 * 1024 * 1024
 """Bytes of one reply. SPDK's own limit is SPDK_JSONRPC_SEND_BUF_SIZE_MAX, 32 MiB."""
 
-WINDOW = 128
-"""Calls in flight: about as many of ours as fit into the 32 KiB that the server takes at each poll."""
+WINDOW = 256
+"""Calls in flight: twice as many of ours as fit into the 32 KiB that the server takes at each poll, so that the next
+are there when it looks again."""
 
 
 _compact = json.JSONEncoder(separators=(",", ":")).encode
