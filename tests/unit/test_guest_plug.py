@@ -134,6 +134,15 @@ def test_preflight_of_memory() -> None:
     assert found(backed=False) == [], "a page of a memfd can be made at any time"
 
 
+def test_the_two_drivers_do_not_mix() -> None:
+    memory = Backend("mem", 1 << 30, shared=True, page_size=4096, backed=True)
+    drivers = frozenset({"vfio-user-pci", "vfio-pci"})
+    facts = Facts((11, 1, 3), drivers, {"one": "vfio-user-pci"}, memory=(memory,), free_ports=("port0",))
+    [problem] = preflight(facts, [], driver="vfio-pci")
+    assert "do not mix" in str(problem)
+    assert preflight(facts, []) == []
+
+
 def test_preflight_of_a_qemu_that_has_nothing() -> None:
     facts = Facts((7, 2, 0), frozenset(), {"v": "virtio-iommu-pci"}, unnamed=("intel-iommu",))
     found = "\n".join(str(problem) for problem in preflight(facts, [Path("/none/cntrl")]))
