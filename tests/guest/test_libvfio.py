@@ -205,7 +205,7 @@ async def test_target_and_endpoint_die_and_come_back(host: Host, tmp_path_factor
             status = await deployment.control.call("status")
             assert [one["recoveries"] for one in status["guests"]] == [2]
             assert guest.boot_id == boot
-            await unplug(guest.qmp, socket)
+            await unplug(guest.qmp, [socket])
 
 
 async def test_unshared_memory_is_refused(target: Target, host: Host) -> None:
