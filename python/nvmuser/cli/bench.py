@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import signal
 import sys
 import time
 from collections.abc import Coroutine
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.status import Status
 
 from nvmuser.cli.guest_options import device_directories
+from nvmuser.cli.present import run_guarded
 from nvmuser.errors import GuestError, UsageError
 from nvmuser.paths import StateDir
 
@@ -125,15 +125,8 @@ class Teller:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs to the end; an interrupt or SIGTERM ends it in good order, with nothing left behind."""
-
-    async def guarded() -> T:
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await work
-
     try:
-        return asyncio.run(guarded())
+        return run_guarded(work)
     except (asyncio.CancelledError, KeyboardInterrupt):
         raise click.Abort from None
 

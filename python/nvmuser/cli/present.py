@@ -23,17 +23,25 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
 
 
-def run_until_ended(work: Coroutine[Any, Any, int]) -> int:
-    """What runs until somebody ends it: SIGTERM does so in as good order as Ctrl-C. Returns the exit status."""
+def run_guarded(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for it; SIGTERM cancels it, so that it ends in as good order as with Ctrl-C.
 
-    async def guarded() -> int:
+    :raise asyncio.CancelledError: after SIGTERM.
+    """
+
+    async def guarded() -> T:
         task = asyncio.current_task()
         assert task is not None
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await work
 
+    return asyncio.run(guarded())
+
+
+def run_until_ended(work: Coroutine[Any, Any, int]) -> int:
+    """What runs until somebody ends it. Returns the exit status."""
     try:
-        return asyncio.run(guarded())
+        return run_guarded(work)
     except asyncio.CancelledError:
         return _TERMINATED
 
