@@ -183,18 +183,8 @@ def error_create(base: str) -> Request:
 
 def attach_remote(name: str, nqn: str, address: str, port: int) -> Request:
     """Lost paths are tried again for ever: what a guest has in flight waits, as it would for a slow disk."""
-    params = {
-        "name": name,
-        "trtype": "TCP",
-        "adrfam": "IPv6" if ":" in address else "IPv4",
-        "traddr": address,
-        "trsvcid": str(port),
-        "subnqn": nqn,
-        "multipath": "multipath",
-        "ctrlr_loss_timeout_sec": -1,
-        "reconnect_delay_sec": 1,
-    }
-    return Request("bdev_nvme_attach_controller", params)
+    endless = {"multipath": "multipath", "ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": 1}
+    return Request("bdev_nvme_attach_controller", _path(name, nqn, address, port) | endless)
 
 
 def detach_remote(name: str) -> Request:
@@ -203,7 +193,12 @@ def detach_remote(name: str) -> Request:
 
 def detach_path(name: str, nqn: str, address: str, port: int) -> Request:
     """One way of several; without the last, the remote would be gone."""
-    params = {
+    return Request("bdev_nvme_detach_controller", _path(name, nqn, address, port))
+
+
+def _path(name: str, nqn: str, address: str, port: int) -> dict[str, Any]:
+    """One way to a remote, over TCP."""
+    return {
         "name": name,
         "trtype": "TCP",
         "adrfam": "IPv6" if ":" in address else "IPv4",
@@ -211,7 +206,6 @@ def detach_path(name: str, nqn: str, address: str, port: int) -> Request:
         "trsvcid": str(port),
         "subnqn": nqn,
     }
-    return Request("bdev_nvme_detach_controller", params)
 
 
 def set_limits(bdev: str, iops: int, mbps: int, read_mbps: int, write_mbps: int) -> Request:
