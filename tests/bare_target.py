@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nvmuser.rpc import Client
 from nvmuser.runtime import find_spdk
 from nvmuser.sockets import answers
 from nvmuser.target.spdk import STARTUP
@@ -23,6 +24,13 @@ class BareTarget:
     process: subprocess.Popen[bytes]
     rpc_socket: Path
     log: Path
+
+    async def messages_taken(self) -> int:
+        """How often, so far, its controllers found messages on their sockets when they looked."""
+        async with await Client.connect(self.rpc_socket) as rpc:
+            threads = (await rpc.call("thread_get_pollers"))["threads"]
+        pollers = [poller for thread in threads for poller in thread["timed_pollers"]]
+        return sum(poller["busy_count"] for poller in pollers if poller["name"] == "vfio_user_poll_vfu_ctx")
 
     def kill(self) -> None:
         """SIGKILL, reaped."""

@@ -304,6 +304,21 @@ def test_mapped_doorbells(target_factory: TargetFactory, tmp_path: Path) -> None
     target.kill()
 
 
+def test_a_polling_target_is_sent_no_doorbells(target_factory: TargetFactory, tmp_path: Path) -> None:
+    """Not when queues wrap around either: 25 times here, which would be 50 messages."""
+    target = target_factory.start(polled=True)
+    null = methods.null_create("n0", 16 * MIB, 512, uuid(2))
+    rpc(target, methods.create_transport(), null, *controller(tmp_path, "c0", "n0"))
+    with host.connect(tmp_path / "c0") as trapped, trapped.queue(64, timeout=10) as queue:
+        namespace, buffer = trapped.namespace(1), host.allocate(512)
+        queue.wait([queue.read(namespace, n, buffer) for n in range(64)])
+        before = asyncio.run(target.messages_taken())
+        for _ in range(100):
+            queue.wait([queue.read(namespace, n, buffer) for n in range(64)])
+        assert asyncio.run(target.messages_taken()) - before < 5, "the admin queue has doorbells"
+    target.kill()
+
+
 def test_a_target_that_dies(target_factory: TargetFactory, tmp_path: Path) -> None:
     target = target_factory.start()
     rpc(target, methods.create_transport(), *slow_volume(), *controller(tmp_path, "c0", "slow"))

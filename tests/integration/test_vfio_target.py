@@ -2,11 +2,13 @@
 
 import asyncio
 import errno
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from bare_target import TargetFactory
+from bare_target import BareTarget, TargetFactory
 from vfio_fakes import (
     BAR0,
     CONFIG,
@@ -30,6 +32,14 @@ MIB = 1 << 20
 NQN = "nqn.2026-11.org.nvmuser:fake"
 
 
+async def listen(target: BareTarget, directory: Path) -> None:
+    async with await Rpc.connect(target.rpc_socket) as rpc:
+        await rpc.call("nvmf_create_transport", {"trtype": "VFIOUSER", "disable_mappable_bar0": True})
+        await rpc.call("nvmf_create_subsystem", {"nqn": NQN, "allow_any_host": True})
+        address = {"trtype": "VFIOUSER", "traddr": str(directory), "trsvcid": "0"}
+        await rpc.call("nvmf_subsystem_add_listener", {"nqn": NQN, "listen_address": address})
+
+
 @pytest.fixture(params=["fake", "real"])
 async def path(request: pytest.FixtureRequest, tmp_path: Path, target_factory: TargetFactory) -> AsyncIterator[Path]:
     """The socket of a controller."""
@@ -40,13 +50,8 @@ async def path(request: pytest.FixtureRequest, tmp_path: Path, target_factory: T
         yield directory / "cntrl"
         target.kill()
         return
-    real = target_factory.start()
-    async with await Rpc.connect(real.rpc_socket) as rpc:
-        await rpc.call("nvmf_create_transport", {"trtype": "VFIOUSER", "disable_mappable_bar0": True})
-        await rpc.call("nvmf_create_subsystem", {"nqn": NQN, "allow_any_host": True})
-        address = {"trtype": "VFIOUSER", "traddr": str(directory), "trsvcid": "0"}
-        await rpc.call("nvmf_subsystem_add_listener", {"nqn": NQN, "listen_address": address})
-        yield directory / "cntrl"
+    await listen(target_factory.start(), directory)
+    yield directory / "cntrl"
 
 
 @pytest.fixture
@@ -160,3 +165,22 @@ async def test_a_second_connection_waits_for_the_end_of_the_first(path: Path, dr
     assert (await answer).minor == 1
     assert await do(second.read, Register.CC, 4) == 0
     second.close()
+
+
+async def test_what_was_posted_is_taken_at_once(tmp_path: Path, target_factory: TargetFactory) -> None:
+    """A target that took one message each time that it looks would keep its clients waiting."""
+    target = target_factory.start(polled=True)
+    path = tmp_path / "t"
+    path.mkdir()
+    await listen(target, path)
+    driver = Driver(await do(Client, path / "cntrl"))
+    await do(driver.set_up)
+    await wait_csts(driver, CSTS_RDY)
+    before = await target.messages_taken()
+    os.kill(target.process.pid, signal.SIGSTOP)
+    for _ in range(20):
+        driver.client.post(DOORBELLS + 4, 4, 0)
+    os.kill(target.process.pid, signal.SIGCONT)
+    assert await do(driver.csts) == CSTS_RDY
+    assert 1 <= await target.messages_taken() - before <= 2
+    driver.close()
