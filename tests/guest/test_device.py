@@ -1,10 +1,12 @@
-"""Devices in Python in a real guest: the sample board under Linux's own driver, and a device of memory and messages."""
+"""Devices in Python in a real guest: the samples under Linux's own drivers, and a device of memory and messages."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import os
+import runpy
 import sys
 from asyncio.subprocess import PIPE
 from asyncio.subprocess import Process as Program
@@ -15,7 +17,7 @@ from nvmuser.device import Area, Bar, Identity, Msi, MsiX, PciDevice, PciExpress
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB
 
-SAMPLE = Path(__file__).parents[2] / "samples/gpio_pci_idio_16.py"
+SAMPLES = Path(__file__).parents[2] / "samples"
 # Until it is so: the guest is not told when the host changes something.
 EVENTUALLY = "for i in $(seq 200); do {condition} && exit 0; usleep 20000; done; exit 1"
 # All inputs share one bit of the board's status. For those that nobody has ever watched, 6.12's regmap_irq_thread calls
@@ -50,7 +52,8 @@ class Memory(PciDevice):
 @contextlib.asynccontextmanager
 async def sample(path: Path) -> AsyncIterator[Program]:
     """The board, as a program."""
-    board = await asyncio.create_subprocess_exec(sys.executable, SAMPLE, path, stdin=PIPE, stdout=PIPE)
+    program = SAMPLES / "gpio_pci_idio_16.py"
+    board = await asyncio.create_subprocess_exec(sys.executable, program, path, stdin=PIPE, stdout=PIPE)
     try:
         async with asyncio.timeout(20):
             while not path.exists():
@@ -131,3 +134,23 @@ async def use_memory(guest: Guest, memory: Memory) -> None:
     assert await ok(guest, f"devmem {bar2 + 0x800:#x} 32") == "0x00002800\n"
     await ok(guest, f"devmem {bar0 + 0x20:#x} 16 7")
     assert memory.written == [(0, 0x20, 7)]
+
+
+async def test_linux_reads_random_numbers(tmp_path: Path) -> None:
+    """A queue and buffers in the guest's memory, found by vendor's capabilities, and MSI-X."""
+    given = bytearray()
+
+    def source(size: int) -> bytes:
+        given.extend(data := os.urandom(size))
+        return data
+
+    device = runpy.run_path(str(SAMPLES / "virtio_rng.py"))["VirtioRng"](source)
+    path = tmp_path / "rng.sock"
+    spec = GuestSpec(memory=512 * MIB, spare_ports=0, qemu_args=attached(path))
+    async with Server(device, path), launch(spec, tmp_path / "guest") as guest:
+        assert await ok(guest, "cat /sys/class/misc/hw_random/rng_current") == "virtio_rng.0\n"
+        got = bytes.fromhex(await ok(guest, "dd if=/dev/hwrng bs=64 count=64 2>/dev/null | od -An -v -tx1"))
+        assert len(got) == 4096
+        # The kernel's own pool has some of what was given.
+        assert all(got[start : start + 8] in given for start in range(0, len(got), 8))
+        assert int(await ok(guest, "awk '/-input/ {n += $2} END {print n + 0}' /proc/interrupts")) >= 64

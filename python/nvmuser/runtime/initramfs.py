@@ -28,7 +28,7 @@ _PROGRAMS = (
     "partx", "resize2fs", "sfdisk", "taskset", "tune2fs", "umount", "wipefs",
 )  # fmt: skip
 _LINKS = {"mkfs.ext4": "mke2fs", "fsck.ext4": "e2fsck"}
-_MODULES = ("nvme", "virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "loop", "gpio-pci-idio-16")
+_MODULES = ("nvme", "virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "loop", "gpio-pci-idio-16", "virtio-rng")
 
 # Opened with dlopen, so that no dependency names it: pthread_cancel and pthread_exit want it.
 _EXTRA_LIBRARIES = ("libgcc_s.so.1",)
