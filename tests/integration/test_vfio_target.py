@@ -184,3 +184,4 @@ async def test_what_was_posted_is_taken_at_once(tmp_path: Path, target_factory: 
     assert await do(driver.csts) == CSTS_RDY
     assert 1 <= await target.messages_taken() - before <= 2
     driver.close()
+    target.kill()
