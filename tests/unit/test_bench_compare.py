@@ -161,6 +161,26 @@ def test_diff_command_tells_real_changes(tmp_path: Path) -> None:
     assert "faster" in CliRunner().invoke(diff, [str(old), str(new)], catch_exceptions=False).output
 
 
+@pytest.mark.parametrize(
+    ("metric", "word", "better"),
+    [("iops", "faster", True), ("lat_ns.p99", "faster", True), ("host_us_per_io", "costlier", False)],
+)
+def test_diff_knows_which_way_is_better(tmp_path: Path, metric: str, word: str, better: bool) -> None:
+    old, new = comparison({"endpoint": [100.0] * 5}), comparison({"endpoint": [150.0] * 5})
+    new.runs = [replace(one, host_us_per_io=300.0) for one in new.runs]  # more I/O, each dearer and sooner done
+    for directory, found in (("old", old), ("new", new)):
+        (tmp_path / directory).mkdir()
+        with records.Writer(tmp_path / directory / records.FILE) as writer:
+            writer.header(HEADER)
+            for one in found.runs:
+                writer.run(one)
+    arguments = [str(tmp_path / "old"), str(tmp_path / "new"), "--metric", metric]
+    document = json.loads(CliRunner().invoke(diff, [*arguments, "--json"], catch_exceptions=False).output)
+    assert document["metric"] == metric
+    assert [change["better"] for change in document["changes"]] == [better]
+    assert word in CliRunner().invoke(diff, arguments, catch_exceptions=False).output
+
+
 @pytest.mark.parametrize("metric", ["speed", "lat_ns.p42"])
 def test_diff_of_an_unknown_metric(tmp_path: Path, metric: str) -> None:
     old = written(tmp_path / "old", VALUES)

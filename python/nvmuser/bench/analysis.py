@@ -102,6 +102,23 @@ def summary(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+METRICS = (
+    *("iops", "bw_bytes"),
+    *(f"lat_ns.{part}" for part in ("mean", "p50", "p90", "p99", "p99_9")),
+    *("host_us_per_io", "guest_us_per_io"),
+)
+"""What two comparisons can be compared by."""
+
+
+def words(metric: str) -> tuple[str, str]:
+    """What more of it is called, and less of it: of latency and of CPU per I/O, less is better."""
+    if metric.startswith("lat_ns."):
+        return "slower", "faster"
+    if metric.endswith("_us_per_io"):
+        return "costlier", "cheaper"
+    return "faster", "slower"
+
+
 @dataclass(frozen=True)
 class Change:
     """New over old of one job on one peer. `real`: its interval leaves 1 out, and it is not tiny."""
@@ -110,6 +127,17 @@ class Change:
     peer: str
     interval: Interval
     real: bool
+    metric: str = "iops"
+
+    @property
+    def word(self) -> str | None:
+        """The verdict; None where there is none."""
+        more, less = words(self.metric)
+        return (more if self.interval.median > 1 else less) if self.real else None
+
+    @property
+    def better(self) -> bool | None:
+        return self.word in ("faster", "cheaper") if self.real else None
 
 
 def changes(old: Comparison, new: Comparison, name: str = "iops") -> list[Change]:
@@ -122,7 +150,7 @@ def changes(old: Comparison, new: Comparison, name: str = "iops") -> list[Change
                 continue
             interval = stats.difference(list(before.values()), list(after.values()))
             enough = interval.samples >= MIN_ROUNDS and abs(interval.median - 1) >= MIN_CHANGE
-            found.append(Change(job, peer, interval, enough and not interval.low <= 1 <= interval.high))
+            found.append(Change(job, peer, interval, enough and not interval.low <= 1 <= interval.high, name))
     return sorted(found, key=lambda change: not change.real)
 
 

@@ -183,9 +183,9 @@ def table(comparison: Comparison) -> RenderableType:
     return Group(result, Text("\n".join(notes), style="dim"), Text(warning or "", style="yellow"))
 
 
-def diff_table(changes: list[Change], notes: list[str]) -> RenderableType:
+def diff_table(changes: list[Change], notes: list[str], metric: str) -> RenderableType:
     """Which changes are real."""
-    result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    result = Table(title=metric, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("job", "peer"):
         result.add_column(heading, no_wrap=True)
     result.add_column("new / old", justify="right")
@@ -201,16 +201,16 @@ def diff_table(changes: list[Change], notes: list[str]) -> RenderableType:
 
 
 def _verdict(change: Change) -> Text:
-    if not change.real:
+    if change.word is None:
         return Text("no change to be seen", style="dim")
-    faster = change.interval.median > 1
-    return Text("faster" if faster else "slower", style="bold green" if faster else "bold red")
+    return Text(change.word, style="bold green" if change.better else "bold red")
 
 
-def diff_json(changes: list[Change], notes: list[str]) -> dict[str, Any]:
+def diff_json(changes: list[Change], notes: list[str], metric: str) -> dict[str, Any]:
     """The same for programs."""
     return {
         "schema": "nvmuser.bench.diff/1",
+        "metric": metric,
         "changes": [
             {
                 "job": change.job,
@@ -218,6 +218,7 @@ def diff_json(changes: list[Change], notes: list[str]) -> dict[str, Any]:
                 "ratio": change.interval.median,
                 "ci": [change.interval.low, change.interval.high],
                 "real": change.real,
+                "better": change.better,
             }
             for change in changes
         ],
