@@ -265,6 +265,22 @@ def test_a_namespace_that_grows(served: tuple[BareTarget, Path], data: host.Cont
         assert time.monotonic() < deadline, "the controller's event was not seen"
 
 
+def test_a_namespace_belongs_to_its_connection(served: tuple[BareTarget, Path]) -> None:
+    """The driver frees it with the controller: after a new connection, an old one would be used after that."""
+    with host.connect(served[1] / "data") as first:
+        old = first.namespace(1)
+    with host.connect(served[1] / "data") as second, second.queue(2, timeout=10) as queue:
+        assert old == second.namespace(1)
+        with pytest.raises(UsageError, match="namespace 1 is another connection's"):
+            queue.read(old, 0, bytearray(4096))
+        with pytest.raises(UsageError, match="namespace 1 is another connection's"):
+            host.measure(second, old, seconds=0.01)
+        for _ in range(3):
+            queue.read(second.namespace(1), 0, bytearray(4096)).wait()
+    with pytest.raises(HostError, match="closed"):
+        host.measure(first, old)
+
+
 @pytest.mark.parametrize("pattern", ["read", "randread", "randrw", "randwrite"])
 def test_the_measuring_loop(data: host.Controller, pattern: str) -> None:
     result = host.measure(data, data.namespace(1), pattern=pattern, depth=16, seconds=0.1, warmup=0.01)

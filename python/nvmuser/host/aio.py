@@ -66,8 +66,7 @@ class AsyncQueue(Commands[Answer]):
     def _begin(
         self, answer: Answer, opcode: Opcode, namespace: Namespace, data: Data | None, lba: int, blocks: int, flags: int
     ) -> None:
-        slot = self._free.pop()
-        self._send(slot, opcode, namespace, data, lba, blocks, flags)
+        slot = self._send(opcode, namespace, data, lba, blocks, flags)
         self._answers[slot] = answer
         self._opcodes[slot] = opcode
 

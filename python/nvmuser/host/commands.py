@@ -103,13 +103,13 @@ class Commands(ABC, Generic[R]):
         return self._submit(Opcode.DATASET_MANAGEMENT, namespace, Transfer(0, 0, made), 0, len(ranges))
 
     def _send(
-        self, slot: int, opcode: Opcode, namespace: Namespace, data: Data | None, lba: int, blocks: int, flags: int
-    ) -> None:
-        """Give the driver a command in a slot that the caller has taken from `_free`.
+        self, opcode: Opcode, namespace: Namespace, data: Data | None, lba: int, blocks: int, flags: int
+    ) -> int:
+        """Give the driver a command: the slot that it is in, one of `_free`, which must not be empty.
 
-        :raise HostError: the driver does not take it; the slot is free again.
+        :raise HostError: the driver does not take it. :raise UsageError: it cannot be meant.
         """
-        queue, pointer = self._open(), namespace.pointer
+        queue, pointer, slot = self._open(), namespace.handle(self.controller), self._free[-1]
         if opcode is Opcode.DATASET_MANAGEMENT:
             assert isinstance(data, Transfer)
             failed = self._lib.nvmuser_submit_dsm(queue, pointer, slot, _DEALLOCATE, data.kept, blocks)
@@ -118,13 +118,13 @@ class Commands(ABC, Generic[R]):
             try:
                 failed = self._lib.nvmuser_submit(queue, pointer, slot, opcode, address, lba, blocks, flags)
             except OverflowError:
-                self._free.append(slot)
                 raise UsageError(f"block {lba}, {blocks} blocks: out of any range") from None
         if failed:
-            self._free.append(slot)
             self.controller.poll()
             raise HostError(f"{opcode.name}: the driver did not take the command: {os.strerror(-failed)}")
+        self._free.pop()
         self._transfers[slot] = data
+        return slot
 
     def _poll(self) -> list[int]:
         """Slots whose commands have completed.

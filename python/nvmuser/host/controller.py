@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from nvmuser.errors import HostConnectionError, HostError, NotFoundError
+from nvmuser.errors import HostConnectionError, HostError, NotFoundError, UsageError
 from nvmuser.host.aio import AsyncQueue
 from nvmuser.host.commands import Commands
 from nvmuser.host.environment import api, reason
@@ -48,7 +48,7 @@ class ControllerInfo:
 
 @dataclass(frozen=True)
 class Namespace:
-    """One namespace, as it was when it was listed."""
+    """One namespace, as it was when it was listed. It is of use until its controller is closed."""
 
     id: int
     block_size: int
@@ -57,12 +57,22 @@ class Namespace:
     uuid: uuid.UUID | None
     nguid: bytes | None
     eui64: bytes | None
-    pointer: Any = field(repr=False, compare=False)
+    _controller: Controller = field(repr=False, compare=False)
+    _pointer: Any = field(repr=False, compare=False)
 
     @property
     def size(self) -> int:
         """Bytes."""
         return self.block_size * self.blocks
+
+    def handle(self, controller: Controller) -> Any:
+        """The driver's handle, for commands to this open controller: the driver frees it with its own.
+
+        :raise UsageError: the namespace is another connection's.
+        """
+        if self._controller is not controller:
+            raise UsageError(f"namespace {self.id} is another connection's: ask {controller.path}'s for its own")
+        return self._pointer
 
 
 def connect(directory: Path | str, *, timeout: float = ADMIN_TIMEOUT_S) -> Controller:
@@ -146,7 +156,7 @@ class Controller:
             uuid=uuid.UUID(bytes=bytes(ffi.buffer(raw.uuid))) if raw.has_uuid else None,
             nguid=bytes(ffi.buffer(raw.nguid)) if raw.has_nguid else None,
             eui64=eui64 if any(eui64) else None,
-            pointer=pointer,
+            _controller=self, _pointer=pointer,
         )  # fmt: skip
 
     def poll(self) -> None:

@@ -73,7 +73,7 @@ def measure(
     options = ffi.new("struct nvmuser_perf_options *", {
         "depth": depth, "io_size": size, "read_percent": share, "random": random, "seed": seed,
     })  # fmt: skip
-    perf = lib.nvmuser_perf_open(controller.pointer, namespace.pointer, options)
+    perf = lib.nvmuser_perf_open(controller.pointer, namespace.handle(controller), options)
     if not perf:
         raise HostError(f"no queue or no memory for depth {depth} of {size} bytes{reason()}")
     try:

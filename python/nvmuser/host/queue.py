@@ -102,10 +102,8 @@ class Queue(Commands[Request]):
         while not self._free:
             if not self.poll() and deadline is not None and time.monotonic() > deadline:
                 raise HostTimeoutError(f"{opcode.name}: no slot was free within {self.timeout:g} s")
-        slot = self._free.pop()
-        request = Request(self, slot, opcode)
-        self._send(slot, opcode, namespace, data, lba, blocks, flags)
-        self._requests[slot] = request
+        slot = self._send(opcode, namespace, data, lba, blocks, flags)
+        request = self._requests[slot] = Request(self, slot, opcode)
         return request
 
     def _finish(self, slots: list[int]) -> list[Request]:
