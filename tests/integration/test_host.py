@@ -218,6 +218,17 @@ async def test_more_than_a_queue_holds(data: host.Controller) -> None:
         assert [type(outcome) for outcome in outcomes] == [NvmeStatusError, type(None), type(None)]
 
 
+async def test_a_closed_queue_says_so(slow: host.Controller) -> None:
+    namespace = slow.namespace(1)
+    async with slow.async_queue(2) as queue:
+        reads = [queue.read(namespace, 0, bytearray(512)) for _ in range(3)]
+    async with asyncio.timeout(10):
+        for outcome in await asyncio.gather(*reads, return_exceptions=True):
+            assert "the queue was closed" in str(outcome)
+        with pytest.raises(HostError, match="the queue is closed"):
+            await queue.read(namespace, 0, bytearray(512))
+
+
 def test_abort(slow: host.Controller) -> None:
     with slow.queue(4, timeout=10) as queue:
         requests = [queue.read(slow.namespace(1), n, bytearray(512)) for n in range(2)]

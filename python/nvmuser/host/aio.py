@@ -54,6 +54,7 @@ class AsyncQueue(Commands[Answer]):
     def _submit(
         self, opcode: Opcode, namespace: Namespace, data: Data | None, lba: int, blocks: int, flags: int = 0
     ) -> Answer:
+        self._open()
         answer: Answer = self._loop.create_future()
         if self._free:
             self._begin(answer, opcode, namespace, data, lba, blocks, flags)
