@@ -218,6 +218,16 @@ async def test_more_than_a_queue_holds(data: host.Controller) -> None:
         assert [type(outcome) for outcome in outcomes] == [NvmeStatusError, type(None), type(None)]
 
 
+async def test_what_cannot_be_meant_fails_alone(data: host.Controller) -> None:
+    """Also when it had to wait for a slot."""
+    namespace, buffer = data.namespace(1), bytearray(4096)
+    async with asyncio.timeout(20), data.async_queue(2) as queue:
+        lbas = (0, 1, -1, 2, 1 << 64, 3)
+        outcomes = await asyncio.gather(*(queue.read(namespace, n, buffer) for n in lbas), return_exceptions=True)
+        for lba, outcome in zip(lbas, outcomes, strict=True):
+            assert isinstance(outcome, type(None) if lba in range(4) else UsageError)
+
+
 async def test_a_closed_queue_says_so(slow: host.Controller) -> None:
     namespace = slow.namespace(1)
     async with slow.async_queue(2) as queue:

@@ -13,7 +13,7 @@ from collections import deque
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from nvmuser.errors import HostConnectionError, HostError, HostTimeoutError
+from nvmuser.errors import HostConnectionError, HostError, HostTimeoutError, UsageError
 from nvmuser.host.commands import Commands, Opcode
 from nvmuser.host.memory import Data
 
@@ -133,7 +133,7 @@ class AsyncQueue(Commands[Answer]):
                 continue
             try:
                 self._begin(*command)
-            except HostError as error:
+            except (HostError, UsageError) as error:
                 answer.set_exception(error)
 
     def _check(self) -> None:
