@@ -70,16 +70,26 @@ def test_rounds_that_one_side_lacks_are_left_out() -> None:
 
 
 def test_changes_tell_real_ones_from_noise() -> None:
-    old = comparison({"endpoint": [100, 101, 99, 100], "nvme": [50, 60, 40, 55]})
-    new = comparison({"endpoint": [120, 121, 119, 120], "nvme": [52, 58, 45, 50]})
+    old = comparison({"endpoint": [100, 101, 99, 100, 100], "nvme": [50, 60, 40, 55, 50]})
+    new = comparison({"endpoint": [120, 121, 119, 120, 120], "nvme": [52, 58, 45, 50, 51]})
     first, second = analysis.changes(old, new)
     assert (first.peer, first.real) == ("endpoint", True)
     assert first.interval.median == pytest.approx(1.2)
     assert (second.peer, second.real) == ("nvme", False)
 
 
+def test_fewer_than_five_rounds_prove_no_change() -> None:
+    old, new = comparison({"endpoint": [100.0] * 5}), comparison({"endpoint": [150.0] * 4})
+    assert [change.real for change in analysis.changes(old, new)] == [False]
+
+
+@pytest.mark.parametrize(("rounds", "level"), [(2, None), (3, 0.75), (5, 0.9375), (6, 0.95)])
+def test_the_summary_says_what_its_intervals_hold(rounds: int, level: float | None) -> None:
+    assert analysis.summary(comparison({"endpoint": [100.0] * rounds, "nvme": [50.0] * rounds}))["ci_level"] == level
+
+
 def test_tiny_changes_are_not_real() -> None:
-    old, new = comparison({"endpoint": [100.0] * 4}), comparison({"endpoint": [101.0] * 4})
+    old, new = comparison({"endpoint": [100.0] * 5}), comparison({"endpoint": [101.0] * 5})
     assert [change.real for change in analysis.changes(old, new)] == [False]
 
 

@@ -78,6 +78,23 @@ def test_terminal_table_has_every_peer() -> None:
     assert all(peer in capture.get() for peer in VALUES)
 
 
+@pytest.mark.parametrize(("rounds", "name"), [(3, "75 %"), (6, "95 %")])
+def test_headings_say_what_the_intervals_hold(rounds: int, name: str) -> None:
+    found = comparison({"endpoint": [100.0] * rounds, "nvme": [50.0] * rounds})
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(compare_report.table(found))
+    for text in (capture.get(), compare_report.markdown(found), compare_report.html(found)):
+        assert name in text
+        assert ("95 %" in text) == (rounds >= 6)
+
+
+def test_diff_with_too_few_rounds_says_so(tmp_path: Path) -> None:
+    old = written(tmp_path / "old", {"endpoint": [100.0, 100, 100]})
+    new = written(tmp_path / "new", {"endpoint": [200.0, 200, 200]})
+    assert "too few rounds" in CliRunner().invoke(diff, [str(old), str(new)], catch_exceptions=False).output
+
+
 def test_short_matrix_is_what_the_question_needs() -> None:
     names = [case.job.name for case in matrix.short(matrix.Timing())]
     assert sorted(names) == sorted(
@@ -150,8 +167,8 @@ def test_merge_refuses_what_was_not_made_alike() -> None:
 
 
 def test_diff_command_tells_real_changes(tmp_path: Path) -> None:
-    old = written(tmp_path / "old", {"endpoint": [100.0, 101, 99]})
-    new = written(tmp_path / "new", {"endpoint": [150.0, 151, 149]}, HEADER | {"accelerator": "kvm"})
+    old = written(tmp_path / "old", {"endpoint": [100.0, 101, 99, 100, 100]})
+    new = written(tmp_path / "new", {"endpoint": [150.0, 151, 149, 150, 150]}, HEADER | {"accelerator": "kvm"})
     done = CliRunner().invoke(diff, [str(old), str(new), "--json"], catch_exceptions=False)
     document = json.loads(done.output)
     [change] = document["changes"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ VALUES = st.lists(st.floats(1e-3, 1e9), min_size=1, max_size=12)
 @settings(max_examples=25, deadline=None)
 @given(VALUES)
 def test_median_lies_in_its_interval_and_the_interval_in_the_data(values: list[float]) -> None:
-    interval = stats.bootstrap_median(values)
+    interval = stats.median(values)
     margin = 1 + 1e-9
     assert min(values) <= interval.low * margin
     assert interval.low <= interval.median * margin
@@ -41,7 +42,27 @@ def test_ratio_divides_out_what_slows_a_whole_round() -> None:
 
 
 def test_same_measurements_give_the_same_interval() -> None:
-    assert stats.bootstrap_median([3, 1, 4, 1, 5]) == stats.bootstrap_median([3, 1, 4, 1, 5])
+    assert stats.difference([3, 1, 4], [1, 5]) == stats.difference([3, 1, 4], [1, 5])
+
+
+@pytest.mark.parametrize(("rounds", "level"), [(3, 0.75), (4, 0.875), (5, 0.9375), *((n, 0.95) for n in range(6, 13))])
+def test_intervals_hold_the_true_median_as_often_as_they_say(rounds: int, level: float) -> None:
+    assert stats.level(rounds) == level
+    generator = np.random.default_rng(rounds)
+    drawn = generator.lognormal(0, 0.2, size=(2_000, rounds))  # whose true median is 1
+    intervals = [stats.median(list(row)) for row in drawn]
+    held = sum(interval.low <= 1 <= interval.high for interval in intervals) / len(intervals)
+    noise = 3 * (level * (1 - level) / len(intervals)) ** 0.5
+    assert held > level - noise
+    if rounds < 6:
+        assert held < level + noise
+
+
+def test_the_interval_of_a_difference_is_a_95_percent_one_from_five_rounds_on() -> None:
+    generator = np.random.default_rng(5)
+    drawn = generator.lognormal(0, 0.2, size=(300, 2, 5))
+    intervals = [stats.difference(list(old), list(new)) for old, new in drawn]
+    assert sum(interval.low <= 1 <= interval.high for interval in intervals) / len(intervals) > 0.93
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [([1.0], []), ([1.0], [0.0]), ([], [])])

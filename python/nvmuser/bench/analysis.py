@@ -19,6 +19,8 @@ MAX_SPREAD = 2.0
 reason.
 """
 MIN_ROUNDS = 3
+MIN_DIFF_ROUNDS = 5
+"""Of each side: with fewer, the interval of a difference is no 95 % one."""
 MIN_CHANGE = 0.03
 """Smaller changes are not worth a word, however sure."""
 
@@ -62,12 +64,19 @@ def medians(comparison: Comparison, name: str = "iops") -> dict[str, dict[str, I
     """Of one number, by job and peer."""
     return {
         job: {
-            peer: stats.bootstrap_median(list(values.values()))
+            peer: stats.median(list(values.values()))
             for peer in comparison.peers
             if (values := comparison.values(job, peer, name))
         }
         for job in comparison.jobs
     }
+
+
+def level(comparison: Comparison) -> float | None:
+    """What its intervals hold at least, by its fewest rounds; None when no peer has enough of them."""
+    rounds = [interval.samples for row in medians(comparison).values() for interval in row.values()]
+    enough = [count for count in rounds if count >= MIN_ROUNDS]
+    return stats.level(min(enough)) if enough else None
 
 
 def summary(comparison: Comparison) -> dict[str, Any]:
@@ -87,6 +96,7 @@ def summary(comparison: Comparison) -> dict[str, Any]:
         "schema": "nvmuser.bench.summary/1",
         "ratios": nested(lambda ratio: None if ratio.unclear else round(ratio.interval.median, 4)),
         "ratios_ci": nested(lambda ratio: [round(ratio.interval.low, 4), round(ratio.interval.high, 4)]),
+        "ci_level": level(comparison),
         "unclear": {
             job: {peer: ratio.unclear for peer, ratio in row.items() if ratio.unclear} for job, row in table.items()
         },
@@ -121,7 +131,9 @@ def words(metric: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Change:
-    """New over old of one job on one peer. `real`: its interval leaves 1 out, and it is not tiny."""
+    """New over old of one job on one peer. `real`: its interval leaves 1 out, it is not tiny, and there are
+    rounds enough to tell.
+    """
 
     job: str
     peer: str
@@ -149,7 +161,7 @@ def changes(old: Comparison, new: Comparison, name: str = "iops") -> list[Change
             if not before or not after:
                 continue
             interval = stats.difference(list(before.values()), list(after.values()))
-            enough = interval.samples >= MIN_ROUNDS and abs(interval.median - 1) >= MIN_CHANGE
+            enough = interval.samples >= MIN_DIFF_ROUNDS and abs(interval.median - 1) >= MIN_CHANGE
             found.append(Change(job, peer, interval, enough and not interval.low <= 1 <= interval.high, name))
     return sorted(found, key=lambda change: not change.real)
 

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nvmuser.bench import analysis, plots, report
+from nvmuser.bench import analysis, plots, report, stats
 from nvmuser.bench.analysis import Change, Ratio
 from nvmuser.bench.records import Comparison
 from nvmuser.bench.stats import Interval
@@ -61,6 +61,24 @@ def _cells(comparison: Comparison) -> dict[str, dict[str, _Cell]]:
 def _bounds(interval: Interval, text: Callable[[float], str]) -> str:
     """A single round has no interval."""
     return f"{text(interval.low)} to {text(interval.high)}" if interval.samples > 1 else report.MISSING
+
+
+def interval_name(comparison: Comparison) -> str:
+    """For a heading: of what the interval is."""
+    level = analysis.level(comparison)
+    if level is None:
+        return "range"
+    return "95 %" if level >= stats.CONFIDENCE else f"range ({level * 100:.0f} %)"
+
+
+def interval_words(comparison: Comparison) -> str:
+    """The same for a sentence."""
+    level = analysis.level(comparison)
+    if level is None:
+        return "range of the rounds"
+    if level >= stats.CONFIDENCE:
+        return "95 % interval"
+    return f"range of the rounds, which holds the true median {level * 100:.0f} % of the time"
 
 
 def _verdict_of(ratio: Ratio | None) -> str:
@@ -127,6 +145,8 @@ def html(comparison: Comparison, title: str = "NVMe for a guest, compared") -> s
         facts=facts(comparison),
         warning=_warning(comparison),
         ours=comparison.base,
+        interval=interval_name(comparison),
+        interval_words=interval_words(comparison),
         ratios=plots.ratios(intervals, peers, "IOPS, ours over the peer (above 1: ours is faster)")
         if any(intervals.values())
         else None,
@@ -138,7 +158,7 @@ def markdown(comparison: Comparison) -> str:
     """Tables for a README or an issue."""
     cells = _cells(comparison)
     peers = comparison.peers
-    lines = ["IOPS, median of the rounds (95 % interval); in parentheses ours over the peer.", ""]
+    lines = [f"IOPS, median of the rounds [{interval_words(comparison)}]; in parentheses ours over the peer.", ""]
     lines.append(f"| job | {' | '.join(peers)} |")
     lines.append(f"|---|{'---:|' * len(peers)}")
     for job, row in cells.items():
@@ -169,7 +189,8 @@ def table(comparison: Comparison) -> RenderableType:
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     result.add_column("job", no_wrap=True)
     result.add_column("peer", no_wrap=True)
-    for heading in ("IOPS", "95 %", "p99", "host\nµs/IO", "guest\nµs/IO", "ours /\npeer", "95 %"):
+    bounds = interval_name(comparison).replace(" (", "\n(")
+    for heading in ("IOPS", bounds, "p99", "host\nµs/IO", "guest\nµs/IO", "ours /\npeer", bounds):
         result.add_column(heading, justify="right", no_wrap=True)
     for job, row in _cells(comparison).items():
         for number, (peer, cell) in enumerate(row.items()):
@@ -202,7 +223,8 @@ def diff_table(changes: list[Change], notes: list[str], metric: str) -> Renderab
 
 def _verdict(change: Change) -> Text:
     if change.word is None:
-        return Text("no change to be seen", style="dim")
+        few = change.interval.samples < analysis.MIN_DIFF_ROUNDS
+        return Text("too few rounds to tell" if few else "no change to be seen", style="dim")
     return Text(change.word, style="bold green" if change.better else "bold red")
 
 

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from nvmuser.bench import analysis, matrix, plots, records, report, session
 from nvmuser.bench.analysis import Ratio
-from nvmuser.bench.compare_report import facts
+from nvmuser.bench.compare_report import facts, interval_words
 from nvmuser.bench.disks import fill, output_directory
 from nvmuser.bench.records import Comparison
 from nvmuser.bench.session import Report, Step
@@ -109,6 +109,7 @@ def summary(comparison: Comparison) -> dict[str, Any]:
             job: {name: [round(ratio.interval.low, 4), round(ratio.interval.high, 4)] for name, ratio in row.items()}
             for job, row in iops.items()
         },
+        "ci_level": analysis.level(comparison),
         "host_cpu": {job: {name: number(ratio) for name, ratio in row.items()} for job, row in cpu.items()},
         "default_iops": {job: row[BASE].median for job, row in analysis.medians(comparison).items()},
         "noise": comparison.noise,
@@ -164,13 +165,15 @@ def _heads(comparison: Comparison) -> list[str]:
     return [*comparison.jobs, f"host CPU per I/O, {comparison.jobs[0]}"]
 
 
-_LEGEND = "IOPS with the variant over IOPS as shipped, median of the rounds; ≈: the 95 % interval holds 1."
+def _legend(comparison: Comparison) -> str:
+    what = "IOPS with the variant over IOPS as shipped, median of the rounds"
+    return f"{what}; ≈: no difference to be seen, 1 lies in the {interval_words(comparison)}."
 
 
 def markdown(comparison: Comparison) -> str:
     """The table for the documentation."""
     heads = _heads(comparison)
-    lines = [_LEGEND, "", f"| variant | | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
+    lines = [_legend(comparison), "", f"| variant | | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
     lines += [f"| {row.name} | {row.what} | {' | '.join(row.cells)} |" for row in _rows(comparison)]
     lines += ["", *_notes(comparison)]
     return "\n".join(lines) + "\n"
@@ -192,4 +195,4 @@ def table(comparison: Comparison) -> RenderableType:
         result.add_column(heading, justify="right")
     for row in _rows(comparison):
         result.add_row(Text(row.name, style="bold"), *row.cells)
-    return Group(result, Text("\n".join([_LEGEND, *_notes(comparison)]), style="dim"))
+    return Group(result, Text("\n".join([_legend(comparison), *_notes(comparison)]), style="dim"))

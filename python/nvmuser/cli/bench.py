@@ -210,8 +210,8 @@ def guest(
     """Run fio in a guest, on controllers of yours or on a disk made for it.
 
     Without --controller everything is private and temporary: a target, a volume of 256 MiB, a guest. With two ways
-    after --via: two guests, measured in turns; `ratio` in the JSON is the IOPS of libvfio over native, with its 95 %
-    interval.
+    after --via: two guests, measured in turns; `ratio` in the JSON is the IOPS of libvfio over native, with its
+    interval in `ratio_ci`.
     """
     from nvmuser.bench import fio
 

@@ -53,7 +53,7 @@ def _peers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 @click.option("--full", is_flag=True, help="Also sequential and mixed, 128k, depth 8, libaio, 2 guest CPUs: hours.")
 @click.option("--peers", "chosen", default="", callback=_peers, metavar="A,B,…", help=f"Of {', '.join(peers.PEERS)}.")
 @click.option("--only", default="", metavar="TEXT", help="Only jobs with this in their name, such as randread or poll.")
-@click.option("--rounds", default=5, show_default=True, help="Below 3, ratios are not given.")
+@click.option("--rounds", default=5, show_default=True, help="Below 3 no ratios; from 6 on 95 % intervals.")
 @click.option("--minutes", type=float, help="Begin no round that would end later. Default: 18, none with --full.")
 @click.option("--runtime", default=2.0, show_default=True, metavar="SECONDS", help="Of each run, after 1 s of warm-up.")
 @click.option("--size", default="256M", show_default=True, help="Of each disk.")
@@ -159,6 +159,8 @@ def _write(output: Path, page: str) -> None:
 @click.option("--json", "as_json", is_flag=True)
 def diff(old: Path, new: Path, metric: str, as_json: bool) -> None:
     """Say which changes between two comparisons are real: their 95 % interval leaves "no change" out.
+
+    Only with at least 5 rounds on each side.
 
     \b
     Examples:

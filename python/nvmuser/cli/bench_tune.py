@@ -16,7 +16,7 @@ _NAMES = ", ".join(variant.name for variant in VARIANTS if variant.name != BASE)
 
 @click.command()
 @click.option("--variants", "chosen", default="", metavar="A,B,…", help=f"Of {_NAMES}.")
-@click.option("--rounds", default=5, show_default=True, help="Below 3, ratios are not given.")
+@click.option("--rounds", default=5, show_default=True, help="Below 3 no ratios; from 6 on 95 % intervals.")
 @click.option("--minutes", default=18.0, show_default=True, help="Begin no round that would end later.")
 @click.option("--runtime", default=1.0, show_default=True, metavar="SECONDS", help="Of each run, after half a second.")
 @click.option("--resume", is_flag=True, help="Go on with what was interrupted; the other options must be the same.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nvmuser.bench import ways
+from nvmuser.bench import stats, ways
 from nvmuser.bench.fio import Job
 from nvmuser.bench.plots import si
 from nvmuser.cli.bench import Teller, run
@@ -29,6 +29,7 @@ def compare(job: Job, output: Path, *, rounds: int, cpus: int, as_json: bool) ->
             f"{way:8} {si(document['iops'][way]):>6} IOPS, p99 {document['lat_ns_p99'][way] / 1e6:.2f} ms  {each}"
         )
     low, high = document["ratio_ci"]
+    sure = stats.level(document["rounds"]) * 100
     note = f"; {comparison.unclear}" if comparison.unclear else ""
-    click.echo(f"libvfio / native: {document['ratio']:.3f}, 95 % between {low:.3f} and {high:.3f}{note}")
+    click.echo(f"libvfio / native: {document['ratio']:.3f}, {sure:.0f} % between {low:.3f} and {high:.3f}{note}")
     click.echo(f"result: {output / 'ways.json'}")
