@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,8 +68,22 @@ def test_busy_machine_is_named() -> None:
 def test_markdown_is_a_table_of_peers() -> None:
     lines = compare_report.markdown(comparison(VALUES)).splitlines()
     assert lines[2] == "| job | endpoint | direct | nvme |"
-    assert "(2.00 \N{MULTIPLICATION SIGN})" in lines[4]
+    assert "(\N{MULTIPLICATION SIGN} 2.00)" in lines[4]
     assert "(noisy)" in lines[4]
+
+
+def test_what_may_as_well_be_one_is_marked_and_not_bold() -> None:
+    even = comparison({"endpoint": [100.0, 99, 101], "nvme": [99.0, 100, 100], "direct": [50.0, 50, 50]})
+    assert "(\N{MULTIPLICATION SIGN} 1.01 \N{ALMOST EQUAL TO})" in compare_report.markdown(even)
+    page = compare_report.html(even)
+    assert "<td>1.01 \N{ALMOST EQUAL TO}</td>" in page
+    assert '<td class="main">2.00</td>' in page
+    console = Console(width=120, force_terminal=True, color_system="standard")
+    with console.capture() as capture:
+        console.print(compare_report.table(even))
+    assert "1.01 \N{ALMOST EQUAL TO}" in capture.get()
+    assert re.search(r"\x1b\[1m *2\.00", capture.get())
+    assert not re.search(r"\x1b\[1m *1\.01", capture.get())
 
 
 def test_terminal_table_has_every_peer() -> None:

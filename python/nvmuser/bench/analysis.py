@@ -32,6 +32,11 @@ class Ratio:
     interval: Interval
     unclear: str | None
 
+    @property
+    def even(self) -> bool:
+        """Whether it may as well be 1."""
+        return self.interval.low <= 1 <= self.interval.high
+
 
 def ratios(comparison: Comparison, name: str = "iops", *, inverse: bool = False) -> dict[str, dict[str, Ratio]]:
     """Of one number, by job and peer; a peer that was not measured is left out.

@@ -31,6 +31,8 @@ class _Cell:
     """Why there is no ratio."""
     verdict: str
     """What stands in the place of one: the ratio, or the reason in a word."""
+    sure: bool
+    """Whether it says that one of the two is faster."""
 
 
 def _cells(comparison: Comparison) -> dict[str, dict[str, _Cell]]:
@@ -52,7 +54,8 @@ def _cells(comparison: Comparison) -> dict[str, dict[str, _Cell]]:
             guest=_micros(guest[job][peer].median if peer in guest[job] else None),
             ratio_interval="" if ratio is None else _bounds(ratio.interval, "{:.2f}".format),
             unclear=ratio.unclear if ratio else None,
-            verdict=_verdict_of(ratio),
+            verdict=verdict(ratio),
+            sure=ratio is not None and ratio.unclear is None and not ratio.even,
         )
 
     return {job: {peer: cell(job, peer) for peer in row} for job, row in iops.items()}
@@ -81,12 +84,15 @@ def interval_words(comparison: Comparison) -> str:
     return f"range of the rounds, which holds the true median {level * 100:.0f} % of the time"
 
 
-def _verdict_of(ratio: Ratio | None) -> str:
+def verdict(ratio: Ratio | None) -> str:
+    """A ratio in a cell, or a word for why there is none; with ≈ where it may as well be 1."""
     if ratio is None:
         return report.MISSING
     if ratio.interval.samples < analysis.MIN_ROUNDS:
         return "too few"
-    return "noisy" if ratio.unclear else f"{ratio.interval.median:.2f}"
+    if ratio.unclear:
+        return "noisy"
+    return f"{ratio.interval.median:.2f}{' ≈' if ratio.even else ''}"
 
 
 def _micros(value: float | None) -> str:
@@ -158,7 +164,11 @@ def markdown(comparison: Comparison) -> str:
     """Tables for a README or an issue."""
     cells = _cells(comparison)
     peers = comparison.peers
-    lines = [f"IOPS, median of the rounds [{interval_words(comparison)}]; in parentheses ours over the peer.", ""]
+    lines = [
+        f"IOPS, median of the rounds [{interval_words(comparison)}]; in parentheses ours over the peer, "
+        "≈: no difference to be seen.",
+        "",
+    ]
     lines.append(f"| job | {' | '.join(peers)} |")
     lines.append(f"|---|{'---:|' * len(peers)}")
     for job, row in cells.items():
@@ -180,7 +190,7 @@ def _markdown_cell(cell: _Cell | None, ours: bool) -> str:
         return report.MISSING
     if ours:
         return f"**{cell.iops}** [{cell.interval}]"
-    ratio = cell.verdict if cell.unclear else f"{cell.verdict} \N{MULTIPLICATION SIGN}"
+    ratio = cell.verdict if cell.unclear else f"\N{MULTIPLICATION SIGN} {cell.verdict}"
     return f"{cell.iops} [{cell.interval}] ({ratio})"
 
 
@@ -194,7 +204,7 @@ def table(comparison: Comparison) -> RenderableType:
         result.add_column(heading, justify="right", no_wrap=True)
     for job, row in _cells(comparison).items():
         for number, (peer, cell) in enumerate(row.items()):
-            ratio = Text(cell.verdict, style="yellow" if cell.unclear else "bold")
+            ratio = Text(cell.verdict, style="yellow" if cell.unclear else "bold" if cell.sure else "")
             numbers = (cell.iops, cell.interval, cell.p99, cell.host, cell.guest)
             name = Text(job if number == 0 else "", style="bold")
             result.add_row(name, peer, *numbers, ratio, cell.ratio_interval, end_section=number == len(row) - 1)

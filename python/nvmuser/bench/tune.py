@@ -20,9 +20,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nvmuser.bench import analysis, matrix, plots, records, report, session
+from nvmuser.bench import analysis, matrix, plots, records, session
 from nvmuser.bench.analysis import Ratio
-from nvmuser.bench.compare_report import facts, interval_words
+from nvmuser.bench.compare_report import facts, interval_words, verdict
 from nvmuser.bench.disks import fill, output_directory
 from nvmuser.bench.records import Comparison
 from nvmuser.bench.session import Report, Step
@@ -129,15 +129,6 @@ def _tables(comparison: Comparison) -> tuple[_Ratios, _Ratios]:
     )
 
 
-def _cell(ratio: Ratio | None) -> str:
-    if ratio is None:
-        return report.MISSING
-    if ratio.unclear:
-        return "too few" if ratio.interval.samples < analysis.MIN_ROUNDS else "noisy"
-    sure = not ratio.interval.low <= 1 <= ratio.interval.high
-    return f"{ratio.interval.median:.2f}{'' if sure else ' ≈'}"
-
-
 @dataclass(frozen=True)
 class _Row:
     name: str
@@ -153,10 +144,10 @@ def _rows(comparison: Comparison) -> list[_Row]:
     rows = [_Row(BASE, what[BASE], [f"{plots.si(medians[job][BASE].median)} IOPS" for job in comparison.jobs])]
     for name in comparison.peers:
         if name != BASE:
-            cells = [_cell(iops.get(job, {}).get(name)) for job in comparison.jobs]
+            cells = [verdict(iops.get(job, {}).get(name)) for job in comparison.jobs]
             rows.append(_Row(name, what[name], cells))
     for row in rows[1:]:
-        row.cells.append(_cell(cpu.get(comparison.jobs[0], {}).get(row.name)))
+        row.cells.append(verdict(cpu.get(comparison.jobs[0], {}).get(row.name)))
     rows[0].cells.append("1")
     return rows
 
