@@ -86,6 +86,20 @@ def test_what_may_as_well_be_one_is_marked_and_not_bold() -> None:
     assert not re.search(r"\x1b\[1m *1\.01", capture.get())
 
 
+def test_every_report_has_latency_and_bandwidth() -> None:
+    found = comparison({"endpoint": [1000.0] * 3, "nvme": [500.0] * 3})
+    found.runs = [replace(run, bw_bytes=run.iops * (128 << 10), lat_ns=run.lat_ns | {"p99_9": 7e6}) for run in found.runs]
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(compare_report.table(found))
+    for text in (capture.get(), compare_report.markdown(found), compare_report.html(found)):
+        plain = text.replace(" ", "")
+        assert all(number in plain for number in ("1ms", "4ms", "7ms", "62.5"))
+    assert "| 1 ms / 2 ms / 7 ms | 2 ms / 4 ms (0.50) / 7 ms |" in compare_report.markdown(found)
+    assert "MiB/s" in compare_report.markdown(found)
+    assert "MiB/s" not in compare_report.markdown(comparison(VALUES))  # of 4 KiB, IOPS say it
+
+
 def test_terminal_table_has_every_peer() -> None:
     console = Console(width=120)
     with console.capture() as capture:
@@ -232,6 +246,12 @@ def test_compare_that_cannot_be_meant(arguments: list[str], message: str) -> Non
 def test_summary_has_the_documented_keys() -> None:
     found = analysis.summary(comparison(VALUES))
     assert {"ratios", "ratios_ci", "unclear", "noise", "iops", "environment", "versions", "accelerator"} <= found.keys()
+    assert found["latency_ratios"] == {JOB: {"nvme": 0.5, "direct": None}}
+    assert found["latency_ratios_ci"][JOB]["nvme"] == [0.5, 0.5]
+    assert found["lat_ns"]["p50"][JOB]["nvme"] == pytest.approx(1e9 / 32.5, rel=0.1)
+    assert found["lat_ns"]["p99"] == found["lat_ns_p99"]
+    assert found["lat_ns"].keys() == {"p50", "p99", "p99_9"}
+    assert found["bw_bytes"][JOB]["nvme"] == found["iops"][JOB]["nvme"] * 4096
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, asyncio.CancelledError])

@@ -86,10 +86,16 @@ def level(comparison: Comparison) -> float | None:
 
 def summary(comparison: Comparison) -> dict[str, Any]:
     """The document of `--json`: ratios (null where too noisy), their intervals, medians, noise."""
-    table = ratios(comparison)
+    table, latency = ratios(comparison), ratios(comparison, "lat_ns.p99")
 
-    def nested(pick: Any) -> dict[str, dict[str, Any]]:
+    def nested(table: dict[str, dict[str, Ratio]], pick: Any) -> dict[str, dict[str, Any]]:
         return {job: {peer: pick(ratio) for peer, ratio in row.items()} for job, row in table.items()}
+
+    def number(ratio: Ratio) -> float | None:
+        return None if ratio.unclear else round(ratio.interval.median, 4)
+
+    def bounds(ratio: Ratio) -> list[float]:
+        return [round(ratio.interval.low, 4), round(ratio.interval.high, 4)]
 
     def middle(name: str) -> dict[str, dict[str, float]]:
         return {
@@ -99,13 +105,17 @@ def summary(comparison: Comparison) -> dict[str, Any]:
 
     return {
         "schema": "nvmuser.bench.summary/1",
-        "ratios": nested(lambda ratio: None if ratio.unclear else round(ratio.interval.median, 4)),
-        "ratios_ci": nested(lambda ratio: [round(ratio.interval.low, 4), round(ratio.interval.high, 4)]),
+        "ratios": nested(table, number),
+        "ratios_ci": nested(table, bounds),
+        "latency_ratios": nested(latency, number),
+        "latency_ratios_ci": nested(latency, bounds),
         "ci_level": level(comparison),
         "unclear": {
             job: {peer: ratio.unclear for peer, ratio in row.items() if ratio.unclear} for job, row in table.items()
         },
         "iops": middle("iops"),
+        "bw_bytes": middle("bw_bytes"),
+        "lat_ns": {part: middle(f"lat_ns.{part}") for part in ("p50", "p99", "p99_9")},
         "lat_ns_p99": middle("lat_ns.p99"),
         "host_us_per_io": middle("host_us_per_io"),
         "guest_us_per_io": middle("guest_us_per_io"),

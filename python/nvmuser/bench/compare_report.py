@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,14 @@ class _Cell:
 
     iops: str
     interval: str
+    bandwidth: str
+    """In MiB/s."""
+    p50: str
     p99: str
+    p99_9: str
+    p99_verdict: str
+    """Of the latency: ours over the peer's."""
+    p99_sure: bool
     host: str
     guest: str
     ratio_interval: str
@@ -37,25 +44,34 @@ class _Cell:
 
 def _cells(comparison: Comparison) -> dict[str, dict[str, _Cell]]:
     iops = analysis.medians(comparison)
-    p99 = analysis.medians(comparison, "lat_ns.p99")
-    host = analysis.medians(comparison, "host_us_per_io")
-    guest = analysis.medians(comparison, "guest_us_per_io")
-    ratios = analysis.ratios(comparison)
+    names = ("bw_bytes", "lat_ns.p50", "lat_ns.p99", "lat_ns.p99_9", "host_us_per_io", "guest_us_per_io")
+    others = {name: analysis.medians(comparison, name) for name in names}
+    ratios, latency_ratios = analysis.ratios(comparison), analysis.ratios(comparison, "lat_ns.p99")
 
     def cell(job: str, peer: str) -> _Cell:
         interval = iops[job][peer]
         ratio: Ratio | None = ratios.get(job, {}).get(peer)
-        tail = p99[job].get(peer)
+        latency_ratio = latency_ratios.get(job, {}).get(peer)
+
+        def other(name: str, text: Callable[[float], str]) -> str:
+            found = others[name][job].get(peer)
+            return text(found.median) if found else report.MISSING
+
         return _Cell(
             iops=plots.si(interval.median),
             interval=_bounds(interval, plots.si),
-            p99=plots.duration(tail.median) if tail else report.MISSING,
-            host=_micros(host[job][peer].median if peer in host[job] else None),
-            guest=_micros(guest[job][peer].median if peer in guest[job] else None),
+            bandwidth=other("bw_bytes", _mib),
+            p50=other("lat_ns.p50", plots.duration),
+            p99=other("lat_ns.p99", plots.duration),
+            p99_9=other("lat_ns.p99_9", plots.duration),
+            p99_verdict=verdict(latency_ratio),
+            p99_sure=_sure(latency_ratio),
+            host=other("host_us_per_io", "{:.0f}".format),
+            guest=other("guest_us_per_io", "{:.0f}".format),
             ratio_interval="" if ratio is None else _bounds(ratio.interval, "{:.2f}".format),
             unclear=ratio.unclear if ratio else None,
             verdict=verdict(ratio),
-            sure=ratio is not None and ratio.unclear is None and not ratio.even,
+            sure=_sure(ratio),
         )
 
     return {job: {peer: cell(job, peer) for peer in row} for job, row in iops.items()}
@@ -63,7 +79,7 @@ def _cells(comparison: Comparison) -> dict[str, dict[str, _Cell]]:
 
 def _bounds(interval: Interval, text: Callable[[float], str]) -> str:
     """A single round has no interval."""
-    return f"{text(interval.low)} to {text(interval.high)}" if interval.samples > 1 else report.MISSING
+    return f"{text(interval.low)}\N{EN DASH}{text(interval.high)}" if interval.samples > 1 else report.MISSING
 
 
 def interval_name(comparison: Comparison) -> str:
@@ -95,8 +111,13 @@ def verdict(ratio: Ratio | None) -> str:
     return f"{ratio.interval.median:.2f}{' ≈' if ratio.even else ''}"
 
 
-def _micros(value: float | None) -> str:
-    return report.MISSING if value is None else f"{value:.0f}"
+def _sure(ratio: Ratio | None) -> bool:
+    return ratio is not None and ratio.unclear is None and not ratio.even
+
+
+def _mib(bytes_per_second: float) -> str:
+    mib = bytes_per_second / (1 << 20)
+    return f"{mib:.0f}" if mib >= 100 else f"{mib:.1f}"
 
 
 def facts(comparison: Comparison) -> list[tuple[str, str]]:
@@ -164,20 +185,33 @@ def markdown(comparison: Comparison) -> str:
     """Tables for a README or an issue."""
     cells = _cells(comparison)
     peers = comparison.peers
+
+    def rows(jobs: Sequence[str], text: Callable[[str, _Cell], str]) -> list[str]:
+        head = ["", f"| job | {' | '.join(peers)} |", f"|---|{'---:|' * len(peers)}"]
+        texts = {job: [text(peer, row[peer]) if (row := cells[job]).get(peer) else report.MISSING for peer in peers]
+                 for job in jobs}  # fmt: skip
+        return head + [f"| {job} | {' | '.join(row)} |" for job, row in texts.items()]
+
+    def iops(peer: str, cell: _Cell) -> str:
+        if peer == comparison.base:
+            return f"**{cell.iops}** [{cell.interval}]"
+        ratio = cell.verdict if cell.unclear else f"\N{MULTIPLICATION SIGN} {cell.verdict}"
+        return f"{cell.iops} [{cell.interval}] ({ratio})"
+
+    def latency(peer: str, cell: _Cell) -> str:
+        ratio = "" if peer == comparison.base else f" ({cell.p99_verdict})"
+        return f"{cell.p50} / {cell.p99}{ratio} / {cell.p99_9}"
+
     lines = [
         f"IOPS, median of the rounds [{interval_words(comparison)}]; in parentheses ours over the peer, "
         "≈: no difference to be seen.",
-        "",
     ]
-    lines.append(f"| job | {' | '.join(peers)} |")
-    lines.append(f"|---|{'---:|' * len(peers)}")
-    for job, row in cells.items():
-        texts = [_markdown_cell(row.get(peer), peer == comparison.base) for peer in peers]
-        lines.append(f"| {job} | {' | '.join(texts)} |")
-    lines += ["", "Host CPU per I/O, µs:", "", f"| job | {' | '.join(peers)} |", f"|---|{'---:|' * len(peers)}"]
-    for job, row in cells.items():
-        texts = [row[peer].host if peer in row else report.MISSING for peer in peers]
-        lines.append(f"| {job} | {' | '.join(texts)} |")
+    jobs = list(cells)
+    lines += rows(jobs, iops)
+    if large := _large(comparison):
+        lines += ["", "MiB/s:", *rows(large, lambda _, cell: cell.bandwidth)]
+    lines += ["", "Latency, p50 / p99 (ours over the peer: below 1 ours is sooner) / p99.9:", *rows(jobs, latency)]
+    lines += ["", "CPU per I/O, µs, host / guest:", *rows(jobs, lambda _, cell: f"{cell.host} / {cell.guest}")]
     lines += ["", *(f"- {name}: {value}" for name, value in facts(comparison))]
     lines += [f"- left out: {peer}: {reason}" for peer, reason in comparison.skipped.items()]
     if warning := _warning(comparison):
@@ -185,33 +219,35 @@ def markdown(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown_cell(cell: _Cell | None, ours: bool) -> str:
-    if cell is None:
-        return report.MISSING
-    if ours:
-        return f"**{cell.iops}** [{cell.interval}]"
-    ratio = cell.verdict if cell.unclear else f"\N{MULTIPLICATION SIGN} {cell.verdict}"
-    return f"{cell.iops} [{cell.interval}] ({ratio})"
+def _large(comparison: Comparison) -> list[str]:
+    """Jobs with more than 4 KiB an I/O, whose IOPS say little."""
+    block = {run.job: run.bw_bytes / run.iops for run in comparison.runs if run.iops > 0}
+    return [job for job in comparison.jobs if block.get(job, 0) > 4096 * 1.01]
 
 
 def table(comparison: Comparison) -> RenderableType:
-    """Medians and ratios for a terminal: a row a job and peer."""
+    """Medians and ratios for a terminal: a row a job and peer, under the job's name."""
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    result.add_column("job", no_wrap=True)
-    result.add_column("peer", no_wrap=True)
+    result.add_column("job\n  peer", no_wrap=True)
     bounds = interval_name(comparison).replace(" (", "\n(")
-    for heading in ("IOPS", bounds, "p99", "host\nµs/IO", "guest\nµs/IO", "ours /\npeer", bounds):
+    latency = ("p50", "p99", "p99.9")
+    for heading in ("IOPS", bounds, "ours /\npeer", bounds, "MiB/s", *latency, "host\nµs/IO", "guest\nµs/IO"):
         result.add_column(heading, justify="right", no_wrap=True)
     for job, row in _cells(comparison).items():
+        result.add_row(Text(job, style="bold"))
         for number, (peer, cell) in enumerate(row.items()):
             ratio = Text(cell.verdict, style="yellow" if cell.unclear else "bold" if cell.sure else "")
-            numbers = (cell.iops, cell.interval, cell.p99, cell.host, cell.guest)
-            name = Text(job if number == 0 else "", style="bold")
-            result.add_row(name, peer, *numbers, ratio, cell.ratio_interval, end_section=number == len(row) - 1)
+            rest = (cell.bandwidth, *_latency(cell), cell.host, cell.guest)
+            last = number == len(row) - 1
+            result.add_row(f"  {peer}", cell.iops, cell.interval, ratio, cell.ratio_interval, *rest, end_section=last)
     notes = [f"{name}: {value}" for name, value in facts(comparison)]
     notes += [f"left out: {peer}: {reason}" for peer, reason in comparison.skipped.items()]
     warning = _warning(comparison)
     return Group(result, Text("\n".join(notes), style="dim"), Text(warning or "", style="yellow"))
+
+
+def _latency(cell: _Cell) -> list[str]:
+    return [text.replace(" ", "") for text in (cell.p50, cell.p99, cell.p99_9)]
 
 
 def diff_table(changes: list[Change], notes: list[str], metric: str) -> RenderableType:
