@@ -86,9 +86,23 @@ def test_what_may_as_well_be_one_is_marked_and_not_bold() -> None:
     assert not re.search(r"\x1b\[1m *1\.01", capture.get())
 
 
+@pytest.mark.parametrize("accelerator", ["tcg", "kvm"])
+def test_every_report_says_what_cpu_per_io_contains(accelerator: str) -> None:
+    found = replace(comparison(VALUES), header=HEADER | {"accelerator": accelerator})
+    console = Console(width=300)
+    with console.capture() as capture:
+        console.print(compare_report.table(found))
+    for text in (capture.get(), compare_report.markdown(found), compare_report.html(found)):
+        assert "always spins" in text
+        assert "1 / IOPS" in text
+        assert ("own CPU" in text or "guest&#39;s own" in text) == (accelerator == "tcg")
+
+
 def test_every_report_has_latency_and_bandwidth() -> None:
     found = comparison({"endpoint": [1000.0] * 3, "nvme": [500.0] * 3})
-    found.runs = [replace(run, bw_bytes=run.iops * (128 << 10), lat_ns=run.lat_ns | {"p99_9": 7e6}) for run in found.runs]
+    found.runs = [
+        replace(one, bw_bytes=one.iops * (128 << 10), lat_ns=one.lat_ns | {"p99_9": 7e6}) for one in found.runs
+    ]
     console = Console(width=120)
     with console.capture() as capture:
         console.print(compare_report.table(found))

@@ -143,6 +143,19 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     ]
 
 
+def cpu_note(comparison: Comparison) -> str:
+    """What a reader of CPU per I/O has to know."""
+    own = (
+        " and, under software emulation, all of the guest's own CPU"
+        if comparison.header["accelerator"] == "tcg"
+        else ""
+    )
+    return (
+        f"Host CPU per I/O contains a reactor of SPDK, which always spins{own}. Guest CPU per I/O of polled jobs is "
+        "mostly 1 / IOPS: the guest does nothing else but ask."
+    )
+
+
 def _noise(noise: float | None) -> str:
     return "not measured" if noise is None else f"up to {noise * 100:.0f} % of an idle spin's time was taken away"
 
@@ -171,6 +184,7 @@ def html(comparison: Comparison, title: str = "NVMe for a guest, compared") -> s
         cells=_cells(comparison),
         facts=facts(comparison),
         warning=_warning(comparison),
+        cpu_note=cpu_note(comparison),
         ours=comparison.base,
         interval=interval_name(comparison),
         interval_words=interval_words(comparison),
@@ -212,6 +226,7 @@ def markdown(comparison: Comparison) -> str:
         lines += ["", "MiB/s:", *rows(large, lambda _, cell: cell.bandwidth)]
     lines += ["", "Latency, p50 / p99 (ours over the peer: below 1 ours is sooner) / p99.9:", *rows(jobs, latency)]
     lines += ["", "CPU per I/O, µs, host / guest:", *rows(jobs, lambda _, cell: f"{cell.host} / {cell.guest}")]
+    lines += ["", cpu_note(comparison)]
     lines += ["", *(f"- {name}: {value}" for name, value in facts(comparison))]
     lines += [f"- left out: {peer}: {reason}" for peer, reason in comparison.skipped.items()]
     if warning := _warning(comparison):
@@ -240,7 +255,7 @@ def table(comparison: Comparison) -> RenderableType:
             rest = (cell.bandwidth, *_latency(cell), cell.host, cell.guest)
             last = number == len(row) - 1
             result.add_row(f"  {peer}", cell.iops, cell.interval, ratio, cell.ratio_interval, *rest, end_section=last)
-    notes = [f"{name}: {value}" for name, value in facts(comparison)]
+    notes = [cpu_note(comparison), *(f"{name}: {value}" for name, value in facts(comparison))]
     notes += [f"left out: {peer}: {reason}" for peer, reason in comparison.skipped.items()]
     warning = _warning(comparison)
     return Group(result, Text("\n".join(notes), style="dim"), Text(warning or "", style="yellow"))

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from nvmuser.bench import analysis, matrix, plots, records, session
 from nvmuser.bench.analysis import Ratio
-from nvmuser.bench.compare_report import facts, interval_words, verdict
+from nvmuser.bench.compare_report import cpu_note, facts, interval_words, verdict
 from nvmuser.bench.disks import fill, output_directory
 from nvmuser.bench.records import Comparison
 from nvmuser.bench.session import Report, Step
@@ -171,7 +171,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    notes = [f"- {name}: {value}" for name, value in facts(comparison)]
+    notes = [f"- {cpu_note(comparison)}", *(f"- {name}: {value}" for name, value in facts(comparison))]
     notes += [f"- left out: {name}: {reason}" for name, reason in comparison.skipped.items()]
     if comparison.footer is None:
         notes.append("- It did not come to its end.")
