@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,26 @@ def test_too_noisy_is_said_instead_of_a_number() -> None:
     found = analysis.summary(comparison({"endpoint": [100, 10, 100, 10], "nvme": [10, 10, 100, 100]}))
     assert found["ratios"][JOB]["nvme"] is None
     assert "too noisy" in found["unclear"][JOB]["nvme"]
+
+
+def test_an_interval_as_wide_as_one_and_a_half_is_too_noisy() -> None:
+    found = analysis.summary(comparison({"endpoint": [100, 100, 160], "nvme": [100, 100, 100]}))
+    assert found["ratios"][JOB]["nvme"] is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "given"), [([0, 1], [1], True), ([0, 1], [1, 2], False), ([], [0, 1, 2], True)]
+)
+def test_where_both_sides_were_mostly_unsteady_there_is_no_number(
+    ours: list[int], theirs: list[int], given: bool
+) -> None:
+    found = comparison({"endpoint": [100.0] * 4, "nvme": [50.0] * 4})
+    without = {"endpoint": ours, "nvme": theirs}
+    found.runs = [replace(one, steady=one.round not in without[one.peer]) for one in found.runs]
+    summary = analysis.summary(found)
+    assert (summary["ratios"][JOB]["nvme"] is not None) is given
+    assert ("steady" in summary["unclear"][JOB].get("nvme", "")) is not given
+    assert summary["unsteady_by_peer"] == {JOB: {"endpoint": len(ours), "nvme": len(theirs)}}
 
 
 def test_too_few_rounds_give_no_number() -> None:

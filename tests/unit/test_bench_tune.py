@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,6 +50,9 @@ def test_the_table_marks_what_is_no_change_and_what_is_noise() -> None:
     assert cells["dynamic"] == "1.01 ≈"
     assert cells["apart"] == "noisy"
     assert any("every-core: there is one core" in line for line in lines)
+    unsteady = comparison(VALUES)
+    unsteady.runs = [replace(one, steady=one.peer != "mapped") for one in unsteady.runs]
+    assert "| 1.50\N{DAGGER} |" in tune.markdown(unsteady)
 
 
 def test_the_terminal_has_a_row_a_variant() -> None:

@@ -14,9 +14,9 @@ from nvmuser.bench import stats
 from nvmuser.bench.records import Comparison
 from nvmuser.bench.stats import Interval
 
-MAX_SPREAD = 2.0
-"""A ratio whose interval reaches from x to more than twice x says nothing; then there is no number, but this
-reason.
+MAX_SPREAD = 1.5
+"""A ratio whose interval reaches from x to more than one and a half times x says nothing; then there is no
+number, but this reason.
 """
 MIN_ROUNDS = 3
 MIN_DIFF_ROUNDS = 5
@@ -31,6 +31,8 @@ class Ratio:
 
     interval: Interval
     unclear: str | None
+    word: str | None
+    """The reason in a word."""
 
     @property
     def even(self) -> bool:
@@ -44,6 +46,7 @@ def ratios(comparison: Comparison, name: str = "iops", *, inverse: bool = False)
     :param inverse: peer over base, instead of base (ours) over peer.
     """
     table: dict[str, dict[str, Ratio]] = {}
+    restless = unsteady(comparison)
     for job in comparison.jobs:
         ours = comparison.values(job, comparison.base, name)
         for peer in comparison.peers:
@@ -53,16 +56,42 @@ def ratios(comparison: Comparison, name: str = "iops", *, inverse: bool = False)
                 continue
             above, below = (theirs, ours) if inverse else (ours, theirs)
             interval = stats.ratio([above[number] for number in rounds], [below[number] for number in rounds])
-            table.setdefault(job, {})[peer] = Ratio(interval, _unclear(interval))
+            reason = _unclear(interval, all(restless[job][side].mostly for side in (comparison.base, peer)))
+            table.setdefault(job, {})[peer] = Ratio(interval, *reason)
     return table
 
 
-def _unclear(interval: Interval) -> str | None:
+def _unclear(interval: Interval, both_unsteady: bool) -> tuple[str | None, str | None]:
     if interval.samples < MIN_ROUNDS:
-        return f"{interval.samples} rounds, at least {MIN_ROUNDS} needed"
+        return f"{interval.samples} rounds, at least {MIN_ROUNDS} needed", "too few"
     if interval.spread > MAX_SPREAD:
-        return f"too noisy: between {interval.low:.2f} and {interval.high:.2f}"
-    return None
+        return f"too noisy: between {interval.low:.2f} and {interval.high:.2f}", "noisy"
+    if both_unsteady:
+        return "neither side was in a steady state in at least half of its rounds", "unsteady"
+    return None, None
+
+
+@dataclass(frozen=True)
+class Unsteady:
+    """How many of the runs of one job on one peer were not in a steady state, even when repeated."""
+
+    count: int
+    runs: int
+
+    @property
+    def mostly(self) -> bool:
+        """Whether it is at least half of them."""
+        return 0 < self.runs <= 2 * self.count
+
+
+def unsteady(comparison: Comparison) -> dict[str, dict[str, Unsteady]]:
+    """By job and peer."""
+    verdicts: dict[str, dict[str, list[bool]]] = {}
+    for run in comparison.runs:
+        verdicts.setdefault(run.job, {}).setdefault(run.peer, []).append(run.steady)
+    return {
+        job: {peer: Unsteady(row[peer].count(False), len(row[peer])) for peer in row} for job, row in verdicts.items()
+    }
 
 
 def medians(comparison: Comparison, name: str = "iops") -> dict[str, dict[str, Interval]]:
@@ -121,6 +150,9 @@ def summary(comparison: Comparison) -> dict[str, Any]:
         "guest_us_per_io": middle("guest_us_per_io"),
         "noise": comparison.noise,
         "unsteady": comparison.unsteady,
+        "unsteady_by_peer": {
+            job: {peer: found.count for peer, found in row.items()} for job, row in unsteady(comparison).items()
+        },
         "skipped": comparison.skipped,
         "complete": comparison.footer is not None,
         **{key: comparison.header[key] for key in ("created", "accelerator", "versions", "environment", "settings")},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from nvmuser.bench import analysis, plots, report, stats
 from nvmuser.bench.analysis import Change, Ratio
 from nvmuser.bench.records import Comparison
 from nvmuser.bench.stats import Interval
+
+UNSTEADY = "\N{DAGGER}"
+"""Stands behind the IOPS of what was not in a steady state in at least half of its rounds."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ def _cells(comparison: Comparison) -> dict[str, dict[str, _Cell]]:
     iops = analysis.medians(comparison)
     names = ("bw_bytes", "lat_ns.p50", "lat_ns.p99", "lat_ns.p99_9", "host_us_per_io", "guest_us_per_io")
     others = {name: analysis.medians(comparison, name) for name in names}
+    restless = analysis.unsteady(comparison)
     ratios, latency_ratios = analysis.ratios(comparison), analysis.ratios(comparison, "lat_ns.p99")
 
     def cell(job: str, peer: str) -> _Cell:
@@ -58,7 +63,7 @@ def _cells(comparison: Comparison) -> dict[str, dict[str, _Cell]]:
             return text(found.median) if found else report.MISSING
 
         return _Cell(
-            iops=plots.si(interval.median),
+            iops=plots.si(interval.median) + (UNSTEADY if restless[job][peer].mostly else ""),
             interval=_bounds(interval, plots.si),
             bandwidth=other("bw_bytes", _mib),
             p50=other("lat_ns.p50", plots.duration),
@@ -104,10 +109,8 @@ def verdict(ratio: Ratio | None) -> str:
     """A ratio in a cell, or a word for why there is none; with ≈ where it may as well be 1."""
     if ratio is None:
         return report.MISSING
-    if ratio.interval.samples < analysis.MIN_ROUNDS:
-        return "too few"
-    if ratio.unclear:
-        return "noisy"
+    if ratio.word:
+        return ratio.word
     return f"{ratio.interval.median:.2f}{' ≈' if ratio.even else ''}"
 
 
@@ -126,7 +129,6 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     environment, versions = header["environment"], header["versions"]
     accelerator = "KVM" if header["accelerator"] == "kvm" else "software emulation (TCG)"
     pages = environment["hugepages_total"] * environment["hugepage_bytes"] >> 20
-    unsteady = sum(comparison.unsteady.values())
     rounds = {run.round for run in comparison.runs}
     count = len(rounds)
     method = f"{count} round{'s' * (count != 1)}, interleaved; {settings['ramp']:g} s warm-up"
@@ -139,8 +141,19 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("Frequency governor", environment["governor"] or "not visible (a virtual machine, or none)"),
         ("Hugepages", f"{pages} MiB" if pages else "none: 4 KiB pages"),
         ("Noise", _noise(comparison.noise)),
-        ("Steady state", f"{len(comparison.runs) - unsteady} of {len(comparison.runs)} runs"),
+        ("Steady state", _steady(comparison)),
     ]
+
+
+def _steady(comparison: Comparison) -> str:
+    """How many runs were, and whose were not."""
+    unsteady: Counter[str] = Counter(run.peer for run in comparison.runs if not run.steady)
+    runs = Counter(run.peer for run in comparison.runs)
+    text = f"{len(comparison.runs) - unsteady.total()} of {len(comparison.runs)} runs"
+    if not unsteady:
+        return text
+    peers = ", ".join(f"{peer} {unsteady[peer]} of {runs[peer]}" for peer in comparison.peers if unsteady[peer])
+    return f"{text}; not: {peers}; {UNSTEADY} marks where it was at least half of the rounds"
 
 
 def cpu_note(comparison: Comparison) -> str:
@@ -151,7 +164,7 @@ def cpu_note(comparison: Comparison) -> str:
         else ""
     )
     return (
-        f"Host CPU per I/O contains a reactor of SPDK, which always spins{own}. Guest CPU per I/O of polled jobs is "
+        f"Host CPU per I/O contains a reactor of SPDK that always spins{own}. Guest CPU per I/O of polled jobs is "
         "mostly 1 / IOPS: the guest does nothing else but ask."
     )
 

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from nvmuser.bench import analysis, matrix, plots, records, session
 from nvmuser.bench.analysis import Ratio
-from nvmuser.bench.compare_report import cpu_note, facts, interval_words, verdict
+from nvmuser.bench.compare_report import UNSTEADY, cpu_note, facts, interval_words, verdict
 from nvmuser.bench.disks import fill, output_directory
 from nvmuser.bench.records import Comparison
 from nvmuser.bench.session import Report, Step
@@ -141,10 +141,15 @@ def _rows(comparison: Comparison) -> list[_Row]:
     iops, cpu = _tables(comparison)
     medians = analysis.medians(comparison)
     what = comparison.header["settings"]["variants"]
-    rows = [_Row(BASE, what[BASE], [f"{plots.si(medians[job][BASE].median)} IOPS" for job in comparison.jobs])]
+    marks = {
+        job: {name: UNSTEADY if found.mostly else "" for name, found in row.items()}
+        for job, row in analysis.unsteady(comparison).items()
+    }
+    base = [f"{plots.si(medians[job][BASE].median)} IOPS{marks[job][BASE]}" for job in comparison.jobs]
+    rows = [_Row(BASE, what[BASE], base)]
     for name in comparison.peers:
         if name != BASE:
-            cells = [verdict(iops.get(job, {}).get(name)) for job in comparison.jobs]
+            cells = [verdict(iops.get(job, {}).get(name)) + marks[job].get(name, "") for job in comparison.jobs]
             rows.append(_Row(name, what[name], cells))
     for row in rows[1:]:
         row.cells.append(verdict(cpu.get(comparison.jobs[0], {}).get(row.name)))
