@@ -147,7 +147,9 @@ def test_headings_say_what_the_intervals_hold(rounds: int, name: str) -> None:
 def test_diff_with_too_few_rounds_says_so(tmp_path: Path) -> None:
     old = written(tmp_path / "old", {"endpoint": [100.0, 100, 100]})
     new = written(tmp_path / "new", {"endpoint": [200.0, 200, 200]})
-    assert "too few rounds" in CliRunner().invoke(diff, [str(old), str(new)], catch_exceptions=False).output
+    shown = CliRunner().invoke(diff, [str(old), str(new)], catch_exceptions=False).output
+    assert "too few rounds" in shown
+    assert "95 %" not in shown
 
 
 def test_short_matrix_is_what_the_question_needs() -> None:
@@ -251,6 +253,33 @@ def test_diff_knows_which_way_is_better(tmp_path: Path, metric: str, word: str, 
     assert document["metric"] == metric
     assert [change["better"] for change in document["changes"]] == [better]
     assert word in CliRunner().invoke(diff, arguments, catch_exceptions=False).output
+
+
+def test_diff_tells_a_machine_that_changed_from_us(tmp_path: Path) -> None:
+    """Everything has half the speed, ours a quarter: the machine is half of that, we are the other."""
+    names = ("endpoint", "direct", "nvme", "virtio-blk")
+    header = HEADER | {"peers": list(names)}
+    old = written(tmp_path / "old", {name: [100.0] * 5 for name in names}, header)
+    new = written(tmp_path / "new", {name: [25.0 if name == "endpoint" else 50.0] * 5 for name in names}, header)
+
+    def changes(*options: str) -> dict[str, Any]:
+        done = CliRunner().invoke(diff, [str(old), str(new), "--json", *options], catch_exceptions=False)
+        document: dict[str, Any] = json.loads(done.output)
+        return document
+
+    assert changes()["machine_changed"] == {JOB: "slower"}
+    assert changes("--metric", "lat_ns.p99")["machine_changed"] == {JOB: "slower"}
+    ratios = changes("--metric", "ratio")
+    assert ratios["machine_changed"] == {}
+    assert {change["peer"]: change["ratio"] for change in ratios["changes"]} == dict.fromkeys(names[1:], 0.5)
+    shown = CliRunner().invoke(diff, [str(old), str(new)], catch_exceptions=False).output
+    assert "the machine changed" in shown
+
+
+def test_one_peer_that_moved_is_not_the_machine() -> None:
+    old = comparison({"endpoint": [100.0] * 5, "direct": [100.0] * 5, "nvme": [100.0] * 5})
+    new = comparison({"endpoint": [50.0] * 5, "direct": [50.0] * 5, "nvme": [50.0] * 5})
+    assert analysis.machine_changes(analysis.changes(old, new)) == {}
 
 
 @pytest.mark.parametrize("metric", ["speed", "lat_ns.p42"])

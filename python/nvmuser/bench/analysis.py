@@ -6,7 +6,7 @@ Pure functions over `records.Comparison`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,8 +163,13 @@ METRICS = (
     *("iops", "bw_bytes"),
     *(f"lat_ns.{part}" for part in ("mean", "p50", "p90", "p99", "p99_9")),
     *("host_us_per_io", "guest_us_per_io"),
+    "ratio",
 )
-"""What two comparisons can be compared by."""
+"""What two comparisons can be compared by. `ratio` is of IOPS, ours over the peer's within each round: what
+changed about the machine between the two divides out.
+"""
+_OURS = ("endpoint", "direct")
+"""Peers that what we change may change; what all others do tells of the machine."""
 
 
 def words(metric: str) -> tuple[str, str]:
@@ -204,13 +209,32 @@ def changes(old: Comparison, new: Comparison, name: str = "iops") -> list[Change
     found = []
     for job in new.jobs:
         for peer in new.peers:
-            before, after = old.values(job, peer, name), new.values(job, peer, name)
+            before, after = _rounds(old, job, peer, name), _rounds(new, job, peer, name)
             if not before or not after:
                 continue
             interval = stats.difference(list(before.values()), list(after.values()))
             enough = interval.samples >= MIN_DIFF_ROUNDS and abs(interval.median - 1) >= MIN_CHANGE
             found.append(Change(job, peer, interval, enough and not interval.low <= 1 <= interval.high, name))
     return sorted(found, key=lambda change: not change.real)
+
+
+def _rounds(comparison: Comparison, job: str, peer: str, name: str) -> dict[int, float]:
+    """One metric of each round."""
+    if name != "ratio":
+        return comparison.values(job, peer, name)
+    ours, theirs = comparison.values(job, comparison.base), comparison.values(job, peer)
+    both = sorted(ours.keys() & theirs.keys()) if peer != comparison.base else []
+    return {number: ours[number] / theirs[number] for number in both if theirs[number] > 0}
+
+
+def machine_changes(changes: Sequence[Change]) -> dict[str, str]:
+    """Jobs in which at least two peers that are not ours really moved the same way, and how: what ours did
+    there may be the machine's doing. A ratio has the machine divided out.
+    """
+    if not any(change.peer in _OURS for change in changes):
+        return {}  # of a tuning: all of its variants are ours
+    moved = [(change.job, change.word) for change in changes if change.peer not in _OURS and change.metric != "ratio"]
+    return {job: word for job, word in moved if word and moved.count((job, word)) >= 2}
 
 
 def environment_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

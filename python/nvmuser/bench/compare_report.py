@@ -284,7 +284,8 @@ def diff_table(changes: list[Change], notes: list[str], metric: str) -> Renderab
     for heading in ("job", "peer"):
         result.add_column(heading, no_wrap=True)
     result.add_column("new / old", justify="right")
-    result.add_column("95 %", justify="right", no_wrap=True)
+    enough = all(change.interval.samples >= analysis.MIN_DIFF_ROUNDS for change in changes)
+    result.add_column("95 %" if enough else "interval", justify="right", no_wrap=True)
     result.add_column("verdict")
     for change in changes:
         interval = change.interval
@@ -292,6 +293,10 @@ def diff_table(changes: list[Change], notes: list[str], metric: str) -> Renderab
         bounds = f"{interval.low:.2f} to {interval.high:.2f}"
         result.add_row(change.job, change.peer, f"{interval.median:.2f}", bounds, verdict)
     warnings = [Text(f"not the same: {note}", style="yellow") for note in notes]
+    if moved := analysis.machine_changes(changes):
+        jobs = ", ".join(f"{job} {word}" for job, word in moved.items())
+        text = f"the machine changed: peers that are not ours moved together ({jobs}); see --metric ratio"
+        warnings.append(Text(text, style="yellow"))
     return Group(result, *warnings)
 
 
@@ -318,5 +323,6 @@ def diff_json(changes: list[Change], notes: list[str], metric: str) -> dict[str,
             }
             for change in changes
         ],
+        "machine_changed": analysis.machine_changes(changes),
         "not_the_same": notes,
     }

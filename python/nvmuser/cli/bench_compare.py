@@ -160,7 +160,8 @@ def _write(output: Path, page: str) -> None:
 def diff(old: Path, new: Path, metric: str, as_json: bool) -> None:
     """Say which changes between two comparisons are real: their 95 % interval leaves "no change" out.
 
-    Only with at least 5 rounds on each side.
+    Only with at least 5 rounds on each side. Where peers that are not ours moved together, the machine changed:
+    --metric ratio compares ours over each peer, from which that divides out.
 
     \b
     Examples:
