@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,12 +14,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from matplotlib.container import ErrorbarContainer
 from rich.console import Console
 from test_bench_analysis import HEADER, JOB, comparison, run
 from test_bench_report import Links
 
-from nvmuser.bench import analysis, backends, compare_report, matrix, peers, records
+from nvmuser.bench import analysis, backends, compare_report, matrix, peers, plots, records
 from nvmuser.bench.compare import Plan
+from nvmuser.bench.records import Comparison
+from nvmuser.bench.stats import Interval
 from nvmuser.cli.bench_compare import compare, diff, report_command
 from nvmuser.errors import UsageError
 
@@ -52,6 +56,49 @@ def test_page_without_enough_rounds_draws_no_ratios() -> None:
     page = compare_report.html(comparison({"endpoint": [100.0], "nvme": [50.0]}))
     assert page.count("<svg") == 1
     assert "too few" in page
+
+
+def test_plots_of_many_jobs_are_cut_into_pages() -> None:
+    """The full set, as one figure, would be metres high."""
+    jobs = [case.job.name for case in matrix.full(matrix.Timing())]
+    found = Comparison(
+        HEADER, [replace(run(peer, n, 10), job=job) for job in jobs for peer in VALUES for n in range(3)]
+    )
+    heights = [float(height) for height in re.findall(r'<svg[^>]* height="([\d.]+)pt"', compare_report.html(found))]
+    assert len(heights) == 2 * math.ceil(len(jobs) / 12)
+    assert max(heights) < 10 * 72  # A4 without its margins is 10.6 inches high
+
+
+def test_short_set_is_drawn_on_one_page() -> None:
+    jobs = [case.job.name for case in matrix.short(matrix.Timing())]
+    header = HEADER | {"peers": list(peers.SHORT)}
+    runs = [replace(run(peer, n, 10), job=job) for job in jobs for peer in peers.SHORT for n in range(3)]
+    page = compare_report.html(Comparison(header, runs, footer={"noise": [0], "seconds": 1.0}))
+    heights = [float(height) for height in re.findall(r'<svg[^>]* height="([\d.]+)pt"', page)]
+    assert len(heights) == 2
+    assert sum(heights) < 9 * 72
+
+
+INTERVALS = {job: {peer: Interval(1.5, 0.4, 2.5, 5) for peer in peers.PEERS[1:]} for job in ("one", "two")}
+
+
+def test_each_peer_has_a_colour_and_a_marker_of_its_own_and_error_bars() -> None:
+    axes = plots.intervals(INTERVALS, peers.PEERS, "title", ratio=True).axes[0]
+    bars = [item for item in axes.containers if isinstance(item, ErrorbarContainer)]
+    assert [bar.get_label() for bar in bars] == list(peers.PEERS[1:])
+    points = [bar.lines[0] for bar in bars]
+    assert len({point.get_color() for point in points}) == len(bars)
+    assert len({point.get_marker() for point in points}) == len(bars)
+    for bar in bars:
+        for segment in bar.lines[2][0].get_segments():
+            assert [x for x, _ in segment] == pytest.approx([0.4, 2.5])
+
+
+def test_ratios_stand_on_a_logarithmic_axis_around_one() -> None:
+    axes = plots.intervals(INTERVALS, peers.PEERS, "title", ratio=True).axes[0]
+    assert axes.get_xscale() == "log"
+    assert list(axes.get_xticks()) == [0.5, 1, 2]
+    assert axes.get_xlim()[0] < 0.4 < 2.5 < axes.get_xlim()[1]
 
 
 def test_page_of_one_that_was_interrupted_says_so() -> None:

@@ -203,7 +203,7 @@ def html(comparison: Comparison, title: str = "NVMe for a guest, compared") -> s
         interval_words=interval_words(comparison),
         ratios=plots.ratios(intervals, peers, "IOPS, ours over the peer (above 1: ours is faster)")
         if any(intervals.values())
-        else None,
+        else [],
         medians=plots.medians(analysis.medians(comparison), peers, "IOPS, medians (logarithmic)"),
     )
 

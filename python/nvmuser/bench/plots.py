@@ -18,7 +18,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from nvmuser.bench.result import JobResult
 from nvmuser.bench.stats import Interval
@@ -148,55 +148,81 @@ def percentiles(jobs: Sequence[JobResult]) -> str:
 
 Rows = Mapping[str, Mapping[str, Interval]]
 """By job and peer."""
+JOBS_PER_FIGURE = 12
+"""So that a figure stays on one printed page, however many jobs there are."""
 
 
-def ratios(rows: Rows, peers: Sequence[str], title: str) -> str:
-    """Ratios with their intervals, and a line at 1."""
-    return _intervals(rows, peers, title, reference=1)
+def ratios(rows: Rows, peers: Sequence[str], title: str) -> list[str]:
+    """Ratios with their intervals, on a logarithmic scale (twice and half are as far from 1), a line at 1."""
+    return _figures(rows, peers, title, ratio=True)
 
 
-def medians(rows: Rows, peers: Sequence[str], title: str) -> str:
+def medians(rows: Rows, peers: Sequence[str], title: str) -> list[str]:
     """Medians with their intervals, on a logarithmic scale: jobs differ by powers of ten."""
-    return _intervals(rows, peers, title)
+    return _figures(rows, peers, title, ratio=False)
 
 
-def _intervals(rows: Rows, peers: Sequence[str], title: str, reference: float | None = None) -> str:
+def _figures(rows: Rows, peers: Sequence[str], title: str, *, ratio: bool) -> list[str]:
+    """As many as it takes."""
+    jobs = list(rows)
+    parts = [jobs[start : start + JOBS_PER_FIGURE] for start in range(0, len(jobs), JOBS_PER_FIGURE)]
+    figures = []
+    for number, part in enumerate(parts, 1):
+        name = title if len(parts) == 1 else f"{title}, {number} of {len(parts)}"
+        with matplotlib.rc_context(_STYLE):
+            figures.append(_svg(intervals({job: rows[job] for job in part}, peers, name, ratio=ratio), name))
+    return figures
+
+
+def intervals(rows: Rows, peers: Sequence[str], title: str, *, ratio: bool) -> Figure:
     """One group a job, one mark a peer, which is the same in every plot of the same peers."""
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(7.2, 0.9 + len(rows) * (0.16 + 0.13 * len(peers)))
-        axes = figure.subplots()
-        step = 0.8 / max(1, len(peers))
-        for index, peer in enumerate(peers):
-            offset = (index - (len(peers) - 1) / 2) * step
-            points = [(number + offset, row[peer]) for number, row in enumerate(rows.values()) if peer in row]
-            if not points:
-                continue
-            axes.errorbar(
-                [interval.median for _, interval in points],
-                [place for place, _ in points],
-                xerr=[
-                    [max(0.0, interval.median - interval.low) for _, interval in points],
-                    [max(0.0, interval.high - interval.median) for _, interval in points],
-                ],
-                fmt=_MARKERS[index % len(_MARKERS)],
-                color=COLOURS[index % len(COLOURS)],
-                markersize=4.5,
-                linewidth=1.3,
-                capsize=2,
-                label=peer,
-            )
-        if reference is None:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-            axes.xaxis.set_minor_formatter(NullFormatter())
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
-        else:
-            axes.axvline(reference, color="#30343b", linewidth=1)
-            axes.set_xlim(left=0)
-        axes.set_yticks(range(len(rows)), list(rows))
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.grid(axis="y", visible=False)
-        axes.set_title(title)
-        if any(rows.values()):
-            figure.legend(loc="outside lower center", ncols=min(4, len(peers)))
-        return _svg(figure, title)
+    shown = [(index, peer) for index, peer in enumerate(peers) if any(peer in row for row in rows.values())]
+    figure = _figure(7.2, 0.85 + len(rows) * (0.06 + 0.065 * max(2, len(shown))))
+    axes = figure.subplots()
+    step = 0.8 / max(1, len(shown))
+    for slot, (index, peer) in enumerate(shown):
+        offset = (slot - (len(shown) - 1) / 2) * step
+        points = [(number + offset, row[peer]) for number, row in enumerate(rows.values()) if peer in row]
+        axes.errorbar(
+            [interval.median for _, interval in points],
+            [place for place, _ in points],
+            xerr=[
+                [max(0.0, interval.median - interval.low) for _, interval in points],
+                [max(0.0, interval.high - interval.median) for _, interval in points],
+            ],
+            fmt=_MARKERS[index % len(_MARKERS)],
+            color=COLOURS[index % len(COLOURS)],
+            markersize=3.8,
+            linewidth=1.2,
+            capsize=1.5,
+            label=peer,
+        )
+    axes.set_xscale("log")
+    if ratio:
+        _around_one(axes, [interval for row in rows.values() for interval in row.values()])
+    else:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    # Groups are told apart by lines, for they stand close.
+    for number in range(1, len(rows)):
+        axes.axhline(number - 0.5, color="#e3e6ea", linewidth=0.8, zorder=0)
+    axes.set_title(title)
+    if shown:
+        figure.legend(loc="outside lower center", ncols=min(4, len(shown)))
+    return figure
+
+
+def _around_one(axes: Axes, shown: Sequence[Interval]) -> None:
+    """From at least a half to at least twice, with a tick at each power of two."""
+    low = min([0.5, *(interval.low for interval in shown if interval.low > 0)]) / 1.1
+    high = max([2.0, *(interval.high for interval in shown)]) * 1.1
+    axes.set_xlim(low, high)
+    powers = range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)
+    axes.xaxis.set_major_locator(FixedLocator([2.0**power for power in powers]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.axvline(1, color="#30343b", linewidth=1)
