@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import mmap
 import os
+import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import pytest
-from vfio_fakes import Client, Refusal, descriptors_open, eventfd, memory, signals, until
+from vfio_fakes import VERSION, Client, Refusal, descriptors_open, eventfd, memory, signals, until
 
 from nvmf_vfio.descriptors import Descriptor
 from nvmf_vfio.messages import DmaAccess, DmaMap, RegionAccess, RegionInfo, SetIrqs
 from nvmf_vfio.protocol import Command, Header
+from nvmf_vfio.version import Version
 from nvmuser.device import (
     Area,
     Bar,
@@ -370,6 +373,21 @@ async def test_memory_that_is_not_mappable_is_asked_of_the_client(device: Everyt
     assert got == [b"data"]
     with pytest.raises(DeviceError, match="Bad address"):
         device.memory.mapped(0x1800, 4).__enter__()
+
+
+async def test_a_client_that_does_not_answer_loses_its_device(device: Everything, path: Path) -> None:
+    """Asked on the socket that the library makes for it (twin_socket)."""
+    with contextlib.closing(await off_loop(Client, path)) as client:
+        offer = Version(0, 1, {**VERSION.capabilities, "twin_socket": {"supported": True}, "max_msg_fds": 8})
+        client.send(Command.VERSION, offer.pack())
+        _, descriptors, _, _ = await off_loop(socket.recv_fds, client.socket, 4096, 1)
+        with socket.socket(fileno=descriptors[0]) as twin:
+            await off_loop(client.map, 0x1000, 0x1000, None)
+            device.on_write = lambda value: device.memory.write(0x1800, b"data")
+            client.send(Command.REGION_WRITE, RegionAccess(0, 2, 1, b"x").pack())
+            assert Header.unpack(await off_loop(twin.recv, 4096), limit=4096).command == Command.DMA_WRITE
+            assert await off_loop(client.is_closed)
+    (await off_loop(connect, path)).close()
 
 
 async def test_the_client_waits_while_its_memory_is_in_use(
