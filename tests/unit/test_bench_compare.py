@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -211,6 +212,31 @@ def test_full_matrix_holds_the_short_one_and_has_distinct_names() -> None:
     full = matrix.full(timing)
     assert len({case.job.name for case in full}) == len(full)
     assert all(case in full for case in matrix.short(timing))
+
+
+def test_full_matrix_has_every_dimension() -> None:
+    cases = matrix.full(matrix.Timing())
+    assert len(cases) == 2 * 2 * 6 * 3 * 3
+    seen: dict[str, Counter[Any]] = {
+        "rw": Counter(case.job.rw for case in cases),
+        "bs": Counter(case.job.bs for case in cases),
+        "iodepth": Counter(case.job.iodepth for case in cases),
+        "cpus": Counter((case.guest_cpus, case.job.numjobs) for case in cases),
+        "engine": Counter((case.job.ioengine, case.job.poll) for case in cases),
+    }
+    assert seen == {
+        "rw": dict.fromkeys(("randread", "randwrite", "randrw", "read", "write", "rw"), 36),
+        "bs": {"4k": 108, "128k": 108},
+        "iodepth": {1: 72, 8: 72, 32: 72},
+        "cpus": {(1, 1): 108, (2, 2): 108},
+        "engine": {("io_uring", False): 72, ("io_uring", True): 72, ("libaio", False): 72},
+    }
+
+
+def test_every_way_to_give_a_guest_a_disk_is_a_peer() -> None:
+    wanted = {"endpoint", "direct", "nvme", "virtio-blk", "vhost-user-blk-spdk", "vhost-user-blk-qsd"}
+    assert wanted <= set(peers.PEERS)
+    assert wanted <= set(peers.SHORT)
 
 
 def devices(arguments: Sequence[str]) -> list[dict[str, Any]]:
