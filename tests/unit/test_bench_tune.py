@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 from test_bench_analysis import HEADER, JOB, run
+from test_bench_report import Links
 
 from nvmuser.bench import records, tune, variants
 from nvmuser.bench.records import Comparison
@@ -97,5 +98,16 @@ def test_the_report_command_knows_a_tuning_run(tmp_path: Path) -> None:
     assert "| mapped |" in done.stdout
     assert "1.50" in done.stdout
     assert "did not come to its end" in done.stdout
-    with pytest.raises(UsageError, match="is a table"):
-        CliRunner().invoke(report_command, [str(tmp_path), "-o", str(tmp_path / "x.html")], catch_exceptions=False)
+    page = tmp_path / "x.html"
+    CliRunner().invoke(report_command, [str(tmp_path), "-o", str(page)], catch_exceptions=False)
+    links = Links()
+    links.feed(page.read_text())
+    assert "svg" in links.tags
+    assert not {"script", "link", "img", "iframe"} & links.tags
+    assert all(text in page.read_text() for text in ("mapped", "1.50", "noisy", "did not come to its end"))
+
+
+def test_a_page_without_enough_rounds_draws_nothing() -> None:
+    page = tune.html(comparison({"default": [100.0], "mapped": [150.0]}))
+    assert "<svg" not in page
+    assert "too few" in page

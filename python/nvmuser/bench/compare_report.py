@@ -173,7 +173,8 @@ def _noise(noise: float | None) -> str:
     return "not measured" if noise is None else f"up to {noise * 100:.0f} % of an idle spin's time was taken away"
 
 
-def _warning(comparison: Comparison) -> str | None:
+def warning(comparison: Comparison) -> str | None:
+    """What a reader must know before anything else."""
     if comparison.footer is None:
         return "This comparison did not come to its end: what follows is what was measured until then."
     if busy := report.busy(comparison.noise):
@@ -196,7 +197,7 @@ def html(comparison: Comparison, title: str = "NVMe for a guest, compared") -> s
         comparison=comparison,
         cells=_cells(comparison),
         facts=facts(comparison),
-        warning=_warning(comparison),
+        warning=warning(comparison),
         cpu_note=cpu_note(comparison),
         ours=comparison.base,
         interval=interval_name(comparison),
@@ -242,8 +243,8 @@ def markdown(comparison: Comparison) -> str:
     lines += ["", cpu_note(comparison)]
     lines += ["", *(f"- {name}: {value}" for name, value in facts(comparison))]
     lines += [f"- left out: {peer}: {reason}" for peer, reason in comparison.skipped.items()]
-    if warning := _warning(comparison):
-        lines += ["", f"**{warning}**"]
+    if caution := warning(comparison):
+        lines += ["", f"**{caution}**"]
     return "\n".join(lines) + "\n"
 
 
@@ -270,8 +271,7 @@ def table(comparison: Comparison) -> RenderableType:
             result.add_row(f"  {peer}", cell.iops, cell.interval, ratio, cell.ratio_interval, *rest, end_section=last)
     notes = [cpu_note(comparison), *(f"{name}: {value}" for name, value in facts(comparison))]
     notes += [f"left out: {peer}: {reason}" for peer, reason in comparison.skipped.items()]
-    warning = _warning(comparison)
-    return Group(result, Text("\n".join(notes), style="dim"), Text(warning or "", style="yellow"))
+    return Group(result, Text("\n".join(notes), style="dim"), Text(warning(comparison) or "", style="yellow"))
 
 
 def _latency(cell: _Cell) -> list[str]:

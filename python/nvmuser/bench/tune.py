@@ -20,9 +20,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nvmuser.bench import analysis, matrix, plots, records, session
+from nvmuser.bench import analysis, matrix, plots, records, report, session
 from nvmuser.bench.analysis import Ratio
-from nvmuser.bench.compare_report import UNSTEADY, cpu_note, facts, interval_words, verdict
+from nvmuser.bench.compare_report import UNSTEADY, cpu_note, facts, interval_words, verdict, warning
 from nvmuser.bench.disks import fill, output_directory
 from nvmuser.bench.records import Comparison
 from nvmuser.bench.session import Report, Step
@@ -173,6 +173,33 @@ def markdown(comparison: Comparison) -> str:
     lines += [f"| {row.name} | {row.what} | {' | '.join(row.cells)} |" for row in _rows(comparison)]
     lines += ["", *_notes(comparison)]
     return "\n".join(lines) + "\n"
+
+
+def html(comparison: Comparison, title: str = "What each default costs or gains") -> str:
+    """The same as a page, with a plot: a group a variant, a mark a job."""
+    gains = analysis.ratios(comparison, inverse=True)
+    intervals = {
+        name: {
+            job: row[name].interval
+            for job, row in gains.items()
+            if name in row and row[name].interval.samples >= analysis.MIN_ROUNDS
+        }
+        for name in comparison.peers
+        if name != BASE
+    }
+    drawn = {name: row for name, row in intervals.items() if row}
+    return report.render(
+        "tune.html.j2",
+        title=title,
+        comparison=comparison,
+        warning=warning(comparison),
+        figures=plots.ratios(drawn, comparison.jobs, "IOPS with the variant over IOPS as shipped"),
+        heads=_heads(comparison),
+        rows=_rows(comparison),
+        legend=_legend(comparison),
+        cpu_note=cpu_note(comparison),
+        facts=facts(comparison),
+    )
 
 
 def _notes(comparison: Comparison) -> list[str]:

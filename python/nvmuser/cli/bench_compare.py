@@ -137,14 +137,12 @@ def report_command(results: tuple[Path, ...], output: Path | None, markdown: boo
         return
     comparison = records.merge([records.read(path) for path in results])
     tuned = comparison.base == BASE
-    if tuned and output is not None:
-        raise UsageError("a result of `bench tune` is a table: leave -o out, or use --markdown")
     if markdown:
         click.echo((tune.markdown if tuned else compare_report.markdown)(comparison), nl=False)
     elif output is None:
         print_table((tune.table if tuned else compare_report.table)(comparison))
     if output is not None:
-        _write(output, compare_report.html(comparison))
+        _write(output, (tune.html if tuned else compare_report.html)(comparison))
 
 
 def _write(output: Path, page: str) -> None:

@@ -26,7 +26,7 @@ _NAMES = ", ".join(variant.name for variant in VARIANTS if variant.name != BASE)
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("out/tune"),
     show_default=True,
-    help="Gets runs.jsonl, summary.json, tune.md, fio/; a file system with direct I/O.",
+    help="Gets runs.jsonl, summary.json, report.html, tune.md, fio/; a file system with direct I/O.",
 )
 def tune(
     chosen: str, rounds: int, minutes: float, runtime: float, resume: bool, as_json: bool, output: Path
@@ -49,8 +49,9 @@ def tune(
     summary = tuning.summary(comparison)
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     (output / "tune.md").write_text(tuning.markdown(comparison), encoding="utf-8")
+    (output / "report.html").write_text(tuning.html(comparison), encoding="utf-8")
     if as_json:
         click.echo(json.dumps(summary, indent=1))
     else:
         print_table(tuning.table(comparison))
-        click.echo(f"as Markdown: {output / 'tune.md'}")
+        click.echo(f"report: {output / 'report.html'}, as Markdown: {output / 'tune.md'}")
