@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser.bench import fio, runner
+from nvmuser.bench import cpu, fio, runner
 from nvmuser.bench.fio_output import Estimate
 from nvmuser.errors import GuestError, UsageError
 from nvmuser.guest.agent import CommandResult, Output
@@ -111,6 +111,13 @@ async def test_run_gives_jobs_series_and_files(guest: ShellGuest, tmp_path: Path
     assert (tmp_path / "kept" / "fio.json").read_text() == (DATA / "randread.json").read_text()
     assert "filename=/dev/nvme0n1" in (tmp_path / "kept" / "job.fio").read_text()
     assert not (tmp_path / "work").exists()
+
+
+async def test_log_of_the_guests_cpus_begins_with_their_number(guest: ShellGuest, tmp_path: Path) -> None:
+    fake_fio(tmp_path, f"cp {DATA}/randread.json fio.json; sleep 0.5")
+    done = await runner.run(guest, fio.Job("randread", "randread", runtime=3).workload(), ["/dev/nvme0n1"])
+    assert done.files["cpu.log"].startswith(f"cpus {os.cpu_count()}\n".encode())
+    assert len(cpu.guest_samples(done.files["cpu.log"].decode())) >= 2
 
 
 async def test_job_that_fio_refuses_is_told_in_its_words(guest: ShellGuest, tmp_path: Path) -> None:

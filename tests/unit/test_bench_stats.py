@@ -105,13 +105,6 @@ def test_used_interpolates_between_samples() -> None:
     assert cpu.used([], 0.0, 1.0) is None
 
 
-def test_guest_log_leaves_idle_and_waiting_out() -> None:
-    log = "10.50 cpu  100 0 50 800 40 5 5 7 0 0\ngarbage\n11.50 cpu  150 0 90 805 40 10 10 7 0 0\n"
-    samples = cpu.guest_samples(log)
-    assert samples == [(10.5, 1.6), (11.5, 2.6)]
-    assert cpu.used(samples, 10.5, 11.5) == pytest.approx(1.0)
-
-
 def test_process_seconds_grow_with_work() -> None:
     before = cpu.process_seconds(os.getpid())
     environment.spin()

@@ -50,16 +50,23 @@ def _at(samples: Sequence[Sample], instant: float) -> float:
 
 
 def guest_samples(log: str) -> list[Sample]:
-    """The guest's own log: each line is its uptime and the `cpu` line of its /proc/stat."""
-    samples = []
+    """The guest's own log: first the number of its CPUs, then in each line its uptime and the `cpu` line of its
+    /proc/stat.
+
+    What was used is what was not idle. Linux measures idle time when it enters and leaves it, but counts busy time by
+    what each tick meets: work between two ticks, of a CPU that is idle again when they come, is lost by that.
+    """
+    count, samples = 0, []
     for line in log.splitlines():
-        uptime, *fields = line.split()
+        first, *fields = line.split()
+        if first == "cpus" and len(fields) == 1:
+            count = int(fields[0])
         if len(fields) < 9 or fields[0] != "cpu":
             continue
-        user, nice, system, _idle, _iowait, irq, softirq, *_ = (int(field) for field in fields[1:])
+        uptime, idle, iowait = float(first), int(fields[4]), int(fields[5])
         # 100 ticks a second is what /proc promises on x86 (USER_HZ), whatever the kernel's own clock is.
-        samples.append((float(uptime), (user + nice + system + irq + softirq) / 100))
-    return samples
+        samples.append((uptime, count * uptime - (idle + iowait) / 100))
+    return samples if count else []
 
 
 class ProcessSampler(AbstractAsyncContextManager["ProcessSampler"]):
