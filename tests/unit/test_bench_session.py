@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,9 @@ class Bench:
             async def unpark(self) -> None:
                 bench.running.add(name)
 
-        yield FakeSeat(name, name, "/dev/x", {}, polled=name not in self.no_poll)  # type: ignore[arg-type]
+        processes = {"target": [os.getpid()]}
+        polled = name not in self.no_poll
+        yield FakeSeat(name, name, "/dev/x", processes, polled=polled, hugepages=True)  # type: ignore[arg-type]
         self.closed.append(name)
 
     async def measure(self, plan: Plan, *, resume: bool = False) -> records.Comparison:
@@ -102,6 +105,15 @@ async def test_one_that_cannot_is_left_out_with_its_reason(bench: Bench) -> None
     assert "no polled queue that works" in found.skipped["c"]
     assert [visit for visit in bench.visits if visit[1] == "b"] == [(IRQ, "b")]
     assert (POLL, "c") not in bench.visits
+
+
+async def test_the_header_tells_what_the_guests_were(bench: Bench) -> None:
+    found = await bench.measure(Plan(CASES, ["absent", "a", "b"], "a", rounds=1).with_files_on(Path("/dev/shm")))
+    assert found.header["guest"] == {"cpus": [1], "memory_bytes": 512 << 20, "hugepages": True}
+    assert found.header["peers_setup"].keys() == {"a", "b"}
+    assert "pytest" in " ".join(found.header["peers_setup"]["a"]["target"])
+    assert found.header["settings"]["file_system"] == "tmpfs"
+    assert found.skipped == {"absent": "not here"}
 
 
 async def test_an_unsteady_run_is_repeated_once_and_marked(bench: Bench) -> None:

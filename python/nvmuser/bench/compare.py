@@ -54,6 +54,7 @@ async def compare(plan: Plan, output: Path, report: Report, *, resume: bool = Fa
     """
     rounds = plan.session
     output_directory(output)
+    rounds = rounds.with_files_on(_files_on(plan, output))
     earlier = records.interrupted(output) if resume else None
     async with _common(plan, output, report) as setup:
         with records.Writer(output / records.FILE, append=resume) as writer:
@@ -63,10 +64,14 @@ async def compare(plan: Plan, output: Path, report: Report, *, resume: bool = Fa
     return records.read(output)
 
 
+def _files_on(plan: Plan, output: Path) -> Path:
+    return Path("/dev/shm") if plan.backing == "memory" else output
+
+
 @contextlib.asynccontextmanager
 async def _common(plan: Plan, output: Path, report: Report) -> AsyncIterator[Setup]:
     """What all peers share, gone afterwards."""
-    files = tempfile.TemporaryDirectory(dir="/dev/shm" if plan.backing == "memory" else output, prefix="disks-")
+    files = tempfile.TemporaryDirectory(dir=_files_on(plan, output), prefix="disks-")
     sockets = tempfile.TemporaryDirectory(prefix="nvmuser-bench-")
     with files, sockets, hugepages.lent(plan.memory) as lacking:
         backing = {peer: Path(files.name) / peer for peer in plan.peers}

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from nvmuser.bench import analysis, plots, report, stats
 from nvmuser.bench.analysis import Change, Ratio
-from nvmuser.bench.records import Comparison
+from nvmuser.bench.environment import describe
+from nvmuser.bench.records import Comparison, hugepages_used
 from nvmuser.bench.stats import Interval
 
 UNSTEADY = "\N{DAGGER}"
@@ -128,18 +129,17 @@ def facts(comparison: Comparison) -> list[tuple[str, str]]:
     header, settings = comparison.header, comparison.header["settings"]
     environment, versions = header["environment"], header["versions"]
     accelerator = "KVM" if header["accelerator"] == "kvm" else "software emulation (TCG)"
-    pages = environment["hugepages_total"] * environment["hugepage_bytes"] >> 20
     rounds = {run.round for run in comparison.runs}
     count = len(rounds)
     method = f"{count} round{'s' * (count != 1)}, interleaved; {settings['ramp']:g} s warm-up"
     return [
-        ("Host", f"{environment['cpu_model']}, {environment['cpus']} CPUs, kernel {environment['kernel']}"),
+        ("Host", describe(environment)),
         ("Guest", f"{accelerator}, kernel {versions['guest_kernel']}"),
         ("Software", f"SPDK {versions['spdk']}, QEMU {versions['qemu']}, {versions['fio']}"),
         ("Backing", f"{settings['backing']}, {settings['size_bytes'] >> 20} MiB, every block written before"),
         ("Method", f"{method}, {settings['runtime']:g} s each"),
         ("Frequency governor", environment["governor"] or "not visible (a virtual machine, or none)"),
-        ("Hugepages", f"{pages} MiB" if pages else "none: 4 KiB pages"),
+        ("Hugepages", hugepages_used(header)),
         ("Noise", _noise(comparison.noise)),
         ("Steady state", _steady(comparison)),
     ]

@@ -99,7 +99,7 @@ async def measure(
 
 
 def _result(
-    found: dict[str, str], machine: environment.Environment, about: dict[str, object], jobs: list[JobResult]
+    found: dict[str, str | None], machine: environment.Environment, about: dict[str, object], jobs: list[JobResult]
 ) -> Result:
     return Result(
         created=datetime.now(UTC).isoformat(timespec="seconds"),

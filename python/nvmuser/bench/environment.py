@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 _SLICES = 60
 _SLICE_SECONDS = 0.004
@@ -55,6 +57,24 @@ class Environment:
 
     def to_json(self) -> dict[str, object]:
         return {**asdict(self), "noise": self.noise}
+
+
+def describe(environment: Mapping[str, Any]) -> str:
+    """The machine in a line, from a result's `environment`."""
+    virtual = ", a virtual machine" if environment.get("hypervisor") else ""
+    return f"{environment['cpu_model']}, {environment['cpus']} CPUs, kernel {environment['kernel']}{virtual}"
+
+
+def file_system(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str | None:
+    """The type of the file system that a directory is on."""
+    directory, depth, found = path.resolve(), 0, None
+    for line in (_line(str(mounts)) or "").splitlines():
+        place, _, source = line.partition(" - ")
+        point = Path(place.split()[4].replace("\\040", " "))
+        # The longest is the nearest; of two at one place the later one hides the other.
+        if directory.is_relative_to(point) and len(point.parts) >= depth:
+            depth, found = len(point.parts), source.split()[0]
+    return found
 
 
 def look() -> Environment:

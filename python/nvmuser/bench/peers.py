@@ -81,6 +81,15 @@ class Seat:
     backends: Sequence[int] = ()
     polled: bool = True
     """Its driver has a queue without interrupts, for `hipri`."""
+    memory: int = MEMORY
+    """Of the guest, in bytes."""
+    hugepages: bool = False
+    """Whether they are 2 MiB pages."""
+
+    @property
+    def commands(self) -> dict[str, list[str]]:
+        """How its processes were started, as the kernel has it: QEMU and all that are charged for its I/O."""
+        return {name: _command(pids[0]) for name, pids in self.processes.items() if pids}
 
     async def park(self) -> None:
         await self.guest.qmp.execute("stop")
@@ -91,6 +100,11 @@ class Seat:
         for pid in self.backends:
             os.kill(pid, signal.SIGCONT)
         await self.guest.qmp.execute("cont")
+
+
+def _command(pid: int) -> list[str]:
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return [os.fsdecode(word) for word in words[:-1]]
 
 
 def _disk(backing: Path) -> list[str]:
@@ -219,7 +233,7 @@ async def seated(
         answer = await guest.run(f"cat /sys/block/{Path(device).name}/queue/io_poll", timeout=60, check=True)
         charged = {**processes, "qemu": [guest.process.pid]}
         polled = answer.stdout.strip() == b"1" and name not in NO_POLLING
-        yield Seat(name, guest, device, charged, backends, polled)
+        yield Seat(name, guest, device, charged, backends, polled, spec.memory, spec.hugepages is True)
         # It is parked, so that it cannot shut down by itself; its data are nobody's. QEMU takes leave of its
         # backend.
         _continue(backends)

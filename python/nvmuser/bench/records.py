@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -214,6 +214,15 @@ def _fill(comparison: Comparison, lines: Sequence[dict[str, Any]]) -> None:
             comparison.skipped[line["peer"]] = line["reason"]
         elif kind == "footer":
             comparison.footer = line
+
+
+def hugepages_used(header: Mapping[str, Any]) -> str:
+    """In words. What was measured before `guest` was recorded tells only what the machine had."""
+    if "guest" in header:
+        return "of all guests and targets" if header["guest"]["hugepages"] else "none used: 4 KiB pages"
+    environment = header["environment"]
+    pages = environment["hugepages_total"] * environment["hugepage_bytes"] >> 20
+    return f"{pages} MiB on the machine, whether used is not recorded" if pages else "none: 4 KiB pages"
 
 
 def merge(comparisons: Sequence[Comparison]) -> Comparison:

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from nvmuser.bench import plots
+from nvmuser.bench.environment import describe
 from nvmuser.bench.result import JobResult, Result
 
 MISSING = "\N{EN DASH}"
@@ -63,7 +64,7 @@ def facts(result: Result) -> list[tuple[str, str]]:
         ("Guest", f"{cpus}, {guest['memory_bytes'] >> 20} MiB, {accelerator}, kernel {versions['guest_kernel']}"),
         ("Disks", ", ".join(guest["disks"])),
         ("Software", f"SPDK {versions['spdk']}, QEMU {versions['qemu']}, {versions['fio']}"),
-        ("Host", f"{environment['cpu_model']}, {environment['cpus']} CPUs, kernel {environment['kernel']}"),
+        ("Host", describe(environment)),
         ("Frequency governor", environment["governor"] or "not visible (a virtual machine, or none)"),
         ("Hugepages", f"{pages} MiB" if pages else "none: 4 KiB pages"),
         ("Noise", "not measured" if noise is None else f"{noise * 100:.0f} % of an idle spin's time was taken away"),

@@ -100,7 +100,7 @@ class Result:
 
     created: str
     accelerator: str
-    versions: dict[str, str]
+    versions: dict[str, str | None]
     environment: dict[str, Any]
     guest: dict[str, Any]
     jobs: list[JobResult]

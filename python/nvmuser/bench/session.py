@@ -63,6 +63,10 @@ class Plan:
         if self.rounds < 1:
             raise UsageError("a comparison needs at least one round")
 
+    def with_files_on(self, directory: Path) -> Plan:
+        """With the type of the file system of the disks among what must be the same."""
+        return replace(self, settings={**self.settings, "file_system": environment.file_system(directory)})
+
 
 class Session:
     """One comparison while it runs.
@@ -91,6 +95,8 @@ class Session:
         self._out: set[tuple[str, int]] = set()
         """Seats that cannot go on, by name and CPUs."""
         self._said: set[tuple[str, int]] = set()
+        self._skipped: list[tuple[str, str]] = []
+        """Those left out that are not written yet, for nothing may stand before the header."""
         self._begun = False
 
     async def run(self) -> None:
@@ -102,6 +108,7 @@ class Session:
             deadline = started + self._plan.minutes * 60 * number / len(passes)
             async with contextlib.AsyncExitStack() as stack:
                 seats = await self._open(stack, cpus)
+                await self._begin(seats)
                 await self._rounds(cases, seats, deadline)
         self._writer.footer({"noise": self._noise, "seconds": time.monotonic() - started})
 
@@ -126,7 +133,6 @@ class Session:
                     raise
                 self._skip(name, str(error))
                 continue
-            await self._begin(seat)
             await seat.park()
             seats.append(seat)
         return seats
@@ -136,24 +142,48 @@ class Session:
         self._report(Step(self._done, total, text))
 
     def _skip(self, name: str, reason: str) -> None:
-        self._writer.skipped(name, reason)
+        self._skipped.append((name, reason))
+        if self._begun:
+            self._write_skipped()
         self._tell(f"{name} is left out: {reason}")
 
-    async def _begin(self, seat: Seat) -> None:
-        """Writes the header once the first guest can tell its versions, or sees that it is still the same."""
+    def _write_skipped(self) -> None:
+        for name, reason in self._skipped:
+            self._writer.skipped(name, reason)
+        self._skipped.clear()
+
+    async def _begin(self, seats: Sequence[Seat]) -> None:
+        """Writes the header once the guests can tell what they are, or sees that it is still the same."""
         if self._begun:
             return
         self._begun = True
         self._tell("listening for noise")
-        await seat.park()
         before = await asyncio.to_thread(environment.spin)
-        await seat.unpark()
+        document = await self._header(seats, before)
+        if self._earlier is None:
+            self._writer.header(document)
+        else:
+            self._noise.append(before)
+            records.check_same(self._earlier.header, records.plain(document))
+        self._write_skipped()
+
+    async def _header(self, seats: Sequence[Seat], before: float) -> dict[str, Any]:
+        first = seats[0]
+        await first.unpark()
+        found = await versions.look(first.guest)
+        await first.park()
         cases = self._plan.cases
-        document: dict[str, Any] = {
+        return {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "accelerator": accelerator(),
-            "versions": await versions.look(seat.guest),
+            "versions": found,
             "environment": replace(environment.look(), noise_before=before).to_json(),
+            "guest": {
+                "cpus": sorted({case.guest_cpus for case in cases}),
+                "memory_bytes": first.memory,
+                "hugepages": all(seat.hugepages for seat in seats),
+            },
+            "peers_setup": {seat.name: seat.commands for seat in seats},
             "settings": {
                 "rounds": self._plan.rounds,
                 "runtime": cases[0].job.runtime,
@@ -164,11 +194,6 @@ class Session:
             "peers": list(self._plan.names),
             "jobs": {case.job.name: asdict(case.job) for case in cases},
         }
-        if self._earlier is None:
-            self._writer.header(document)
-        else:
-            self._noise.append(before)
-            records.check_same(self._earlier.header, records.plain(document))
 
     async def _round(self, number: int, case: Case, seats: Sequence[Seat]) -> None:
         turn = number % len(seats)

@@ -71,8 +71,8 @@ async def tune(plan: Plan, output: Path, tell: Report, *, resume: bool = False) 
 
     :raises NvmuserError: what we ship cannot run; a variant that cannot is left out, and the records say why.
     """
-    rounds = plan.session
     output_directory(output)
+    rounds = plan.session.with_files_on(output)
     earlier = records.interrupted(output) if resume else None
     async with _files(plan, output, tell) as (disks, sockets):
         variants = {variant.name: variant for variant in plan.variants}

@@ -38,7 +38,7 @@ class Comparison:
     cpus: int
     rounds: Mapping[str, Sequence[JobResult]]
     environment: environment.Environment
-    versions: Mapping[str, str]
+    versions: Mapping[str, str | None]
 
     def series(self, way: str, number: str = "iops") -> list[float]:
         """One number of each round: `iops`, or `p99` in nanoseconds."""
@@ -138,7 +138,7 @@ async def _turn(guest: Guest) -> AsyncIterator[None]:
         await guest.qmp.execute("stop")
 
 
-async def _versions(guest: Guest) -> dict[str, str]:
+async def _versions(guest: Guest) -> dict[str, str | None]:
     async with _turn(guest):
         return await versions.look(guest)
 
