@@ -290,10 +290,29 @@ def test_report_command_merges_and_writes(tmp_path: Path) -> None:
     assert "4 rounds" in page.read_text()
 
 
-def test_merge_refuses_what_was_not_made_alike() -> None:
-    other = replace(comparison(VALUES), header=HEADER | {"accelerator": "kvm"})
-    with pytest.raises(UsageError, match="differ in accelerator"):
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("versions", "commit", "abc"),
+        ("environment", "cpu_model", "another CPU"),
+        ("environment", "cpus", 4),
+        ("environment", "kernel", "6.19"),
+        ("guest", "hugepages", True),
+        ("settings", "runtime", 1.0),
+    ],
+)
+def test_merge_refuses_what_was_not_made_alike(part: str, name: str, value: object) -> None:
+    changed: dict[str, Any] = HEADER.get(part, {})  # type: ignore[assignment]
+    other = replace(comparison(VALUES), header=HEADER | {part: changed | {name: value}})
+    with pytest.raises(UsageError, match=rf"differ in {part}\.{name} "):
         records.merge([comparison(VALUES), other])
+
+
+def test_merge_takes_more_rounds_and_another_noise() -> None:
+    settings: dict[str, Any] = HEADER["settings"]  # type: ignore[assignment]
+    machine: dict[str, Any] = HEADER["environment"]  # type: ignore[assignment]
+    other = HEADER | {"settings": settings | {"rounds": 9}, "environment": machine | {"noise_before": 0.3}}
+    assert len(records.merge([comparison(VALUES), replace(comparison(VALUES), header=other)]).runs) == 24
 
 
 def test_diff_command_tells_real_changes(tmp_path: Path) -> None:

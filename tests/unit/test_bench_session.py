@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from test_bench_report import measured
 
-from nvmuser.bench import matrix, records, session
+from nvmuser.bench import environment, matrix, records, session
 from nvmuser.bench.peers import Seat
 from nvmuser.bench.result import Series
 from nvmuser.bench.runner import Run
@@ -143,7 +143,9 @@ async def test_an_interrupted_run_goes_on_where_it_was(bench: Bench) -> None:
     assert records.read(bench.output).footer is None
 
     found = await bench.measure(plan, resume=True)
-    assert len(bench.visits) == len(found.runs) == len({(run.round, run.job, run.peer) for run in found.runs}) == 8
+    assert len(found.runs) == len({(run.round, run.job, run.peer) for run in found.runs}) == 8
+    # Five were measured; the fifth had no partner yet, so that both of that round are measured now.
+    assert bench.visits[5:] == [(IRQ, "b"), (IRQ, "a"), (POLL, "b"), (POLL, "a")]
     assert found.footer is not None
     with pytest.raises(UsageError, match="is complete"):
         records.interrupted(bench.output)
@@ -155,8 +157,20 @@ async def test_other_settings_do_not_go_on(bench: Bench) -> None:
         await bench.measure(Plan(CASES, ["a", "b"], "a", rounds=2))
     bench.interrupt_at = None
     bench.running.clear()
-    with pytest.raises(UsageError, match="other settings"):
+    with pytest.raises(UsageError, match="differs in rounds"):
         await bench.measure(Plan(CASES, ["a", "b"], "a", rounds=3), resume=True)
+
+
+async def test_another_machine_does_not_go_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(CASES, ["a", "b"], "a", rounds=2)
+    bench.interrupt_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        await bench.measure(plan)
+    bench.interrupt_at = None
+    bench.running.clear()
+    monkeypatch.setattr(environment.platform, "release", lambda: "9.9")
+    with pytest.raises(UsageError, match=r"differs in environment.kernel \(.*, 9\.9\)"):
+        await bench.measure(plan, resume=True)
 
 
 async def test_no_round_is_begun_that_would_end_too_late(bench: Bench) -> None:

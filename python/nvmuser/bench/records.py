@@ -177,14 +177,38 @@ def interrupted(directory: Path) -> Comparison:
     return found
 
 
-_SAME = ("accelerator", "versions", "settings", "peers", "jobs")
+_MACHINE = ("cpu_model", "cpus", "kernel")
+
+
+def _must_agree(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be alike for rounds of two runs to belong together, by the name of a fact."""
+    environment = header["environment"]
+    return {
+        "accelerator": header["accelerator"],
+        **{f"versions.{name}": version for name, version in header["versions"].items()},
+        **{f"environment.{name}": environment.get(name) for name in _MACHINE},
+        **{f"guest.{name}": value for name, value in header.get("guest", {}).items()},
+        **{f"settings.{name}": value for name, value in header["settings"].items() if name != "rounds"},
+    }
+
+
+def _different(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """The first fact in which two differ, with both its values. One that only one of them has is a difference too."""
+    for name in dict.fromkeys([*one, *other]):
+        if one.get(name) != other.get(name):
+            return f"{name} ({one.get(name)}, {other.get(name)})"
+    return None
 
 
 def check_same(earlier: dict[str, Any], now: dict[str, Any]) -> None:
-    """:raises UsageError: the rounds of two headers do not belong together."""
-    for key in _SAME:
-        if earlier.get(key) != now[key]:
-            raise UsageError(f"what was interrupted had other {key}: go on with the same, or leave --resume out")
+    """:raises UsageError: an interrupted run cannot go on as this one."""
+
+    def whole(header: dict[str, Any]) -> dict[str, Any]:
+        rounds = header["settings"].get("rounds")
+        return {**_must_agree(header), "rounds": rounds, "peers": header.get("peers"), "jobs": header.get("jobs")}
+
+    if what := _different(whole(earlier), whole(now)):
+        raise UsageError(f"what was interrupted differs in {what}: go on with the same, or leave --resume out")
 
 
 def read(path: Path) -> Comparison:
@@ -206,14 +230,18 @@ def read(path: Path) -> Comparison:
 
 
 def _fill(comparison: Comparison, lines: Sequence[dict[str, Any]]) -> None:
+    runs: dict[tuple[int, str, str], Run] = {}
     for line in lines:
         kind = line.pop("kind")
         if kind == "run":
-            comparison.runs.append(Run(**line))
+            run = Run(**line)
+            # Measured again after an interruption: the later one counts, its neighbours in time are the others'.
+            runs[run.round, run.job, run.peer] = run
         elif kind == "skipped":
             comparison.skipped[line["peer"]] = line["reason"]
         elif kind == "footer":
             comparison.footer = line
+    comparison.runs.extend(runs.values())
 
 
 def hugepages_used(header: Mapping[str, Any]) -> str:
@@ -233,12 +261,8 @@ def merge(comparisons: Sequence[Comparison]) -> Comparison:
     first, *others = comparisons
     merged = Comparison(first.header, list(first.runs), dict(first.skipped), first.footer)
     for other in others:
-        for key in ("accelerator", "versions"):
-            if other.header[key] != first.header[key]:
-                raise UsageError(f"these comparisons differ in {key}: use `nvmuser bench diff`")
-        settings = [{**one.header["settings"], "rounds": 0} for one in (first, other)]
-        if settings[0] != settings[1]:
-            raise UsageError("these comparisons differ in their settings: use `nvmuser bench diff`")
+        if what := _different(_must_agree(first.header), _must_agree(other.header)):
+            raise UsageError(f"these comparisons differ in {what}: use `nvmuser bench diff`")
         start = 1 + max((run.round for run in merged.runs), default=-1)
         merged.runs += [replace(run, round=run.round + start) for run in other.runs]
         merged.skipped |= other.skipped

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, field, replace
@@ -71,7 +72,8 @@ class Plan:
 class Session:
     """One comparison while it runs.
 
-    :param earlier: what an interrupted run of the same has left; its runs are not made again.
+    :param earlier: what an interrupted run of the same has left. A job that it measured on every peer in a round is
+        not measured again; one that some peer lacks is, on all of them: ratios are of what was measured together.
     """
 
     def __init__(
@@ -89,7 +91,10 @@ class Session:
         self._writer = writer
         self._report = report
         self._earlier = earlier
-        self._have = {(run.round, run.job, run.peer) for run in earlier.runs} if earlier else set()
+        self._had: dict[tuple[int, str], set[str]] = defaultdict(set)
+        """Which peers an earlier run has measured, by round and job."""
+        for run in earlier.runs if earlier else []:
+            self._had[run.round, run.job].add(run.peer)
         self._done = 0
         self._noise: list[float] = []
         self._out: set[tuple[str, int]] = set()
@@ -196,11 +201,15 @@ class Session:
         }
 
     async def _round(self, number: int, case: Case, seats: Sequence[Seat]) -> None:
+        can = {seat.name for seat in seats if seat.polled or not case.poll}
+        if can <= self._had[number, case.job.name]:
+            self._done += len(seats)
+            return
         turn = number % len(seats)
         for seat in [*seats[turn:], *seats[:turn]]:
             self._done += 1
             key = (seat.name, case.guest_cpus)
-            if (number, case.job.name, seat.name) in self._have or key in self._out:
+            if key in self._out:
                 continue
             if case.poll and not seat.polled:
                 if key not in self._said:
