@@ -40,7 +40,7 @@ async def test_two_cpus_have_a_polled_queue_beside_their_own_and_go_on_after_an_
     (tmp_path / records.FILE).write_text("".join(kept))
     again = await compare.compare(plan, tmp_path, quiet, resume=True)
     assert [run.peer for run in again.runs] == ["endpoint", "virtio-blk-vq"]
-    assert again.runs[0] == found.runs[0]
+    assert again.runs[0] != found.runs[0], "ratios are of what was measured together"
     assert again.footer is not None
 
 

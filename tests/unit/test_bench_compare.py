@@ -312,7 +312,9 @@ def test_merge_takes_more_rounds_and_another_noise() -> None:
     settings: dict[str, Any] = HEADER["settings"]  # type: ignore[assignment]
     machine: dict[str, Any] = HEADER["environment"]  # type: ignore[assignment]
     other = HEADER | {"settings": settings | {"rounds": 9}, "environment": machine | {"noise_before": 0.3}}
-    assert len(records.merge([comparison(VALUES), replace(comparison(VALUES), header=other)]).runs) == 24
+    merged = records.merge([comparison(VALUES), replace(comparison(VALUES), header=other)])
+    assert len(merged.runs) == 24
+    assert merged.noise == 0.3
 
 
 def test_diff_command_tells_real_changes(tmp_path: Path) -> None:

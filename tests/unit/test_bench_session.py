@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from test_bench_report import measured
 
-from nvmuser.bench import environment, matrix, records, session
+from nvmuser.bench import analysis, environment, matrix, records, session
 from nvmuser.bench.peers import Seat
 from nvmuser.bench.result import Series
 from nvmuser.bench.runner import Run
@@ -114,6 +114,15 @@ async def test_the_header_tells_what_the_guests_were(bench: Bench) -> None:
     assert "pytest" in " ".join(found.header["peers_setup"]["a"]["target"])
     assert found.header["settings"]["file_system"] == "tmpfs"
     assert found.skipped == {"absent": "not here"}
+
+
+async def test_there_is_one_noise(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    spins = iter([0.05, 0.08, 0.02])
+    monkeypatch.setattr(session.environment, "spin", lambda: next(spins))
+    found = await bench.measure(Plan(CASES, ["a", "b"], "a", rounds=2))
+    summary = analysis.summary(found)
+    assert summary["noise"] == 0.08
+    assert {key: value for key, value in summary["environment"].items() if "noise" in key} == {"noise_before": 0.05}
 
 
 async def test_an_unsteady_run_is_repeated_once_and_marked(bench: Bench) -> None:

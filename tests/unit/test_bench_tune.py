@@ -63,6 +63,20 @@ def test_the_terminal_has_a_row_a_variant() -> None:
     assert all(name in capture.get() for name in VALUES)
 
 
+@pytest.mark.parametrize(
+    ("noise", "words"), [(0.04, None), (0.08, "not quite quiet (8 %)"), (0.2, "busy with something else: 20 %")]
+)
+def test_a_busy_machine_is_named(noise: float, words: str | None) -> None:
+    found = comparison(VALUES)
+    found.footer = {"noise": [noise], "seconds": 60.0}
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(tune.table(found))
+    for text in (tune.markdown(found), capture.get()):
+        assert words is None or words in text
+        assert ("busy" in text, "not quite quiet" in text) == (noise > 0.1, 0.05 < noise <= 0.1)
+
+
 def test_variants_have_names_of_their_own_and_differ_from_the_base() -> None:
     names = [variant.name for variant in variants.VARIANTS]
     assert names[0] == variants.BASE

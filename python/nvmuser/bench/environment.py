@@ -58,6 +58,10 @@ class Environment:
     def to_json(self) -> dict[str, object]:
         return {**asdict(self), "noise": self.noise}
 
+    def begun(self) -> dict[str, object]:
+        """What is known before anything is measured: how quiet it was before, and nothing of afterwards."""
+        return {name: value for name, value in asdict(self).items() if name != "noise_after"}
+
 
 def describe(environment: Mapping[str, Any]) -> str:
     """The machine in a line, from a result's `environment`."""

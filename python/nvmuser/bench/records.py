@@ -103,10 +103,14 @@ class Comparison:
 
     @property
     def noise(self) -> float | None:
-        """The worst idle spin of before, between and after."""
-        spins = [self.header["environment"].get("noise_before")]
-        spins += [] if self.footer is None else self.footer["noise"]
-        return max((spin for spin in spins if spin is not None), default=None)
+        """The worst idle spin: before, after each round, and before each time that it went on."""
+        return max(self.spins, default=None)
+
+    @property
+    def spins(self) -> list[float]:
+        """All of them. In a header there is the first alone, for the others come later."""
+        before = self.header["environment"].get("noise_before")
+        return [*([] if before is None else [before]), *(self.footer["noise"] if self.footer else [])]
 
     @property
     def unsteady(self) -> dict[str, int]:
@@ -267,7 +271,7 @@ def merge(comparisons: Sequence[Comparison]) -> Comparison:
         merged.runs += [replace(run, round=run.round + start) for run in other.runs]
         merged.skipped |= other.skipped
         if merged.footer is not None and other.footer is not None:
-            merged.footer = {**merged.footer, "noise": merged.footer["noise"] + other.footer["noise"]}
+            merged.footer = {**merged.footer, "noise": merged.footer["noise"] + other.spins}
         else:
             merged.footer = None
     return merged

@@ -18,6 +18,8 @@ MISSING = "\N{EN DASH}"
 """Stands where nothing was measured."""
 NOISY_MACHINE = 0.10
 """From here on a reader is warned."""
+QUIET_MACHINE = 0.05
+"""Up to here nothing is said."""
 
 
 def _environment() -> jinja2.Environment:
@@ -76,6 +78,13 @@ def busy(noise: float | None) -> str | None:
     if noise is None or noise <= NOISY_MACHINE:
         return None
     return f"This machine was busy with something else: {noise * 100:.0f} % of an idle spin's time was taken away."
+
+
+def restless(noise: float | None) -> str | None:
+    """A note, where the machine was not quite quiet."""
+    if noise is None or not QUIET_MACHINE < noise <= NOISY_MACHINE:
+        return None
+    return f"This machine was not quite quiet ({noise * 100:.0f} %): small differences may be its doing."
 
 
 def cost(job: JobResult) -> str:

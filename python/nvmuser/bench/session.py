@@ -182,7 +182,7 @@ class Session:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "accelerator": accelerator(),
             "versions": found,
-            "environment": replace(environment.look(), noise_before=before).to_json(),
+            "environment": replace(environment.look(), noise_before=before).begun(),
             "guest": {
                 "cpus": sorted({case.guest_cpus for case in cases}),
                 "memory_bytes": first.memory,

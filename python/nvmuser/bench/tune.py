@@ -172,6 +172,8 @@ def markdown(comparison: Comparison) -> str:
     lines = [_legend(comparison), "", f"| variant | | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
     lines += [f"| {row.name} | {row.what} | {' | '.join(row.cells)} |" for row in _rows(comparison)]
     lines += ["", *_notes(comparison)]
+    if warning := _warning(comparison):
+        lines += ["", f"**{warning}**"]
     return "\n".join(lines) + "\n"
 
 
@@ -207,7 +209,13 @@ def _notes(comparison: Comparison) -> list[str]:
     notes += [f"- left out: {name}: {reason}" for name, reason in comparison.skipped.items()]
     if comparison.footer is None:
         notes.append("- It did not come to its end.")
+    if note := report.restless(comparison.noise):
+        notes.append(f"- {note}")
     return notes
+
+
+def _warning(comparison: Comparison) -> str:
+    return report.busy(comparison.noise) or ""
 
 
 def table(comparison: Comparison) -> RenderableType:
@@ -218,4 +226,5 @@ def table(comparison: Comparison) -> RenderableType:
         result.add_column(heading, justify="right")
     for row in _rows(comparison):
         result.add_row(Text(row.name, style="bold"), *row.cells)
-    return Group(result, Text("\n".join([_legend(comparison), *_notes(comparison)]), style="dim"))
+    notes = Text("\n".join([_legend(comparison), *_notes(comparison)]), style="dim")
+    return Group(result, notes, Text(_warning(comparison), style="yellow"))
