@@ -86,9 +86,9 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
     return Bench(monkeypatch, tmp_path)
 
 
-async def test_jobs_are_interleaved_and_the_order_turns(bench: Bench) -> None:
+async def test_jobs_are_interleaved_in_a_balanced_order(bench: Bench) -> None:
     found = await bench.measure(Plan(CASES, ["a", "b", "c"], "a", rounds=2))
-    assert [visit for visit in bench.visits if visit[0] == IRQ] == [(IRQ, name) for name in "abcbca"]
+    assert [visit for visit in bench.visits if visit[0] == IRQ] == [(IRQ, name) for name in "abccba"]
     assert len(found.runs) == 12
     assert found.footer is not None
     assert found.base == "a"

@@ -1,7 +1,7 @@
-"""Rounds of jobs on seats, interleaved: one right after the other, the order turning by one a round.
+"""Rounds of jobs on seats, interleaved: one right after the other, in an order that is balanced over the rounds.
 
 All guests are booted once and parked (QEMU stopped, spinning backends too) but for the one that is measured.
-Owns the order, the deadline, and what is written as it is measured. What the seats are is told by `compare`
+Owns the rounds, the deadline, and what is written as it is measured. What the seats are is told by `compare`
 and `tune`; what is concluded is `analysis`.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 from qemu.qmp import QMPError
 
-from nvmuser.bench import environment, records, runner, stats, versions
+from nvmuser.bench import environment, order, records, runner, stats, versions
 from nvmuser.bench.matrix import Case
 from nvmuser.bench.peers import Seat
 from nvmuser.bench.records import Run
@@ -205,8 +205,7 @@ class Session:
         if can <= self._had[number, case.job.name]:
             self._done += len(seats)
             return
-        turn = number % len(seats)
-        for seat in [*seats[turn:], *seats[:turn]]:
+        for seat in order.balanced(seats, number):
             self._done += 1
             key = (seat.name, case.guest_cpus)
             if key in self._out:
