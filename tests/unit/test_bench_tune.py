@@ -56,6 +56,27 @@ def test_the_table_marks_what_is_no_change_and_what_is_noise() -> None:
     assert "| 1.50\N{DAGGER} |" in tune.markdown(unsteady)
 
 
+def test_the_table_has_host_cpu_at_both_depths() -> None:
+    found = comparison(VALUES)
+    found.runs += [replace(one, job="randread-4k-qd32-irq", host_us_per_io=one.iops) for one in found.runs]
+    lines = [line.split("|") for line in tune.markdown(found).splitlines() if line.startswith("| ")]
+    assert [cell.strip() for cell in lines[0][-3:-1]] == [f"host CPU per I/O, randread-4k-qd{n}-irq" for n in (1, 32)]
+    assert [cell.strip() for cell in lines[2][-3:-1]] == ["1.00 ≈", "1.50"]
+
+
+def test_a_transports_variant_changes_one_parameter() -> None:
+    assert [variant.name for variant in variants.VARIANTS if len(variant.transport) > 1] == []
+
+
+def test_the_usual_run_ends_within_its_time() -> None:
+    plan = tune.Plan(tune.choose([]))
+    assert {case.job.name for case in plan.session.cases} >= {"randread-4k-qd32-irq", "randwrite-4k-qd32-irq"}
+    # A run with its warm-up, and what starting and ending fio took on a machine that was rather busy; a guest's boot.
+    a_run, a_boot = 1.0 + 0.5 + 1.0, 3.0
+    seconds = len(plan.variants) * (a_boot + plan.rounds * len(plan.session.cases) * a_run)
+    assert seconds < 18 * 60
+
+
 def test_the_terminal_has_a_row_a_variant() -> None:
     console = Console(width=120)
     with console.capture() as capture:
@@ -92,7 +113,8 @@ def _settings(variant: variants.Variant) -> dict[str, Any]:
 
 def test_the_base_is_always_measured() -> None:
     assert [variant.name for variant in tune.choose(["mapped"])] == ["default", "mapped"]
-    assert len(tune.choose([])) == len(variants.VARIANTS)
+    assert tune.choose([]) == [variant for variant in variants.VARIANTS if variant.usual]
+    assert [variant.name for variant in tune.choose(["beside"])] == ["default", "beside"]
     with pytest.raises(UsageError, match="no variant is called 'x'"):
         tune.choose(["x"])
 

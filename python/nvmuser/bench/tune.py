@@ -20,16 +20,20 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nvmuser.bench import analysis, matrix, plots, records, report, session
+from nvmuser.bench import analysis, hugepages, matrix, plots, records, report, session
 from nvmuser.bench.analysis import Ratio
 from nvmuser.bench.compare_report import UNSTEADY, cpu_note, facts, interval_words, verdict, warning
 from nvmuser.bench.disks import fill, output_directory
 from nvmuser.bench.records import Comparison
 from nvmuser.bench.session import Report, Step
-from nvmuser.bench.variants import BASE, VARIANTS, Variant, open_variant
+from nvmuser.bench.variants import BASE, GUEST_MEMORY, VARIANTS, Variant, open_variant
 from nvmuser.errors import UsageError
+from nvmuser.target.spdk import MEMORY_MIB
 
 SIZE = 128 << 20
+_WRITES = "randwrite-4k-qd32-irq"
+_HOST_CPU = ("randread-4k-qd1-irq", "randread-4k-qd32-irq")
+"""Jobs whose host CPU is in the table: with interrupts, so that both sides are not only spinning."""
 
 
 @dataclass(frozen=True)
@@ -43,27 +47,33 @@ class Plan:
 
     @property
     def session(self) -> session.Plan:
-        """4k random reads at both depths, with interrupts and polling; writes cost the transport the same.
+        """4k random reads at both depths, with interrupts and polling, and writes where interrupts matter most.
 
         There are many variants: rather more rounds than repeated runs.
         """
         timing = matrix.Timing(self.runtime, ramp=0.5)
-        cases = [case for case in matrix.short(timing) if case.job.rw == "randread"]
+        cases = [case for case in matrix.short(timing) if case.job.rw == "randread" or case.job.name == _WRITES]
         names = [variant.name for variant in self.variants]
         what = {variant.name: variant.what for variant in self.variants}
         settings = {"size_bytes": SIZE, "backing": "file", "variants": what}
         return session.Plan(cases, names, BASE, self.rounds, self.minutes, attempts=1, settings=settings)
 
+    @property
+    def memory(self) -> int:
+        """Of all guests and targets: each variant has one of both."""
+        return len(self.variants) * (GUEST_MEMORY + (MEMORY_MIB << 20))
+
 
 def choose(names: Sequence[str]) -> list[Variant]:
-    """Variants by name, and the base that they are measured against; none names all.
+    """Variants by name, and the base that they are measured against; none names the usual ones.
 
     :raises UsageError: there is no such variant.
     """
     known = {variant.name: variant for variant in VARIANTS}
     if unknown := set(names) - known.keys():
         raise UsageError(f"no variant is called '{sorted(unknown)[0]}': choose among {', '.join(known)}")
-    return [variant for variant in VARIANTS if not names or variant.name in {BASE, *names}]
+    wanted = {BASE, *names} if names else {variant.name for variant in VARIANTS if variant.usual}
+    return [variant for variant in VARIANTS if variant.name in wanted]
 
 
 async def tune(plan: Plan, output: Path, tell: Report, *, resume: bool = False) -> Comparison:
@@ -78,9 +88,9 @@ async def tune(plan: Plan, output: Path, tell: Report, *, resume: bool = False) 
         variants = {variant.name: variant for variant in plan.variants}
 
         def opener(name: str, cpus: int) -> contextlib.AbstractAsyncContextManager[Any]:
-            return open_variant(variants[name], cpus, disks / name, sockets / name)
+            return open_variant(variants[name], cpus, disks / name, sockets / name, hugepages=lacking is None)
 
-        with records.Writer(output / records.FILE, append=resume) as writer:
+        with hugepages.lent(plan.memory) as lacking, records.Writer(output / records.FILE, append=resume) as writer:
             await session.Session(rounds, opener, output, writer, tell, earlier).run()
     return records.read(output)
 
@@ -137,7 +147,7 @@ class _Row:
 
 
 def _rows(comparison: Comparison) -> list[_Row]:
-    """The base's IOPS first, then each variant's ratios with it: IOPS of each job, host CPU of the last."""
+    """The base's IOPS first, then each variant's ratios with it: IOPS of each job, host CPU of some."""
     iops, cpu = _tables(comparison)
     medians = analysis.medians(comparison)
     what = comparison.header["settings"]["variants"]
@@ -151,18 +161,23 @@ def _rows(comparison: Comparison) -> list[_Row]:
         if name != BASE:
             cells = [verdict(iops.get(job, {}).get(name)) + marks[job].get(name, "") for job in comparison.jobs]
             rows.append(_Row(name, what[name], cells))
-    for row in rows[1:]:
-        row.cells.append(verdict(cpu.get(comparison.jobs[0], {}).get(row.name)))
-    rows[0].cells.append("1")
+    for job in _host_jobs(comparison):
+        rows[0].cells.append("1")
+        for row in rows[1:]:
+            row.cells.append(verdict(cpu.get(job, {}).get(row.name)))
     return rows
 
 
+def _host_jobs(comparison: Comparison) -> list[str]:
+    return [job for job in comparison.jobs if job in _HOST_CPU]
+
+
 def _heads(comparison: Comparison) -> list[str]:
-    return [*comparison.jobs, f"host CPU per I/O, {comparison.jobs[0]}"]
+    return [*comparison.jobs, *(f"host CPU per I/O, {job}" for job in _host_jobs(comparison))]
 
 
 def _legend(comparison: Comparison) -> str:
-    what = "IOPS with the variant over IOPS as shipped, median of the rounds"
+    what = "With the variant over as shipped, IOPS and host CPU: median of the rounds"
     return f"{what}; ≈: no difference to be seen, 1 lies in the {interval_words(comparison)}."
 
 

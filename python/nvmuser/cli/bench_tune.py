@@ -12,10 +12,11 @@ from nvmuser.bench.variants import BASE, VARIANTS
 from nvmuser.cli.bench_compare import measured, print_table
 
 _NAMES = ", ".join(variant.name for variant in VARIANTS if variant.name != BASE)
+_MORE = ", ".join(variant.name for variant in VARIANTS if not variant.usual)
 
 
 @click.command()
-@click.option("--variants", "chosen", default="", metavar="A,B,…", help=f"Of {_NAMES}.")
+@click.option("--variants", "chosen", default="", metavar="A,B,…", help=f"Of {_NAMES}. Default: all but {_MORE}.")
 @click.option("--rounds", default=5, show_default=True, help="Below 3 no ratios; from 6 on 95 % intervals.")
 @click.option("--minutes", default=18.0, show_default=True, help="Begin no round that would end later.")
 @click.option("--runtime", default=1.0, show_default=True, metavar="SECONDS", help="Of each run, after half a second.")
