@@ -137,6 +137,26 @@ def test_records_survive_writing_and_an_early_end(tmp_path: Path) -> None:
     assert analysis.ratios(finished) == analysis.ratios(original)
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ({"kind": "run", **vars(run("nvme", 0, 1.0)), "colour": "red"}, "an unknown field 'colour'"),
+        ({"kind": "run", "round": 0}, "no field 'attempt'"),
+        ({"peer": "nvme"}, "'kind'"),
+        ({"kind": "skipped", "peer": "nvme"}, "'reason'"),
+        (["run"], ""),
+        (None, ""),
+    ],
+)
+def test_a_record_of_another_version_is_one_clear_error(tmp_path: Path, line: object, words: str) -> None:
+    with records.Writer(tmp_path / records.FILE) as writer:
+        writer.header(HEADER)
+    with (tmp_path / records.FILE).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    with pytest.raises(UsageError, match=f"a record that this nvmuser cannot read: .*{words}"):
+        records.read(tmp_path)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]\n", '{"schema": "something/1"}\n'])
 def test_file_of_something_else(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x.jsonl"

@@ -53,7 +53,7 @@ class Bench:
         iops = [100.0] * 5 if guest != self.unsteady else [100.0, 200, 300, 400, 500]
         series = Series([0.0, 1, 2, 3, 4], iops, [1.0] * 5)
         job = replace(measured("randread"), name=workload.name, series=series)
-        return Run([job], {"fio.json": b"{}"})
+        return Run([job], {"fio.json": str(len(self.visits)).encode()})
 
     @contextlib.asynccontextmanager
     async def open(self, name: str, _cpus: int) -> AsyncIterator[Seat]:
@@ -130,6 +130,9 @@ async def test_an_unsteady_run_is_repeated_once_and_marked(bench: Bench) -> None
     found = await bench.measure(Plan(CASES[:1], ["a", "b"], "a", rounds=1))
     assert bench.visits == [(IRQ, "a"), (IRQ, "b"), (IRQ, "b")]
     assert [(run.peer, run.steady, run.attempt) for run in found.runs] == [("a", True, 1), ("b", False, 2)]
+    kept = bench.output / "fio" / "round1" / "b" / IRQ
+    assert (kept / "fio.json").read_text() == "3"
+    assert (kept / "attempt1" / "fio.json").read_text() == "2"
 
 
 async def test_without_the_base_there_is_nothing_to_say(bench: Bench) -> None:

@@ -12,7 +12,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -229,8 +229,19 @@ def read(path: Path) -> Comparison:
     if not lines or not isinstance(lines[0], dict) or lines[0].get("schema") != SCHEMA:
         raise UsageError(f"{file} is not a result of `nvmuser bench compare` ({SCHEMA})")
     comparison = Comparison(lines[0])
-    _fill(comparison, lines[1:])
+    try:
+        _fill(comparison, lines[1:])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{file} holds a record that this nvmuser cannot read: {error}") from None
     return comparison
+
+
+def _run(line: dict[str, Any]) -> Run:
+    """:raises TypeError: it has other fields than we know."""
+    known = {one.name for one in fields(Run)}
+    if strange := sorted(line.keys() ^ known):
+        raise TypeError(f"a run with {'an unknown' if strange[0] in line else 'no'} field '{strange[0]}'")
+    return Run(**line)
 
 
 def _fill(comparison: Comparison, lines: Sequence[dict[str, Any]]) -> None:
@@ -238,7 +249,7 @@ def _fill(comparison: Comparison, lines: Sequence[dict[str, Any]]) -> None:
     for line in lines:
         kind = line.pop("kind")
         if kind == "run":
-            run = Run(**line)
+            run = _run(line)
             # Measured again after an interruption: the later one counts, its neighbours in time are the others'.
             runs[run.round, run.job, run.peer] = run
         elif kind == "skipped":

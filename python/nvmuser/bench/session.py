@@ -230,11 +230,14 @@ class Session:
             for attempt in range(1, self._plan.attempts + 1):
                 done = await runner.run(seat.guest, case.job.workload(), [seat.device], processes=seat.processes)
                 [job] = done.jobs
-                done.keep(self._output / "fio" / f"round{number + 1}" / seat.name / job.name)
+                steadiness = stats.steadiness(job.series.iops)
+                counts = bool(job.wrong) or steadiness.steady or attempt == self._plan.attempts
+                directory = self._output / "fio" / f"round{number + 1}" / seat.name / job.name
+                # What is repeated is kept too: why it was not steady is often seen only there.
+                done.keep(directory if counts else directory / f"attempt{attempt}")
                 if job.wrong:
                     raise GuestError(f"{job.name} on {seat.name}: {job.wrong}")
-                steadiness = stats.steadiness(job.series.iops)
-                if steadiness.steady or attempt == self._plan.attempts:
+                if counts:
                     self._writer.run(Run.of(job, seat.name, number, steadiness, attempt))
                     return
         finally:
