@@ -238,7 +238,9 @@ def table(comparison: Comparison) -> RenderableType:
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     result.add_column("variant", no_wrap=True)
     for heading in _heads(comparison):
-        result.add_column(heading, justify="right")
+        # In lines of its own choice: cut to one length, names of jobs are all alike.
+        lines = heading.replace("-4k-", "-4k-\n").replace(" per I/O, ", "\nper I/O,\n")
+        result.add_column(lines, justify="right", no_wrap=True)
     for row in _rows(comparison):
         result.add_row(Text(row.name, style="bold"), *row.cells)
     notes = Text("\n".join([_legend(comparison), *_notes(comparison)]), style="dim")
