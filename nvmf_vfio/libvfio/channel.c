@@ -22,8 +22,8 @@ lv_channel_close_fds(const int *fds, size_t nr_fds)
     }
 }
 
-static int
-set_timeouts(int sock, int timeout_ms)
+int
+lv_channel_set_timeout(int sock, int timeout_ms)
 {
     struct timeval tv = {
         .tv_sec = timeout_ms / 1000,
@@ -91,7 +91,7 @@ lv_channel_connect(const char *path, int timeout_ms)
     sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     ret = sock;
     if (sock != -1) {
-        ret = set_timeouts(sock, timeout_ms);
+        ret = lv_channel_set_timeout(sock, timeout_ms);
     }
     while (ret != -1) {
         ret = connect(sock, (struct sockaddr *)&address, sizeof(address));

@@ -27,6 +27,10 @@
 int
 lv_channel_connect(const char *path, int timeout_ms);
 
+/* Bounds every later wait on a socket. Returns 0, or -1 (ENOTSOCK, …). */
+int
+lv_channel_set_timeout(int sock, int timeout_ms);
+
 /*
  * Sends header and payload. header->size is filled in. At most VU_MAX_FDS
  * descriptors; they stay the caller's. Returns 0, or -1: EINVAL (too much,

@@ -33,6 +33,15 @@ timeout_ms(void)
 }
 
 void
+lv_client_shutdown(struct lv_client *client)
+{
+    shutdown(client->sock, SHUT_RDWR);
+    if (client->twin != -1) {
+        shutdown(client->twin, SHUT_RDWR);
+    }
+}
+
+void
 lv_client_kill(struct lv_client *client, int why)
 {
     bool first;
@@ -40,16 +49,15 @@ lv_client_kill(struct lv_client *client, int why)
     pthread_mutex_lock(&client->lock);
     first = !client->dead;
     client->dead = true;
+    if (first) {
+        lv_client_shutdown(client);
+    }
     pthread_cond_broadcast(&client->changed);
     pthread_mutex_unlock(&client->lock);
-    if (first) {
-        if (client->wake != -1) {       /* else connecting: the caller says it */
-            errno = why;
-            lv_log("%s: lost the vfio-user server (%m); its device is gone until "
-                   "it is unplugged and plugged again", client->path);
-        }
-        /* Wakes the service thread and every reader. */
-        shutdown(client->sock, SHUT_RDWR);
+    if (first && client->wake != -1) {  /* else connecting: the caller says it */
+        errno = why;
+        lv_log("%s: lost the vfio-user server (%m); its device is gone until "
+               "it is unplugged and plugged again", client->path);
     }
 }
 
@@ -298,7 +306,10 @@ negotiate(struct lv_client *client)
     } else {
         client->twin = fds[client->limits.twin_fd_index];
         fds[client->limits.twin_fd_index] = fds[--call.nr_reply_fds];
-        ret = 0;
+        ret = lv_channel_set_timeout(client->twin, client->timeout_ms);
+        if (ret != 0) {
+            errno = EPROTO;     /* no socket */
+        }
     }
     lv_channel_close_fds(fds, call.nr_reply_fds);
     return ret;

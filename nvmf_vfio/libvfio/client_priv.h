@@ -21,7 +21,6 @@ struct pending {
 
 struct lv_client {
     int sock;
-    int twin;                   /* the server's commands, or -1 */
     int wake;                   /* eventfd: the service thread is to end */
     char *path;
     struct lv_limits limits;
@@ -37,6 +36,9 @@ struct lv_client {
     struct pending *pending;
     bool reading;               /* somebody reads sock, and owns buffer */
     bool dead;
+    bool closing;               /* dead by our own will: nobody is told */
+    int twin;                   /* the server's commands, or -1: only the service
+                                   thread closes it, and reads this without a lock */
     uint16_t next_id;
     char *buffer;               /* VU_MAX_PAYLOAD */
 };
@@ -44,6 +46,10 @@ struct lv_client {
 /* Marks the connection dead and wakes all; the first time says why. */
 void
 lv_client_kill(struct lv_client *client, int why);
+
+/* Ends every wait on the sockets, in whatever thread; under ->lock. */
+void
+lv_client_shutdown(struct lv_client *client);
 
 /*
  * Reads one message of the main socket as the reader and hands it to its call,

@@ -102,8 +102,10 @@ serve_twin(struct lv_client *client, char *buffer)
         ret = lv_service_answer(client, client->twin, &header, buffer, length);
     }
     if (ret != 0) {
+        pthread_mutex_lock(&client->lock);
         close(client->twin);
         client->twin = -1;
+        pthread_mutex_unlock(&client->lock);
     }
 }
 
@@ -173,7 +175,12 @@ service(void *arg)
         }
     }
     free(buffer);
-    client->ops->gone(client->opaque);
+    pthread_mutex_lock(&client->lock);
+    bool closing = client->closing;
+    pthread_mutex_unlock(&client->lock);
+    if (!closing) {
+        client->ops->gone(client->opaque);
+    }
     return NULL;
 }
 
@@ -202,6 +209,10 @@ lv_service_start(struct lv_client *client)
 void
 lv_service_stop(struct lv_client *client)
 {
+    pthread_mutex_lock(&client->lock);
+    client->dead = client->closing = true;
+    lv_client_shutdown(client);
+    pthread_mutex_unlock(&client->lock);
     (void)eventfd_write(client->wake, 1);
     pthread_join(client->thread, NULL);
 }

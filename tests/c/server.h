@@ -50,6 +50,7 @@ struct server {
     int commands;               /* our end of the twin socket, or -1 */
     pthread_t thread;
     bool twin;                  /* offer a twin socket */
+    bool twin_is_file;          /* … and send something else */
     const char *version_json;   /* instead of the usual one */
     uint16_t major;
     enum server_fault fault;    /* applies to fault_command only */

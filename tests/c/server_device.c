@@ -32,7 +32,8 @@ answer_version(struct server *s, const struct message *m)
         s->commands = pair[0];
         pthread_mutex_unlock(&s->lock);
     }
-    server_reply(s->connection, &m->header, 0, payload, size, pair[1], false);
+    server_reply(s->connection, &m->header, 0, payload, size,
+                 s->twin_is_file ? s->bar0_fd : pair[1], false);
     if (pair[1] != -1) {
         close(pair[1]);
     }
