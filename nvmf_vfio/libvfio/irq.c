@@ -196,6 +196,9 @@ set_request(struct lv_device *device, const struct vfio_irq_set *arg)
     if (old != -1) {
         close(old);
     }
+    if (lv_client_dead(device->group->client)) {
+        lv_device_gone(device); /* it may have died before there was anyone to tell */
+    }
     return 0;
 }
 

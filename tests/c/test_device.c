@@ -285,6 +285,25 @@ test_server_dies(void **state)
     close(vector);
 }
 
+/* The server is killed while QEMU still adds the device: it is told all the same. */
+static void
+test_server_dies_early(void **state)
+{
+    int32_t request = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    struct pollfd pfd = { request, POLLIN, 0 };
+
+    (void)state;
+    open_device();
+    server_drop(server);
+    while (!lv_client_dead(the_device()->group->client)) {
+        usleep(1000);
+    }
+    usleep(50000);              /* for the service thread to say so, to nobody */
+    assert_int_equal(set_irqs(EVENTFDS, VFIO_PCI_REQ_IRQ_INDEX, 0, 1, &request, 4), 0);
+    assert_int_equal(poll(&pfd, 1, 5000), 1);
+    close(request);
+}
+
 int
 main(void)
 {
@@ -300,6 +319,7 @@ main(void)
         TEST(test_resets),
         TEST(test_server_dies),
         TWIN(test_server_dies),
+        TEST(test_server_dies_early),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
