@@ -10,6 +10,11 @@
  * the device is to be unbound, and QEMU then unplugs it. Here it is raised when
  * the server is gone, so that the guest need not wait for its time-outs; if the
  * server has that interrupt itself, it knows of the descriptor as well.
+ *
+ * With KVM's interrupt controller, QEMU would have INTx unmasked by an eventfd.
+ * Servers take that without a word and never look at it (libvfio-user), and the
+ * first interrupt would be the last. It is refused, and QEMU then unmasks by
+ * ioctl (vfio_intx_enable_kvm() in hw/vfio/pci.c: a warning, and the slow path).
  */
 #include "vfio.h"
 
@@ -103,6 +108,22 @@ validate(const struct lv_device *device, const struct vfio_irq_set *arg)
     default:
         return -1;
     }
+}
+
+/* Is an eventfd to mask or unmask? Taking one back is well. */
+static bool
+masks_by_eventfd(const struct vfio_irq_set *arg)
+{
+    const int32_t *fds = (const int32_t *)(const void *)arg->data;
+    bool found = false;
+
+    if ((arg->flags & VFIO_IRQ_SET_DATA_EVENTFD) != 0 &&
+        (arg->flags & ACTIONS) != VFIO_IRQ_SET_ACTION_TRIGGER) {
+        for (uint32_t i = 0; i < arg->count; i++) {
+            found = found || fds[i] >= 0;
+        }
+    }
+    return found;
 }
 
 static int
@@ -206,6 +227,10 @@ int
 lv_irq_set(struct lv_device *device, struct vfio_irq_set *arg)
 {
     if (validate(device, arg) != 0) {
+        return -1;
+    }
+    if (masks_by_eventfd(arg)) {
+        errno = ENOTTY;
         return -1;
     }
     if (arg->index == VFIO_PCI_REQ_IRQ_INDEX &&

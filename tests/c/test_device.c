@@ -215,10 +215,29 @@ test_irq_errno(void **state)
     assert_errno(set_irqs(VFIO_IRQ_SET_ACTION_TRIGGER, 2, 0, 1, &none, 4), EINVAL);
     assert_errno(set_irqs(NOTHING, 1, 0, 0, NULL, 0), EINVAL);  /* no MSI here */
     assert_int_equal(set_irqs(NOTHING, 2, 0, 0, NULL, 0), 0);
-    assert_int_equal(set_irqs(VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_MASK, 0, 0,
-                              1, NULL, 0), 0);
-    assert_int_equal(set_irqs(VFIO_IRQ_SET_DATA_BOOL | VFIO_IRQ_SET_ACTION_UNMASK, 0,
-                              0, 1, "\1", 1), 0);
+}
+
+#define MASK    VFIO_IRQ_SET_ACTION_MASK
+#define UNMASK  VFIO_IRQ_SET_ACTION_UNMASK
+
+/* Masked by calls alone: a server may take an eventfd for it, and never look at it. */
+static void
+test_intx(void **state)
+{
+    int32_t fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), none = -1;
+    unsigned int seen;
+
+    (void)state;
+    open_device();
+    assert_int_equal(set_irqs(EVENTFDS, 0, 0, 1, &fd, 4), 0);
+    assert_int_equal(set_irqs(VFIO_IRQ_SET_DATA_NONE | MASK, 0, 0, 1, NULL, 0), 0);
+    assert_int_equal(set_irqs(VFIO_IRQ_SET_DATA_BOOL | UNMASK, 0, 0, 1, "\1", 1), 0);
+    seen = server->seen[VU_DEVICE_SET_IRQS];
+    assert_errno(set_irqs(VFIO_IRQ_SET_DATA_EVENTFD | UNMASK, 0, 0, 1, &fd, 4), ENOTTY);
+    assert_errno(set_irqs(VFIO_IRQ_SET_DATA_EVENTFD | MASK, 0, 0, 1, &fd, 4), ENOTTY);
+    assert_int_equal(server->seen[VU_DEVICE_SET_IRQS], seen);
+    assert_int_equal(set_irqs(VFIO_IRQ_SET_DATA_EVENTFD | UNMASK, 0, 0, 1, &none, 4), 0);
+    close(fd);
 }
 
 static void
@@ -316,6 +335,7 @@ main(void)
         TEST(test_mmap),
         TEST(test_msix),
         TEST(test_irq_errno),
+        TEST(test_intx),
         TEST(test_resets),
         TEST(test_server_dies),
         TWIN(test_server_dies),
