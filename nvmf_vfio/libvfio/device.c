@@ -214,20 +214,18 @@ static int
 hot_reset(struct lv_device *device, const struct vfio_pci_hot_reset *arg)
 {
     const size_t minimum = offsetof(struct vfio_pci_hot_reset, group_fds);
-    bool ours = false;
+    struct lv_file *file;
+    bool ours;
 
-    if (arg->argsz < minimum || arg->flags != 0 || arg->count == 0 ||
-        (arg->argsz - minimum) / sizeof(int32_t) < arg->count) {
+    if (arg->argsz < minimum || arg->flags != 0 || arg->count != 1 ||
+        arg->argsz - minimum < sizeof(arg->group_fds[0])) {
         errno = EINVAL;
         return -1;
     }
-    for (uint32_t i = 0; i < arg->count; i++) {
-        struct lv_file *file = lv_file_get_kind(arg->group_fds[i], LV_GROUP);
-
-        ours = ours || file == &device->group->file;
-        if (file != NULL) {
-            lv_file_put(file);
-        }
+    file = lv_file_get_kind(arg->group_fds[0], LV_GROUP);
+    ours = file == &device->group->file;
+    if (file != NULL) {
+        lv_file_put(file);
     }
     if (!ours) {
         errno = EINVAL;

@@ -27,6 +27,12 @@
 #define ACTIONS VFIO_IRQ_SET_ACTION_TYPE_MASK
 #define DATA    VFIO_IRQ_SET_DATA_TYPE_MASK
 
+static bool
+is_pci(const struct lv_device *device)
+{
+    return (device->info.flags & VFIO_DEVICE_FLAGS_PCI) != 0;
+}
+
 int
 lv_irq_query(struct lv_device *device, uint32_t index)
 {
@@ -46,8 +52,7 @@ lv_irq_query(struct lv_device *device, uint32_t index)
         return -1;
     }
     info->index = index;
-    if (index == VFIO_PCI_REQ_IRQ_INDEX && info->count == 0 &&
-        (device->info.flags & VFIO_DEVICE_FLAGS_PCI) != 0) {
+    if (index == VFIO_PCI_REQ_IRQ_INDEX && info->count == 0 && is_pci(device)) {
         device->request_local = true;
         info->flags = VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_NORESIZE;
         info->count = 1;
@@ -108,6 +113,25 @@ validate(const struct lv_device *device, const struct vfio_irq_set *arg)
     default:
         return -1;
     }
+}
+
+/* What the kernel masks of a PCI device: INTx, while it is on. */
+static int
+check_masking(const struct lv_device *device, const struct vfio_irq_set *arg)
+{
+    if (!is_pci(device) || arg->index > VFIO_PCI_REQ_IRQ_INDEX ||
+        (arg->flags & ACTIONS) == VFIO_IRQ_SET_ACTION_TRIGGER) {
+        return 0;
+    }
+    if (arg->index != VFIO_PCI_INTX_IRQ_INDEX) {
+        errno = ENOTTY;
+        return -1;
+    }
+    if (!device->intx_enabled || arg->count != 1) {
+        errno = EINVAL;
+        return -1;
+    }
+    return 0;
 }
 
 /* Is an eventfd to mask or unmask? Taking one back is well. */
@@ -191,10 +215,6 @@ set_request(struct lv_device *device, const struct vfio_irq_set *arg)
     int32_t given = -1;
     int fd = -1, old;
 
-    if ((arg->flags & ACTIONS) != VFIO_IRQ_SET_ACTION_TRIGGER) {
-        errno = ENOTTY;
-        return -1;
-    }
     if (arg->count > 0 && (arg->flags & VFIO_IRQ_SET_DATA_EVENTFD) == 0) {
         if ((arg->flags & VFIO_IRQ_SET_DATA_NONE) != 0 || arg->data[0] != 0) {
             lv_device_gone(device);
@@ -223,18 +243,11 @@ set_request(struct lv_device *device, const struct vfio_irq_set *arg)
     return 0;
 }
 
-int
-lv_irq_set(struct lv_device *device, struct vfio_irq_set *arg)
+/* Hands it to the server, but for what is only ours. */
+static int
+apply(struct lv_device *device, struct vfio_irq_set *arg)
 {
-    if (validate(device, arg) != 0) {
-        return -1;
-    }
-    if (masks_by_eventfd(arg)) {
-        errno = ENOTTY;
-        return -1;
-    }
-    if (arg->index == VFIO_PCI_REQ_IRQ_INDEX &&
-        (device->info.flags & VFIO_DEVICE_FLAGS_PCI) != 0) {
+    if (arg->index == VFIO_PCI_REQ_IRQ_INDEX && is_pci(device)) {
         if (set_request(device, arg) != 0) {
             return -1;
         }
@@ -246,4 +259,28 @@ lv_irq_set(struct lv_device *device, struct vfio_irq_set *arg)
         return send_eventfds(device, arg);
     }
     return send_set(device, arg, arg->start, arg->count, NULL, 0);
+}
+
+int
+lv_irq_set(struct lv_device *device, struct vfio_irq_set *arg)
+{
+    if (validate(device, arg) != 0 || check_masking(device, arg) != 0) {
+        return -1;
+    }
+    if (masks_by_eventfd(arg)) {
+        errno = ENOTTY;
+        return -1;
+    }
+    if (apply(device, arg) != 0) {
+        return -1;
+    }
+    if (arg->index == VFIO_PCI_INTX_IRQ_INDEX &&
+        (arg->flags & ACTIONS) == VFIO_IRQ_SET_ACTION_TRIGGER) {
+        if (arg->count == 0) {
+            device->intx_enabled = false;
+        } else if ((arg->flags & VFIO_IRQ_SET_DATA_EVENTFD) != 0) {
+            device->intx_enabled = true;
+        }
+    }
+    return 0;
 }

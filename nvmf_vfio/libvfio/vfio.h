@@ -83,6 +83,7 @@ struct lv_device {
     struct lv_region regions[LV_MAX_REGIONS];
     uint32_t nr_irqs;
     struct vfio_irq_info irqs[LV_MAX_IRQS];
+    atomic_bool intx_enabled;
     pthread_mutex_t request_lock;
     int request_fd;     /* QEMU's eventfd for "give the device back", or -1 */
     bool request_local; /* the server has no such interrupt: it is only ours */

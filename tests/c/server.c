@@ -284,6 +284,10 @@ forget(struct server *s)
             close(s->vectors[i]);
             s->vectors[i] = -1;
         }
+        if (s->msi_vectors[i] != -1) {
+            close(s->msi_vectors[i]);
+            s->msi_vectors[i] = -1;
+        }
     }
     pthread_cond_broadcast(&s->changed);
     pthread_mutex_unlock(&s->lock);
@@ -322,7 +326,7 @@ server_start(void)
     strcpy(a.sun_path, s->path);
     s->connection = s->commands = -1;
     for (unsigned int i = 0; i < SERVER_MSIX; i++) {
-        s->vectors[i] = -1;
+        s->vectors[i] = s->msi_vectors[i] = -1;
     }
     for (size_t i = 0; i < sizeof(s->config); i++) {
         s->config[i] = (uint8_t)(i * 7);

@@ -5,7 +5,7 @@
  * small PCI device, remembers what it was asked, and misbehaves when told to.
  *
  * The device: BAR0 of 64 KiB with a mappable second half (memory), BAR1 of 256
- * bytes (I/O), configuration space of 4 KiB, one INTx, 16 MSI-X vectors.
+ * bytes (I/O), configuration space of 4 KiB, one INTx, 16 MSI and 16 MSI-X vectors.
  */
 #ifndef TEST_SERVER_H
 #define TEST_SERVER_H
@@ -70,6 +70,8 @@ struct server {
     uint8_t bar0[SERVER_BAR0_SIZE];
     int bar0_fd;                /* its mappable half */
     int vectors[SERVER_MSIX];   /* eventfds, or -1 */
+    int msi_vectors[SERVER_MSIX];
+    int error_irqs;             /* how many ERR interrupts it says it has */
     int request_irqs;           /* how many REQ interrupts it says it has */
     unsigned int resets;
 };

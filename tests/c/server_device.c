@@ -81,7 +81,8 @@ answer_irq_info(struct server *s, const struct message *m)
 
     memcpy(&out.index, m->payload + 8, 4);
     out.count = out.index == VFIO_PCI_INTX_IRQ_INDEX ? 1
-        : out.index == VFIO_PCI_MSIX_IRQ_INDEX ? SERVER_MSIX
+        : out.index <= VFIO_PCI_MSIX_IRQ_INDEX ? SERVER_MSIX
+        : out.index == VFIO_PCI_ERR_IRQ_INDEX ? (uint32_t)s->error_irqs
         : out.index == VFIO_PCI_REQ_IRQ_INDEX ? (uint32_t)s->request_irqs : 0;
     server_reply(s->connection, &m->header, 0, &out, sizeof(out), -1, false);
 }
@@ -90,18 +91,21 @@ static void
 answer_set_irqs(struct server *s, struct message *m)
 {
     struct vu_irq_set set;
+    int *vectors;
 
     memcpy(&set, m->payload, sizeof(set));
-    for (uint32_t i = 0; i < set.count && set.index == VFIO_PCI_MSIX_IRQ_INDEX &&
+    vectors = set.index == VFIO_PCI_MSIX_IRQ_INDEX ? s->vectors
+        : set.index == VFIO_PCI_MSI_IRQ_INDEX ? s->msi_vectors : NULL;
+    for (uint32_t i = 0; i < set.count && vectors != NULL &&
                          set.start + i < SERVER_MSIX; i++) {
-        int *vector = &s->vectors[set.start + i];
+        int *vector = &vectors[set.start + i];
 
         if (*vector != -1) {
             close(*vector);
         }
         *vector = i < m->nr_fds ? m->fds[i] : -1;
     }
-    if (set.index == VFIO_PCI_MSIX_IRQ_INDEX) {
+    if (vectors != NULL) {
         m->nr_fds = 0;
     }
     server_reply(s->connection, &m->header, 0, NULL, 0, -1, false);

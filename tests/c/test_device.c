@@ -164,33 +164,45 @@ set_irqs(uint32_t flags, uint32_t index, uint32_t start, uint32_t count,
 
 /* Descriptors and gaps, more than one message takes. */
 static void
-test_msix(void **state)
+vectors(uint32_t index, const int *server_vectors)
 {
     int32_t fds[SERVER_MSIX];
     eventfd_t value;
 
-    (void)state;
     open_device();
     for (int i = 0; i < (int)SERVER_MSIX; i++) {
         fds[i] = i == 2 || i == 3 ? -1 : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     }
     server->seen[VU_DEVICE_SET_IRQS] = 0;
-    assert_int_equal(set_irqs(EVENTFDS, VFIO_PCI_MSIX_IRQ_INDEX, 0, SERVER_MSIX, fds,
-                              sizeof(fds)), 0);
+    assert_int_equal(set_irqs(EVENTFDS, index, 0, SERVER_MSIX, fds, sizeof(fds)), 0);
     /* 0-1, the gap 2-3, 4-11, 12-15 */
     assert_int_equal(server->seen[VU_DEVICE_SET_IRQS], 4);
     for (int i = 0; i < (int)SERVER_MSIX; i++) {
-        assert_int_equal(server->vectors[i] == -1, fds[i] == -1);
+        assert_int_equal(server_vectors[i] == -1, fds[i] == -1);
         if (fds[i] != -1) {
-            assert_int_equal(eventfd_write(server->vectors[i], (eventfd_t)i + 1), 0);
+            assert_int_equal(eventfd_write(server_vectors[i], (eventfd_t)i + 1), 0);
             assert_int_equal(eventfd_read(fds[i], &value), 0);
             assert_int_equal(value, i + 1);
             close(fds[i]);
         }
     }
     fds[0] = -1;
-    assert_int_equal(set_irqs(EVENTFDS, VFIO_PCI_MSIX_IRQ_INDEX, 7, 1, fds, 4), 0);
-    assert_int_equal(server->vectors[7], -1);
+    assert_int_equal(set_irqs(EVENTFDS, index, 7, 1, fds, 4), 0);
+    assert_int_equal(server_vectors[7], -1);
+}
+
+static void
+test_msix(void **state)
+{
+    (void)state;
+    vectors(VFIO_PCI_MSIX_IRQ_INDEX, server->vectors);
+}
+
+static void
+test_msi(void **state)
+{
+    (void)state;
+    vectors(VFIO_PCI_MSI_IRQ_INDEX, server->msi_vectors);
 }
 
 static void
@@ -213,7 +225,7 @@ test_irq_errno(void **state)
     assert_errno(set_irqs(EVENTFDS | 0x100, 2, 0, 1, &none, 4), EINVAL);
     assert_errno(set_irqs(VFIO_IRQ_SET_DATA_EVENTFD, 2, 0, 1, &none, 4), EINVAL);
     assert_errno(set_irqs(VFIO_IRQ_SET_ACTION_TRIGGER, 2, 0, 1, &none, 4), EINVAL);
-    assert_errno(set_irqs(NOTHING, 1, 0, 0, NULL, 0), EINVAL);  /* no MSI here */
+    assert_errno(set_irqs(NOTHING, 3, 0, 0, NULL, 0), EINVAL);  /* no errors here */
     assert_int_equal(set_irqs(NOTHING, 2, 0, 0, NULL, 0), 0);
 }
 
@@ -229,15 +241,34 @@ test_intx(void **state)
 
     (void)state;
     open_device();
+    assert_errno(set_irqs(VFIO_IRQ_SET_DATA_NONE | MASK, 0, 0, 1, NULL, 0), EINVAL);
+    assert_errno(set_irqs(VFIO_IRQ_SET_DATA_NONE | UNMASK, 0, 0, 1, NULL, 0), EINVAL);
     assert_int_equal(set_irqs(EVENTFDS, 0, 0, 1, &fd, 4), 0);
     assert_int_equal(set_irqs(VFIO_IRQ_SET_DATA_NONE | MASK, 0, 0, 1, NULL, 0), 0);
+    assert_errno(set_irqs(VFIO_IRQ_SET_DATA_NONE | MASK, 0, 0, 0, NULL, 0), EINVAL);
     assert_int_equal(set_irqs(VFIO_IRQ_SET_DATA_BOOL | UNMASK, 0, 0, 1, "\1", 1), 0);
     seen = server->seen[VU_DEVICE_SET_IRQS];
     assert_errno(set_irqs(VFIO_IRQ_SET_DATA_EVENTFD | UNMASK, 0, 0, 1, &fd, 4), ENOTTY);
     assert_errno(set_irqs(VFIO_IRQ_SET_DATA_EVENTFD | MASK, 0, 0, 1, &fd, 4), ENOTTY);
     assert_int_equal(server->seen[VU_DEVICE_SET_IRQS], seen);
     assert_int_equal(set_irqs(VFIO_IRQ_SET_DATA_EVENTFD | UNMASK, 0, 0, 1, &none, 4), 0);
+    assert_int_equal(set_irqs(NOTHING, 0, 0, 0, NULL, 0), 0);
+    assert_errno(set_irqs(VFIO_IRQ_SET_DATA_NONE | UNMASK, 0, 0, 1, NULL, 0), EINVAL);
     close(fd);
+}
+
+/* The kernel masks nothing else. */
+static void
+test_only_intx_is_masked(void **state)
+{
+    (void)state;
+    server->error_irqs = 1;
+    open_device();
+    for (uint32_t i = VFIO_PCI_MSI_IRQ_INDEX; i <= VFIO_PCI_REQ_IRQ_INDEX; i++) {
+        assert_errno(set_irqs(VFIO_IRQ_SET_DATA_NONE | MASK, i, 0, 1, NULL, 0), ENOTTY);
+        assert_errno(set_irqs(VFIO_IRQ_SET_DATA_BOOL | UNMASK, i, 0, 1, "\1", 1),
+                     ENOTTY);
+    }
 }
 
 static void
@@ -251,6 +282,10 @@ test_resets(void **state)
         struct vfio_pci_hot_reset reset;
         int32_t fd;
     } hot = { .reset = { .argsz = sizeof(hot), .count = 1 } };
+    struct {
+        struct vfio_pci_hot_reset reset;
+        int32_t fds[2];
+    } two = { .reset = { .argsz = sizeof(two), .count = 2 } };
 
     (void)state;
     open_device();
@@ -266,6 +301,8 @@ test_resets(void **state)
     hot.fd = group;
     assert_int_equal(ioctl_on(device, VFIO_DEVICE_PCI_HOT_RESET, &hot), 0);
     assert_int_equal(server->resets, 2);
+    two.fds[0] = two.fds[1] = group;    /* there is one device */
+    assert_errno(ioctl_on(device, VFIO_DEVICE_PCI_HOT_RESET, &two), EINVAL);
     hot.reset.count = 2;
     assert_errno(ioctl_on(device, VFIO_DEVICE_PCI_HOT_RESET, &hot), EINVAL);
 }
@@ -334,8 +371,10 @@ main(void)
         TEST(test_small_transfers),
         TEST(test_mmap),
         TEST(test_msix),
+        TEST(test_msi),
         TEST(test_irq_errno),
         TEST(test_intx),
+        TEST(test_only_intx_is_masked),
         TEST(test_resets),
         TEST(test_server_dies),
         TWIN(test_server_dies),
