@@ -11,6 +11,7 @@
 #include "test.h"
 
 #define SIZE 0x10000
+#define HUGE_2MB (21u << 26)    /* MFD_HUGE_2MB: only the kernel's headers have it */
 
 static int fd;
 static char *memory;
@@ -80,6 +81,32 @@ test_file(void **state)
     assert_true(at != MAP_FAILED);
     expect_same(at + 0x1000, 0x1000);
     munmap(at, 0x2000);
+    close(file);
+}
+
+/* Pages that are there are reserved by mmap(); most machines have none. */
+static void
+test_hugetlbfs(void **state)
+{
+    const size_t page = 2 << 20;
+    int file = memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB | HUGE_2MB);
+    char *at;
+
+    (void)state;
+    if (file == -1) {
+        assert_true(errno == ENOENT || errno == ENODEV || errno == ENOSYS);
+        skip();                 /* a machine without 2 MiB pages */
+    }
+    assert_int_equal(ftruncate(file, (off_t)(2 * page)), 0);
+    at = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, file, (off_t)page);
+    if (at == MAP_FAILED) {
+        close(file);
+        assert_int_equal(errno, ENOMEM);
+        skip();
+    }
+    expect_same(at, page);
+    expect_same(at + 0x3000, 0x1000);
+    munmap(at, page);
     close(file);
 }
 
@@ -165,8 +192,8 @@ int
 main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_memfd), TEST(test_file), TEST(test_split_area), TEST(test_refused),
-        TEST(test_not_contiguous), TEST(test_descriptor_missing),
+        TEST(test_memfd), TEST(test_file), TEST(test_hugetlbfs), TEST(test_split_area),
+        TEST(test_refused), TEST(test_not_contiguous), TEST(test_descriptor_missing),
         TEST(test_read_only_descriptor),
     };
 
