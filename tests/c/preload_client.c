@@ -7,10 +7,12 @@
  *
  *   preload_client DIR      sysfsdev=DIR
  *   preload_client -f DIR   and children that close every descriptor meanwhile
+ *   preload_client -k DIR   and tells KVM, see fake_kvm.c
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/kvm.h>
 #include <linux/vfio.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -124,10 +126,55 @@ use_duplicate(int device, int other)
     REQUIRE(close(copy) == 0);
 }
 
+static int
+make_kvm_device(uint32_t type, uint32_t flags)
+{
+    struct kvm_create_device create = { .type = type, .fd = UINT32_MAX, .flags = flags };
+
+    REQUIRE(ioctl(0, KVM_CREATE_DEVICE, &create) == 0);
+    return (int)create.fd;
+}
+
+/* Returns 0, or what the call failed with. */
+static int
+tell_kvm(int device, uint32_t group, uint64_t attribute, int32_t fd)
+{
+    struct kvm_device_attr attr = { .group = group, .attr = attribute,
+                                    .addr = (uintptr_t)&fd };
+
+    return ioctl(device, KVM_SET_DEVICE_ATTR, &attr) == 0 ? 0 : errno;
+}
+
+/* KVM hears of all but our groups, on its VFIO device, as long as that is there. */
+static void
+tell_kvm_of(int ours, int foreign)
+{
+    const uint32_t group = KVM_DEV_VFIO_GROUP;
+    const uint64_t add = KVM_DEV_VFIO_GROUP_ADD, del = KVM_DEV_VFIO_GROUP_DEL;
+    int other, device;
+
+    (void)make_kvm_device(KVM_DEV_TYPE_VFIO, KVM_CREATE_DEVICE_TEST);
+    other = make_kvm_device(KVM_DEV_TYPE_FLIC, 0);
+    REQUIRE(tell_kvm(other, group, add, ours) == ELIBBAD);
+    device = make_kvm_device(KVM_DEV_TYPE_VFIO, 0);
+    REQUIRE(tell_kvm(device, group, add, ours) == 0);
+    REQUIRE(tell_kvm(device, group, add, foreign) == ELIBBAD);
+    REQUIRE(tell_kvm(device, group, del, foreign) == ELIBBAD);
+    REQUIRE(tell_kvm(device, group, del, ours) == 0);
+    REQUIRE(tell_kvm(device, group, del + 1, ours) == ELIBBAD);
+    REQUIRE(tell_kvm(device, group + 1, add, ours) == ELIBBAD);
+    REQUIRE(tell_kvm(other, group, add, ours) == ELIBBAD);
+    REQUIRE(close(device) == 0);
+    REQUIRE(dup2(other, device) == device);     /* the number, for something else */
+    REQUIRE(tell_kvm(device, group, add, ours) == ELIBBAD);
+    REQUIRE(close(device) == 0 && close(other) == 0);
+}
+
 int
 main(int argc, char **argv)
 {
     bool with_child = argc > 1 && strcmp(argv[1], "-f") == 0;
+    bool with_kvm = argc > 1 && strcmp(argv[1], "-k") == 0;
     const char *directory = argv[argc - 1];
     struct vfio_group_status status = { .argsz = sizeof(status) };
     struct vfio_device_info info = { .argsz = sizeof(info) };
@@ -138,7 +185,7 @@ main(int argc, char **argv)
     int group, container, device, ram_fd, null;
     void *ram, *bar;
 
-    REQUIRE(argc == 2 || (with_child && argc == 3));
+    REQUIRE(argc == 2 || ((with_child || with_kvm) && argc == 3));
     (void)snprintf(path, sizeof(path), "/dev/vfio/%d", group_number(directory));
     group = open(path, O_RDWR | O_CLOEXEC);
     REQUIRE(group >= 0);
@@ -179,6 +226,9 @@ main(int argc, char **argv)
     REQUIRE(open("/dev/vfio/99999", O_RDWR) == -1 && errno == ENOENT);
     REQUIRE(open("/dev/vfio/vfio", O_RDWR) == -1);
     use_duplicate(device, null);
+    if (with_kvm) {
+        tell_kvm_of(group, null);
+    }
 
     printf("regions=%u irqs=%u id=%08x\n", info.num_regions, info.num_irqs, id);
     REQUIRE(close(device) == 0);

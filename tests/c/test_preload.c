@@ -53,7 +53,7 @@ teardown(void **state)
 static void
 expect_output(const char *environment, const char *arguments, const char *expected)
 {
-    char command[3 * PATH_MAX], line[256] = "";
+    char command[5 * PATH_MAX], line[256] = "";
     FILE *out;
 
     (void)snprintf(command, sizeof(command), "%s LD_PRELOAD=%s %s %s", environment,
@@ -108,6 +108,21 @@ test_children_close_everything(void **state)
 }
 
 static void
+test_kvm(void **state)
+{
+    const char *alone = library;
+    char arguments[PATH_MAX + 8], both[2 * PATH_MAX + 16];
+
+    (void)state;
+    (void)snprintf(arguments, sizeof(arguments), "-k %s", device);
+    (void)snprintf(both, sizeof(both), "%s:%.*s/fake_kvm.so", alone,
+                   (int)(strrchr(client, '/') - client), client);
+    library = both;
+    expect_output("", arguments, good());
+    library = alone;
+}
+
+static void
 test_twin(void **state)
 {
     (void)state;
@@ -122,6 +137,7 @@ main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(test_by_directory, setup, teardown),
         cmocka_unit_test_setup_teardown(test_by_group_path, setup, teardown),
         cmocka_unit_test_setup_teardown(test_children_close_everything, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_kvm, setup, teardown),
         cmocka_unit_test_setup_teardown(test_twin, setup, teardown),
     };
     static char absolute[PATH_MAX];
