@@ -6,8 +6,7 @@
  *
  * KVM: QEMU tells KVM's VFIO device of each group. KVM would reject ours, which
  * are no VFIO files, and needs nothing from them (they do no DMA past the CPU's
- * caches), so that call is answered here. Written from QEMU's and the kernel's
- * source; never run, for want of a KVM.
+ * caches), so that call is answered here.
  */
 #include <dlfcn.h>
 #include <errno.h>
