@@ -88,7 +88,10 @@ struct nvmuser_queue *nvmuser_queue_open(struct spdk_nvme_ctrlr *ctrlr, uint32_t
 /* What is in flight is given up by the device before this returns. */
 void nvmuser_queue_close(struct nvmuser_queue *queue);
 
-/* `address` is DMA memory, or 0 for a command without data. */
+/*
+ * `address` is DMA memory, or 0 for a command without data. -ENOMEM: the driver has no requests left for the parts of a
+ * large transfer; when a command has completed, it may have.
+ */
 int nvmuser_submit(struct nvmuser_queue *queue, struct spdk_nvme_ns *ns, uint32_t slot, int opcode, uintptr_t address,
 		   uint64_t lba, uint32_t blocks, uint32_t flags);
 

@@ -102,7 +102,7 @@ nvmuser_perf_open(struct spdk_nvme_ctrlr *ctrlr, struct spdk_nvme_ns *ns, const 
 {
 	struct spdk_nvme_io_qpair_opts opts;
 	struct nvmuser_perf *perf = calloc(1, sizeof(*perf) + options->depth * sizeof(perf->tasks[0]));
-	uint32_t i;
+	uint32_t i, requests;
 
 	if (perf == NULL) {
 		return NULL;
@@ -120,7 +120,9 @@ nvmuser_perf_open(struct spdk_nvme_ctrlr *ctrlr, struct spdk_nvme_ns *ns, const 
 	/* As spdk_nvme_perf: commands that are submitted in one round of polling are told by one doorbell. */
 	opts.delay_cmd_submit = true;
 	opts.io_queue_size = spdk_max(opts.io_queue_size, options->depth + 1);
-	opts.io_queue_requests = spdk_max(opts.io_queue_requests, 4 * (options->depth + 1));
+	/* What is larger than one transfer is split: each part is a request, and so is the whole. */
+	requests = (options->depth + 1) * (options->io_size / spdk_nvme_ctrlr_get_max_xfer_size(ctrlr) + 2);
+	opts.io_queue_requests = spdk_max(opts.io_queue_requests, requests);
 	if (perf->histogram != NULL && perf->memory != NULL) {
 		perf->qpair = spdk_nvme_ctrlr_alloc_io_qpair(ctrlr, &opts, sizeof(opts));
 	}

@@ -163,6 +163,42 @@ def test_larger_than_one_transfer(data: host.Controller) -> None:
     assert back.view == expected
 
 
+def large_transfers() -> tuple[list[tuple[int, host.Memory]], list[tuple[int, host.Memory]]]:
+    """What fills the volume, and as much memory for what is read back. Each of 2 MiB is 17 of the driver's requests."""
+    memory, size = host.allocate(64 * MIB), 2 * MIB
+    np.frombuffer(memory.view, np.uint64)[:] = np.arange(memory.size // 8)
+    there, back = (
+        [(n * size // 4096, one[n * size : (n + 1) * size]) for n in range(32)]
+        for one in (memory, host.allocate(memory.size))
+    )
+    return there, back
+
+
+def test_many_large_transfers_polled(data: host.Controller) -> None:
+    namespace = data.namespace(1)
+    there, back = large_transfers()
+    with data.queue(64, timeout=60) as queue:
+        queue.wait([queue.write(namespace, lba, part) for lba, part in there * 2])
+        queue.wait([queue.read(namespace, lba, part) for lba, part in back * 2])
+    assert all(one.view == other.view for (_, one), (_, other) in zip(there, back, strict=True))
+
+
+async def test_many_large_transfers_awaited(data: host.Controller) -> None:
+    namespace, small = data.namespace(1), bytearray(4096)
+    there, back = large_transfers()
+    async with asyncio.timeout(60), data.async_queue(64) as queue:
+        await asyncio.gather(*(queue.write(namespace, lba, part) for lba, part in there * 2))
+        reads = [queue.read(namespace, lba, part) for lba, part in back * 2]
+        await asyncio.gather(*reads, queue.read(namespace, 1, small))
+    assert all(one.view == other.view for (_, one), (_, other) in zip(there, back, strict=True))
+    assert small == there[0][1].view[4096:8192]
+
+
+def test_measuring_large_transfers(data: host.Controller) -> None:
+    result = host.measure(data, data.namespace(2), depth=64, size=MIB, seconds=1)
+    assert (result.errors, result.size) == (0, MIB)
+
+
 def test_commands_without_data(data: host.Controller) -> None:
     namespace = data.namespace(1)
     block = bytearray(4096)

@@ -56,9 +56,8 @@ class AsyncQueue(Commands[Answer]):
     ) -> Answer:
         self._open()
         answer: Answer = self._loop.create_future()
-        if self._free:
-            self._begin(answer, opcode, namespace, data, lba, blocks, flags)
-        else:
+        # In order: a small command does not overtake a large one that waits for more than a slot.
+        if self._waiting or not self._begin(answer, opcode, namespace, data, lba, blocks, flags):
             self._waiting.append((answer, opcode, namespace, data, lba, blocks, flags))
         if self._polling is None or self._resting:
             self._wake()
@@ -66,10 +65,13 @@ class AsyncQueue(Commands[Answer]):
 
     def _begin(
         self, answer: Answer, opcode: Opcode, namespace: Namespace, data: Data | None, lba: int, blocks: int, flags: int
-    ) -> None:
+    ) -> bool:
         slot = self._send(opcode, namespace, data, lba, blocks, flags)
+        if slot is None:
+            return False
         self._answers[slot] = answer
         self._opcodes[slot] = opcode
+        return True
 
     def _wake(self) -> None:
         """Poll in the next round of the loop, and in those that follow."""
@@ -98,7 +100,7 @@ class AsyncQueue(Commands[Answer]):
         except HostConnectionError as error:
             self._fail(error)
             return
-        if self._waiting and self._free:
+        if self._free:
             self._start_waiting()
         if len(self._free) == self.depth:
             self._idle.set()
@@ -126,15 +128,15 @@ class AsyncQueue(Commands[Answer]):
         self._free += slots
 
     def _start_waiting(self) -> None:
-        while self._waiting and self._free:
-            command = self._waiting.popleft()
+        while self._waiting:
+            command = self._waiting[0]
             answer = command[0]
-            if answer.done():
-                continue
             try:
-                self._begin(*command)
+                if not answer.done() and not self._begin(*command):
+                    return
             except (HostError, UsageError) as error:
                 answer.set_exception(error)
+            self._waiting.popleft()
 
     def _check(self) -> None:
         """Whether the controller is still there, and which commands nobody waits for any more."""

@@ -5,6 +5,7 @@ Owns a queue pair of the driver. It decides neither who polls nor what a caller 
 
 from __future__ import annotations
 
+import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -104,11 +105,13 @@ class Commands(ABC, Generic[R]):
 
     def _send(
         self, opcode: Opcode, namespace: Namespace, data: Data | None, lba: int, blocks: int, flags: int
-    ) -> int:
-        """Give the driver a command: the slot that it is in, one of `_free`, which must not be empty.
+    ) -> int | None:
+        """Give the driver a command: the slot that it is in, or None: not before one in flight has completed.
 
         :raise HostError: the driver does not take it. :raise UsageError: it cannot be meant.
         """
+        if not self._free:
+            return None
         queue, pointer, slot = self._open(), namespace.handle(self.controller), self._free[-1]
         if opcode is Opcode.DATASET_MANAGEMENT:
             assert isinstance(data, Transfer)
@@ -119,6 +122,9 @@ class Commands(ABC, Generic[R]):
                 failed = self._lib.nvmuser_submit(queue, pointer, slot, opcode, address, lba, blocks, flags)
             except OverflowError:
                 raise UsageError(f"block {lba}, {blocks} blocks: out of any range") from None
+        if failed == -errno.ENOMEM and self.in_flight:
+            # The driver splits large transfers, and has a limited number of requests for the parts.
+            return None
         if failed:
             self.controller.poll()
             raise HostError(f"{opcode.name}: the driver did not take the command: {os.strerror(-failed)}")

@@ -99,10 +99,10 @@ class Queue(Commands[Request]):
         self, opcode: Opcode, namespace: Namespace, data: Data | None, lba: int, blocks: int, flags: int = 0
     ) -> Request:
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
-        while not self._free:
-            if not self.poll() and deadline is not None and time.monotonic() > deadline:
-                raise HostTimeoutError(f"{opcode.name}: no slot was free within {self.timeout:g} s")
-        slot = self._send(opcode, namespace, data, lba, blocks, flags)
+        while (slot := self._send(opcode, namespace, data, lba, blocks, flags)) is None:
+            while not self.poll():
+                if deadline is not None and time.monotonic() > deadline:
+                    raise HostTimeoutError(f"{opcode.name}: no slot was free within {self.timeout:g} s")
         request = self._requests[slot] = Request(self, slot, opcode)
         return request
 
