@@ -228,6 +228,9 @@ def test_errors(data: host.Controller, tmp_path: Path) -> None:
             queue.read(namespace, 0, b"\0" * 4096)
         with pytest.raises(UsageError, match="out of any range"):
             queue.read(namespace, -1, bytearray(4096))
+        for empty in (host.allocate(4096)[8:8], bytearray()):
+            with pytest.raises(UsageError, match="no bytes"):
+                queue.write(namespace, 0, empty)
         with pytest.raises(UsageError, match="one piece"):
             queue.read(namespace, 0, np.zeros((4096, 2), np.uint8)[:, 0])
         queue.read(namespace, 0, bytearray(4096)).wait()

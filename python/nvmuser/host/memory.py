@@ -89,9 +89,9 @@ def transfer(buffer: Memory | Buffer, *, reading: bool) -> Data:
     """Make a buffer reachable for the controller.
 
     :param reading: the controller writes into it.
-    :raise UsageError: it is read-only, or its bytes are not one piece.
+    :raise UsageError: it is read-only, or empty, or its bytes are not one piece.
     """
-    if isinstance(buffer, Memory) and buffer.address % 4 == 0:
+    if isinstance(buffer, Memory) and buffer.address % 4 == 0 and buffer.size:
         return buffer
     ffi, lib = api()
     view = buffer.view if isinstance(buffer, Memory) else memoryview(buffer)
