@@ -186,6 +186,19 @@ async def test_registers_of_every_size(device: Everything, client: Client, size:
     assert device.seen == [("write", 2, 0x10, size), ("read", 2, 0x10, size)]
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("value", [~0x55, -1, 1 << 64 | 0x77])
+async def test_of_a_value_that_fits_no_register_the_low_bytes_count(path: Path, size: int, value: int) -> None:
+    class Wide(Everything):
+        def read(self, bar: int, offset: int, size: int) -> int:
+            return value
+
+    async with Server(Wide(), path):
+        client = await off_loop(connect, path)
+        assert await off_loop(client.read, 0x10, size, 2) == value & (1 << 8 * size) - 1
+        client.close()
+
+
 async def test_an_access_of_another_size_comes_in_pieces(device: Everything, client: Client) -> None:
     await off_loop(client.write, 0x11, 13, int.from_bytes(b"thirteen more", "little"), 2)
     assert device.store[0x11:0x1E] == b"thirteen more"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import operator
 import os
 from types import TracebackType
 from typing import Any, Protocol
@@ -23,6 +24,9 @@ _LEVELS = {0: logging.ERROR, 1: logging.ERROR, 2: logging.ERROR, 3: logging.WARN
 _ROUTINE = "no fd for interrupt"
 """An error to the library; a guest that has not enabled an interrupt yet, or never will."""
 _LOG_ERR, _LOG_DEBUG = 3, 7
+
+_VALUE = (1 << 64) - 1
+"""As much as C takes of a register's value, and copies as many bytes of that as were asked for."""
 
 INTX = 0
 """VFU_DEV_INTX_IRQ."""
@@ -99,7 +103,7 @@ def _define_callbacks(ffi: Any) -> None:
 
     @define_fallible
     def nvmuser_py_read(handle: Any, region: int, offset: int, size: int, value: Any) -> int:
-        value[0] = from_handle(handle).region_read(region, offset, size)
+        value[0] = operator.index(from_handle(handle).region_read(region, offset, size)) & _VALUE
         return 0
 
     @define_fallible
