@@ -9,6 +9,8 @@ import mmap
 import os
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -38,6 +40,7 @@ from nvmuser.device import (
 )
 from nvmuser.device import server as serving
 from nvmuser.errors import ConflictError, DeviceError, UsageError
+from nvmuser.runtime import find_spdk
 
 CONFIG = 7
 P = ParamSpec("P")
@@ -567,3 +570,22 @@ async def test_a_socket_is_taken_over_from_the_dead_and_not_from_the_living(devi
         os.link(stale, path.with_name("kept"))
     async with Server(Everything(), path.with_name("kept")):
         (await off_loop(connect, path.with_name("kept"))).close()
+
+
+def test_no_module_says_so(tmp_path: Path) -> None:
+    """What a device declares is known without; who serves it is told how to get the module."""
+    code = f"""
+import asyncio
+from pathlib import Path
+from nvmuser.device import ClassCode, Identity, PciDevice, serve
+class Device(PciDevice):
+    identity = Identity(vendor=0x1234, device=1)
+    class_code = ClassCode(0xFF, 0)
+asyncio.run(serve({{Path({str(tmp_path / "device.sock")!r}): Device()}}))
+"""
+    env = {**os.environ, "NVMUSER_CACHE": str(tmp_path), "NVMUSER_SPDK": str(find_spdk().prefix)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 1
+    assert "SetupError: nvmuser_vfu has not been built" in done.stderr
+    assert "make setup" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.glob("*.sock"))
