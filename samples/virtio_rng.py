@@ -34,6 +34,7 @@ VERSION_1 = 1  # feature bit 32: bit 0 of the second word
 ENTRIES = 64
 NO_INTERRUPT = 1  # VIRTQ_AVAIL_F_NO_INTERRUPT
 NEXT, WRITE = 1, 2  # VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE
+LARGEST = 4096  # of 4 GiB that a buffer may have: devices may write less
 
 
 def part(kind: int, offset: int, size: int, more: bytes = b"") -> Vendor:
@@ -110,8 +111,10 @@ class VirtioRng(PciDevice):
             entry = self.memory.read(self._get(QUEUE_DESC, 8) + 16 * index, 16)
             address, length, flags, index = struct.unpack("<QIHH", entry)
             if flags & WRITE:
-                self.memory.write(address, self._source(length))
-                written += length
+                with self.memory.mapped(address, min(length, LARGEST), write=True) as pieces:
+                    for piece in pieces:
+                        piece[:] = self._source(len(piece))
+                        written += len(piece)
             if not flags & NEXT:
                 break
         return written

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import mmap
 import os
+import runpy
 import socket
 import struct
 import subprocess
@@ -357,6 +358,32 @@ async def test_guest_memory_across_regions_and_within_bounds(
     await off_loop(client.unmap, 0x10000, 0x1000)
     with pytest.raises(DeviceError, match="0x10ffc is not registered"):
         device.memory.read(0x10FFC, 8)
+
+
+async def test_the_entropy_device_makes_no_more_than_a_page(path: Path, guest_memory: Descriptor) -> None:
+    """Of 4 GiB that a driver may ask for."""
+    asked: list[int] = []
+
+    def source(size: int) -> bytes:
+        asked.append(size)
+        return b"\x5a" * min(size, 8192)
+
+    def ask(client: Client) -> None:
+        client.map(0x10000, 0x8000, guest_memory, 0)
+        table, available, used, buffer = 0x10000, 0x11000, 0x12000, 0x14000
+        os.pwrite(guest_memory.fileno(), struct.pack("<QIHH", buffer, 0xFFFFFFFF, 2, 0), 0)
+        os.pwrite(guest_memory.fileno(), struct.pack("<HHH", 0, 1, 0), 0x1000)
+        for offset, size, value in ((32, 8, table), (40, 8, available), (48, 8, used), (28, 2, 1), (0x1000, 2, 0)):
+            client.write(offset, size, value, 0)
+
+    sample = runpy.run_path(str(Path(__file__).parents[2] / "samples/virtio_rng.py"))
+    async with Server(sample["VirtioRng"](source), path):
+        client = await off_loop(connect, path)
+        await off_loop(ask, client)
+        client.close()
+    assert asked == [4096]
+    assert os.pread(guest_memory.fileno(), 0x1001, 0x4000) == b"\x5a" * 4096 + b"\0"
+    assert struct.unpack("<HHII", os.pread(guest_memory.fileno(), 12, 0x2000)) == (0, 1, 0, 4096)
 
 
 async def test_memory_that_the_client_has_truncated_is_an_error(
