@@ -12,9 +12,10 @@ import pytest
 from bare_target import BareTarget, TargetFactory
 
 from nvmuser import change as changes
+from nvmuser import host
 from nvmuser.change import Change
 from nvmuser.engine import Engine
-from nvmuser.errors import ConflictError, NvmuserError, TargetError, UsageError
+from nvmuser.errors import ConflictError, HostConnectionError, NvmuserError, TargetError, UsageError
 from nvmuser.model import AnyObject, Controller, Limits, Namespace, Pool, Remote, Volume
 from nvmuser.model import Path as RemotePath
 from nvmuser.paths import StateDir
@@ -126,6 +127,30 @@ async def test_everything_comes_back_after_a_crash(state: StateDir, target_facto
         outcome = await engine.reconcile()
         assert outcome.problems == ()
         assert sorted(map(str, await rpc.call("nvmf_get_subsystems"))) == sorted(map(str, before))
+    engine.close()
+
+
+async def test_a_host_finds_what_it_wrote_after_a_crash(state: StateDir, target_factory: TargetFactory) -> None:
+    target = target_factory.start()
+    async with await Client.connect(target.rpc_socket) as rpc:
+        engine = Engine(state, rpc)
+        await engine.change(Change(create=(volume("a"), Controller("x", (Namespace("a"),)))))
+    written, back = os.urandom(MIB), bytearray(MIB)
+    with host.connect(state.target_dir("x")) as first, first.queue(4, timeout=20) as queue:
+        before = first.namespace(1)
+        queue.write(before, 3, written).wait()
+        target.kill()
+        with pytest.raises(HostConnectionError):
+            queue.read(before, 3, back).wait()
+    engine.rpc = None
+    target = target_factory.start()
+    async with await Client.connect(target.rpc_socket) as rpc:
+        engine.rpc = rpc
+        assert (await engine.reconcile()).problems == ()
+        with host.connect(state.target_dir("x")) as second, second.queue(4, timeout=20) as queue:
+            assert second.namespace(1) == before
+            queue.read(second.namespace(1), 3, back).wait()
+    assert back == written
     engine.close()
 
 
