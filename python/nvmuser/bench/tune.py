@@ -187,8 +187,8 @@ def markdown(comparison: Comparison) -> str:
     lines = [_legend(comparison), "", f"| variant | | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
     lines += [f"| {row.name} | {row.what} | {' | '.join(row.cells)} |" for row in _rows(comparison)]
     lines += ["", *_notes(comparison)]
-    if warning := _warning(comparison):
-        lines += ["", f"**{warning}**"]
+    if caution := warning(comparison):
+        lines += ["", f"**{caution}**"]
     return "\n".join(lines) + "\n"
 
 
@@ -222,15 +222,9 @@ def html(comparison: Comparison, title: str = "What each default costs or gains"
 def _notes(comparison: Comparison) -> list[str]:
     notes = [f"- {cpu_note(comparison)}", *(f"- {name}: {value}" for name, value in facts(comparison))]
     notes += [f"- left out: {name}: {reason}" for name, reason in comparison.skipped.items()]
-    if comparison.footer is None:
-        notes.append("- It did not come to its end.")
     if note := report.restless(comparison.noise):
         notes.append(f"- {note}")
     return notes
-
-
-def _warning(comparison: Comparison) -> str:
-    return report.busy(comparison.noise) or ""
 
 
 def table(comparison: Comparison) -> RenderableType:
@@ -244,4 +238,4 @@ def table(comparison: Comparison) -> RenderableType:
     for row in _rows(comparison):
         result.add_row(Text(row.name, style="bold"), *row.cells)
     notes = Text("\n".join([_legend(comparison), *_notes(comparison)]), style="dim")
-    return Group(result, notes, Text(_warning(comparison), style="yellow"))
+    return Group(result, notes, Text(warning(comparison) or "", style="yellow"))
