@@ -95,6 +95,15 @@ def test_each_peer_has_a_colour_and_a_marker_of_its_own_and_error_bars() -> None
             assert [x for x, _ in segment] == pytest.approx([0.4, 2.5])
 
 
+@pytest.mark.parametrize("length", [5, 19, 21, 31])
+def test_the_legend_is_not_wider_than_the_figure(length: int) -> None:
+    names = [f"{number}".ljust(length, "n") for number in range(5)]
+    figure = plots.intervals({"job": dict.fromkeys(names, Interval(1, 0.9, 1.1, 5))}, names, "title", ratio=True)
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
 def test_ratios_stand_on_a_logarithmic_axis_around_one() -> None:
     axes = plots.intervals(INTERVALS, peers.PEERS, "title", ratio=True).axes[0]
     assert axes.get_xscale() == "log"

@@ -177,7 +177,9 @@ def _figures(rows: Rows, peers: Sequence[str], title: str, *, ratio: bool) -> li
 def intervals(rows: Rows, peers: Sequence[str], title: str, *, ratio: bool) -> Figure:
     """One group a job, one mark a peer, which is the same in every plot of the same peers."""
     shown = [(index, peer) for index, peer in enumerate(peers) if any(peer in row for row in rows.values())]
-    figure = _figure(7.2, 0.85 + len(rows) * (0.06 + 0.065 * max(2, len(shown))))
+    columns = max(1, min(4, 92 // (max((len(peer) for _, peer in shown), default=0) + 6)))
+    legend = math.ceil(len(shown) / columns) * 0.19
+    figure = _figure(7.2, 0.7 + legend + len(rows) * (0.06 + 0.065 * max(2, len(shown))))
     axes = figure.subplots()
     step = 0.8 / max(1, len(shown))
     for slot, (index, peer) in enumerate(shown):
@@ -212,7 +214,7 @@ def intervals(rows: Rows, peers: Sequence[str], title: str, *, ratio: bool) -> F
         axes.axhline(number - 0.5, color="#e3e6ea", linewidth=0.8, zorder=0)
     axes.set_title(title)
     if shown:
-        figure.legend(loc="outside lower center", ncols=min(4, len(shown)))
+        figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
     return figure
 
 
