@@ -183,11 +183,14 @@ class Endpoint:
         self._loop.add_reader(sock, self._spoken, name, sock)
 
     def _spoken(self, name: str, sock: socket.socket) -> None:
-        self._forget_visitors(name, but=sock)
         if _has_left(sock):
+            # Only this one: a guest that has connected, and not yet spoken, may be among the others.
+            self._loop.remove_reader(sock)
+            del self._visitors[sock]
             sock.close()
-        else:
-            self._welcome(name, sock)
+            return
+        self._forget_visitors(name, but=sock)
+        self._welcome(name, sock)
 
     def _forget_visitors(self, name: str, *, but: socket.socket | None = None) -> None:
         for sock in [sock for sock, wanted in self._visitors.items() if wanted == name]:

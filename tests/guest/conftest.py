@@ -48,8 +48,9 @@ async def target(tmp_path: Path) -> AsyncIterator[Target]:
     directory.mkdir()
     socket, log = directory / "rpc.sock", directory / "target.log"
     argv = [find_spdk().binary("nvmf_tgt"), "--no-huge", "--no-pci", "-s", "512", "-m", "0x1", "-r", socket]
+    argv += ["--disable-cpumask-locks"]
     with log.open("wb") as output:
-        process = subprocess.Popen([*argv, "--disable-cpumask-locks"], stdout=output, stderr=output)
+        process = subprocess.Popen([*argv, "--num-trace-entries", "0"], stdout=output, stderr=output)
     try:
         async with await _connect(socket, process, log) as rpc:
             await rpc.call("nvmf_create_transport", {"trtype": "VFIOUSER", "disable_mappable_bar0": True})

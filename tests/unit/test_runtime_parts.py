@@ -33,11 +33,21 @@ WITH = 'echo \'name "vfio-user-pci", bus PCI, desc "VFIO over socket PCI device 
 WITHOUT = "echo 'name \"vfio-pci\", bus PCI'"
 
 
+@pytest.fixture(scope="session")
+def _tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The host's programs, without a QEMU that may be among them."""
+    directory = tmp_path_factory.mktemp("tools")
+    for program in Path("/usr/bin").iterdir():
+        if not program.name.startswith("qemu-"):
+            (directory / program.name).symlink_to(program)
+    return directory
+
+
 @pytest.fixture(autouse=True)
-def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _tools: Path) -> None:
     """An empty cache, and nothing on PATH but what the fakes need."""
     monkeypatch.setenv("NVMUSER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{_tools}")
     monkeypatch.delenv("NVMUSER_QEMU", raising=False)
     monkeypatch.delenv("NVMUSER_SPDK", raising=False)
 
@@ -83,7 +93,7 @@ def test_a_qemu_on_path_without_the_device_is_passed_over(tmp_path: Path) -> Non
     product.write_manifest(directory, version="11.1.3")
     found = find_qemu()
     assert (found.version, found.origin) == ("11.1.3", "cache")
-    assert found.argv[0] == str(directory / "usr/lib64/ld-linux-x86-64.so.2")
+    assert found.argv[0] == str(directory / "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
     assert found.tool("qemu-img")[-1] == str(directory / "usr/bin/qemu-img")
 
 

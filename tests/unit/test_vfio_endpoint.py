@@ -342,3 +342,19 @@ async def test_who_only_asks_whether_somebody_listens_is_no_guest(
         await online(supervisor)
         silent.close()
         driver.close()
+
+
+async def test_who_only_asks_does_not_turn_away_a_guest_that_has_not_spoken_yet(
+    tmp_path: Path, keeper: Keeper, target: FakeTarget
+) -> None:
+    async with endpoint_process(tmp_path, keeper) as (_, supervisor):
+        supervisor.begin(["a"])
+        supervisor.tell("target", state="ready")
+        await supervisor.status()
+        driver = Driver(Client(tmp_path / "guests/a/cntrl"))
+        assert answers(tmp_path / "guests/a/cntrl")
+        for _ in range(3):
+            await supervisor.status()
+        await do(driver.set_up)
+        await online(supervisor)
+        driver.close()

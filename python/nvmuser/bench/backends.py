@@ -105,6 +105,7 @@ async def spdk_vhost(spdk: Spdk, backing: Path, directory: Path, core: int) -> A
     check_socket_path(directory / "vhost-blk")
     argv = [str(spdk.binary("vhost")), "--no-pci", "--rpc-socket", str(rpc_socket), "--cpumask", f"[{core}]"]
     argv += ["--disable-cpumask-locks", "--mem-size", str(MEMORY_MIB), "--huge-unlink", "-S", str(directory)]
+    argv += ["--num-trace-entries", "0"]
     async with process(argv, log) as child:
         await _listening(child, rpc_socket, log)
         try:

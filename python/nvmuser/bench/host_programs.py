@@ -41,7 +41,8 @@ def bdevperf(spdk: Spdk, work: Workload, config: Path) -> list[str]:
     """No transport: the volume in the program itself."""
     return [
         str(spdk.binary("bdevperf")), "--json", str(config), "-m", f"[{work.cpu}]", "--no-huge",
-        "-s", str(BDEVPERF_MIB), "--no-pci", "--no-rpc-server", "--disable-cpumask-locks", *_workload(work),
+        "-s", str(BDEVPERF_MIB), "--no-pci", "--no-rpc-server", "--disable-cpumask-locks",
+        "--num-trace-entries", "0", *_workload(work),
     ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import ExecuteError, QMPClient, QMPError
+from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
 
 from nvmuser.errors import GuestError
 from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER
@@ -59,7 +59,7 @@ class Facts:
 async def connected(path: Path) -> AsyncIterator[QMPClient]:
     """A QMP session with the QEMU that listens at `path`.
 
-    :raise GuestError: nobody answers there, somebody else has the session, or it is not QMP.
+    :raise GuestError: nobody answers there, somebody else has the session, it is not QMP, or QEMU ended meanwhile.
     """
     qmp = QMPClient("nvmuser")
     try:
@@ -73,6 +73,8 @@ async def connected(path: Path) -> AsyncIterator[QMPClient]:
         raise GuestError(f"{path}: no QMP there: {error.__cause__ or error}") from error
     try:
         yield qmp
+    except ExecInterruptedError as error:
+        raise GuestError(f"{path}: QEMU hung up before it answered: it has ended, or closed its monitor") from error
     finally:
         with contextlib.suppress(QMPError, EOFError, OSError):
             await qmp.disconnect()

@@ -145,7 +145,9 @@ def unpacked_argv(root: Path, name: str) -> tuple[str, ...]:
     """How to run a program of QEMU out of unpacked packages."""
     # Its own loader and libraries: the host's C library may be older. QEMU finds its data by -L only, because
     # /proc/self/exe is the loader. Other programs of QEMU know no -L.
-    loader = (str(root / "usr/lib64/ld-linux-x86-64.so.2"), "--library-path", str(root / "usr/lib/x86_64-linux-gnu"))
+    # Not by usr/lib64: Debian 12's link there is absolute, and leads to the host's loader.
+    libraries = root / "usr/lib/x86_64-linux-gnu"
+    loader = (str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries))
     data = ("-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")) if name == BINARY else ()
     return (*loader, str(root / "usr/bin" / name), *data)
 
