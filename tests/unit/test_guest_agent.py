@@ -229,7 +229,12 @@ async def test_kernel_messages_on_the_line_break_nothing(agent: Agent, port: Ser
             outcomes.append("lost a part" in str(error))
     noise.cancel()
     assert all(outcomes)
-    assert (await agent.run("echo fine", timeout=10)).stdout == b"fine\n"
+    for _ in range(5):
+        # What was destroyed last may be noticed only now.
+        with contextlib.suppress(AgentError):
+            assert (await agent.run("echo fine", timeout=10)).stdout == b"fine\n"
+            return
+    pytest.fail("the line never recovered")
 
 
 @pytest.mark.parametrize("seed", range(10))
