@@ -18,7 +18,8 @@ from nvmuser.runtime import Spdk
 
 CLIENT_MIB = 256
 """DPDK's memory in each client, outside of hugepages: clients that are killed would keep those."""
-BDEVPERF_MIB = 512
+BDEVPERF_MIB = 1024
+"""It has the volume too, besides buffers for the largest size at the largest depth."""
 ASYNC_DEPTH = 64
 
 _TOTAL = re.compile(r"^\s*Total\s*:\s*(\d+\.\d+)", re.MULTILINE)
