@@ -55,6 +55,15 @@ def test_root_gets_the_rest_reserved(kernel: Kernel) -> None:
         raise KeyError
 
 
+def test_two_at_once_each_give_back_their_own(kernel: Kernel) -> None:
+    first, second = hugepages.lent(50 * PAGE), hugepages.lent(70 * PAGE)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert kernel.pages == 74 - 44
+    second.__exit__(None, None, None)
+
+
 def test_others_are_told_the_number(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hugepages.os, "geteuid", lambda: 1000)
     with hugepages.lent(50 * PAGE) as lacking:

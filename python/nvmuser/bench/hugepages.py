@@ -71,12 +71,17 @@ def _reserved(missing: int) -> Iterator[None]:
     if not missing:
         yield
         return
-    before = int(_RESERVED.read_text(encoding="ascii"))
     free = free_hugepages()
-    _RESERVED.write_text(f"{before + missing // HUGEPAGE}\n", encoding="ascii")
+    _reserve(missing // HUGEPAGE)
     try:
         if free_hugepages() < free + missing:
             raise SetupError("memory is too fragmented")
         yield
     finally:
-        _RESERVED.write_text(f"{before}\n", encoding="ascii")
+        # Not back to what it was: others may have taken or given some meanwhile.
+        _reserve(-(missing // HUGEPAGE))
+
+
+def _reserve(pages: int) -> None:
+    reserved = int(_RESERVED.read_text(encoding="ascii"))
+    _RESERVED.write_text(f"{max(0, reserved + pages)}\n", encoding="ascii")
