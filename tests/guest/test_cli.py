@@ -137,6 +137,19 @@ async def check_what_is_left_empty(cli: Cli) -> None:
     assert nguid.replace("-", "").strip().upper() == shown[0]["nguid"]
 
 
+async def test_a_guest_that_only_knows_the_kernels_vfio(cli: Cli) -> None:
+    """With libvfio, what is plugged in can be unplugged too."""
+    small = ("--memory", "512M", "--spare-ports", "1", "--via", "libvfio")
+    await cli("guest", "start", "one", "--controller", "a", *small)
+    await cli("guest", "exec", "one", "dd if=/dev/zero of=/dev/nvme0n1 bs=64k count=16 oflag=direct")
+    for _ in range(2):
+        await cli("guest", "plug", "one", "b")
+        await cli("guest", "exec", "one", APPEARS.format(device="/dev/nvme1n1"))
+        await cli("guest", "unplug", "one", "b")
+        await cli("guest", "exec", "one", DISAPPEARS.format(device="/dev/nvme1n1"))
+    await cli("guest", "stop", "one")
+
+
 async def test_what_a_failed_start_leaves(cli: Cli) -> None:
     said = await cli("guest", "start", "bad", "--qemu-arg=-device", "--qemu-arg=no-such-device", status=1)
     assert "no-such-device" in said

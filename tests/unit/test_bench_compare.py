@@ -126,7 +126,7 @@ def test_markdown_is_a_table_of_peers() -> None:
     lines = compare_report.markdown(comparison(VALUES)).splitlines()
     assert lines[2] == "| job | endpoint | direct | nvme |"
     assert "(\N{MULTIPLICATION SIGN} 2.00)" in lines[4]
-    assert "(noisy)" in lines[4]
+    assert "(noisy: " in lines[4]
 
 
 def test_what_may_as_well_be_one_is_marked_and_not_bold() -> None:

@@ -223,7 +223,8 @@ def markdown(comparison: Comparison) -> str:
     def iops(peer: str, cell: _Cell) -> str:
         if peer == comparison.base:
             return f"**{cell.iops}** [{cell.interval}]"
-        ratio = cell.verdict if cell.unclear else f"\N{MULTIPLICATION SIGN} {cell.verdict}"
+        unclear = f"{cell.verdict}: {cell.ratio_interval}"
+        ratio = unclear if cell.unclear else f"\N{MULTIPLICATION SIGN} {cell.verdict}"
         return f"{cell.iops} [{cell.interval}] ({ratio})"
 
     def latency(peer: str, cell: _Cell) -> str:
