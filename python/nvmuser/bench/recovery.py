@@ -160,7 +160,7 @@ async def _check(guest: Guest) -> bool:
 
 def _job() -> Job:
     extra = (("fsync", "64"), ("fallocate", "none"))
-    return Job("verify", "randwrite", iodepth=32, size="128M", io_size="64M", verify="crc32c", extra=extra)
+    return Job("verify", "randwrite", iodepth=32, size="128M", verify="crc32c", extra=extra)
 
 
 async def _undisturbed(guest: Guest, deployment: Deployment, outcome: Outcome, tell: Tell) -> None:
@@ -224,7 +224,7 @@ async def _has_served(deployment: Deployment) -> bool:
             facts = await rpc.call("bdev_get_iostat", {"name": "survivor"})
     except RpcError:
         return False
-    return any(bdev["num_write_ops"] for bdev in facts["bdevs"])
+    return any(bdev["num_write_ops"] or bdev["num_read_ops"] for bdev in facts["bdevs"])
 
 
 async def _session(deployment: Deployment) -> dict[str, Any]:
@@ -241,9 +241,9 @@ def _count(run: runner.Run, outcome: Outcome) -> None:
 
 
 def _longest_io(run: runner.Run) -> float:
-    """The longest that a write or a flush took, in seconds (fio reports nanoseconds)."""
+    """The longest that a write, a flush or a read of the verification took, in seconds (fio reports nanoseconds)."""
     job = json.loads(run.files[fio.OUTPUT])["jobs"][0]
-    longest: int = max(job["write"]["lat_ns"]["max"], job["sync"]["lat_ns"]["max"])
+    longest: int = max(job[kind]["lat_ns"]["max"] for kind in ("write", "sync", "read"))
     return longest / 1e9
 
 
