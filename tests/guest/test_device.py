@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import runpy
-import sys
-from asyncio.subprocess import PIPE
 from asyncio.subprocess import Process as Program
-from collections.abc import AsyncIterator
 from pathlib import Path
+
+from board import EVENTUALLY, SAMPLES, WATCH_ALL, ok, sample
 
 from nvmuser.device import Area, Bar, Identity, Msi, MsiX, PciDevice, PciExpress, PowerManagement, Server
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB
 
-SAMPLES = Path(__file__).parents[2] / "samples"
-# Until it is so: the guest is not told when the host changes something.
-EVENTUALLY = "for i in $(seq 200); do {condition} && exit 0; usleep 20000; done; exit 1"
-# All inputs share one bit of the board's status. For those that nobody has ever watched, 6.12's regmap_irq_thread calls
-# handle_nested_irq(0): the timer's, which has no thread_fn, and the kernel jumps to 0.
-WATCH_ALL = "gpiomon -c gpiochip0 --idle-timeout 10ms $(seq 16 31)"
 BOARD = "$(dirname $(grep -l 0x0dc8 /sys/bus/pci/devices/*/device))"
 # The driver has named its interrupt after itself, and later after the device.
 INTERRUPTS = (
@@ -49,23 +41,6 @@ class Memory(PciDevice):
         self.written.append((bar, offset, value))
 
 
-@contextlib.asynccontextmanager
-async def sample(path: Path) -> AsyncIterator[Program]:
-    """The board, as a program."""
-    program = SAMPLES / "gpio_pci_idio_16.py"
-    board = await asyncio.create_subprocess_exec(sys.executable, program, path, stdin=PIPE, stdout=PIPE)
-    try:
-        async with asyncio.timeout(20):
-            while not path.exists():
-                assert board.returncode is None, "the sample ended"
-                await asyncio.sleep(0.02)
-        yield board
-    finally:
-        board.terminate()
-        assert await board.wait() == 0
-    assert not path.exists()
-
-
 def attached(path: Path) -> tuple[str, str]:
     return "-device", json.dumps({"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(path)}})
 
@@ -76,10 +51,6 @@ async def said(board: Program, text: str) -> None:
     async with asyncio.timeout(20):
         while (line := await board.stdout.readline()) != f"{text}\n".encode():
             assert line, "the sample ended"
-
-
-async def ok(guest: Guest, command: str) -> str:
-    return (await guest.run(command, check=True, timeout=60)).stdout.decode()
 
 
 async def test_linux_drives_the_board_and_maps_memory(tmp_path: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from asyncio.subprocess import Process
 from pathlib import Path
 
 import pytest
+from board import EVENTUALLY, WATCH_ALL, ok, sample
 from guests import Boot
 from qemus import QEMUS, the_qemu
 
@@ -19,29 +17,6 @@ from nvmuser.guest import Guest, GuestSpec
 from nvmuser.guest.spec import MIB
 from nvmuser.runtime import libvfio
 from nvmuser.runtime.steps import Reporter
-
-SAMPLE = Path(__file__).parents[2] / "samples/gpio_pci_idio_16.py"
-# As in test_device.py: Linux 6.12 falls over an input that nobody has ever watched.
-WATCH_ALL = "gpiomon -c gpiochip0 --idle-timeout 10ms $(seq 16 31)"
-EVENTUALLY = "for i in $(seq 200); do {condition} && exit 0; usleep 20000; done; exit 1"
-
-
-@contextlib.asynccontextmanager
-async def sample(path: Path) -> AsyncIterator[Process]:
-    board = await asyncio.create_subprocess_exec(sys.executable, SAMPLE, path, stdin=PIPE, stdout=PIPE)
-    try:
-        async with asyncio.timeout(20):
-            while not path.exists():
-                assert board.returncode is None, "the sample ended"
-                await asyncio.sleep(0.02)
-        yield board
-    finally:
-        board.terminate()
-        await board.wait()
-
-
-async def ok(guest: Guest, command: str) -> str:
-    return (await guest.run(command, check=True, timeout=60)).stdout.decode()
 
 
 @pytest.mark.parametrize(
