@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -122,3 +124,19 @@ def test_spin_leaves_the_affinity_as_it_was() -> None:
     allowed = os.sched_getaffinity(0)
     assert 0 <= environment.spin() < 1
     assert os.sched_getaffinity(0) == allowed
+
+
+def test_spin_leaves_out_what_a_process_of_ours_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *others = sorted(os.sched_getaffinity(0))
+    if not others:
+        pytest.skip("one CPU")
+    listened: list[set[int]] = []
+    program = ["bash", "-c", "echo reactor_0 >/proc/$BASHPID/comm; echo; read"]
+    with subprocess.Popen(program, stdin=PIPE, stdout=PIPE) as reactor:
+        assert reactor.stdout is not None
+        reactor.stdout.readline()
+        os.sched_setaffinity(reactor.pid, {first})
+        monkeypatch.setattr(environment.os, "sched_setaffinity", lambda _pid, cpus: listened.append(cpus))
+        environment.spin([reactor.pid])
+        reactor.kill()
+    assert listened[:-1] == [{cpu} for cpu in others], "the last gives the affinity back"

@@ -83,7 +83,8 @@ async def measure(
     """
     output_directory(output)
     watch.step("listening for noise")
-    before = await asyncio.to_thread(environment.spin)
+    ours = [pid for pids in disks.processes.values() for pid in pids]
+    before = await asyncio.to_thread(environment.spin, ours)
     machine = environment.look()
     spec = GuestSpec(cpus=cpus, memory=memory, sockets=disks.sockets, directories=disks.directories, append=append)
     async with _guest(spec, watch) as guest:
@@ -93,7 +94,7 @@ async def measure(
         found = await versions.look(guest)
         processes = {"qemu": [guest.process.pid], **disks.processes}
         jobs = await _run_all(guest, workloads, devices, processes, output, watch)
-    machine = replace(machine, noise_before=before, noise_after=await asyncio.to_thread(environment.spin))
+    machine = replace(machine, noise_before=before, noise_after=await asyncio.to_thread(environment.spin, ours))
     about = {"cpus": cpus, "memory_bytes": memory, "disks": list(disks.names)}
     return _written(_result(found, machine, about, jobs), output)
 
