@@ -185,17 +185,19 @@ class Endpoint:
     def _spoken(self, name: str, sock: socket.socket) -> None:
         if _has_left(sock):
             # Only this one: a guest that has connected, and not yet spoken, may be among the others.
-            self._loop.remove_reader(sock)
-            del self._visitors[sock]
+            self._forget_visitor(sock)
             sock.close()
-            return
-        self._forget_visitors(name, but=sock)
-        self._welcome(name, sock)
+        else:
+            self._forget_visitors(name, but=sock)
+            self._welcome(name, sock)
+
+    def _forget_visitor(self, sock: socket.socket) -> None:
+        self._loop.remove_reader(sock)
+        del self._visitors[sock]
 
     def _forget_visitors(self, name: str, *, but: socket.socket | None = None) -> None:
         for sock in [sock for sock, wanted in self._visitors.items() if wanted == name]:
-            self._loop.remove_reader(sock)
-            del self._visitors[sock]
+            self._forget_visitor(sock)
             if sock is not but:
                 sock.close()
 

@@ -12,7 +12,7 @@ import pytest
 from nvmuser.rpc import Client
 from nvmuser.runtime import find_spdk
 from nvmuser.sockets import answers
-from nvmuser.target.spdk import STARTUP
+from nvmuser.target.spdk import NO_TRACE, STARTUP
 
 START_S = 20.0
 
@@ -54,7 +54,7 @@ class TargetFactory:
         rpc_socket, log = self._directory / f"{name}.sock", self._directory / f"{name}.log"
         rpc_socket.unlink(missing_ok=True)
         argv = [str(find_spdk().binary("nvmf_tgt")), "--no-huge", "--no-pci", "-s", "512", "-m", "0x1"]
-        argv += ["--json", str(STARTUP), "-r", str(rpc_socket), "--disable-cpumask-locks", "--num-trace-entries", "0"]
+        argv += ["--json", str(STARTUP), "-r", str(rpc_socket), "--disable-cpumask-locks", *NO_TRACE]
         argv += [] if polled else ["--interrupt-mode"]
         with log.open("ab") as output:
             process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT)

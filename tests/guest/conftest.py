@@ -21,6 +21,7 @@ from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB
 from nvmuser.rpc import Client
 from nvmuser.runtime import find_appliance, find_qemu, find_spdk
+from nvmuser.target.spdk import NO_TRACE
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,9 +49,9 @@ async def target(tmp_path: Path) -> AsyncIterator[Target]:
     directory.mkdir()
     socket, log = directory / "rpc.sock", directory / "target.log"
     argv = [find_spdk().binary("nvmf_tgt"), "--no-huge", "--no-pci", "-s", "512", "-m", "0x1", "-r", socket]
-    argv += ["--disable-cpumask-locks"]
+    argv += ["--disable-cpumask-locks", *NO_TRACE]
     with log.open("wb") as output:
-        process = subprocess.Popen([*argv, "--num-trace-entries", "0"], stdout=output, stderr=output)
+        process = subprocess.Popen(argv, stdout=output, stderr=output)
     try:
         async with await _connect(socket, process, log) as rpc:
             await rpc.call("nvmf_create_transport", {"trtype": "VFIOUSER", "disable_mappable_bar0": True})

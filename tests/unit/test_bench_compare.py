@@ -143,13 +143,18 @@ def test_what_may_as_well_be_one_is_marked_and_not_bold() -> None:
     assert not re.search(r"\x1b\[1m *1\.01", capture.get())
 
 
+def reports(found: records.Comparison) -> tuple[str, str, str]:
+    """As a table in a terminal, wide enough for every sentence, as Markdown, as a page."""
+    console = Console(width=300)
+    with console.capture() as capture:
+        console.print(compare_report.table(found))
+    return capture.get(), compare_report.markdown(found), compare_report.html(found)
+
+
 def test_reports_say_whose_runs_were_unsteady() -> None:
     found = comparison({"endpoint": [100.0] * 4, "nvme": [50.0] * 4})
     found.runs = [replace(one, steady=one.peer == "endpoint" or one.round > 1) for one in found.runs]
-    console = Console(width=200)
-    with console.capture() as capture:
-        console.print(compare_report.table(found))
-    for text in (capture.get(), compare_report.markdown(found), compare_report.html(found)):
+    for text in reports(found):
         assert "6 of 8 runs; not: nvme 2 of 4" in text
         assert "50\N{DAGGER}" in text
         assert "100\N{DAGGER}" not in text
@@ -158,10 +163,7 @@ def test_reports_say_whose_runs_were_unsteady() -> None:
 @pytest.mark.parametrize("accelerator", ["tcg", "kvm"])
 def test_every_report_says_what_cpu_per_io_contains(accelerator: str) -> None:
     found = replace(comparison(VALUES), header=HEADER | {"accelerator": accelerator})
-    console = Console(width=300)
-    with console.capture() as capture:
-        console.print(compare_report.table(found))
-    for text in (capture.get(), compare_report.markdown(found), compare_report.html(found)):
+    for text in reports(found):
         assert "always spins" in text
         assert "1 / IOPS" in text
         assert ("own CPU" in text or "guest&#39;s own" in text) == (accelerator == "tcg")

@@ -326,35 +326,27 @@ async def test_a_record_of_another_layout_harms_that_guest_alone(
 
 
 async def test_who_only_asks_whether_somebody_listens_is_no_guest(
-    tmp_path: Path, keeper: Keeper, target: FakeTarget
+    tmp_path: Path, endpoint: StartEndpoint, target: FakeTarget, connect: Callable[[], Driver]
 ) -> None:
-    async with endpoint_process(tmp_path, keeper) as (_, supervisor):
-        supervisor.begin(["a"])
+    async with endpoint() as supervisor:
         supervisor.tell("target", state="ready")
-        await supervisor.status()
-        silent = Client(tmp_path / "guests/a/cntrl")
+        connect()  # and says nothing
         assert answers(tmp_path / "guests/a/cntrl")
         for _ in range(3):
             assert (await supervisor.status())["sessions"] == []
         assert "guest connected" not in (tmp_path / "endpoint.log").read_text()
-        driver = Driver(Client(tmp_path / "guests/a/cntrl"))
-        await do(driver.set_up)
+        await do(connect().set_up)
         await online(supervisor)
-        silent.close()
-        driver.close()
 
 
 async def test_who_only_asks_does_not_turn_away_a_guest_that_has_not_spoken_yet(
-    tmp_path: Path, keeper: Keeper, target: FakeTarget
+    tmp_path: Path, endpoint: StartEndpoint, target: FakeTarget, connect: Callable[[], Driver]
 ) -> None:
-    async with endpoint_process(tmp_path, keeper) as (_, supervisor):
-        supervisor.begin(["a"])
+    async with endpoint() as supervisor:
         supervisor.tell("target", state="ready")
-        await supervisor.status()
-        driver = Driver(Client(tmp_path / "guests/a/cntrl"))
+        driver = connect()
         assert answers(tmp_path / "guests/a/cntrl")
         for _ in range(3):
             await supervisor.status()
         await do(driver.set_up)
         await online(supervisor)
-        driver.close()

@@ -17,7 +17,7 @@ from nvmuser.errors import GuestError, RpcError, TargetError
 from nvmuser.rpc import Client
 from nvmuser.runtime import Qemu, Spdk
 from nvmuser.sockets import answers, check_socket_path
-from nvmuser.target.spdk import MEMORY_MIB, Options, arguments
+from nvmuser.target.spdk import MEMORY_MIB, NO_TRACE, Options, arguments
 
 _START = 30.0
 _GRACE = 10.0
@@ -105,7 +105,7 @@ async def spdk_vhost(spdk: Spdk, backing: Path, directory: Path, core: int) -> A
     check_socket_path(directory / "vhost-blk")
     argv = [str(spdk.binary("vhost")), "--no-pci", "--rpc-socket", str(rpc_socket), "--cpumask", f"[{core}]"]
     argv += ["--disable-cpumask-locks", "--mem-size", str(MEMORY_MIB), "--huge-unlink", "-S", str(directory)]
-    argv += ["--num-trace-entries", "0"]
+    argv += NO_TRACE
     async with process(argv, log) as child:
         await _listening(child, rpc_socket, log)
         try:

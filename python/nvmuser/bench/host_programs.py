@@ -15,6 +15,7 @@ from pathlib import Path
 from nvmuser.errors import SetupError
 from nvmuser.rpc.methods import Request
 from nvmuser.runtime import Spdk
+from nvmuser.target.spdk import NO_TRACE
 
 CLIENT_MIB = 256
 """DPDK's memory in each client, outside of hugepages: clients that are killed would keep those."""
@@ -43,7 +44,7 @@ def bdevperf(spdk: Spdk, work: Workload, config: Path) -> list[str]:
     return [
         str(spdk.binary("bdevperf")), "--json", str(config), "-m", f"[{work.cpu}]", "--no-huge",
         "-s", str(BDEVPERF_MIB), "--no-pci", "--no-rpc-server", "--disable-cpumask-locks",
-        "--num-trace-entries", "0", *_workload(work),
+        *NO_TRACE, *_workload(work),
     ]  # fmt: skip
 
 

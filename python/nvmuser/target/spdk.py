@@ -26,6 +26,8 @@ MEMORY_MIB = 512
 """With 256 MiB, nvmf_tgt fails: 'could not allocate spdk_bdev_io pool'."""
 STARTUP = Path(__file__).with_name("startup.json")
 """SPDK's configuration before any call."""
+NO_TRACE = ("--num-trace-entries", "0")
+"""An SPDK process that is killed would leave its trace behind, 3 MiB of shared memory."""
 _START_DEADLINE = 60.0
 _STOP_GRACE = 10.0
 _HUGEPAGES = Path("/dev/hugepages")
@@ -88,8 +90,7 @@ def arguments(spdk: Spdk, rpc_socket: Path, options: Options) -> list[str]:
     argv += ["--disable-cpumask-locks", "--mem-size", str(MEMORY_MIB)]
     # Unlinked at once, hugepages are free again however the process ends.
     argv += ["--huge-unlink"] if options.resolve_hugepages() else ["--no-huge"]
-    # Its trace, 3 MiB of shared memory, would be left by each process that is killed.
-    argv += ["--num-trace-entries", "0"]
+    argv += NO_TRACE
     # What guests write is not examined for pools, mirrors and partitions: only what the engine names is.
     # To look at each file takes 7 ms as it comes and 25 ms as it goes, also after a crash.
     argv += ["--json", str(STARTUP)]
