@@ -20,12 +20,12 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from nvmf_vfio.channel import Channel
-from nvmf_vfio.descriptors import Descriptor, close_all
-from nvmf_vfio.protocol import MAX_MESSAGE, ProtocolError
+from nvmf_vfio.keeper.channel import Channel
+from nvmf_vfio.keeper.fd_store import Kept, Record, Vault
+from nvmf_vfio.protocol.descriptors import Descriptor, close_all
+from nvmf_vfio.protocol.header import MAX_MESSAGE, ProtocolError
+from nvmf_vfio.protocol.wire import Closed, Wire
 from nvmf_vfio.session import Session
-from nvmf_vfio.vault import Kept, Record, Vault
-from nvmf_vfio.wire import Closed, Wire
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from nvmf_vfio.descriptors import Descriptor, close_all
-from nvmf_vfio.protocol import MAX_TARGET_MESSAGE, Command, Flag, Header, ProtocolError
-from nvmf_vfio.wire import Closed, Message, Wire
+from nvmf_vfio.protocol.descriptors import Descriptor, close_all
+from nvmf_vfio.protocol.header import MAX_TARGET_MESSAGE, Command, Flag, Header, ProtocolError
+from nvmf_vfio.protocol.wire import Closed, Message, Wire
 
 _CONNECT_INTERVAL = 0.01
 _CONNECT_LONGEST = 0.2

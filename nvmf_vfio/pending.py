@@ -8,11 +8,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from nvmf_vfio.messages import RegionAccess, RegionWriteMulti, Request, decode_request
-from nvmf_vfio.protocol import FROM_TARGET, Command, Header, ProtocolError
-from nvmf_vfio.recovery import CONFIG
-from nvmf_vfio.registers import BAR0, DOORBELLS
-from nvmf_vfio.vault import Kept
+from nvmf_vfio.keeper.fd_store import Kept
+from nvmf_vfio.protocol.header import FROM_TARGET, Command, Header, ProtocolError
+from nvmf_vfio.protocol.messages import RegionAccess, RegionWriteMulti, Request, decode_request
+from nvmf_vfio.state.controller import CONFIG
+from nvmf_vfio.state.registers import BAR0, DOORBELLS
 
 _MAY_BE_POSTED = frozenset({Command.REGION_WRITE, Command.REGION_WRITE_MULTI})
 _ADMIN_DOORBELLS = (DOORBELLS, DOORBELLS + 4)

@@ -8,7 +8,7 @@ has set up so far, passes on its outstanding and further commands, and puts the 
 That lasts until the driver next disables the controller. I/O queues are the guest's and the target's as ever.
 
 Owns the memory of those queues, the eventfd on which the target signals them, and the positions in them. The guest's
-side of the admin queue is `nvmf_vfio.admin`'s.
+side of the admin queue is `nvmf_vfio.state.admin`'s.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import mmap
 import os
 from collections.abc import Callable
 
-from nvmf_vfio.admin import AdminQueue, Outstanding
-from nvmf_vfio.descriptors import Descriptor
 from nvmf_vfio.link import TargetError, TargetLink
-from nvmf_vfio.memory import GuestMemory, GuestMemoryError
-from nvmf_vfio.messages import DmaMap, DmaUnmap, RegionAccess, SetIrqs
-from nvmf_vfio.protocol import Command
-from nvmf_vfio.registers import (
+from nvmf_vfio.protocol.descriptors import Descriptor
+from nvmf_vfio.protocol.header import Command
+from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap, RegionAccess, SetIrqs
+from nvmf_vfio.protocol.wire import Message
+from nvmf_vfio.state.admin import AdminQueue, Outstanding
+from nvmf_vfio.state.memory import GuestMemory, GuestMemoryError
+from nvmf_vfio.state.registers import (
     BAR0,
     CQE_SIZE,
     CSTS_RDY,
@@ -35,7 +36,6 @@ from nvmf_vfio.registers import (
     completion_of,
     completion_status,
 )
-from nvmf_vfio.wire import Message
 
 _ADDRESS = 1 << 52
 """Where the queues lie in the guest's address space: above what any CPU can address (x86-64 and AArch64 end at 52

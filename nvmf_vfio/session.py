@@ -1,10 +1,10 @@
 """One guest's connection to one controller, across as many targets as it takes.
 
 Owns the guest's socket and the order of events between guest and target. What is remembered and answered is
-`nvmf_vfio.recovery`'s business, the target's side `nvmf_vfio.uplink`'s.
+`nvmf_vfio.state.controller`'s business, the target's side `nvmf_vfio.uplink`'s.
 
 A guest's message is recorded before it is taken off its socket, and its reply is recorded before it is sent: see
-`resume` and `nvmf_vfio.journal`.
+`resume` and `nvmf_vfio.keeper.journal`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nvmf_vfio import answers
-from nvmf_vfio.descriptors import Descriptor
-from nvmf_vfio.journal import Journal
-from nvmf_vfio.memory import Refused
-from nvmf_vfio.messages import DmaMap, DmaUnmap
+from nvmf_vfio import replies
+from nvmf_vfio.keeper.fd_store import Kept, Vault
+from nvmf_vfio.keeper.journal import Journal
 from nvmf_vfio.pending import Pending, Statistics, changes_state, decode, is_admin_doorbell, release
-from nvmf_vfio.protocol import Command, Flag, Header, ProtocolError
-from nvmf_vfio.recovery import Controller, Phase
-from nvmf_vfio.registers import CC_EN
+from nvmf_vfio.protocol.descriptors import Descriptor
+from nvmf_vfio.protocol.header import Command, Flag, Header, ProtocolError
+from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap
+from nvmf_vfio.protocol.wire import Closed, Message, Wire
+from nvmf_vfio.state.controller import Controller, Phase
+from nvmf_vfio.state.memory import Refused
+from nvmf_vfio.state.registers import CC_EN
 from nvmf_vfio.uplink import Uplink
-from nvmf_vfio.vault import Kept, Vault
-from nvmf_vfio.wire import Closed, Message, Wire
 
 log = logging.getLogger(__name__)
 
@@ -302,7 +302,7 @@ class Session:
             return
         try:
             knew = self.controller.seen_ready
-            body = answers.from_target(self.controller, pending, reply)
+            body = replies.from_target(self.controller, pending, reply)
         except ProtocolError as error:
             reply.close()
             self._fail(f"from the target: {error}")
@@ -339,7 +339,7 @@ class Session:
             self._journal.expect(pending)
             return
         try:
-            body = answers.without_target(self.controller, pending)
+            body = replies.without_target(self.controller, pending)
         except Refused as error:
             self._journal.finish(pending)
             self._reply(pending.header, error=error.errno)

@@ -2,7 +2,7 @@
 carries a driver on that was setting its controller up.
 
 Owns the connection to the target, the admin proxy on it, and the task that brings both up. What the guest hears of it
-is `nvmf_vfio.session`'s business, what is replayed `nvmf_vfio.recovery`'s.
+is `nvmf_vfio.session`'s business, what is replayed `nvmf_vfio.state.controller`'s.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from nvmf_vfio.descriptors import Descriptor
 from nvmf_vfio.link import TargetError, TargetLink, connect
-from nvmf_vfio.memory import GuestMemoryError
-from nvmf_vfio.messages import DmaMap, DmaUnmap, RegionAccess, Reset, SetIrqs
 from nvmf_vfio.pending import Pending
-from nvmf_vfio.protocol import FROM_TARGET, Command, Header, ProtocolError
+from nvmf_vfio.protocol.descriptors import Descriptor
+from nvmf_vfio.protocol.header import FROM_TARGET, Command, Header, ProtocolError
+from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap, RegionAccess, Reset, SetIrqs
+from nvmf_vfio.protocol.version import Version
+from nvmf_vfio.protocol.wire import Message
 from nvmf_vfio.proxy import AdminProxy
-from nvmf_vfio.recovery import CONFIG, Controller, Phase
-from nvmf_vfio.registers import BAR0, CC_EN, Register
-from nvmf_vfio.version import Version
-from nvmf_vfio.wire import Message
+from nvmf_vfio.state.controller import CONFIG, Controller, Phase
+from nvmf_vfio.state.memory import GuestMemoryError
+from nvmf_vfio.state.registers import BAR0, CC_EN, Register
 
 log = logging.getLogger(__name__)
 

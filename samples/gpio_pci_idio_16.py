@@ -18,8 +18,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nvmuser.device import Bar, ClassCode, Identity, PciDevice, Reset, Space, serve
 from nvmuser.errors import NvmuserError
+from nvmuser.pci import Bar, ClassCode, Identity, PciDevice, Reset, Space, serve
 
 LINES = 16
 # The registers, all of 8 bits, as the manufacturer's manual and drivers/gpio/gpio-idio-16.c name them.

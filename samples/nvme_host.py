@@ -10,13 +10,13 @@ import asyncio
 import os
 import sys
 
-from nvmuser import host
+from nvmuser import initiator
 from nvmuser.errors import NvmeStatusError, NvmuserError
 
 
-def polled(controller: host.Controller, namespace: host.Namespace) -> None:
+def polled(controller: initiator.Controller, namespace: initiator.Namespace) -> None:
     """Commands are requests; whoever waits for one polls."""
-    data = host.allocate(8 * namespace.block_size)
+    data = initiator.allocate(8 * namespace.block_size)
     data.view[:] = os.urandom(len(data))
     with controller.queue(depth=8, timeout=5) as queue:
         queue.write(namespace, 0, data).wait()
@@ -30,10 +30,10 @@ def polled(controller: host.Controller, namespace: host.Namespace) -> None:
             print("behind the end:", error)
 
 
-async def awaited(controller: host.Controller, namespace: host.Namespace) -> None:
+async def awaited(controller: initiator.Controller, namespace: initiator.Namespace) -> None:
     """Commands are futures; the event loop polls."""
     async with controller.async_queue(depth=64, timeout=5) as queue:
-        blocks = host.allocate(256 * namespace.block_size)
+        blocks = initiator.allocate(256 * namespace.block_size)
         size = namespace.block_size
         reads = (queue.read(namespace, n, blocks[n * size : (n + 1) * size]) for n in range(256))
         await asyncio.gather(*reads)
@@ -41,7 +41,7 @@ async def awaited(controller: host.Controller, namespace: host.Namespace) -> Non
 
 
 def main(directory: str) -> None:
-    with host.connect(directory) as controller:
+    with initiator.connect(directory) as controller:
         info = controller.identify()
         print(f"{info.model}, serial {info.serial}, firmware {info.firmware}, {info.nqn}")
         for namespace in controller.namespaces():
@@ -49,7 +49,7 @@ def main(directory: str) -> None:
         namespace = controller.namespace(1)
         polled(controller, namespace)
         asyncio.run(awaited(controller, namespace))
-        result = host.measure(controller, namespace, pattern="randread", depth=32, seconds=0.5)
+        result = initiator.measure(controller, namespace, pattern="randread", depth=32, seconds=0.5)
         print(f"{result.iops:,.0f} reads a second, 99 % within {result.percentile(99):.0f} us")
 
 

@@ -18,8 +18,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nvmuser.device import Bar, ClassCode, Identity, MsiX, PciDevice, Reset, Vendor, serve
 from nvmuser.errors import NvmuserError
+from nvmuser.pci import Bar, ClassCode, Identity, MsiX, PciDevice, Reset, Vendor, serve
 
 # Parts of BAR 0 (VIRTIO 4.1.4), a page each; the cfg_type of each in its capability.
 COMMON, NOTIFY, ISR = 0x0000, 0x1000, 0x2000

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from nvmuser.hostfs.sockets import answers
 from nvmuser.rpc import Client
-from nvmuser.runtime import find_spdk
-from nvmuser.sockets import answers
-from nvmuser.target.spdk import NO_TRACE, STARTUP
+from nvmuser.supervisor.spdk import NO_TRACE, STARTUP
+from nvmuser.toolchain import find_spdk
 
 START_S = 20.0
 

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from vfio_fakes import Client, capabilities_text, eventfd, memory
 
-from nvmf_vfio.descriptors import Descriptor, close_all
-from nvmf_vfio.messages import RegionAccess, RegionWriteMulti
-from nvmf_vfio.protocol import Command, Flag, Header
-from nvmf_vfio.registers import DOORBELLS
+from nvmf_vfio.protocol.descriptors import Descriptor, close_all
+from nvmf_vfio.protocol.header import Command, Flag, Header
+from nvmf_vfio.protocol.messages import RegionAccess, RegionWriteMulti
+from nvmf_vfio.state.registers import DOORBELLS
 
 
 def message(command: int, body: bytes, *, identifier: int = 1, flags: int = 0, size: int | None = None) -> bytes:

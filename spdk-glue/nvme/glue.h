@@ -1,5 +1,5 @@
 /*
- * What stands between SPDK's NVMe driver and nvmuser.host.
+ * What stands between SPDK's NVMe driver and nvmuser.initiator.
  *
  * Owns what would be slow or unsafe in Python: completions are collected by the driver's callbacks and handed over in
  * batches, so that Python is entered once for many; a command is known by its slot, a small number that Python chooses;

@@ -44,7 +44,7 @@ int nvmuser_vfu_dma_copy(vfu_ctx_t *ctx, uint64_t address, void *data, size_t le
 void *nvmuser_vfu_dma_map(vfu_ctx_t *ctx, uint64_t address, size_t length, bool write, struct iovec *iov);
 void nvmuser_vfu_dma_unmap(vfu_ctx_t *ctx, void *mapping, struct iovec *iov);
 
-/* Implemented by nvmuser.device.raw. `device` is the handle given to vfu_create_ctx. */
+/* Implemented by nvmuser.pci.raw. `device` is the handle given to vfu_create_ctx. */
 extern "Python+C" {
 int nvmuser_py_read(void *device, int region, uint64_t offset, uint32_t size, uint64_t *value);
 int nvmuser_py_write(void *device, int region, uint64_t offset, uint32_t size, uint64_t value);

@@ -1,5 +1,5 @@
 /*
- * What stands between libvfio-user and devices written in Python (nvmuser.device).
+ * What stands between libvfio-user and devices written in Python (nvmuser.pci).
  *
  * Owns what would be slow or unsafe to do in Python: an access to a region becomes values of 1, 2, 4 or 8 bytes; a
  * message is only taken when all of it has come, so that no client can hold up a loop that serves others too; guest

@@ -27,10 +27,10 @@ from vfio_fakes import (
     until,
 )
 
-from nvmf_vfio.descriptors import Descriptor
-from nvmf_vfio.messages import DmaMap, RegionAccess, SetIrqs
-from nvmf_vfio.protocol import Command, Flag
-from nvmf_vfio.registers import CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
+from nvmf_vfio.protocol.descriptors import Descriptor
+from nvmf_vfio.protocol.header import Command, Flag
+from nvmf_vfio.protocol.messages import DmaMap, RegionAccess, SetIrqs
+from nvmf_vfio.state.registers import CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
 
 SECONDS = 12.0
 """For each of the hypothesis tests."""

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from throttle import bytes_written, throttled
 
-from nvmuser.runtime import find_spdk
+from nvmuser.toolchain import find_spdk
 
 SIZE = 16 << 20
 RATE = 2 << 20

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser.runtime import find_appliance
+from nvmuser.toolchain import find_appliance
 
 MARK = "own.system=1"
 """On the kernel's command line of a guest that was booted from such a disk."""

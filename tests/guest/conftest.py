@@ -20,8 +20,8 @@ from nvmuser.errors import RpcError, SetupError
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB
 from nvmuser.rpc import Client
-from nvmuser.runtime import find_appliance, find_qemu, find_spdk
-from nvmuser.target.spdk import NO_TRACE
+from nvmuser.supervisor.spdk import NO_TRACE
+from nvmuser.toolchain import find_appliance, find_qemu, find_spdk
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nvmuser.runtime import Qemu, find_qemu, older_qemu
-from nvmuser.runtime.steps import Reporter
+from nvmuser.toolchain import Qemu, find_qemu, older_qemu
+from nvmuser.toolchain.steps import Reporter
 
 DEBIAN: dict[str, older_qemu.Suite] = {"qemu-7.2": "bookworm", "qemu-10.0": "trixie"}
 QEMUS = [*DEBIAN, "qemu-own"]

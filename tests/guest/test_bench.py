@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser.bench import demo
-from nvmuser.bench.fio import Job
-from nvmuser.bench.fio_output import Estimate
-from nvmuser.bench.result import Result
+from nvmuser.bench.measure.fio import Job
+from nvmuser.bench.measure.fio_output import Estimate
+from nvmuser.bench.report.result import Result
+from nvmuser.bench.scenarios import demo
 
 MIB = 1 << 20
 

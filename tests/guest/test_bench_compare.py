@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nvmuser.bench import compare, matrix, records, tune
-from nvmuser.bench.session import Step
+from nvmuser.bench.report import records
+from nvmuser.bench.rounds import matrix
+from nvmuser.bench.rounds.session import Step
+from nvmuser.bench.scenarios import compare, tune
 
 TIMING = matrix.Timing(runtime=0.5, ramp=0.0)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from guests import APPEARS, DISAPPEARS
 
-from nvmuser.bench.deployment import Deployment
+from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.guest.spec import MIB
 
 NVMUSER = Path(sys.executable).parent / "nvmuser"

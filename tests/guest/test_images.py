@@ -9,10 +9,10 @@ import pytest
 from bootdisk import MARK, write_bootdisk
 from guests import garbage
 
-from nvmuser.bench.deployment import Deployment
+from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.guest import GuestSpec, launch
 from nvmuser.guest.spec import MIB, Firmware
-from nvmuser.runtime import find_qemu
+from nvmuser.toolchain import find_qemu
 
 
 @pytest.fixture(scope="module")

@@ -21,15 +21,15 @@ from guests import VERIFY, Target, fio_errors
 from qemus import QEMUS, the_qemu
 
 from nvmf_vfio import vfio_dir
-from nvmuser.bench import runner
-from nvmuser.bench.deployment import Deployment
-from nvmuser.bench.fio import Job
+from nvmuser.bench.measure import runner
+from nvmuser.bench.measure.deployment import Deployment
+from nvmuser.bench.measure.fio import Job
 from nvmuser.errors import GuestError
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.plug import plug, unplug
 from nvmuser.guest.spec import MIB
-from nvmuser.runtime import Qemu, libvfio
-from nvmuser.runtime.steps import Reporter
+from nvmuser.toolchain import Qemu, libvfio
+from nvmuser.toolchain.steps import Reporter
 
 SOURCE = libvfio.source_dir()
 

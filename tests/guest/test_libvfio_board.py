@@ -15,8 +15,8 @@ from qemus import QEMUS, the_qemu
 from nvmf_vfio import vfio_dir
 from nvmuser.guest import Guest, GuestSpec
 from nvmuser.guest.spec import MIB
-from nvmuser.runtime import libvfio
-from nvmuser.runtime.steps import Reporter
+from nvmuser.toolchain import libvfio
+from nvmuser.toolchain.steps import Reporter
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,16 @@ import pytest
 from bare_target import TargetFactory
 from guests import APPEARS, VERIFY, fio_errors
 
-from nvmuser import change as changes
-from nvmuser import control
-from nvmuser.bench.deployment import Deployment
-from nvmuser.change import Change
+from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB
-from nvmuser.model import NO_LIMITS, Controller, Limits, Namespace, Remote, TargetSettings, Volume
-from nvmuser.model import Path as RemotePath
+from nvmuser.model import change as changes
+from nvmuser.model.change import Change
+from nvmuser.model.objects import NO_LIMITS, Controller, Limits, Namespace, Remote, TargetSettings, Volume
+from nvmuser.model.objects import Path as RemotePath
 from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
+from nvmuser.supervisor import control
 
 NQN = "nqn.2026-11.org.example:far"
 SIZE = "for i in $(seq 600); do [ $(blockdev --getsize64 /dev/nvme0n1) = {size} ] && exit 0; usleep 50000; done; exit 1"

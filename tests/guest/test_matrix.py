@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from guests import VERIFY, fio_errors, garbage, reserved_hugepages
 
-from nvmuser.bench.deployment import Deployment
+from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.errors import SetupError
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB, Firmware, Suite
-from nvmuser.runtime import find_appliance, find_qemu
-from nvmuser.target.spdk import Options
+from nvmuser.supervisor.spdk import Options
+from nvmuser.toolchain import find_appliance, find_qemu
 
 SETTINGS: tuple[tuple[Any, Any], ...] = (
     ("bookworm", "trixie"),

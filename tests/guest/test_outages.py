@@ -21,7 +21,7 @@ from world import DEVICES, DISKS, World, both, kill, sparse, started
 from nvmuser.errors import SetupError
 from nvmuser.guest import GuestSpec, launch
 from nvmuser.guest.spec import MIB
-from nvmuser.runtime import find_spdk
+from nvmuser.toolchain import find_spdk
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

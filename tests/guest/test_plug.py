@@ -10,7 +10,7 @@ import time
 import pytest
 from guests import APPEARS, DISAPPEARS, Boot, Target
 
-from nvmf_vfio.protocol import MAX_MESSAGE, Flag, Header
+from nvmf_vfio.protocol.header import MAX_MESSAGE, Flag, Header
 from nvmuser.errors import GuestError, NotFoundError
 from nvmuser.guest import GuestSpec
 from nvmuser.guest.plug import intend, plug, remove, unplug

@@ -17,8 +17,8 @@ from world import GARBAGE, World, both, kill, sparse, started
 from nvmuser.guest import GuestSpec, launch
 from nvmuser.guest.spec import MIB
 from nvmuser.rpc import Client
-from nvmuser.target import daemon
-from nvmuser.target.spdk import Options
+from nvmuser.supervisor import daemon
+from nvmuser.supervisor.spdk import Options
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

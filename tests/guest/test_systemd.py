@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 from world import sparse, verifying
 
-from nvmuser.bench.deployment import Deployment
+from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.errors import NvmuserError
 from nvmuser.guest import GuestSpec, launch
 from nvmuser.guest.spec import MIB
 from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
-from nvmuser.target.unit import unit
+from nvmuser.supervisor.unit import unit
 
 SYSTEMD = Path("/lib/systemd/systemd")
 ALONE = "[Unit]\nDefaultDependencies=no\n"
@@ -71,7 +71,7 @@ async def control(state: StateDir) -> AsyncIterator[Client]:
 def pids(state: StateDir) -> dict[str, int]:
     """The processes of a state directory, by their numbers here: they know themselves by others."""
     found = {}
-    marks = {"supervisor": b"nvmuser.target.daemon", "endpoint": b"nvmf_vfio.endpoint", "target": b"bin/nvmf_tgt"}
+    marks = {"supervisor": b"nvmuser.supervisor.daemon", "endpoint": b"nvmf_vfio.endpoint", "target": b"bin/nvmf_tgt"}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             line = path.read_bytes()

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nvmuser.bench import runner
-from nvmuser.bench.deployment import Deployment
-from nvmuser.bench.fio import Job
+from nvmuser.bench.measure import runner
+from nvmuser.bench.measure.deployment import Deployment
+from nvmuser.bench.measure.fio import Job
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB
 

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from bare_target import BareTarget, TargetFactory
 
-from nvmuser import change as changes
-from nvmuser import host
-from nvmuser.change import Change
-from nvmuser.engine import Engine
+from nvmuser import initiator
 from nvmuser.errors import ConflictError, HostConnectionError, NvmuserError, TargetError, UsageError
-from nvmuser.model import AnyObject, Controller, Limits, Namespace, Pool, Remote, Volume
-from nvmuser.model import Path as RemotePath
+from nvmuser.model import change as changes
+from nvmuser.model.change import Change
+from nvmuser.model.objects import AnyObject, Controller, Limits, Namespace, Pool, Remote, Volume
+from nvmuser.model.objects import Path as RemotePath
 from nvmuser.paths import StateDir
+from nvmuser.reconcile.engine import Engine
 from nvmuser.rpc import Client
 
 MIB = 1 << 20
@@ -136,7 +136,7 @@ async def test_a_host_finds_what_it_wrote_after_a_crash(state: StateDir, target_
         engine = Engine(state, rpc)
         await engine.change(Change(create=(volume("a"), Controller("x", (Namespace("a"),)))))
     written, back = os.urandom(MIB), bytearray(MIB)
-    with host.connect(state.target_dir("x")) as first, first.queue(4, timeout=20) as queue:
+    with initiator.connect(state.target_dir("x")) as first, first.queue(4, timeout=20) as queue:
         before = first.namespace(1)
         queue.write(before, 3, written).wait()
         target.kill()
@@ -147,7 +147,7 @@ async def test_a_host_finds_what_it_wrote_after_a_crash(state: StateDir, target_
     async with await Client.connect(target.rpc_socket) as rpc:
         engine.rpc = rpc
         assert (await engine.reconcile()).problems == ()
-        with host.connect(state.target_dir("x")) as second, second.queue(4, timeout=20) as queue:
+        with initiator.connect(state.target_dir("x")) as second, second.queue(4, timeout=20) as queue:
             assert second.namespace(1) == before
             queue.read(second.namespace(1), 3, back).wait()
     assert back == written

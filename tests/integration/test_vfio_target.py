@@ -21,10 +21,10 @@ from vfio_fakes import (
     memory,
 )
 
-from nvmf_vfio.messages import DeviceInfo, IrqInfo, RegionInfo, SetIrqs
-from nvmf_vfio.protocol import Command
-from nvmf_vfio.registers import CSTS_RDY, DOORBELLS, Register
-from nvmf_vfio.version import Version
+from nvmf_vfio.protocol.header import Command
+from nvmf_vfio.protocol.messages import DeviceInfo, IrqInfo, RegionInfo, SetIrqs
+from nvmf_vfio.protocol.version import Version
+from nvmf_vfio.state.registers import CSTS_RDY, DOORBELLS, Register
 from nvmuser.rpc import Client as Rpc
 
 do = asyncio.to_thread

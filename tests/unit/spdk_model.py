@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nvmuser.actual import Actual, ActualNamespace, Bdev, Lvstore, RemoteController, Subsystem
-from nvmuser.model import NO_LIMITS, Limits
-from nvmuser.plan import Plan
+from nvmuser.model.objects import NO_LIMITS, Limits
+from nvmuser.reconcile.actual import Actual, ActualNamespace, Bdev, Lvstore, RemoteController, Subsystem
+from nvmuser.reconcile.plan import Plan
 
 
 class Refused(Exception):
@@ -26,7 +26,7 @@ def check(condition: object, reason: str) -> None:
 
 @dataclass
 class ModelSpdk:
-    """Mutable; `actual` is what `nvmuser.actual.look` would return."""
+    """Mutable; `actual` is what `nvmuser.reconcile.actual.look` would return."""
 
     transport: bool = False
     bdevs: dict[str, Bdev] = field(default_factory=dict)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser import access
 from nvmuser.errors import NvmuserError, UsageError
-from nvmuser.model import Controller
+from nvmuser.hostfs import access
+from nvmuser.hostfs.sockets import listen_unix
+from nvmuser.model.objects import Controller
 from nvmuser.paths import StateDir
-from nvmuser.sockets import listen_unix
 
 OTHER = next((g.gr_name for g in grp.getgrall() if g.gr_gid != os.getegid() and os.geteuid() == 0), None)
 

@@ -1,4 +1,4 @@
-"""Imports point one way: cli → nvmuser.* → nvmf_vfio; `rpc`, `model` and `plan` know nothing of processes."""
+"""Imports point one way: cli → nvmuser.* → nvmf_vfio; `rpc`, `model`, `store`, `reconcile` know nothing of processes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MODULES = sorted([*(ROOT / "python/nvmuser").rglob("*.py"), *(ROOT / "nvmf_vfio").glob("*.py")])
-DEVICE_KNOWS = {"nvmuser.device", "nvmuser.errors", "nvmuser.sockets", "nvmuser.runtime.bindings"}
-PROCESSES = {"subprocess", "multiprocessing", "nvmuser.target", "nvmuser.guest", "nvmuser.runtime"}
+MODULES = sorted([*(ROOT / "python/nvmuser").rglob("*.py"), *(ROOT / "nvmf_vfio").rglob("*.py")])
+DEVICE_KNOWS = {"nvmuser.pci", "nvmuser.errors", "nvmuser.hostfs.sockets", "nvmuser.toolchain.bindings"}
+PROCESSES = {"subprocess", "multiprocessing", "nvmuser.supervisor", "nvmuser.guest", "nvmuser.toolchain"}
 
 
 def imports(path: Path) -> set[str]:
@@ -38,9 +38,9 @@ def test_imports_point_one_way(path: Path) -> None:
     elif place[2] != "cli":
         assert not within(names, "nvmuser.cli")
         assert not within(names, "click"), "only the CLI talks to people"
-    if place[2:3] == ("device",):
+    if place[2:3] == ("pci",):
         known = {name for package in DEVICE_KNOWS for name in within(names, package)}
-        assert within(names, "nvmuser") <= known | {"nvmuser.runtime", "nvmuser.device"}
-        assert place[3] == "raw.py" or not within(names, "nvmuser.runtime"), "the cffi tier is one module"
-    if place[2:3] in (("rpc",), ("model.py",), ("plan.py",)):
+        assert within(names, "nvmuser") <= known | {"nvmuser.toolchain", "nvmuser.pci"}
+        assert place[3] == "raw.py" or not within(names, "nvmuser.toolchain"), "the cffi tier is one module"
+    if place[2:3] in (("rpc",), ("model",), ("store",), ("reconcile",)):
         assert not {name for package in PROCESSES for name in within(names, package)}

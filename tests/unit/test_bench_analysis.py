@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser.bench import analysis, records
-from nvmuser.bench.records import Comparison, Run
+from nvmuser.bench.report import analysis, records
+from nvmuser.bench.report.records import Comparison, Run
 from nvmuser.errors import UsageError
 
 HEADER = {

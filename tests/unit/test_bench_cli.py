@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from nvmuser.bench import demo, disks
+from nvmuser.bench.measure import disks
+from nvmuser.bench.scenarios import demo
 from nvmuser.cli.bench import bench
 from nvmuser.errors import NvmuserError, TargetNotRunning, UsageError
 from nvmuser.guest.agent import CommandResult

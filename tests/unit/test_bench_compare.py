@@ -20,10 +20,11 @@ from rich.console import Console
 from test_bench_analysis import HEADER, JOB, comparison, run
 from test_bench_report import Links
 
-from nvmuser.bench import analysis, backends, compare_report, matrix, peers, plots, records
-from nvmuser.bench.compare import Plan
-from nvmuser.bench.records import Comparison
-from nvmuser.bench.stats import Interval
+from nvmuser.bench.measure.stats import Interval
+from nvmuser.bench.report import analysis, compare_page, plots, records
+from nvmuser.bench.report.records import Comparison
+from nvmuser.bench.rounds import matrix, peer_servers, peers
+from nvmuser.bench.scenarios.compare import Plan
 from nvmuser.cli.bench_compare import compare, diff, report_command
 from nvmuser.errors import UsageError
 
@@ -42,7 +43,7 @@ def written(directory: Path, values: Mapping[str, Sequence[float]], header: dict
 
 
 def test_page_is_self_contained_and_says_what_is_noisy() -> None:
-    page = compare_report.html(comparison(VALUES))
+    page = compare_page.html(comparison(VALUES))
     links = Links()
     links.feed(page)
     assert not {"script", "link", "img", "iframe"} & links.tags
@@ -54,7 +55,7 @@ def test_page_is_self_contained_and_says_what_is_noisy() -> None:
 
 
 def test_page_without_enough_rounds_draws_no_ratios() -> None:
-    page = compare_report.html(comparison({"endpoint": [100.0], "nvme": [50.0]}))
+    page = compare_page.html(comparison({"endpoint": [100.0], "nvme": [50.0]}))
     assert page.count("<svg") == 1
     assert "too few" in page
 
@@ -65,7 +66,7 @@ def test_plots_of_many_jobs_are_cut_into_pages() -> None:
     found = Comparison(
         HEADER, [replace(run(peer, n, 10), job=job) for job in jobs for peer in VALUES for n in range(3)]
     )
-    heights = [float(height) for height in re.findall(r'<svg[^>]* height="([\d.]+)pt"', compare_report.html(found))]
+    heights = [float(height) for height in re.findall(r'<svg[^>]* height="([\d.]+)pt"', compare_page.html(found))]
     assert len(heights) == 2 * math.ceil(len(jobs) / 12)
     assert max(heights) < 10 * 72  # A4 without its margins is 10.6 inches high
 
@@ -74,7 +75,7 @@ def test_short_set_is_drawn_on_one_page() -> None:
     jobs = [case.job.name for case in matrix.short(matrix.Timing())]
     header = HEADER | {"peers": list(peers.SHORT)}
     runs = [replace(run(peer, n, 10), job=job) for job in jobs for peer in peers.SHORT for n in range(3)]
-    page = compare_report.html(Comparison(header, runs, footer={"noise": [0], "seconds": 1.0}))
+    page = compare_page.html(Comparison(header, runs, footer={"noise": [0], "seconds": 1.0}))
     heights = [float(height) for height in re.findall(r'<svg[^>]* height="([\d.]+)pt"', page)]
     assert len(heights) == 2
     assert sum(heights) < 9 * 72
@@ -113,17 +114,17 @@ def test_ratios_stand_on_a_logarithmic_axis_around_one() -> None:
 
 def test_page_of_one_that_was_interrupted_says_so() -> None:
     unfinished = replace(comparison(VALUES), footer=None)
-    assert "did not come to its end" in compare_report.html(unfinished)
-    assert "did not come to its end" in compare_report.markdown(unfinished)
+    assert "did not come to its end" in compare_page.html(unfinished)
+    assert "did not come to its end" in compare_page.markdown(unfinished)
 
 
 def test_busy_machine_is_named() -> None:
     busy = replace(comparison(VALUES), footer={"noise": [0.5], "seconds": 1.0})
-    assert "busy with something else" in compare_report.markdown(busy)
+    assert "busy with something else" in compare_page.markdown(busy)
 
 
 def test_markdown_is_a_table_of_peers() -> None:
-    lines = compare_report.markdown(comparison(VALUES)).splitlines()
+    lines = compare_page.markdown(comparison(VALUES)).splitlines()
     assert lines[2] == "| job | endpoint | direct | nvme |"
     assert "(\N{MULTIPLICATION SIGN} 2.00)" in lines[4]
     assert "(noisy: " in lines[4]
@@ -131,13 +132,13 @@ def test_markdown_is_a_table_of_peers() -> None:
 
 def test_what_may_as_well_be_one_is_marked_and_not_bold() -> None:
     even = comparison({"endpoint": [100.0, 99, 101], "nvme": [99.0, 100, 100], "direct": [50.0, 50, 50]})
-    assert "(\N{MULTIPLICATION SIGN} 1.01 \N{ALMOST EQUAL TO})" in compare_report.markdown(even)
-    page = compare_report.html(even)
+    assert "(\N{MULTIPLICATION SIGN} 1.01 \N{ALMOST EQUAL TO})" in compare_page.markdown(even)
+    page = compare_page.html(even)
     assert "<td>1.01 \N{ALMOST EQUAL TO}</td>" in page
     assert '<td class="main">2.00</td>' in page
     console = Console(width=120, force_terminal=True, color_system="standard")
     with console.capture() as capture:
-        console.print(compare_report.table(even))
+        console.print(compare_page.table(even))
     assert "1.01 \N{ALMOST EQUAL TO}" in capture.get()
     assert re.search(r"\x1b\[1m *2\.00", capture.get())
     assert not re.search(r"\x1b\[1m *1\.01", capture.get())
@@ -147,8 +148,8 @@ def reports(found: records.Comparison) -> tuple[str, str, str]:
     """As a table in a terminal, wide enough for every sentence, as Markdown, as a page."""
     console = Console(width=300)
     with console.capture() as capture:
-        console.print(compare_report.table(found))
-    return capture.get(), compare_report.markdown(found), compare_report.html(found)
+        console.print(compare_page.table(found))
+    return capture.get(), compare_page.markdown(found), compare_page.html(found)
 
 
 def test_reports_say_whose_runs_were_unsteady() -> None:
@@ -176,19 +177,19 @@ def test_every_report_has_latency_and_bandwidth() -> None:
     ]
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(compare_report.table(found))
-    for text in (capture.get(), compare_report.markdown(found), compare_report.html(found)):
+        console.print(compare_page.table(found))
+    for text in (capture.get(), compare_page.markdown(found), compare_page.html(found)):
         plain = text.replace(" ", "")
         assert all(number in plain for number in ("1ms", "4ms", "7ms", "62.5"))
-    assert "| 1 ms / 2 ms / 7 ms | 2 ms / 4 ms (0.50) / 7 ms |" in compare_report.markdown(found)
-    assert "MiB/s" in compare_report.markdown(found)
-    assert "MiB/s" not in compare_report.markdown(comparison(VALUES))  # of 4 KiB, IOPS say it
+    assert "| 1 ms / 2 ms / 7 ms | 2 ms / 4 ms (0.50) / 7 ms |" in compare_page.markdown(found)
+    assert "MiB/s" in compare_page.markdown(found)
+    assert "MiB/s" not in compare_page.markdown(comparison(VALUES))  # of 4 KiB, IOPS say it
 
 
 def test_terminal_table_has_every_peer() -> None:
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(compare_report.table(comparison(VALUES)))
+        console.print(compare_page.table(comparison(VALUES)))
     assert all(peer in capture.get() for peer in VALUES)
 
 
@@ -197,8 +198,8 @@ def test_headings_say_what_the_intervals_hold(rounds: int, name: str) -> None:
     found = comparison({"endpoint": [100.0] * rounds, "nvme": [50.0] * rounds})
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(compare_report.table(found))
-    for text in (capture.get(), compare_report.markdown(found), compare_report.html(found)):
+        console.print(compare_page.table(found))
+    for text in (capture.get(), compare_page.markdown(found), compare_page.html(found)):
         assert name in text
         assert ("95 %" in text) == (rounds >= 6)
 
@@ -278,7 +279,7 @@ def test_virtqueues_are_mapped_to_as_many_iothreads(tmp_path: Path) -> None:
 def test_vhost_peers_connect_to_the_backend(tmp_path: Path) -> None:
     arguments = peers.qemu_arguments("vhost-user-blk-qsd", tmp_path / "disk", 3, tmp_path / "s")
     assert f"socket,id=vhost,path={tmp_path / 's'}" in arguments
-    daemon = backends.storage_daemon_arguments(tmp_path / "disk", tmp_path / "s", 3)
+    daemon = peer_servers.storage_daemon_arguments(tmp_path / "disk", tmp_path / "s", 3)
     export = json.loads(daemon[-1])
     assert export["num-queues"] == devices(arguments)[0]["num-queues"] == 3
     assert export["iothread"] in daemon[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nvmuser.bench import cpu
+from nvmuser.bench.measure import cpu
 
 # Of each: seconds since the guest's start, and /proc/stat; the middle line and the next are inside the run.
 DEPTH_1 = """\

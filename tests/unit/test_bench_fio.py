@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvmuser.bench import fio, fio_output
-from nvmuser.bench.fio_output import Estimate, bin_percentiles, job_result, load, parse_estimate
+from nvmuser.bench.measure import fio, fio_output
+from nvmuser.bench.measure.fio_output import Estimate, bin_percentiles, job_result, load, parse_estimate
 from nvmuser.errors import GuestError, UsageError
 
 DATA = Path(__file__).parent / "data" / "fio"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser.bench import hugepages
+from nvmuser.bench.measure import hugepages
 from nvmuser.guest.spec import MIB
 
 PAGE = 2 * MIB

@@ -7,7 +7,7 @@ from itertools import pairwise, permutations
 
 import pytest
 
-from nvmuser.bench.order import balanced
+from nvmuser.bench.rounds.order import balanced
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 16, 17])

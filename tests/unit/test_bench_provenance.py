@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from test_bench_analysis import HEADER, comparison
 
-from nvmuser.bench import compare_report, environment, versions
-from nvmuser.runtime import Spdk, recipe
+from nvmuser.bench.measure import environment, versions
+from nvmuser.bench.report import compare_page
+from nvmuser.toolchain import Spdk, recipe
 
 
 def git(directory: Path, *words: str) -> None:
@@ -66,6 +67,6 @@ def test_facts_tell_a_virtual_machine_and_hugepages_as_used(guest: dict[str, Any
     one = comparison({"endpoint": [1.0]})
     machine: dict[str, Any] = {**HEADER["environment"], "hypervisor": True, "hugepages_total": 512}  # type: ignore[dict-item]
     one.header = HEADER | {"environment": machine} | guest
-    facts = dict(compare_report.facts(one))
+    facts = dict(compare_page.facts(one))
     assert facts["Hugepages"] == words
     assert facts["Host"].endswith("kernel 6.18, a virtual machine")

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nvmuser.bench import fio_output, plots, report, table
-from nvmuser.bench.result import Cpu, JobResult, Latency, Result
+from nvmuser.bench.measure import fio_output
+from nvmuser.bench.report import page, plots, table
+from nvmuser.bench.report.result import Cpu, JobResult, Latency, Result
 from nvmuser.errors import UsageError
 
 DATA = Path(__file__).parent / "data" / "fio"
@@ -64,43 +65,43 @@ class Links(HTMLParser):
 
 
 def test_page_loads_nothing(result: Result) -> None:
-    page = report.html(result)
+    text = page.html(result)
     links = Links()
-    links.feed(page)
+    links.feed(text)
     assert not {"script", "link", "img", "iframe", "object"} & links.tags
     # Plots refer to their own marks and clip paths, and to nothing else.
     assert links.loads
     assert all(value.startswith("#") and value[1:] in links.ids for value in links.loads)
-    assert "://" not in page
-    assert not re.search(r"@import|url\((?!#)", page)
+    assert "://" not in text
+    assert not re.search(r"@import|url\((?!#)", text)
 
 
 def test_page_names_every_job_and_escapes(result: Result) -> None:
-    page = report.html(result)
+    text = page.html(result)
     for job in result.jobs:
-        assert job.name in page
-        assert plots.si(job.iops) in page
-    assert "A &lt;CPU&gt; &amp; more" in page
-    assert "1,024 blocks were written with a checksum and read back, 0 wrong" in page
-    assert page.count("<svg") == 2
+        assert job.name in text
+        assert plots.si(job.iops) in text
+    assert "A &lt;CPU&gt; &amp; more" in text
+    assert "1,024 blocks were written with a checksum and read back, 0 wrong" in text
+    assert text.count("<svg") == 2
 
 
 def test_page_leads_with_what_is_wrong(result: Result) -> None:
     broken = replace(result, jobs=[replace(result.jobs[0], verify_errors=3)])
-    assert "randread: 3 wrong blocks" in report.html(broken)
-    assert "No I/O errors" not in report.html(broken)
+    assert "randread: 3 wrong blocks" in page.html(broken)
+    assert "No I/O errors" not in page.html(broken)
 
 
 def test_busy_machine_is_named(result: Result) -> None:
-    assert "Read with care" not in report.html(result)
+    assert "Read with care" not in page.html(result)
     busy = replace(result, environment=result.environment | {"noise": 0.4})
-    assert "40 % of an idle spin" in report.html(busy)
+    assert "40 % of an idle spin" in page.html(busy)
 
 
 def test_page_of_a_job_without_numbers(result: Result) -> None:
     nothing = replace(result.jobs[0], total_ios=0, iops=0.0, lat_ns=Latency(*[math.nan] * 7), cpu=Cpu())
-    page = report.html(replace(result, jobs=[nothing]))
-    assert "nan" not in page.lower()
+    text = page.html(replace(result, jobs=[nothing]))
+    assert "nan" not in text.lower()
 
 
 def test_table_fits_a_terminal_of_80_columns(result: Result) -> None:

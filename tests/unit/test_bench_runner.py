@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser.bench import cpu, fio, runner
-from nvmuser.bench.fio_output import Estimate
+from nvmuser.bench.measure import cpu, fio, runner
+from nvmuser.bench.measure.fio_output import Estimate
 from nvmuser.errors import GuestError, UsageError
 from nvmuser.guest.agent import CommandResult, Output
 

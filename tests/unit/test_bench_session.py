@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from test_bench_report import measured
 
-from nvmuser.bench import analysis, environment, matrix, records, session
-from nvmuser.bench.peers import Seat
-from nvmuser.bench.result import Series
-from nvmuser.bench.runner import Run
-from nvmuser.bench.session import Plan, Session
+from nvmuser.bench.measure import environment
+from nvmuser.bench.measure.runner import Run
+from nvmuser.bench.report import analysis, records
+from nvmuser.bench.report.result import Series
+from nvmuser.bench.rounds import matrix, session
+from nvmuser.bench.rounds.peers import Seat
+from nvmuser.bench.rounds.session import Plan, Session
 from nvmuser.errors import GuestError, UsageError
 
 CASES = [case for case in matrix.short(matrix.Timing()) if case.job.rw == "randread" and case.job.iodepth == 1]
@@ -111,7 +113,8 @@ async def test_the_header_tells_what_the_guests_were(bench: Bench) -> None:
     found = await bench.measure(Plan(CASES, ["absent", "a", "b"], "a", rounds=1).with_files_on(Path("/dev/shm")))
     assert found.header["guest"] == {"cpus": [1], "memory_bytes": 512 << 20, "hugepages": True}
     assert found.header["peers_setup"].keys() == {"a", "b"}
-    assert "pytest" in " ".join(found.header["peers_setup"]["a"]["target"])
+    own = Path("/proc/self/cmdline").read_text().rstrip("\0").split("\0")
+    assert found.header["peers_setup"]["a"]["target"] == own
     assert found.header["settings"]["file_system"] == "tmpfs"
     assert found.skipped == {"absent": "not here"}
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvmuser.bench import cpu, environment, stats
+from nvmuser.bench.measure import cpu, environment, stats
 
 VALUES = st.lists(st.floats(1e-3, 1e9), min_size=1, max_size=12)
 

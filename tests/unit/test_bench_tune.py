@@ -13,8 +13,10 @@ from rich.console import Console
 from test_bench_analysis import HEADER, JOB, run
 from test_bench_report import Links
 
-from nvmuser.bench import records, tune, variants
-from nvmuser.bench.records import Comparison
+from nvmuser.bench.report import records
+from nvmuser.bench.report.records import Comparison
+from nvmuser.bench.rounds import variants
+from nvmuser.bench.scenarios import tune
 from nvmuser.cli.bench_compare import report_command
 from nvmuser.cli.bench_tune import tune as command
 from nvmuser.errors import UsageError

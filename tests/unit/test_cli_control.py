@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from nvmuser import control
-from nvmuser.change import Change
 from nvmuser.cli.main import main
 from nvmuser.errors import ConflictError
-from nvmuser.model import Volume
-from nvmuser.outcome import Outcome
+from nvmuser.model.change import Change
+from nvmuser.model.objects import Volume
 from nvmuser.paths import StateDir
+from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc import Server
+from nvmuser.supervisor import control
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -13,16 +13,16 @@ import pytest
 from spdk_model import ModelSpdk, Refused
 
 from nvmf_vfio import vfio_dir
-from nvmuser import engine as engine_module
-from nvmuser import files, listeners, locks
-from nvmuser.actual import Actual
-from nvmuser.change import Change
-from nvmuser.devices import Devices
-from nvmuser.engine import Engine
 from nvmuser.errors import ConflictError, NvmuserError, RpcConnectionError, RpcServerError, SetupError, TargetError
-from nvmuser.model import AnyObject, Controller, Namespace, Pool, Volume
+from nvmuser.hostfs import files, listeners, locks
+from nvmuser.hostfs.device_dirs import Devices
+from nvmuser.model.change import Change
+from nvmuser.model.objects import AnyObject, Controller, Namespace, Pool, Volume
 from nvmuser.paths import StateDir
-from nvmuser.plan import plan
+from nvmuser.reconcile import engine as engine_module
+from nvmuser.reconcile.actual import Actual
+from nvmuser.reconcile.engine import Engine
+from nvmuser.reconcile.plan import plan
 from nvmuser.rpc import Client
 from nvmuser.store import Store
 

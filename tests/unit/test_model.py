@@ -10,19 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvmuser.change import Change, attach, detach, next_desired
-from nvmuser.desired import Desired
 from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, UsageError
-from nvmuser.model import (
-    Controller,
-    Limits,
-    Namespace,
-    Pool,
-    Volume,
-    format_size,
-    object_from_json,
-    parse_size,
-)
+from nvmuser.model.change import Change, attach, detach, next_desired
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import Controller, Limits, Namespace, Pool, Volume, format_size, object_from_json, parse_size
 
 NULL = {"backend": "null", "volatile": True, "size": 1 << 20}
 

@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from spdk_model import ModelSpdk, Refused
 
-from nvmuser import backends
-from nvmuser.actual import Actual, Bdev
-from nvmuser.change import Change, next_desired
-from nvmuser.desired import Desired, Entry
 from nvmuser.errors import NvmuserError
-from nvmuser.model import AnyObject, Controller, Limits, Namespace, Pool, TargetSettings, Volume
-from nvmuser.plan import plan
-from nvmuser.status import status_of
+from nvmuser.model.change import Change, next_desired
+from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.objects import AnyObject, Controller, Limits, Namespace, Pool, TargetSettings, Volume
+from nvmuser.reconcile import backends
+from nvmuser.reconcile.actual import Actual, Bdev
+from nvmuser.reconcile.plan import plan
+from nvmuser.reconcile.status import status_of
 
 MIB = 1 << 20
 

@@ -11,13 +11,7 @@ from typing import Any
 
 import pytest
 
-from nvmuser.errors import (
-    ConflictError,
-    RpcConnectionError,
-    RpcServerError,
-    RpcTimeoutError,
-    UsageError,
-)
+from nvmuser.errors import ConflictError, RpcConnectionError, RpcServerError, RpcTimeoutError, UsageError
 from nvmuser.rpc import Client, Server
 from nvmuser.rpc.framing import ObjectSplitter
 from nvmuser.rpc.server import Handler

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from nvmuser import spec as specs
-from nvmuser import spec_schema
-from nvmuser.change import Change, next_desired
-from nvmuser.desired import Desired
 from nvmuser.errors import NotFoundError, UsageError
-from nvmuser.model import Controller, Volume
+from nvmuser.model import spec as specs
+from nvmuser.model import spec_schema
+from nvmuser.model.change import Change, next_desired
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import Controller, Volume
 
 TEXT = """
 version: 1

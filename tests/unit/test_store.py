@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser.desired import Entry
 from nvmuser.errors import ConflictError, SetupError
-from nvmuser.model import AnyObject, Controller, Limits, Namespace, Pool, Remote, Volume
-from nvmuser.model import Path as RemotePath
+from nvmuser.model.desired import Entry
+from nvmuser.model.objects import AnyObject, Controller, Limits, Namespace, Pool, Remote, Volume
+from nvmuser.model.objects import Path as RemotePath
 from nvmuser.store import Store, schema
 
 OBJECTS: tuple[AnyObject, ...] = (
@@ -109,8 +109,8 @@ _WRITER = """
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from nvmuser.desired import Entry
-from nvmuser.model import Volume
+from nvmuser.model.desired import Entry
+from nvmuser.model.objects import Volume
 from nvmuser.store import Store
 with Store(Path(sys.argv[1])) as store:
     for round in range(100000):

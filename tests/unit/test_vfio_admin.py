@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from vfio_fakes import memory
 
-from nvmf_vfio.admin import AdminQueue
-from nvmf_vfio.memory import GuestMemory, GuestMemoryError
-from nvmf_vfio.messages import DmaMap, DmaUnmap
-from nvmf_vfio.registers import OPC_ASYNC_EVENT_REQUEST, AdminQueues
-from nvmf_vfio.vault import Vault
+from nvmf_vfio.keeper.fd_store import Vault
+from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap
+from nvmf_vfio.state.admin import AdminQueue
+from nvmf_vfio.state.memory import GuestMemory, GuestMemoryError
+from nvmf_vfio.state.registers import OPC_ASYNC_EVENT_REQUEST, AdminQueues
 
 SQ, CQ, SIZE = 0x10000, 0x20000, 0x40000
 IDENTIFY = 0x06

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from vfio_fakes import descriptors_open, eventfd, memory, until
 
-from nvmf_vfio import channel as channel_module
-from nvmf_vfio.channel import MAX_DESCRIPTORS, Channel, Keeper
-from nvmf_vfio.descriptors import Descriptor, close_all
+from nvmf_vfio.keeper import channel as channel_module
+from nvmf_vfio.keeper.channel import MAX_DESCRIPTORS, Channel, Keeper
+from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 
 
 class End:

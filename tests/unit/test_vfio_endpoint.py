@@ -18,13 +18,13 @@ from vfio_fakes import (
     until,
 )
 
-from nvmf_vfio.channel import Keeper
-from nvmf_vfio.descriptors import Descriptor
-from nvmf_vfio.messages import DmaMap, RegionInfo
-from nvmf_vfio.protocol import Command
-from nvmf_vfio.registers import CSTS_CFS, CSTS_RDY, OPC_ASYNC_EVENT_REQUEST
-from nvmf_vfio.vault import Record
-from nvmuser.sockets import answers
+from nvmf_vfio.keeper.channel import Keeper
+from nvmf_vfio.keeper.fd_store import Record
+from nvmf_vfio.protocol.descriptors import Descriptor
+from nvmf_vfio.protocol.header import Command
+from nvmf_vfio.protocol.messages import DmaMap, RegionInfo
+from nvmf_vfio.state.registers import CSTS_CFS, CSTS_RDY, OPC_ASYNC_EVENT_REQUEST
+from nvmuser.hostfs.sockets import answers
 
 do = asyncio.to_thread
 MIB = 1 << 20

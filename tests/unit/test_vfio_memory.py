@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vfio_fakes import descriptors_open, eventfd, memory
 
-from nvmf_vfio.descriptors import Descriptor, is_eventfd, is_guest_memory
-from nvmf_vfio.memory import MAX_MAPS, GuestMemory, GuestMemoryError, Refused
-from nvmf_vfio.messages import DmaMap, DmaUnmap
-from nvmf_vfio.vault import Kept, Vault
+from nvmf_vfio.keeper.fd_store import Kept, Vault
+from nvmf_vfio.protocol.descriptors import Descriptor, is_eventfd, is_guest_memory
+from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap
+from nvmf_vfio.state.memory import MAX_MAPS, GuestMemory, GuestMemoryError, Refused
 
 PAGE = 0x1000
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvmf_vfio.messages import (
+from nvmf_vfio.protocol.header import MAX_MESSAGE, Command, Flag, Header, ProtocolError
+from nvmf_vfio.protocol.messages import (
     DeviceFeature,
     DeviceInfo,
     DmaAccess,
@@ -24,8 +25,7 @@ from nvmf_vfio.messages import (
     SetIrqs,
     decode_request,
 )
-from nvmf_vfio.protocol import MAX_MESSAGE, Command, Flag, Header, ProtocolError
-from nvmf_vfio.version import Version
+from nvmf_vfio.protocol.version import Version
 
 u16, u32 = st.integers(0, 0xFFFF), st.integers(0, 0xFFFFFFFF)
 u63 = st.integers(0, (1 << 62) - 1)

@@ -28,14 +28,14 @@ from vfio_fakes import (
     until,
 )
 
-from nvmf_vfio import journal as journal_module
 from nvmf_vfio import uplink as uplink_module
 from nvmf_vfio.endpoint import Endpoint
-from nvmf_vfio.messages import DeviceFeature, DmaAccess, DmaMap, RegionAccess, RegionInfo, SetIrqs
-from nvmf_vfio.protocol import Command, Flag, Header
-from nvmf_vfio.registers import CSTS_CFS, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
+from nvmf_vfio.keeper import journal as journal_module
+from nvmf_vfio.protocol.header import Command, Flag, Header
+from nvmf_vfio.protocol.messages import DeviceFeature, DmaAccess, DmaMap, RegionAccess, RegionInfo, SetIrqs
+from nvmf_vfio.protocol.version import Version
 from nvmf_vfio.session import Session
-from nvmf_vfio.version import Version
+from nvmf_vfio.state.registers import CSTS_CFS, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
 
 Do = Callable[..., Awaitable[Any]]
 do = asyncio.to_thread

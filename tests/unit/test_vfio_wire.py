@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vfio_fakes import descriptors_open, eventfd, memory
 
-from nvmf_vfio.descriptors import Descriptor, close_all
-from nvmf_vfio.protocol import MAX_DESCRIPTORS, MAX_MESSAGE, Flag, Header, ProtocolError
-from nvmf_vfio.wire import Closed, Message, Wire
+from nvmf_vfio.protocol.descriptors import Descriptor, close_all
+from nvmf_vfio.protocol.header import MAX_DESCRIPTORS, MAX_MESSAGE, Flag, Header, ProtocolError
+from nvmf_vfio.protocol.wire import Closed, Message, Wire
 
 Pair = tuple[Wire, socket.socket]
 

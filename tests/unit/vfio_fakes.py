@@ -19,9 +19,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
-from nvmf_vfio.channel import Channel, Keeper
-from nvmf_vfio.descriptors import Descriptor, close_all
-from nvmf_vfio.messages import (
+from nvmf_vfio.keeper.channel import Channel, Keeper
+from nvmf_vfio.protocol.descriptors import Descriptor, close_all
+from nvmf_vfio.protocol.header import MAX_TARGET_MESSAGE, Command, Flag, Header, ProtocolError
+from nvmf_vfio.protocol.messages import (
     DeviceInfo,
     DmaMap,
     DmaUnmap,
@@ -32,10 +33,9 @@ from nvmf_vfio.messages import (
     SetIrqs,
     decode_request,
 )
-from nvmf_vfio.protocol import MAX_TARGET_MESSAGE, Command, Flag, Header, ProtocolError
-from nvmf_vfio.registers import CC_EN, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
-from nvmf_vfio.version import Version
-from nvmf_vfio.wire import Closed, Message, Wire
+from nvmf_vfio.protocol.version import Version
+from nvmf_vfio.protocol.wire import Closed, Message, Wire
+from nvmf_vfio.state.registers import CC_EN, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
 
 BAR0, CONFIG = 0, 7
 CAP = 0x0000_0020_1E01_00FF

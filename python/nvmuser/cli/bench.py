@@ -23,10 +23,10 @@ from nvmuser.errors import GuestError, UsageError
 from nvmuser.paths import StateDir
 
 if TYPE_CHECKING:
-    from nvmuser.bench.demo import Disks, Watch
-    from nvmuser.bench.fio import Job, Workload
-    from nvmuser.bench.fio_output import Estimate
-    from nvmuser.bench.result import Result
+    from nvmuser.bench.measure.fio import Job, Workload
+    from nvmuser.bench.measure.fio_output import Estimate
+    from nvmuser.bench.report.result import Result
+    from nvmuser.bench.scenarios.demo import Disks, Watch
 
 T = TypeVar("T")
 _WIDTH = 100
@@ -111,14 +111,14 @@ class Teller:
 
     def progress(self, _name: str, estimate: Estimate) -> None:
         """fio's own word."""
-        from nvmuser.bench.plots import si
+        from nvmuser.bench.report.plots import si
 
         left = "" if not estimate.left else f", {estimate.left:.0f} s left"
         self.detail(f"{si(estimate.iops)} IOPS{left}")
 
     @property
     def watch(self) -> Watch:
-        from nvmuser.bench.demo import Watch
+        from nvmuser.bench.scenarios.demo import Watch
 
         return Watch(self.step, self.progress)
 
@@ -136,7 +136,7 @@ def _show(result: Result, output: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:
-        from nvmuser.bench import table
+        from nvmuser.bench.report import table
 
         # A pipe has no width of its own.
         Console(width=None if sys.stdout.isatty() else _WIDTH).print(table.result(result))
@@ -156,7 +156,7 @@ def demo(output: Path, direct: bool, as_json: bool) -> None:
     """Start a target, make a volume, boot a guest, measure and verify inside it; leave a report and no
     process.
     """
-    from nvmuser.bench import demo as chain
+    from nvmuser.bench.scenarios import demo as chain
 
     with Teller() as teller:
         result = run(chain.demo(output, teller.watch, direct=direct))
@@ -213,7 +213,7 @@ def guest(
     after --via: two guests, measured in turns; `ratio` in the JSON is the IOPS of libvfio over native, with its
     interval in `ratio_ci`.
     """
-    from nvmuser.bench import fio
+    from nvmuser.bench.measure import fio
 
     if len(options["via"]) > 1:
         _compare_ways(controllers, job, output, as_json, options)
@@ -228,15 +228,15 @@ def guest(
 def _compare_ways(
     controllers: tuple[str, ...], file: Path | None, output: Path, as_json: bool, options: dict[str, Any]
 ) -> None:
-    from nvmuser.cli import bench_ways
+    from nvmuser.cli import bench_transports
 
     if controllers or file or options["direct"] or options["verify"]:
         raise UsageError("two ways are compared on disks of their own: no --controller, --job, --direct, --verify")
-    bench_ways.compare(_job(options), output, rounds=options["rounds"], cpus=options["cpus"], as_json=as_json)
+    bench_transports.compare(_job(options), output, rounds=options["rounds"], cpus=options["cpus"], as_json=as_json)
 
 
 def _job(options: dict[str, Any]) -> Job:
-    from nvmuser.bench import fio
+    from nvmuser.bench.measure import fio
 
     verify = options["verify"]
     return fio.Job(
@@ -263,8 +263,8 @@ async def _measure(
     watch: Watch,
     options: dict[str, Any],
 ) -> Result:
-    from nvmuser.bench import demo as chain
-    from nvmuser.bench import fio
+    from nvmuser.bench.measure import fio
+    from nvmuser.bench.scenarios import demo as chain
 
     direct, cpus, memory = options["direct"], options["cpus"], fio.parse_size(options["memory"])
     libvfio = options["via"] == ("libvfio",)
@@ -279,9 +279,9 @@ async def _measure(
 
 
 async def _existing(state: StateDir, controllers: tuple[str, ...], direct: bool, libvfio: bool) -> Disks:
-    from nvmuser.bench.demo import Disks
-    from nvmuser.bench.deployment import processes
-    from nvmuser.target import daemon
+    from nvmuser.bench.measure.deployment import processes
+    from nvmuser.bench.scenarios.demo import Disks
+    from nvmuser.supervisor import daemon
 
     if len(set(controllers)) != len(controllers):
         raise UsageError("the same controller is named twice")

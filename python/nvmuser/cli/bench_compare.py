@@ -12,12 +12,14 @@ from typing import Any
 import click
 from rich.console import Console, RenderableType
 
-from nvmuser.bench import analysis, compare_report, matrix, peers, records, report, tune
-from nvmuser.bench import compare as comparing
-from nvmuser.bench.fio import parse_size
-from nvmuser.bench.result import Result
-from nvmuser.bench.session import Report
-from nvmuser.bench.variants import BASE
+from nvmuser.bench.measure.fio import parse_size
+from nvmuser.bench.report import analysis, compare_page, page, records
+from nvmuser.bench.report.result import Result
+from nvmuser.bench.rounds import matrix, peers
+from nvmuser.bench.rounds.session import Report
+from nvmuser.bench.rounds.variants import BASE
+from nvmuser.bench.scenarios import compare as comparing
+from nvmuser.bench.scenarios import tune
 from nvmuser.cli.bench import Teller, run
 from nvmuser.errors import UsageError
 
@@ -104,12 +106,12 @@ def compare(
     )
     summary = analysis.summary(comparison)
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    (output / "report.html").write_text(compare_report.html(comparison), encoding="utf-8")
-    (output / "report.md").write_text(compare_report.markdown(comparison), encoding="utf-8")
+    (output / "report.html").write_text(compare_page.html(comparison), encoding="utf-8")
+    (output / "report.md").write_text(compare_page.markdown(comparison), encoding="utf-8")
     if as_json:
         click.echo(json.dumps(summary, indent=1))
     else:
-        print_table(compare_report.table(comparison))
+        print_table(compare_page.table(comparison))
         click.echo(f"report: {output / 'report.html'}")
 
 
@@ -133,16 +135,16 @@ def report_command(results: tuple[Path, ...], output: Path | None, markdown: boo
     if single:
         if output is None:
             raise UsageError("say where the page shall go: -o report.html")
-        _write(output, report.html(Result.read(single[0] if single[0].is_file() else single[0] / "result.json")))
+        _write(output, page.html(Result.read(single[0] if single[0].is_file() else single[0] / "result.json")))
         return
     comparison = records.merge([records.read(path) for path in results])
     tuned = comparison.base == BASE
     if markdown:
-        click.echo((tune.markdown if tuned else compare_report.markdown)(comparison), nl=False)
+        click.echo((tune.markdown if tuned else compare_page.markdown)(comparison), nl=False)
     elif output is None:
-        print_table((tune.table if tuned else compare_report.table)(comparison))
+        print_table((tune.table if tuned else compare_page.table)(comparison))
     if output is not None:
-        _write(output, (tune.html if tuned else compare_report.html)(comparison))
+        _write(output, (tune.html if tuned else compare_page.html)(comparison))
 
 
 def _write(output: Path, page: str) -> None:
@@ -174,6 +176,6 @@ def diff(old: Path, new: Path, metric: str, as_json: bool) -> None:
     if not changes:
         raise UsageError("the two have no job on the same peer in common")
     if as_json:
-        click.echo(json.dumps(compare_report.diff_json(changes, notes, metric), indent=1))
+        click.echo(json.dumps(compare_page.diff_json(changes, notes, metric), indent=1))
     else:
-        print_table(compare_report.diff_table(changes, notes, metric))
+        print_table(compare_page.diff_table(changes, notes, metric))

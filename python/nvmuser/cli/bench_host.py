@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from nvmuser.bench.host import HostResult, measure
-from nvmuser.bench.host_programs import ASYNC_DEPTH, PATTERNS
+from nvmuser.bench.scenarios.host import HostResult, measure
+from nvmuser.bench.scenarios.host_programs import ASYNC_DEPTH, PATTERNS
 from nvmuser.cli.bench import Teller, run
-from nvmuser.runtime import find_spdk
+from nvmuser.toolchain import find_spdk
 
 
 @click.command("host")
@@ -30,7 +30,7 @@ from nvmuser.runtime import find_spdk
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: perf_ratio, async_reads_per_s, gpio_ratio, …")
 def host_command(rw: str, depth: int, size: int, seconds: int, rounds: int, file: Path | None, as_json: bool) -> None:
-    """Reach a volume over vfio-user without a guest: spdk_nvme_perf, SPDK's fio plug-in, nvmuser.host.
+    """Reach a volume over vfio-user without a guest: spdk_nvme_perf, SPDK's fio plug-in, nvmuser.initiator.
 
     Beside bdevperf, which has the same volume without a transport. Then a device in Python beside the same in C.
     One CPU for the target, one for its client; everything is private and temporary.
@@ -62,16 +62,16 @@ def _text(result: HostResult) -> str:
     titles = {
         "bdevperf": "bdevperf, no transport",
         "spdk_nvme_perf": "spdk_nvme_perf",
-        "nvmuser": "nvmuser.host, its loop in C",
+        "nvmuser": "nvmuser.initiator, its loop in C",
         "fio": "SPDK's fio plug-in",
-        "async": f"nvmuser.host, awaited reads (depth {ASYNC_DEPTH})",
+        "async": f"nvmuser.initiator, awaited reads (depth {ASYNC_DEPTH})",
     }
     lines = [f"{work.pattern}, {work.size} bytes, depth {work.depth}, on {result.volume}; IOPS, one value a round"]
     for name, title in titles.items():
         lines.append(f"  {title:42}" + "".join(f"{value / 1000:8.0f}k" for value in result.iops[name]))
     lines += [
         f"vfio-user / no transport                    {found['transport_ratio']:8.2f}",
-        f"nvmuser.host / spdk_nvme_perf               {found['perf_ratio']:8.2f}",
+        f"nvmuser.initiator / spdk_nvme_perf               {found['perf_ratio']:8.2f}",
         f"awaited reads a second                      {found['async_reads_per_s']:8.0f}",
         f"a device's register in Python / in C        {found['gpio_ratio']:8.2f}",
     ]

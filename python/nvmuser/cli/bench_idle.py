@@ -26,7 +26,7 @@ def idle_command(endpoints: int, rounds: int, as_json: bool) -> None:
       nvmuser bench idle
       nvmuser bench idle --endpoints 100 --rounds 3 --json
     """
-    from nvmuser.bench.idle import measure
+    from nvmuser.bench.scenarios.idle import measure
 
     with tempfile.TemporaryDirectory(prefix="nvmuser-") as root, Teller() as teller:
         found = run(measure(Path(root), endpoints, rounds, teller.step)).to_json()

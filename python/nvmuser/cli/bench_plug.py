@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from nvmuser.bench.plug import MOST_ROUNDS, plugging
+from nvmuser.bench.scenarios.plug import MOST_ROUNDS, plugging
 
 
 @click.command("plug")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from nvmuser.bench.provision import SAMPLE_CLIENT, SAMPLE_RPC_PY, Provision, provision
-from nvmuser.runtime import find_spdk
+from nvmuser.bench.scenarios.provision import SAMPLE_CLIENT, SAMPLE_RPC_PY, Provision, provision
+from nvmuser.toolchain import find_spdk
 
 
 @click.command("provision")

@@ -33,7 +33,7 @@ def recovery(as_json: bool, overhead: bool, **options: Any) -> None:
       nvmuser bench recovery --kill both --standby
       nvmuser bench recovery --outage 60 --rounds 1
     """
-    from nvmuser.bench.recovery import Plan, measure
+    from nvmuser.bench.scenarios.recovery import Plan, measure
 
     plan = Plan(**options, overhead=12 if overhead else 0)
     with Teller() as teller:

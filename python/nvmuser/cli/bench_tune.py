@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from nvmuser.bench import tune as tuning
-from nvmuser.bench.variants import BASE, VARIANTS
+from nvmuser.bench.rounds.variants import BASE, VARIANTS
+from nvmuser.bench.scenarios import tune as tuning
 from nvmuser.cli.bench_compare import measured, print_table
 
 _NAMES = ", ".join(variant.name for variant in VARIANTS if variant.name != BASE)

@@ -18,10 +18,10 @@ from nvmuser.errors import UsageError
 from nvmuser.guest import libvirt, machine, qemu, terminal
 from nvmuser.guest.registry import Record
 from nvmuser.guest.spec import MIB, GuestSpec, use_hugepages
+from nvmuser.hostfs.sockets import answers
 from nvmuser.paths import StateDir
-from nvmuser.runtime import accelerator, libvfio
-from nvmuser.runtime.qemu import BINARY
-from nvmuser.sockets import answers
+from nvmuser.toolchain import accelerator, libvfio
+from nvmuser.toolchain.qemu import BINARY
 
 
 @click.group()

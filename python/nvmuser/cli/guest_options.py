@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from nvmuser import control
-from nvmuser.devices import Devices
 from nvmuser.guest.registry import Registry
 from nvmuser.guest.spec import MIB, GuestSpec
-from nvmuser.model import parse_size
+from nvmuser.hostfs.device_dirs import Devices
+from nvmuser.model.objects import parse_size
 from nvmuser.paths import StateDir
+from nvmuser.supervisor import control
 
 
 def _memory(_ctx: click.Context, _param: click.Parameter, value: str) -> int:

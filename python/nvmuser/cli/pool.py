@@ -7,11 +7,11 @@ from typing import Any
 import click
 from rich.table import Table
 
-from nvmuser import control
-from nvmuser.change import Change
 from nvmuser.cli.present import console, run, say, say_object
-from nvmuser.model import Pool, Volume, format_size, parse_size
+from nvmuser.model.change import Change
+from nvmuser.model.objects import Pool, Volume, format_size, parse_size
 from nvmuser.paths import StateDir
+from nvmuser.supervisor import control
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from nvmuser.outcome import Outcome
+from nvmuser.reconcile.outcome import Outcome
 
 T = TypeVar("T")
 

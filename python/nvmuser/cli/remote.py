@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 from rich.table import Table
 
-from nvmuser import control
-from nvmuser.change import Change
 from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.errors import UsageError
-from nvmuser.model import Path, Remote
+from nvmuser.model.change import Change
+from nvmuser.model.objects import Path, Remote
 from nvmuser.paths import StateDir
+from nvmuser.supervisor import control
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -11,11 +11,11 @@ import click
 from rich.console import Console
 
 from nvmuser.paths import StateDir
-from nvmuser.runtime import doctor as checks
-from nvmuser.runtime import older_qemu
-from nvmuser.runtime import setup as row
-from nvmuser.runtime.appliance import Suite
-from nvmuser.runtime.older_qemu import SUITES
+from nvmuser.toolchain import doctor as checks
+from nvmuser.toolchain import older_qemu
+from nvmuser.toolchain import setup as row
+from nvmuser.toolchain.appliance import Suite
+from nvmuser.toolchain.older_qemu import SUITES
 
 
 @click.command()

@@ -10,17 +10,18 @@ from typing import Any
 
 import click
 
-from nvmuser import control, spec_schema
-from nvmuser import spec as specs
-from nvmuser.change import Change
 from nvmuser.cli.present import run, say
-from nvmuser.desired import Desired
-from nvmuser.engine import Engine
 from nvmuser.errors import NvmuserError, UsageError
-from nvmuser.outcome import Outcome
+from nvmuser.hostfs.sockets import answers
+from nvmuser.model import spec as specs
+from nvmuser.model import spec_schema
+from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
 from nvmuser.paths import StateDir
+from nvmuser.reconcile.engine import Engine
+from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc import Client
-from nvmuser.sockets import answers
+from nvmuser.supervisor import control
 
 _file = click.option("-f", "--file", "path", required=True, metavar="FILE", help="YAML or JSON; - for stdin.")
 _prune = click.option("--prune", is_flag=True, help="Take away what the file does not name.")

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, TargetNotRunning, UsageError
-from nvmuser.model import TargetSettings
+from nvmuser.model.objects import TargetSettings
 from nvmuser.paths import StateDir
-from nvmuser.runtime import find_spdk
-from nvmuser.target import daemon
-from nvmuser.target.spdk import Options, why_no_hugepages
-from nvmuser.target.unit import unit
+from nvmuser.supervisor import daemon
+from nvmuser.supervisor.spdk import Options, why_no_hugepages
+from nvmuser.supervisor.unit import unit
+from nvmuser.toolchain import find_spdk
 
 _LOGS = ("target", "endpoint", "supervisor")
 

@@ -10,15 +10,7 @@ from __future__ import annotations
 
 import logging
 
-from nvmuser.guest.agent import (
-    AgentError,
-    CommandFailed,
-    CommandResult,
-    CommandTimeout,
-    GuestRebooted,
-    Output,
-    Process,
-)
+from nvmuser.guest.agent import AgentError, CommandFailed, CommandResult, CommandTimeout, GuestRebooted, Output, Process
 from nvmuser.guest.machine import Guest, launch
 from nvmuser.guest.spec import GuestSpec
 

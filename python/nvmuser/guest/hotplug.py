@@ -13,19 +13,19 @@ from typing import Literal
 
 from qemu.qmp import QMPClient
 
-from nvmuser import control
-from nvmuser.change import Change
-from nvmuser.desired import Desired
-from nvmuser.devices import Devices
 from nvmuser.errors import ConflictError
 from nvmuser.guest.plug import Intent, carry_out, intend
 from nvmuser.guest.preflight import Problem
 from nvmuser.guest.qemu import device_id
 from nvmuser.guest.qmp import Facts, look
-from nvmuser.model import Controller
+from nvmuser.hostfs.device_dirs import Devices
+from nvmuser.hostfs.sockets import answers
+from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import Controller
 from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
-from nvmuser.sockets import answers
+from nvmuser.supervisor import control
 
 
 @dataclass(frozen=True)

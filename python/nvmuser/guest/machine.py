@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 
 from qemu.qmp import QMPClient, QMPError
 
-from nvmuser import runtime as host
+from nvmuser import toolchain as host
 from nvmuser.errors import GuestError, SetupError
 from nvmuser.guest.agent import Agent, AgentError, CommandResult, CommandTimeout, Process
 from nvmuser.guest.process import QemuProcess
 from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER, Boot, Runtime, arguments
 from nvmuser.guest.spec import GuestSpec, check_sockets, image_format, use_hugepages
-from nvmuser.sockets import check_socket_path, listen_unix
+from nvmuser.hostfs.sockets import check_socket_path, listen_unix
 
 BOOT_DEADLINE = 180.0
 """Software emulation on a busy machine boots in 5 to 40 s; a user's own system may take longer."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER
 from nvmuser.guest.qmp import Backend, Facts
 from nvmuser.guest.spec import HUGEPAGE
-from nvmuser.sockets import answers
+from nvmuser.hostfs.sockets import answers
 
 _IOMMUS = ("intel-iommu", "amd-iommu", "virtio-iommu-pci")
 _SMALL_PAGE = 4096

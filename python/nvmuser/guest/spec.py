@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from nvmuser.errors import GuestError, UsageError
-from nvmuser.sockets import answers, check_socket_path
+from nvmuser.hostfs.sockets import answers, check_socket_path
 
 MIB = 1 << 20
 GIB = 1 << 30

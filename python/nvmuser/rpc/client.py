@@ -22,13 +22,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from nvmuser import errors
-from nvmuser.errors import (
-    NvmuserError,
-    RpcConnectionError,
-    RpcServerError,
-    RpcTimeoutError,
-    UsageError,
-)
+from nvmuser.errors import NvmuserError, RpcConnectionError, RpcServerError, RpcTimeoutError, UsageError
 from nvmuser.paths import SUN_PATH_MAX
 from nvmuser.rpc.framing import ObjectSplitter
 

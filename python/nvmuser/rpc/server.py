@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from nvmuser.errors import NvmuserError, RpcServerError
+from nvmuser.hostfs.sockets import listen_unix
 from nvmuser.rpc.framing import FramingError, ObjectSplitter
-from nvmuser.sockets import listen_unix
 
 Handler = Callable[..., Awaitable[Any]]
 

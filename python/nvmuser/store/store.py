@@ -1,6 +1,6 @@
 """The SQLite file of what is wanted: transactional, durable, one writer at a time.
 
-Owns the file and its connection. It does not know what objects mean: `nvmuser.desired` has the rules, and
+Owns the file and its connection. It does not know what objects mean: `nvmuser.model.desired` has the rules, and
 nothing is committed here that its caller has not checked.
 
 WAL with `synchronous=FULL`: a committed change is on the disk, and a process killed at any point leaves the
@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nvmuser.desired import Desired, Entry
 from nvmuser.errors import ConflictError, SetupError
-from nvmuser.model import object_from_json
+from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.objects import object_from_json
 from nvmuser.store.schema import migrate
 
 _BUSY_S = 10.0

@@ -1,0 +1,1 @@
+"""What outlives the endpoint process: descriptors, the record, the way to its keeper."""

@@ -1,0 +1,74 @@
+"""Replies: those that are made here because there is no target, and a target's own as its guest shall see them.
+
+Owns nothing. What is remembered between the two is `nvmf_vfio.state.controller.Controller`'s.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from nvmf_vfio.pending import Pending
+from nvmf_vfio.protocol.header import Command, ProtocolError
+from nvmf_vfio.protocol.messages import DmaUnmap, RegionAccess, RegionInfo
+from nvmf_vfio.protocol.version import Version
+from nvmf_vfio.protocol.wire import Message
+from nvmf_vfio.state.controller import Controller
+from nvmf_vfio.state.memory import Refused
+from nvmf_vfio.state.registers import BAR0
+
+_MAX_CACHED = 64
+_MAX_CACHED_BYTES = 4096
+_MAX_DATA = 0x10000
+"""Bytes of data that a guest may put into one message."""
+_CACHED = frozenset(
+    {Command.VERSION, Command.DEVICE_GET_INFO, Command.DEVICE_GET_REGION_INFO, Command.DEVICE_GET_IRQ_INFO}
+)
+
+
+def without_target(controller: Controller, pending: Pending) -> bytes | None:
+    """The reply in a target's place; None when only a target can tell, and has not told before.
+
+    :raises Refused: the reply is an error.
+    """
+    request = pending.request
+    match pending.command:
+        case Command.REGION_READ:
+            assert isinstance(request, RegionAccess)
+            return RegionAccess(request.offset, request.region, request.count, controller.read(request)).pack()
+        case Command.REGION_WRITE:
+            assert isinstance(request, RegionAccess)
+            return RegionAccess(request.offset, request.region, request.count).pack()
+        case Command.DMA_UNMAP:
+            assert isinstance(request, DmaUnmap)
+            return request.pack()
+        case command if command in _CACHED:
+            return controller.replies.get((command, pending.body))
+        case Command.DEVICE_FEATURE | Command.MIG_DATA_READ | Command.MIG_DATA_WRITE:
+            raise Refused(errno.ENOTSUP, f"{pending.command.name} without a target")
+    return b""
+
+
+def from_target(controller: Controller, pending: Pending, reply: Message) -> bytes:
+    """A target's reply as the guest shall see it; what must be known later is remembered.
+
+    :raises ProtocolError: it is none, or the target is not one that a guest can outlive.
+    """
+    body = reply.body
+    if pending.command is Command.REGION_READ:
+        assert isinstance(pending.request, RegionAccess)
+        answer = RegionAccess.unpack(body, with_data=True)
+        data = controller.patch_read(pending.request, answer.data)
+        body = RegionAccess(answer.offset, answer.region, answer.count, data).pack()
+    elif pending.command is Command.VERSION:
+        version = Version.unpack(body)
+        capabilities = {k: v for k, v in version.capabilities.items() if k != "twin_socket"}
+        capabilities["max_data_xfer_size"] = _MAX_DATA
+        body = Version(version.major, version.minor, capabilities).pack()
+    elif pending.command is Command.DEVICE_GET_REGION_INFO:
+        info = RegionInfo.unpack(body)
+        if info.index == BAR0 and info.flags & RegionInfo.MMAP:
+            raise ProtocolError("it maps its doorbells into the guest: no disable_mappable_bar0")
+    small = len(pending.body) + len(body) <= _MAX_CACHED_BYTES and len(controller.replies) < _MAX_CACHED
+    if pending.command in _CACHED and not reply.descriptors and small:
+        controller.replies[(pending.command, pending.body)] = body
+    return body

@@ -1,0 +1,110 @@
+"""The interrupts that a guest has set up: the eventfds by which a target signals them, and by which we do.
+
+Owns those descriptors, by kind of interrupt and vector. What a driver is told with them is `controller`'s
+business.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from nvmf_vfio.keeper.fd_store import Kept
+from nvmf_vfio.protocol.descriptors import Descriptor, is_eventfd
+from nvmf_vfio.protocol.header import Command
+from nvmf_vfio.protocol.messages import SetIrqs
+from nvmf_vfio.state.memory import Refused
+
+_INTX, _MSI, _MSIX = range(3)
+"""Kinds of interrupt (linux/vfio.h, VFIO_PCI_*_IRQ_INDEX)."""
+_MAX_INTERRUPTS = 2048
+"""PCI's limit for MSI-X; all kinds of interrupt of one guest count."""
+_DESCRIPTORS = 8
+"""Descriptors in one replayed DEVICE_SET_IRQS: the least that an implementation may be expected to take."""
+
+
+class Interrupts:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._vectors: dict[int, dict[int, Kept]] = {}
+
+    def check(self, request: SetIrqs, descriptors: list[Descriptor]) -> None:
+        """Whether a request may be passed on and remembered.
+
+        :raises Refused: with the errno to answer.
+        """
+        if descriptors and len(descriptors) + sum(map(len, self._vectors.values())) > 2 * _MAX_INTERRUPTS:
+            raise Refused(errno.ENOSPC, f"more than {_MAX_INTERRUPTS} interrupts")
+        if descriptors and not (request.flags & SetIrqs.DATA_EVENTFD and len(descriptors) == request.count):
+            raise Refused(errno.EINVAL, f"{len(descriptors)} descriptors for {request.count} vectors")
+        if not all(map(is_eventfd, descriptors)):
+            raise Refused(errno.EINVAL, "an interrupt's descriptor is not an eventfd")
+
+    def remember(self, request: SetIrqs, kept: list[Kept]) -> None:
+        """A request has taken effect. Takes over the descriptors that came with it."""
+        if not request.flags & SetIrqs.TRIGGER or request.flags & SetIrqs.DATA_BOOL:
+            for unused in kept:
+                unused.release()
+            return
+        vectors = self._vectors.setdefault(request.index, {})
+        gone = range(request.start, request.start + request.count)
+        if request.flags & SetIrqs.DATA_NONE:
+            if request.count:
+                return
+            gone = range(SetIrqs.MAX_VECTORS)
+        for vector in [v for v in vectors if v in gone]:
+            if (old := vectors.pop(vector)) not in kept:
+                old.release()
+        vectors.update(zip(range(request.start, request.start + len(kept)), kept, strict=True))
+
+    def replay(self) -> Iterator[tuple[Command, bytes, list[Descriptor]]]:
+        """What a new target must be told. The descriptors are copies for the caller."""
+        for index, vectors in self._vectors.items():
+            for run in _runs(sorted(vectors), _DESCRIPTORS):
+                request = SetIrqs(SetIrqs.DATA_EVENTFD | SetIrqs.TRIGGER, index, run[0], len(run))
+                copies = [vectors[vector].descriptor.duplicate() for vector in run]
+                yield Command.DEVICE_SET_IRQS, request.pack(), copies
+
+    @property
+    def admin(self) -> tuple[int, Kept | None]:
+        """The kind of interrupt that the guest has set up, and vector 0 of it; the admin queue has no other."""
+        for index in (_MSIX, _MSI, _INTX):
+            if kept := self._vectors.get(index, {}).get(0):
+                return index, kept
+        return _MSIX, None
+
+    def signal_admin(self) -> None:
+        """Signal the guest's admin interrupt."""
+        _index, kept = self.admin
+        if kept:
+            os.set_blocking(kept.descriptor.fileno(), False)
+            try:
+                os.eventfd_write(kept.descriptor.fileno(), 1)
+            except BlockingIOError:
+                # A full counter means that the signal is pending anyway.
+                return
+
+    def kept_names(self) -> set[str]:
+        return {kept.name for vectors in self._vectors.values() for kept in vectors.values()}
+
+    def to_json(self) -> list[Any]:
+        return [[index, v, kept.name] for index, vectors in self._vectors.items() for v, kept in vectors.items()]
+
+    def load_json(self, document: list[Any], kept: dict[str, Kept]) -> None:
+        for index, vector, name in document:
+            self._vectors.setdefault(index, {})[vector] = kept[name]
+
+
+def _runs(vectors: list[int], longest: int) -> Iterator[list[int]]:
+    """Consecutive vectors, in pieces of at most `longest`."""
+    run: list[int] = []
+    for vector in vectors:
+        if run and (vector != run[-1] + 1 or len(run) == longest):
+            yield run
+            run = []
+        run.append(vector)
+    if run:
+        yield run

@@ -1,0 +1,149 @@
+"""Guest memory as the guest's QEMU has mapped it for DMA.
+
+Owns the table of DMA maps and their descriptors. Reads and writes only inside a map that the guest made, and never
+touches guest memory by a pointer: a guest may cut its memory short at any time, and what would be SIGBUS in this
+process is an error of a system call here.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from bisect import bisect_right, insort
+from dataclasses import dataclass
+from typing import Any
+
+from nvmf_vfio.keeper.fd_store import Kept
+from nvmf_vfio.protocol.descriptors import Descriptor, is_guest_memory
+from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap
+
+MAX_MAPS = 64
+"""libvfio-user's MAX_DMA_REGIONS (lib/private.h): a target takes no more."""
+
+
+class GuestMemoryError(Exception):
+    """The address is not in memory that this guest has mapped and shares."""
+
+
+class Refused(Exception):
+    """A request is refused; `errno` is the reply's."""
+
+    def __init__(self, number: int, reason: str) -> None:
+        super().__init__(reason)
+        self.errno = number
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One DMA map, with the file behind it when it is shared memory."""
+
+    map: DmaMap
+    kept: Kept | None
+
+    def __lt__(self, other: Region) -> bool:
+        return self.map.address < other.map.address
+
+
+class GuestMemory:
+    """The DMA maps of one guest connection, in the order of their addresses."""
+
+    def __init__(self) -> None:
+        self.regions: list[Region] = []
+
+    def check_map(self, request: DmaMap, descriptors: list[Descriptor]) -> None:
+        """Whether what the request maps is memory.
+
+        :raises Refused: EINVAL.
+        """
+        if len(descriptors) > 1:
+            raise Refused(errno.EINVAL, f"{len(descriptors)} descriptors for one map")
+        for descriptor in descriptors:
+            if not is_guest_memory(descriptor):
+                raise Refused(errno.EINVAL, "the descriptor is not a memfd, nor a file of tmpfs or hugetlbfs")
+            if os.fstat(descriptor.fileno()).st_size < request.offset + request.size:
+                raise Refused(errno.EINVAL, "the memory ends before the map does")
+
+    def check_room(self, request: DmaMap) -> None:
+        """Whether the request fits beside the other maps.
+
+        :raises Refused: EEXIST (overlaps another map), ENOSPC (too many).
+        """
+        for region in self.regions:
+            if region.map != request and region.map.address < request.end and request.address < region.map.end:
+                raise Refused(errno.EEXIST, f"map at {request.address:#x} overlaps the one at {region.map.address:#x}")
+        if len(self.regions) >= MAX_MAPS:
+            raise Refused(errno.ENOSPC, f"more than {MAX_MAPS} maps")
+
+    def map(self, request: DmaMap, kept: Kept | None) -> None:
+        """Remember a map that has been accepted. Takes the descriptor over."""
+        for region in self.regions:
+            if kept is not None and region.kept is kept:
+                # Remembered by an endpoint that was killed before it had answered.
+                return
+        self.unmap(DmaUnmap(0, request.address, request.size))
+        insort(self.regions, Region(request, kept))
+
+    def unmap(self, request: DmaUnmap) -> None:
+        """Forget the maps that lie within the request's range."""
+        everything = bool(request.flags & DmaUnmap.ALL)
+        end = request.address + request.size
+        for region in list(self.regions):
+            if everything or (request.address <= region.map.address and region.map.end <= end):
+                self.regions.remove(region)
+                if region.kept:
+                    region.kept.release()
+
+    def read(self, address: int, size: int) -> bytes:
+        """:raises GuestMemoryError: if not all of it lies in one shared map."""
+        descriptor, offset = self._locate(address, size, DmaMap.READ)
+        try:
+            data = os.pread(descriptor.fileno(), size, offset)
+        except OSError as error:
+            raise GuestMemoryError(f"reading {address:#x}: {error.strerror}") from error
+        if len(data) != size:
+            raise GuestMemoryError(f"{size} bytes at {address:#x}: the memory has been cut short")
+        return data
+
+    def write(self, address: int, data: bytes) -> None:
+        """:raises GuestMemoryError: if not all of it lies in one shared, writable map."""
+        descriptor, offset = self._locate(address, len(data), DmaMap.WRITE)
+        number = descriptor.fileno()
+        try:
+            # hugetlbfs has no write(2), hence a mapping; its granularity is the page size that fstat tells.
+            facts = os.fstat(number)
+            if facts.st_size < offset + len(data):
+                raise GuestMemoryError(f"{len(data)} bytes at {address:#x}: the memory has been cut short")
+            page = facts.st_blksize
+            start = offset // page * page
+            length = min(-(-(offset - start + len(data)) // page) * page, facts.st_size - start)
+            with mmap.mmap(number, length, offset=start) as window, memoryview(window) as view:
+                source = os.memfd_create("nvmf_vfio", os.MFD_CLOEXEC)
+                try:
+                    os.write(source, data)
+                    # The kernel copies: where the memory has been cut short this fails with EFAULT.
+                    with view[offset - start : offset - start + len(data)] as target:
+                        os.preadv(source, [target], 0)
+                finally:
+                    os.close(source)
+        except (OSError, ValueError) as error:
+            raise GuestMemoryError(f"writing {address:#x}: {error}") from error
+
+    def _locate(self, address: int, size: int, access: int) -> tuple[Descriptor, int]:
+        index = bisect_right(self.regions, address, key=lambda region: region.map.address) - 1
+        if index >= 0:
+            region = self.regions[index]
+            inside = address + size <= region.map.end
+            if inside and region.kept is not None and region.map.flags & access:
+                return region.kept.descriptor, region.map.offset + address - region.map.address
+        raise GuestMemoryError(f"{size} bytes at {address:#x} are not in the guest's shared memory")
+
+    def to_json(self) -> list[Any]:
+        return [
+            [r.map.flags, r.map.offset, r.map.address, r.map.size, r.kept.name if r.kept else None]
+            for r in self.regions
+        ]
+
+    def load_json(self, document: list[Any], kept: dict[str, Kept]) -> None:
+        for flags, offset, address, size, name in document:
+            insort(self.regions, Region(DmaMap(flags, offset, address, size), kept[name] if name else None))

@@ -1,0 +1,1 @@
+"""Results: their schema, what is read out of them, and pages, plots and tables."""

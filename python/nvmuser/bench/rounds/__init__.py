@@ -1,0 +1,1 @@
+"""Comparisons: what is compared, and rounds of jobs in a balanced order."""

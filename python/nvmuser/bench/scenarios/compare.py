@@ -1,0 +1,85 @@
+"""Measures ours against QEMU's and SPDK's other ways, fairly: same guest, same jobs, same backing.
+
+Owns what all peers have in common: the disks' files, our deployment, hugepages for all or for none. How rounds
+are run is `session`'s business, how each peer is made `peers`'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvmuser.bench.measure import hugepages
+from nvmuser.bench.measure.deployment import Deployment
+from nvmuser.bench.measure.disks import fill, output_directory
+from nvmuser.bench.report import records
+from nvmuser.bench.rounds import session
+from nvmuser.bench.rounds.matrix import Case
+from nvmuser.bench.rounds.peers import MEMORY, OURS, Setup, open_peer
+from nvmuser.bench.rounds.session import Report, Step
+from nvmuser.supervisor.spdk import MEMORY_MIB, Options
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared."""
+
+    cases: Sequence[Case]
+    peers: Sequence[str]
+    rounds: int = 5
+    size: int = 256 << 20
+    backing: str = "file"
+    minutes: float = math.inf
+
+    @property
+    def session(self) -> session.Plan:
+        """:raises UsageError: ours is not among the peers, or no round is asked for."""
+        settings = {"backing": self.backing, "size_bytes": self.size}
+        return session.Plan(self.cases, self.peers, OURS, self.rounds, self.minutes, settings=settings)
+
+    @property
+    def memory(self) -> int:
+        """Of all guests, and of two targets: ours and SPDK's vhost."""
+        return len(self.peers) * MEMORY + 2 * (MEMORY_MIB << 20)
+
+
+async def compare(plan: Plan, output: Path, report: Report, *, resume: bool = False) -> records.Comparison:
+    """Runs the whole plan; results are in `output` as they come, fio's own JSON too.
+
+    :param resume: go on with what an interrupted comparison left in `output`.
+    :raises NvmuserError: ours cannot run; another peer that cannot is left out, and the records say why.
+    """
+    rounds = plan.session
+    output_directory(output)
+    rounds = rounds.with_files_on(_files_on(plan, output))
+    earlier = records.interrupted(output) if resume else None
+    async with _common(plan, output, report) as setup:
+        with records.Writer(output / records.FILE, append=resume) as writer:
+            await session.Session(
+                rounds, lambda peer, cpus: open_peer(peer, setup, cpus), output, writer, report, earlier
+            ).run()
+    return records.read(output)
+
+
+def _files_on(plan: Plan, output: Path) -> Path:
+    return Path("/dev/shm") if plan.backing == "memory" else output
+
+
+@contextlib.asynccontextmanager
+async def _common(plan: Plan, output: Path, report: Report) -> AsyncIterator[Setup]:
+    """What all peers share, gone afterwards."""
+    files = tempfile.TemporaryDirectory(dir=_files_on(plan, output), prefix="disks-")
+    sockets = tempfile.TemporaryDirectory(prefix="nvmuser-bench-")
+    with files, sockets, hugepages.lent(plan.memory) as lacking:
+        backing = {peer: Path(files.name) / peer for peer in plan.peers}
+        report(Step(0, 1, "writing the disks' files"))
+        for path in backing.values():
+            await asyncio.to_thread(fill, path, plan.size)
+        options = Options(hugepages=lacking is None)
+        async with Deployment.start(Path(sockets.name) / "state", options) as deployment:
+            yield Setup(Path(sockets.name), backing, deployment, lacking)

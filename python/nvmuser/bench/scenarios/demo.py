@@ -1,0 +1,185 @@
+"""The whole chain on a deployment of its own: target, volume, controller, guest, fio inside, verified.
+
+Also runs jobs in a guest on controllers that exist already (`bench guest`). Owns the guest that it boots, and
+for the demo the deployment; both are gone when it ends. Shows nothing: progress is told to the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nvmuser.bench.measure import environment, runner, versions
+from nvmuser.bench.measure.deployment import Deployment
+from nvmuser.bench.measure.disks import fill, output_directory
+from nvmuser.bench.measure.fio import Job, Workload
+from nvmuser.bench.measure.fio_output import Estimate
+from nvmuser.bench.report import page
+from nvmuser.bench.report.result import JobResult, Result
+from nvmuser.errors import UsageError
+from nvmuser.guest import Guest, GuestSpec, launch
+from nvmuser.toolchain import accelerator, find_appliance, find_qemu, find_spdk
+
+SIZE = 256 << 20
+MEMORY = 512 << 20
+
+Tell = Callable[[str], None]
+"""Called when a step begins, with its name."""
+Progress = Callable[[str, Estimate], None]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told what goes on."""
+
+    step: Tell
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Disks:
+    """What a guest is given: sockets, how they are called on the report, host processes to charge."""
+
+    sockets: tuple[Path, ...]
+    names: tuple[str, ...]
+    processes: Mapping[str, Sequence[int]]
+    directories: tuple[Path, ...] | None = None
+    """With libvfio: the device directories that stand for the sockets."""
+
+
+def demo_jobs(runtime: float = 5.0) -> list[Workload]:
+    """Random reads, random writes, and writes that are read back and checked."""
+    common = {"iodepth": 32, "ramp": 1.0}
+    return [
+        Job("randread", "randread", runtime=runtime, **common).workload(),  # type: ignore[arg-type]
+        Job("randwrite", "randwrite", runtime=runtime, **common).workload(),  # type: ignore[arg-type]
+        Job("verify", "randwrite", iodepth=32, size="256M", io_size="32M", verify="crc32c").workload(),
+    ]
+
+
+async def measure(
+    disks: Disks,
+    workloads: Sequence[Workload],
+    output: Path,
+    watch: Watch,
+    *,
+    cpus: int = 1,
+    memory: int = MEMORY,
+    append: str = "",
+    overwrite: bool = True,
+) -> Result:
+    """Boots a guest with the disks, runs every workload, and writes result.json, report.html and fio's own
+    files.
+
+    :param append: for the guest kernel's command line.
+    :param overwrite: write also where there is a file system or the like.
+    :raises GuestError: the guest does not boot, or fio cannot run a job. Wrong blocks are no error here, but
+    in the
+        result (`Result.wrong`).
+    """
+    output_directory(output)
+    watch.step("listening for noise")
+    ours = [pid for pids in disks.processes.values() for pid in pids]
+    before = await asyncio.to_thread(environment.spin, ours)
+    machine = environment.look()
+    spec = GuestSpec(cpus=cpus, memory=memory, sockets=disks.sockets, directories=disks.directories, append=append)
+    async with _guest(spec, watch) as guest:
+        devices = await runner.nvme_devices(guest, len(disks.sockets))
+        if not overwrite and any(workload.writes for workload in workloads):
+            await refuse_foreign_data(guest, devices)
+        found = await versions.look(guest)
+        processes = {"qemu": [guest.process.pid], **disks.processes}
+        jobs = await _run_all(guest, workloads, devices, processes, output, watch)
+    machine = replace(machine, noise_before=before, noise_after=await asyncio.to_thread(environment.spin, ours))
+    about = {"cpus": cpus, "memory_bytes": memory, "disks": list(disks.names)}
+    return _written(_result(found, machine, about, jobs), output)
+
+
+def _result(
+    found: dict[str, str | None], machine: environment.Environment, about: dict[str, object], jobs: list[JobResult]
+) -> Result:
+    return Result(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        accelerator=accelerator(),
+        versions=found,
+        environment=machine.to_json(),
+        guest=about,
+        jobs=jobs,
+    )
+
+
+def _written(result: Result, output: Path) -> Result:
+    result.write(output / "result.json")
+    (output / "report.html").write_text(page.html(result), encoding="utf-8")
+    return result
+
+
+@contextlib.asynccontextmanager
+async def _guest(spec: GuestSpec, watch: Watch) -> AsyncIterator[Guest]:
+    watch.step("booting the guest")
+    with tempfile.TemporaryDirectory(prefix="nvmuser-guest-", ignore_cleanup_errors=True) as directory:
+        async with launch(spec, Path(directory) / "vm") as guest:
+            yield guest
+
+
+async def _run_all(
+    guest: Guest,
+    workloads: Sequence[Workload],
+    devices: Sequence[str],
+    processes: Mapping[str, Sequence[int]],
+    output: Path,
+    watch: Watch,
+) -> list[JobResult]:
+    jobs: list[JobResult] = []
+    for workload in workloads:
+        watch.step(f"fio: {workload.name}")
+        done = await runner.run(guest, workload, devices, processes=processes, progress=watch.progress)
+        done.keep(output / "fio" / workload.name)
+        jobs += done.jobs
+    return jobs
+
+
+async def refuse_foreign_data(guest: runner.Guest, devices: Sequence[str]) -> None:
+    """:raises UsageError: a device has a file system, a partition table or the like on it."""
+    for device in devices:
+        # 2 is "nothing found"; blkid -p looks at the device itself, not into a cache.
+        found = await guest.run(f"blkid -p -o value -s TYPE -s PTTYPE {device}", timeout=60)
+        if kind := found.stdout.decode(errors="replace").split():
+            raise UsageError(f"{device} in the guest holds data ({kind[0]}): say --overwrite to write over it")
+
+
+@contextlib.asynccontextmanager
+async def own_disk(
+    output: Path, watch: Watch, size: int = SIZE, *, direct: bool = False, libvfio: bool = False
+) -> AsyncIterator[Disks]:
+    """A disk on a deployment of its own: every block written, and gone afterwards.
+
+    The volume's file is in `output`, a real file system as a rule; sockets need a short path and are in /tmp.
+    """
+    # Before anything is made: what is missing is told at once.
+    find_spdk(), find_qemu(), find_appliance()
+    output_directory(output)
+    files = tempfile.TemporaryDirectory(prefix="disk-", dir=output)
+    with files, tempfile.TemporaryDirectory(prefix="nvmuser-bench-") as directory:
+        file = Path(files.name) / "demo"
+        watch.step("writing the volume's file")
+        await asyncio.to_thread(fill, file, size)
+        watch.step("starting the target")
+        async with Deployment.start(Path(directory) / "state") as deployment:
+            watch.step("creating the volume and the controller")
+            socket = await deployment.disk("demo", file, direct=direct)
+            processes = await deployment.processes(direct=direct)
+            way = ("direct" if direct else "through the endpoint") + (", libvfio" if libvfio else "")
+            directories = (deployment.device("demo", direct=direct),) if libvfio else None
+            yield Disks((socket,), (f"demo (file, {size >> 20} MiB, {way})",), processes, directories)
+
+
+async def demo(output: Path, watch: Watch, *, direct: bool = False) -> Result:
+    """`make demo`: the result tells whether a block was wrong (`Result.wrong`)."""
+    async with own_disk(output, watch, direct=direct) as disks:
+        return await measure(disks, demo_jobs(), output, watch)

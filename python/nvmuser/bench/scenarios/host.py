@@ -1,0 +1,154 @@
+"""What it costs to reach a volume over vfio-user, and what Python adds: host clients side by side.
+
+Owns a target with one volume, and the order of the programs: in each round one after the other, so that what slows the
+machine slows all. Ratios are of one round each. `host_programs` knows the programs, `gpio` measures devices in Python.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nvmuser.bench.measure import environment, stats
+from nvmuser.bench.scenarios import gpio
+from nvmuser.bench.scenarios import host_programs as programs
+from nvmuser.bench.scenarios.host_programs import Workload
+from nvmuser.errors import UsageError
+from nvmuser.paths import StateDir
+from nvmuser.rpc import methods
+from nvmuser.rpc.methods import Request
+from nvmuser.supervisor.spdk import Options, Target
+from nvmuser.toolchain import Spdk, proc
+
+VOLUME_BYTES = 64 << 20
+_VOLUME = "bench"
+_NQN = "nqn.2026-11.org.nvmuser:bench"
+_UUID = "5f3c7f0e-9a39-4e0e-8d55-3f1c5f6f2a01"
+_BLOCK = 4096
+_GRACE_S = 60.0
+"""For starting and ending a program, beside the time that it measures."""
+
+GOALS = {"perf_ratio": 0.95, "async_reads_per_s": 150_000, "gpio_ratio": 2.5}
+"""The last is a maximum."""
+
+
+@dataclass(frozen=True)
+class HostResult:
+    """Commands a second of each program, one value a round."""
+
+    workload: Workload
+    volume: str
+    iops: dict[str, list[float]]
+    devices: gpio.GpioResult
+    noise: float
+
+    def ratio(self, one: str, other: str) -> stats.Interval:
+        return stats.ratio(self.iops[one], self.iops[other])
+
+    def to_json(self) -> dict[str, Any]:
+        work = self.workload
+        return {
+            "perf_ratio": self.ratio("nvmuser", "spdk_nvme_perf").median,
+            "async_reads_per_s": statistics.median(self.iops["async"]),
+            "gpio_ratio": self.devices.ratio,
+            "transport_ratio": self.ratio("spdk_nvme_perf", "bdevperf").median,
+            "fio_ratio": self.ratio("fio", "spdk_nvme_perf").median,
+            "iops": self.iops,
+            "gpio": self.devices.to_json(),
+            "workload": {"pattern": work.pattern, "depth": work.depth, "size": work.size, "seconds": work.seconds},
+            "volume": self.volume,
+            "noise": self.noise,
+        }
+
+
+Tell = Callable[[str], None]
+
+
+async def measure(
+    root: Path, spdk: Spdk, *, rounds: int, pattern: str = "randread", depth: int = 32, size: int = 4096,
+    seconds: int = 2, file: Path | None = None, tell: Tell = lambda _: None,
+) -> HostResult:  # fmt: skip
+    """Run every program `rounds` times, then the devices.
+
+    :param root: a short path, for sockets are in it.
+    :param file: the volume: this file, in the target as in bdevperf. None: memory, in each of them.
+    :raise UsageError: there is one CPU only.
+    :raise NvmuserError: a program or the target failed.
+    """
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        raise UsageError("two CPUs are needed, one for the target and one for its client")
+    work = Workload(pattern, depth, size, seconds, cpus[0])
+    volume = _volume(file)
+    config = root / "bdevperf.json"
+    config.write_text(programs.bdevperf_config(volume), encoding="utf-8")
+    iops: dict[str, list[float]] = {}
+    noise = await asyncio.to_thread(environment.spin)
+    async with _target(root, spdk, cpus[-1], volume) as (target, directory):
+        for number in range(rounds):
+            for name, run in _programs(spdk, work, config, directory, target).items():
+                tell(f"round {number + 1} of {rounds}: {name}")
+                iops.setdefault(name, []).append(await run())
+    tell("a device in Python, and the same in C")
+    devices = await gpio.measure()
+    return HostResult(work, "memory" if file is None else str(file), iops, devices, noise)
+
+
+def _volume(file: Path | None) -> Request:
+    if file is None:
+        return methods.malloc_create(_VOLUME, VOLUME_BYTES, _BLOCK, _UUID)
+    return methods.aio_create(_VOLUME, str(file.resolve()), _BLOCK, _UUID)
+
+
+@asynccontextmanager
+async def _target(root: Path, spdk: Spdk, cpu: int, volume: Request) -> AsyncIterator[tuple[Target, Path]]:
+    """A target on its own CPU, and the directory of its one controller. It is killed in the end."""
+    state = StateDir(root / "s")
+    directory = state.target_dir(_VOLUME)
+    for needed in (state.run, state.logs, directory):
+        needed.mkdir(parents=True, exist_ok=True)
+    target = await Target.start(state, spdk, Options(hugepages=False, cores=(cpu,)), 1)
+    try:
+        for request in (
+            methods.create_transport(),
+            volume,
+            methods.create_subsystem(_NQN, "BENCH", 1, 1),
+            methods.add_namespace(_NQN, 1, _VOLUME, uuid=_UUID, nguid=_UUID.replace("-", ""), eui64=_UUID[:8] * 2),
+            methods.add_listener(_NQN, str(directory)),
+        ):
+            await target.rpc.call(request.method, dict(request.params))
+        yield target, directory
+    finally:
+        await target.process.kill()
+        await target.close()
+
+
+def _programs(
+    spdk: Spdk, work: Workload, config: Path, directory: Path, target: Target
+) -> dict[str, Callable[[], Any]]:
+    """In the order in which they run: what is compared follows on each other."""
+
+    async def run(argv: list[str], parse: Callable[[str], float]) -> float:
+        return parse(await asyncio.to_thread(proc.output, argv, timeout=work.seconds + _GRACE_S))
+
+    async def bdevperf() -> float:
+        # A target that polls would have its share of the memory's and the caches' speed.
+        await target.park()
+        try:
+            return await run(programs.bdevperf(spdk, work, config), programs.total)
+        finally:
+            await target.unpark()
+
+    return {
+        "bdevperf": bdevperf,
+        "spdk_nvme_perf": lambda: run(programs.spdk_nvme_perf(spdk, work, directory, _NQN), programs.total),
+        "nvmuser": lambda: run(programs.nvmuser(work, directory, awaited=False), float),
+        "async": lambda: run(programs.nvmuser(work, directory, awaited=True), float),
+        "fio": lambda: run(programs.fio(spdk, work, directory, _NQN), programs.fio_iops),
+    }

@@ -1,0 +1,270 @@
+"""Kills processes under a guest that writes and verifies, again and again, and tells what the guest saw.
+
+Owns a deployment, a guest and an ext4 file system in it. What is killed are processes of that deployment,
+which it started. The stall of a round is the longest that one I/O of fio took; what survives is told by fio's
+verification, by the guest's boot id and by fsck.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from nvmuser.bench.measure import fio, runner, stats
+from nvmuser.bench.measure.deployment import Deployment
+from nvmuser.bench.measure.fio import Job
+from nvmuser.bench.measure.fio_output import Estimate
+from nvmuser.errors import GuestError, RpcError
+from nvmuser.guest import Guest, GuestSpec, launch
+from nvmuser.rpc import Client
+from nvmuser.toolchain import accelerator
+
+Kill = Literal["target", "endpoint", "both"]
+
+_SIZE = 512 << 20
+_MEMORY = 512 << 20
+_MOUNT = "/mnt"
+_FILE = f"{_MOUNT}/verified"
+_DELAY = (0.1, 1.5)
+"""Seconds between fio's first estimate and the kill, at random: at any point of a write or a flush."""
+_ROUND_LIMIT = 240.0
+_OVERHEAD_RUNTIME = 4.0
+_PAIR = ("through", "direct")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done.
+
+    :param outage: seconds for which no new target is started after a kill.
+    :param overhead: rounds in which the endpoint's throughput is compared with `--direct`; 0 leaves that out.
+    """
+
+    kill: Kill = "target"
+    rounds: int = 5
+    standby: bool = False
+    outage: float = 0.0
+    overhead: int = 0
+    queues: int = 1
+
+
+@dataclass
+class Outcome:
+    """What the guest saw. Times in seconds."""
+
+    stalls: list[float] = field(default_factory=list)
+    first_io: list[float] = field(default_factory=list)
+    startups: list[float] = field(default_factory=list)
+    boots: set[str] = field(default_factory=set)
+    io_errors: int = 0
+    bad_blocks: int = 0
+    messages_per_io: float | None = None
+    fsck_clean: bool = False
+    ratio: stats.Interval | None = None
+
+    @property
+    def wrong(self) -> str | None:
+        """Why the guest did not survive, in words."""
+        if self.io_errors or self.bad_blocks:
+            return f"{self.io_errors} I/O errors, {self.bad_blocks} wrong blocks"
+        if len(self.boots) > 1:
+            return "the guest has rebooted"
+        return None if self.fsck_clean else "fsck found the file system damaged"
+
+    def to_json(self, plan: Plan) -> dict[str, Any]:
+        document: dict[str, Any] = {
+            "kill": plan.kill,
+            "standby": plan.standby,
+            "outage_s": plan.outage,
+            "rounds": len(self.stalls),
+            "io_errors": self.io_errors,
+            "bad_blocks": self.bad_blocks,
+            "guest_boots": len(self.boots),
+            "fsck_clean": self.fsck_clean,
+            "stall_s": _summary(self.stalls),
+            "first_io_s": _summary(self.first_io),
+            "target_startup_s": median(self.startups) if self.startups else None,
+            "messages_per_io": self.messages_per_io,
+            "accelerator": accelerator(),
+        }
+        if self.ratio:
+            document["throughput_ratio"] = self.ratio.median
+            document["throughput_ratio_ci"] = [self.ratio.low, self.ratio.high]
+        return document
+
+
+def _summary(values: list[float]) -> dict[str, float | None]:
+    return {"median": median(values) if values else None, "max": max(values, default=None)}
+
+
+Tell = Callable[[str], None]
+
+
+async def measure(plan: Plan, tell: Tell) -> Outcome:
+    """Run the whole of it.
+
+    :param tell: called when a step begins, with what it is.
+    :raises GuestError: the guest does not boot, or fio cannot run. I/O errors and wrong blocks are in the
+    outcome.
+    """
+    outcome = Outcome()
+    # UNIX sockets live in it, and their paths end at 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="nvmuser-") as name:
+        root = Path(name)
+        tell("starting the target")
+        async with Deployment.start(root / "state", standby=plan.standby) as deployment:
+            if plan.overhead:
+                await _overhead(plan, deployment, root, outcome, tell)
+            socket = await deployment.disk("survivor", _backing(root / "survivor"))
+            tell("booting a guest")
+            async with launch(GuestSpec(cpus=plan.queues, memory=_MEMORY, sockets=(socket,)), root / "guest") as guest:
+                await _rounds(plan, guest, deployment, outcome, tell)
+    return outcome
+
+
+async def _rounds(plan: Plan, guest: Guest, deployment: Deployment, outcome: Outcome, tell: Tell) -> None:
+    await _format(guest)
+    await _undisturbed(guest, deployment, outcome, tell)
+    for number in range(plan.rounds):
+        tell(f"round {number + 1} of {plan.rounds}: writing, killing {plan.kill}, verifying")
+        await _round(plan, guest, deployment, outcome)
+    outcome.boots.add(guest.boot_id)
+    outcome.fsck_clean = await _check(guest)
+
+
+def _backing(path: Path) -> Path:
+    with path.open("wb") as file:
+        file.truncate(_SIZE)
+    return path
+
+
+async def _format(guest: Guest) -> None:
+    script = f"mkfs.ext4 -q -E lazy_itable_init=0 /dev/nvme0n1 && mkdir -p {_MOUNT} && mount /dev/nvme0n1 {_MOUNT}"
+    await guest.run(script, timeout=120.0, check=True)
+
+
+async def _check(guest: Guest) -> bool:
+    result = await guest.run(f"umount {_MOUNT} && fsck.ext4 -fn /dev/nvme0n1", timeout=120.0)
+    return result.status == 0
+
+
+def _job() -> Job:
+    extra = (("fsync", "64"), ("fallocate", "none"))
+    return Job("verify", "randwrite", iodepth=32, size="128M", verify="crc32c", extra=extra)
+
+
+async def _undisturbed(guest: Guest, deployment: Deployment, outcome: Outcome, tell: Tell) -> None:
+    """One round without a kill: lays the file out, and counts messages."""
+    tell("writing and verifying undisturbed")
+    before = await _session(deployment)
+    run = await runner.run(guest, _job().workload(), [_FILE], limit=_ROUND_LIMIT)
+    _count(run, outcome)
+    after = await _session(deployment)
+    ios = sum(direction.total_ios for direction in run.jobs[0].directions.values())
+    outcome.messages_per_io = (after["messages"] - before["messages"]) / max(ios, 1)
+    outcome.boots.add(guest.boot_id)
+
+
+async def _round(plan: Plan, guest: Guest, deployment: Deployment, outcome: Outcome) -> None:
+    writing = asyncio.Event()
+
+    def progress(_name: str, _estimate: Estimate) -> None:
+        writing.set()
+
+    workload = _job().workload()
+    limit = _ROUND_LIMIT + 2 * plan.outage
+    work = asyncio.create_task(runner.run(guest, workload, [_FILE], progress=progress, limit=limit))
+    try:
+        await writing.wait()
+        await asyncio.sleep(random.uniform(*_DELAY))
+        if plan.outage:
+            await deployment.control.call("hold", {"seconds": plan.outage})
+        outcome.first_io.append(await _strike(plan, deployment))
+        run = await work
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+    _count(run, outcome)
+    outcome.stalls.append(_longest_io(run))
+    startup = (await deployment.control.call("status"))["target"]["startup_s"]
+    outcome.startups.append(startup)
+    outcome.boots.add(guest.boot_id)
+
+
+async def _strike(plan: Plan, deployment: Deployment) -> float:
+    """SIGKILL. Returns the seconds until a target has completed an I/O again."""
+    status = await deployment.control.call("status")
+    victims = {"target": ["target"], "endpoint": ["endpoint"], "both": ["target", "endpoint"]}[plan.kill]
+    old = status["target"]["pid"]
+    for victim in victims:
+        os.kill(status[victim]["pid"], signal.SIGKILL)
+    struck = time.monotonic()
+    async with asyncio.timeout(_ROUND_LIMIT + plan.outage):
+        while True:
+            status = await deployment.control.call("status")
+            if status["target"]["ready"] and status["target"]["pid"] != old and await _has_served(deployment):
+                return time.monotonic() - struck
+            await asyncio.sleep(0.02)
+
+
+async def _has_served(deployment: Deployment) -> bool:
+    """Whether the target has completed an I/O on the guest's volume."""
+    try:
+        async with await Client.connect(deployment.state.rpc_socket) as rpc:
+            facts = await rpc.call("bdev_get_iostat", {"name": "survivor"})
+    except RpcError:
+        return False
+    return any(bdev["num_write_ops"] or bdev["num_read_ops"] for bdev in facts["bdevs"])
+
+
+async def _session(deployment: Deployment) -> dict[str, Any]:
+    status = await deployment.control.call("status")
+    sessions: dict[str, dict[str, Any]] = {one["controller"]: one for one in status["guests"]}
+    return sessions["survivor"]
+
+
+def _count(run: runner.Run, outcome: Outcome) -> None:
+    for job in run.jobs:
+        outcome.bad_blocks += job.verify_errors
+        if job.error or (job.wrong and not job.verify_errors):
+            outcome.io_errors += 1
+
+
+def _longest_io(run: runner.Run) -> float:
+    """The longest that a write, a flush or a read of the verification took, in seconds (fio reports nanoseconds)."""
+    job = json.loads(run.files[fio.OUTPUT])["jobs"][0]
+    longest: int = max(job[kind]["lat_ns"]["max"] for kind in ("write", "sync", "read"))
+    return longest / 1e9
+
+
+async def _overhead(plan: Plan, deployment: Deployment, root: Path, outcome: Outcome, tell: Tell) -> None:
+    """Throughput through the endpoint and past it, in turn, the order changing from round to round.
+
+    In a guest of its own, before anything is killed: what goes past the endpoint does not survive.
+    """
+    sockets = [await deployment.disk(name, _backing(root / name), direct=name == "direct") for name in _PAIR]
+    tell("booting a guest for the overhead")
+    job = Job("overhead", "randwrite", iodepth=32, runtime=_OVERHEAD_RUNTIME, ramp=0.5).workload()
+    values: dict[str, list[float]] = {name: [] for name in _PAIR}
+    async with launch(GuestSpec(cpus=plan.queues, memory=_MEMORY, sockets=tuple(sockets)), root / "overhead") as guest:
+        for number in range(plan.overhead):
+            tell(f"overhead, round {number + 1} of {plan.overhead}")
+            for name in _PAIR if number % 2 else reversed(_PAIR):
+                device = f"/dev/nvme{_PAIR.index(name)}n1"
+                run = await runner.run(guest, job, [device])
+                if run.jobs[0].wrong:
+                    raise GuestError(f"{device}: {run.jobs[0].wrong}")
+                values[name].append(run.jobs[0].iops)
+    for name in _PAIR:
+        await deployment.forget(name)
+    outcome.ratio = stats.ratio(values["through"], values["direct"])

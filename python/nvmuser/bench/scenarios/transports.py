@@ -1,0 +1,153 @@
+"""The two ways from a QEMU to our controllers against each other: its own vfio-user client, and libvfio.
+
+Owns a deployment, two disks that are alike, and two guests of the same image in the same QEMU, one for each way. They
+take turns: a guest is stopped while the other is measured, and the order changes with each round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nvmuser.bench.measure import environment, runner, stats, versions
+from nvmuser.bench.measure.deployment import Deployment
+from nvmuser.bench.measure.disks import fill, output_directory
+from nvmuser.bench.measure.fio import Job
+from nvmuser.bench.report.result import JobResult
+from nvmuser.bench.scenarios.demo import MEMORY, SIZE, Tell
+from nvmuser.errors import GuestError
+from nvmuser.guest import Guest, GuestSpec, launch
+from nvmuser.toolchain import accelerator, find_appliance, find_libvfio, find_qemu, find_spdk
+
+WAYS = ("libvfio", "native")
+_SCHEMA = "nvmuser.bench.ways/1"
+_FEWEST = 3
+_QUIT = 10.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came out: for each way, one result a round."""
+
+    job: Job
+    cpus: int
+    rounds: Mapping[str, Sequence[JobResult]]
+    environment: environment.Environment
+    versions: Mapping[str, str | None]
+
+    def series(self, way: str, number: str = "iops") -> list[float]:
+        """One number of each round: `iops`, or `p99` in nanoseconds."""
+        return [one.iops if number == "iops" else one.lat_ns.p99 for one in self.rounds[way]]
+
+    @property
+    def ratio(self) -> stats.Interval:
+        """IOPS through libvfio over those through QEMU's own client: the median over the rounds."""
+        return stats.ratio(self.series("libvfio"), self.series("native"))
+
+    @property
+    def unclear(self) -> str | None:
+        """Why the ratio says little, if so."""
+        if self.ratio.samples < _FEWEST:
+            return f"{self.ratio.samples} rounds, at least {_FEWEST} are needed"
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """`ratio` first of all."""
+        median = {name: {way: stats.median(self.series(way, name)).median for way in WAYS}
+                  for name in ("iops", "p99")}  # fmt: skip
+        return {
+            "schema": _SCHEMA,
+            "ratio": round(self.ratio.median, 4),
+            "ratio_ci": [round(self.ratio.low, 4), round(self.ratio.high, 4)],
+            "unclear": self.unclear,
+            "rounds": self.ratio.samples,
+            "iops": median["iops"],
+            "lat_ns_p99": median["p99"],
+            "iops_by_round": {way: self.series(way) for way in WAYS},
+            "job": asdict(self.job),
+            "guest_cpus": self.cpus,
+            "accelerator": accelerator(),
+            "versions": dict(self.versions),
+            "environment": self.environment.to_json(),
+        }
+
+
+async def compare(job: Job, output: Path, tell: Tell, *, rounds: int, cpus: int = 1) -> Comparison:
+    """Measure; fio's own files of each run are kept in `output`.
+
+    :raise GuestError: a guest did not boot, or a block was wrong.
+    """
+    # Before anything is made: what is missing is told at once.
+    find_spdk(), find_qemu(), find_appliance(), find_libvfio()
+    output_directory(output)
+    files = tempfile.TemporaryDirectory(prefix="disks-", dir=output)
+    results: dict[str, list[JobResult]] = {way: [] for way in WAYS}
+    with files, tempfile.TemporaryDirectory(prefix="nvmuser-ways-") as directory:
+        tell("writing the disks' files")
+        for way in WAYS:
+            await asyncio.to_thread(fill, Path(files.name) / way, SIZE)
+        machine = environment.look()
+        async with contextlib.AsyncExitStack() as stack:
+            deployment = await stack.enter_async_context(Deployment.start(Path(directory) / "state"))
+            guests = {}
+            for way in WAYS:
+                tell(f"booting the guest with {way}")
+                opened = _guest(way, deployment, Path(files.name) / way, Path(directory) / way, job, cpus)
+                guests[way] = await stack.enter_async_context(opened)
+            found = await _versions(guests["native"])
+            for number in range(rounds):
+                for way in WAYS if number % 2 == 0 else reversed(WAYS):
+                    tell(f"round {number + 1} of {rounds}: {way}")
+                    results[way].append(await _measure(guests[way], job, output / "fio" / f"round{number + 1}" / way))
+    return Comparison(job, cpus, results, machine, found)
+
+
+@contextlib.asynccontextmanager
+async def _guest(
+    way: str, deployment: Deployment, backing: Path, directory: Path, job: Job, cpus: int
+) -> AsyncIterator[Guest]:
+    """A guest with one disk, stopped."""
+    socket = await deployment.disk(way, backing)
+    spec = GuestSpec(
+        cpus=cpus,
+        memory=MEMORY,
+        sockets=(socket,),
+        directories=(deployment.device(way),) if way == "libvfio" else None,
+        append="nvme.poll_queues=1" if job.poll else "",
+    )
+    async with launch(spec, directory) as guest:
+        await runner.nvme_devices(guest, 1)
+        await guest.qmp.execute("stop")
+        yield guest
+        # Stopped, it cannot shut down by itself; its data are nobody's.
+        await guest.qmp.execute("quit")
+        await guest.process.wait_ended(_QUIT)
+
+
+@contextlib.asynccontextmanager
+async def _turn(guest: Guest) -> AsyncIterator[None]:
+    await guest.qmp.execute("cont")
+    try:
+        yield
+    finally:
+        await guest.qmp.execute("stop")
+
+
+async def _versions(guest: Guest) -> dict[str, str | None]:
+    async with _turn(guest):
+        return await versions.look(guest)
+
+
+async def _measure(guest: Guest, job: Job, keep: Path) -> JobResult:
+    async with _turn(guest):
+        done = await runner.run(guest, job.workload(), ["/dev/nvme0n1"])
+    done.keep(keep)
+    [result] = done.jobs
+    if result.wrong:
+        raise GuestError(f"{job.name}: {result.wrong}")
+    return result

@@ -1,0 +1,36 @@
+"""`nvmuser bench guest --via libvfio,native`: the two ways against each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from nvmuser.bench.measure import stats
+from nvmuser.bench.measure.fio import Job
+from nvmuser.bench.report.plots import si
+from nvmuser.bench.scenarios import transports
+from nvmuser.cli.bench import Teller, run
+
+
+def compare(job: Job, output: Path, *, rounds: int, cpus: int, as_json: bool) -> None:
+    """Measure, and print what came out."""
+    with Teller() as teller:
+        comparison = run(transports.compare(job, output, teller.step, rounds=rounds, cpus=cpus))
+        teller.step("done")
+    document = comparison.to_json()
+    (output / "ways.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(document, indent=1))
+        return
+    for way in transports.WAYS:
+        each = "  ".join(f"{si(iops):>6}" for iops in comparison.series(way))
+        click.echo(
+            f"{way:8} {si(document['iops'][way]):>6} IOPS, p99 {document['lat_ns_p99'][way] / 1e6:.2f} ms  {each}"
+        )
+    low, high = document["ratio_ci"]
+    sure = stats.level(document["rounds"]) * 100
+    note = f"; {comparison.unclear}" if comparison.unclear else ""
+    click.echo(f"libvfio / native: {document['ratio']:.3f}, {sure:.0f} % between {low:.3f} and {high:.3f}{note}")
+    click.echo(f"result: {output / 'ways.json'}")

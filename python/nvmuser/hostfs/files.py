@@ -1,0 +1,186 @@
+"""Backing files: made once, measured, grown, synchronised, removed.
+
+Owns what happens to files on this machine. Whether it should happen is decided by its callers; what exists
+already is never truncated, and only what we made is ever removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, SetupError, UsageError
+from nvmuser.hostfs import locks
+from nvmuser.model.objects import Volume, format_size
+from nvmuser.paths import StateDir
+
+_AT_ONCE = 64
+
+
+def prepare(volume: Volume, state: StateDir) -> Volume:
+    """A declared file volume with its path and size, after looking at the machine. Nothing is made yet.
+
+    :raise UsageError, ConflictError, SetupError: it cannot be; one line says why.
+    """
+    if volume.backend != "file":
+        return volume
+    path = Path(os.path.abspath(volume.path)) if volume.path else state.volumes / volume.name
+    try:
+        info = path.stat()
+    except FileNotFoundError:
+        _check_space(path, volume)
+        return replace(volume, path=str(path), owned=True)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    if not volume.path:
+        raise ConflictError(f"{path}: left over from another volume; move it away, or use it with --path {path}")
+    return _existing(volume, path, info)
+
+
+def _existing(volume: Volume, path: Path, info: os.stat_result) -> Volume:
+    if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
+        raise UsageError(f"{path}: neither a file nor a block device")
+    locks.check_free(str(path))
+    size = size_of(str(path))
+    if volume.size and volume.size != size:
+        raise UsageError(f"{path}: exists and has {size} bytes, not {volume.size}; leave --size out to use it as it is")
+    if size == 0 or size % volume.block_size:
+        raise UsageError(f"{path}: its size, {size}, is not a multiple of the block size, {volume.block_size}, above 0")
+    return replace(volume, path=str(path), size=size, owned=False)
+
+
+def _check_space(path: Path, volume: Volume) -> None:
+    if not volume.size:
+        raise UsageError(f"{path}: does not exist; say --size to make it")
+    directory = path.parent
+    while not directory.exists():
+        directory = directory.parent
+    try:
+        info = os.statvfs(directory)
+    except OSError as error:
+        raise UsageError(f"{directory}: {error.strerror}") from error
+    free = info.f_bavail * info.f_frsize
+    if volume.size > free:
+        raise UsageError(
+            f"volume {volume.name}: {format_size(volume.size)} is more than the {free >> 20} MiB free on the file "
+            f"system of {directory}"
+        )
+
+
+def size_of(path: str) -> int:
+    """Of a file or block device. :raise NotFoundError, SetupError: it cannot be opened."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFoundError(f"{path}: the backing file is gone; its data cannot be served") from None
+    except OSError as error:
+        raise SetupError(f"{path}: {error.strerror}") from error
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    except OSError as error:
+        raise SetupError(f"{path}: has no size: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+def each(work: Callable[[Volume], None], volumes: Sequence[Volume]) -> dict[str, NvmuserError]:
+    """Do it for all of them; returns the errors by the volumes' keys.
+
+    At once, because each waits for the disk, which takes many in the time of one.
+    """
+
+    def attempt(volume: Volume) -> NvmuserError | None:
+        try:
+            work(volume)
+        except NvmuserError as error:
+            return error
+        return None
+
+    if len(volumes) < 2:
+        results = list(map(attempt, volumes))
+    else:
+        with ThreadPoolExecutor(min(len(volumes), _AT_ONCE)) as pool:
+            results = list(pool.map(attempt, volumes))
+    return {one.key: error for one, error in zip(volumes, results, strict=True) if error}
+
+
+def provision(volume: Volume) -> None:
+    """Make the backing file of a new volume: sparse, and on the disk when this returns.
+
+    It goes on with what an earlier, interrupted attempt of this same volume left; its caller calls it only
+    for volumes that have not been provisioned, so that nothing served is ever touched.
+
+    :raise NvmuserError: it could not be made; nothing is left behind.
+    """
+    if not volume.owned:
+        return
+    path = Path(volume.path)
+    try:
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.ftruncate(fd, volume.size)
+            os.fsync(fd)
+        except OSError:
+            path.unlink()
+            raise
+        finally:
+            os.close(fd)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise SetupError(f"{path}: {error.strerror}") from error
+
+
+def check_or_grow(volume: Volume) -> None:
+    """The backing is there and large enough; one that we made is grown to the size that is wanted.
+
+    :raise NvmuserError: it is not, which means that data is missing.
+    """
+    size = size_of(volume.path)
+    if size >= volume.size:
+        return
+    if not volume.owned:
+        raise ConflictError(f"{volume.path}: has {size} bytes, fewer than {volume.size}; it is not ours to grow")
+    try:
+        os.truncate(volume.path, volume.size)
+    except OSError as error:
+        raise SetupError(f"{volume.path}: {error.strerror}") from error
+
+
+def remove(volume: Volume) -> None:
+    """Remove the backing file if we made it."""
+    if volume.backend == "file" and volume.owned:
+        path = Path(volume.path)
+        try:
+            path.unlink(missing_ok=True)
+            _sync_directory(path.parent)
+        except FileNotFoundError:
+            return  # the directory is gone, so the file is too
+        except OSError as error:
+            raise SetupError(f"{path}: {error.strerror}") from error
+
+
+def sync(volume: Volume) -> None:
+    """What was written to it is on the disk when this returns. :raise SetupError: it is not."""
+    try:
+        fd = os.open(volume.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise SetupError(f"{volume.path}: {error.strerror}") from error
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # file systems without it say EINVAL
+            os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,30 @@
+"""An NVMe host: connects to a controller over vfio-user and sends it commands, without a guest.
+
+Owns nothing of its own: it is the package's front. SPDK's driver does the work, in this process: `environment` starts
+it, `controller` connects, `queue` (polled) and `aio` (awaited) send commands on `memory`, `perf` measures. Which
+target serves the controller, and who else may be connected to it, is the caller's business: a controller takes one
+host at a time.
+"""
+
+from nvmuser.initiator.aio import AsyncQueue
+from nvmuser.initiator.controller import Controller, ControllerInfo, Namespace, connect
+from nvmuser.initiator.environment import Environment, initialise
+from nvmuser.initiator.memory import Memory, allocate
+from nvmuser.initiator.perf import PerfResult, measure
+from nvmuser.initiator.queue import Queue, Request
+
+__all__ = [
+    "AsyncQueue",
+    "Controller",
+    "ControllerInfo",
+    "Environment",
+    "Memory",
+    "Namespace",
+    "PerfResult",
+    "Queue",
+    "Request",
+    "allocate",
+    "connect",
+    "initialise",
+    "measure",
+]

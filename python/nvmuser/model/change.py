@@ -1,0 +1,159 @@
+"""A change of what is wanted: what to declare, what to alter, what to take away. JSON both ways, so that it
+can be sent.
+
+Pure: computing the next `Desired` from the present one and a change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from nvmuser.errors import ConflictError, StaleError, UsageError
+from nvmuser.model import identity
+from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.objects import AnyObject, Controller, Namespace, Volume, object_from_json
+
+
+@dataclass(frozen=True)
+class Change:
+    """Carried out as one: all of it or nothing."""
+
+    create: tuple[AnyObject, ...] = ()
+    update: tuple[AnyObject, ...] = ()
+    """Whole objects, in place of those of the same name. Identities that they leave empty stay."""
+    delete: tuple[str, ...] = ()
+    """Keys."""
+    wipe: bool = False
+    """Deleting data along with what is deleted is meant."""
+    expect: tuple[AnyObject, ...] = ()
+    """As they were when this was thought out. When one is not so any more, nothing is done."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "create": [one.to_json() for one in self.create],
+            "update": [one.to_json() for one in self.update],
+            "delete": list(self.delete),
+            "wipe": self.wipe,
+            "expect": [one.to_json() for one in self.expect],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """:raise UsageError: it is not a change."""
+        if unknown := set(data) - {"create", "update", "delete", "wipe", "expect"}:
+            raise UsageError(f"change: unknown field {unknown.pop()!r}")
+        return cls(
+            create=tuple(map(object_from_json, data.get("create", ()))),
+            update=tuple(map(object_from_json, data.get("update", ()))),
+            delete=tuple(map(str, data.get("delete", ()))),
+            wipe=bool(data.get("wipe", False)),
+            expect=tuple(map(object_from_json, data.get("expect", ()))),
+        )
+
+    @property
+    def keys(self) -> set[str]:
+        return {one.key for one in (*self.create, *self.update)} | set(self.delete)
+
+
+def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], Volume]) -> Desired:
+    """What is wanted after `change`.
+
+    :param prepare: completes a new volume with what only the machine knows: its path and its size.
+    :raise ConflictError, NotFoundError, UsageError: it cannot be; one line says why.
+    """
+    for one in change.expect:
+        if desired.get(one.key) != one:
+            raise StaleError(f"{_words(one.key)}: somebody else has just changed it; look again")
+    entries = dict(desired.entries)
+    for key in change.delete:
+        entry = replace(desired.entries[key], deleting=True) if desired.get(key) else desired.entries[key]
+        _check_data_loss(entry, change.wipe)
+        entries[key] = entry
+    cntlids = {entry.object.cntlid for entry in entries.values() if isinstance(entry.object, Controller)}
+    for one in change.create:
+        if present := entries.get(one.key):
+            way_out = "its deletion is not finished yet; try again" if present.deleting else "choose another name"
+            raise ConflictError(f"{_words(one.key)}: exists already; {way_out}")
+        entries[one.key] = Entry(_identified(one, cntlids, prepare))
+    for one in change.update:
+        before = desired.get(one.key)
+        entries[one.key] = replace(entries[one.key], object=_updated(before, one))
+    after = Desired(entries)
+    for key in change.delete:
+        if users := after.users(key):
+            raise ConflictError(f"{_words(key)}: in use by {', '.join(users)}")
+    after.check()
+    return after
+
+
+def _check_data_loss(entry: Entry, wipe: bool) -> None:
+    one = entry.object
+    loses = isinstance(one, Volume) and (one.owned or one.backend == "lvol")
+    if loses and not wipe:
+        raise UsageError(f"{_words(one.key)}: deleting it deletes its data; say --yes if that is meant")
+    if one.kind == "pool" and not wipe:
+        raise UsageError(f"{_words(one.key)}: deleting it erases the volume below; say --yes if that is meant")
+
+
+def _identified(one: AnyObject, cntlids: set[int], prepare: Callable[[Volume], Volume]) -> AnyObject:
+    if isinstance(one, Volume):
+        return identity.identify_volume(prepare(one))
+    if isinstance(one, Controller):
+        return identity.identify_controller(_numbered(one), cntlids)
+    return one
+
+
+def _numbered(controller: Controller) -> Controller:
+    """Namespaces without a number get the lowest that are free."""
+    used = {one.nsid for one in controller.namespaces}
+    free = (number for number in range(1, len(controller.namespaces) + len(used) + 1) if number not in used)
+    numbered = (replace(one, nsid=one.nsid or next(free)) for one in controller.namespaces)
+    return replace(controller, namespaces=tuple(sorted(numbered, key=lambda one: one.nsid)))
+
+
+_FIXED = {
+    "volume": ("backend", "block_size", "path", "owned", "pool", "thin", "snapshot_of", "clone_of", "remote",
+               "remote_nsid", "base", "members", "volatile"),
+    "pool": ("base", "cluster_size"),
+    "remote": ("nqn",),
+    "controller": (),
+    "target": (),
+}  # fmt: skip
+"""What cannot change after an object was declared."""
+
+
+def _updated(before: AnyObject, after: AnyObject) -> AnyObject:
+    for field in before.identity:
+        mine, theirs = getattr(before, field), getattr(after, field)
+        if theirs and theirs != mine:
+            raise ConflictError(f"{_words(before.key)}: its {field} is {mine} for ever, not {theirs}")
+    after = replace(after, **{field: getattr(before, field) for field in before.identity})
+    for field in _FIXED[before.kind]:
+        if getattr(before, field) != getattr(after, field):
+            raise ConflictError(f"{_words(before.key)}: its {field} cannot change; make another {before.kind}")
+    if isinstance(before, Volume) and isinstance(after, Volume) and after.size < before.size:
+        raise ConflictError(
+            f"{_words(before.key)}: cannot shrink from {before.size} to {after.size} bytes; a guest would lose data"
+        )
+    return _numbered(after) if isinstance(after, Controller) else after
+
+
+def attach(controller: Controller, volume: str, nsid: int = 0) -> Controller:
+    """With one namespace more."""
+    if any(one.volume == volume for one in controller.namespaces):
+        raise ConflictError(f"volume {volume}: attached to controller {controller.name} already")
+    return _numbered(replace(controller, namespaces=(*controller.namespaces, Namespace(volume, nsid))))
+
+
+def detach(controller: Controller, volume: str) -> Controller:
+    """With one namespace less. :raise ConflictError: there is none of this volume."""
+    left = tuple(one for one in controller.namespaces if one.volume != volume)
+    if len(left) == len(controller.namespaces):
+        raise ConflictError(f"volume {volume}: not attached to controller {controller.name}")
+    return replace(controller, namespaces=left)
+
+
+def _words(key: str) -> str:
+    return key.replace("/", " ", 1)

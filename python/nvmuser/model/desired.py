@@ -1,0 +1,187 @@
+"""What is wanted, as a whole: the objects, how they refer to each other, and what may not be together.
+
+Pure. Owns the rules across objects; the store keeps them, the planner brings them about.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from nvmuser.errors import ConflictError, NotFoundError, UsageError
+from nvmuser.model.objects import AnyObject, Controller, Pool, Remote, TargetSettings, Volume, format_size
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object as the store keeps it."""
+
+    object: AnyObject
+    provisioned: bool = False
+    """What holds its data was made once: if that is missing, it is lost, and never made anew (empty) in its
+    place."""
+    deleting: bool = False
+    """A tombstone: still to be taken away from SPDK."""
+
+
+@dataclass(frozen=True)
+class Desired:
+    """Everything in the store, by key (`volume/a`)."""
+
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+
+    def get(self, key: str) -> AnyObject:
+        """:raise NotFoundError: nothing wanted bears it."""
+        entry = self.entries.get(key)
+        if entry is None or entry.deleting:
+            raise NotFoundError(f"{key.replace('/', ' ', 1)}: no such {key.split('/')[0]}")
+        return entry.object
+
+    def wanted(self) -> list[AnyObject]:
+        return [entry.object for entry in self.entries.values() if not entry.deleting]
+
+    def deleted(self) -> list[AnyObject]:
+        return [entry.object for entry in self.entries.values() if entry.deleting]
+
+    def volumes(self) -> list[Volume]:
+        return [one for one in self.wanted() if isinstance(one, Volume)]
+
+    def controllers(self) -> list[Controller]:
+        return [one for one in self.wanted() if isinstance(one, Controller)]
+
+    def controller(self, name: str) -> Controller:
+        """:raise NotFoundError: there is no such controller."""
+        one = self.get(f"controller/{name}")
+        assert isinstance(one, Controller)
+        return one
+
+    def pools(self) -> list[Pool]:
+        return [one for one in self.wanted() if isinstance(one, Pool)]
+
+    def remotes(self) -> list[Remote]:
+        return [one for one in self.wanted() if isinstance(one, Remote)]
+
+    @property
+    def target(self) -> TargetSettings:
+        """How the target is to be run; nobody has to say it."""
+        return next((one for one in self.wanted() if isinstance(one, TargetSettings)), TargetSettings())
+
+    def users(self, key: str) -> list[str]:
+        """Who lies on it or shows it, in words: `controller a`."""
+        return [one.key.replace("/", " ", 1) for one in self.wanted() if key in one.below]
+
+    def check(self) -> None:
+        """:raise NotFoundError, ConflictError, UsageError: the objects do not go together; one line says
+        why."""
+        wanted = self.wanted()
+        keys = {one.key for one in wanted}
+        for one in wanted:
+            for key in one.below:
+                if key not in keys:
+                    raise NotFoundError(f"{_words(one.key)}: there is no {_words(key)}")
+        self._check_users(wanted)
+        self._check_unique()
+        self._check_cycles()
+        self._check_volatile()
+        self._check_clusters()
+        self._check_interrupts()
+
+    def _check_users(self, wanted: Iterable[AnyObject]) -> None:
+        """SPDK claims a bdev for one user; snapshots, pools and remotes have many."""
+        taken: dict[str, AnyObject] = {}
+        for one in wanted:
+            for key in one.below:
+                if not key.startswith("volume/") or (isinstance(one, Volume) and (one.snapshot_of or one.clone_of)):
+                    continue
+                if key in taken:
+                    raise ConflictError(
+                        f"{_words(key)}: in use by {_words(taken[key].key)}, so not free for {_words(one.key)}"
+                    )
+                taken[key] = one
+
+    def _check_unique(self) -> None:
+        for what, values in (
+            ("NQN", [one.nqn for one in self.controllers()]),
+            ("serial number", [one.serial for one in self.controllers()]),
+            ("path", [one.path for one in self.volumes() if one.path]),
+            ("UUID", [one.uuid for one in self.volumes()]),
+        ):
+            for value, count in Counter(values).items():
+                if value and count > 1:
+                    raise ConflictError(f"{what} {value}: wanted by {count} objects")
+
+    def _check_cycles(self) -> None:
+        done: set[str] = set()
+
+        def visit(key: str, above: tuple[str, ...]) -> None:
+            if key in above:
+                raise UsageError(f"{_words(key)}: lies on itself, through {', '.join(map(_words, above))}")
+            if key not in done:
+                for below in self.get(key).below:
+                    visit(below, (*above, key))
+                done.add(key)
+
+        for one in self.wanted():
+            visit(one.key, ())
+
+    def _check_volatile(self) -> None:
+        """What lies on volatile data is volatile: it has to say so."""
+        for one in self.volumes():
+            lying_on = [self.get(key) for key in one.below if key.startswith("volume/")]
+            for pool in [self.get(key) for key in one.below if key.startswith("pool/")]:
+                lying_on += [self.get(key) for key in pool.below]
+            for below in lying_on:
+                if isinstance(below, Volume) and below.volatile and not one.volatile:
+                    raise UsageError(
+                        f"volume {one.name}: lies on volume {below.name}, whose data dies with the target; "
+                        "say --volatile if that is meant"
+                    )
+
+    def _check_clusters(self) -> None:
+        """SPDK would round up without a word; a volume has the size that was said."""
+        for one in self.volumes():
+            pool = self.get(f"pool/{one.pool}") if one.pool else None
+            if isinstance(pool, Pool) and one.size % pool.cluster_size:
+                raise UsageError(
+                    f"volume {one.name}: {format_size(one.size)} is not a multiple of pool {pool.name}'s "
+                    f"cluster size, {format_size(pool.cluster_size)}"
+                )
+
+    def _check_interrupts(self) -> None:
+        """In interrupt mode, whatever needs a poller would keep a core busy, or not be there at all."""
+        if self.target.profile != "eco":
+            return
+        polling = {f"remote {one.name}" for one in self.remotes()}
+        below = [key for one in self.controllers() for key in one.below]
+        seen: set[str] = set()
+        while below:
+            one = self.get(key := below.pop())
+            if key not in seen and isinstance(one, Volume) and one.backend not in Volume.interrupts:
+                polling.add(f"volume {one.name} ({one.backend})")
+            below += [] if key in seen else one.below
+            seen.add(key)
+        if polling:
+            raise ConflictError(
+                f"target: the profile eco has no pollers, and these need one: {', '.join(sorted(polling))}; "
+                "take the profile balanced or throughput, or other volumes"
+            )
+
+    def surviving(self, controller: Controller) -> bool:
+        """Does every volume of it keep its data when the target dies?"""
+        volumes = [self.get(key) for key in controller.below]
+        return all(isinstance(one, Volume) and not one.volatile for one in volumes)
+
+    def check_surviving(self, controller: Controller) -> None:
+        """:raise UsageError: a volume of it would die with the target, and nobody has said that this is
+        meant."""
+        for one in map(self.get, controller.below):
+            if isinstance(one, Volume) and one.volatile and not controller.volatile_ok:
+                raise UsageError(
+                    f"controller {controller.name}: the data of volume {one.name} dies with the target, so that no "
+                    "guest survives it; take a file volume, or say --volatile-ok if that is meant"
+                )
+
+
+def _words(key: str) -> str:
+    return key.replace("/", " ", 1)

@@ -1,0 +1,45 @@
+"""Makes the identifiers of what is declared. Each is made once and kept; nothing here is ever called for what
+has them."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from dataclasses import replace
+
+from nvmuser.model.objects import Controller, Volume
+
+NQN_PREFIX = "nqn.2026-11.org.nvmuser:"
+CNTLID_MAX = 0xFFEF
+"""FFF0h to FFFFh are reserved (NVM Express Base Specification, Controller Identifier)."""
+
+
+def eui64() -> str:
+    """A random EUI-64, marked as locally administered and individual."""
+    octets = bytearray(secrets.token_bytes(8))
+    octets[0] = octets[0] & 0xFC | 0x02
+    return octets.hex().upper()
+
+
+def identify_volume(volume: Volume) -> Volume:
+    """With every identifier that is still empty. A guest tells a namespace again by all three of them."""
+    extended = volume.eui64 or eui64()
+    return replace(
+        volume,
+        uuid=volume.uuid or str(uuid.uuid4()),
+        eui64=extended,
+        # An NGUID ends in an EUI-64, after a vendor's 8 bytes of its own choice.
+        nguid=volume.nguid or secrets.token_bytes(8).hex().upper() + extended,
+    )
+
+
+def identify_controller(controller: Controller, used_cntlids: set[int]) -> Controller:
+    """With every identifier that is still empty; `used_cntlids` gets the one that it takes."""
+    cntlid = controller.cntlid or next(n for n in range(1, CNTLID_MAX + 1) if n not in used_cntlids)
+    used_cntlids.add(cntlid)
+    return replace(
+        controller,
+        nqn=controller.nqn or NQN_PREFIX + controller.name,
+        serial=controller.serial or "NU" + secrets.token_hex(9).upper(),
+        cntlid=cntlid,
+    )

@@ -1,0 +1,330 @@
+"""What a person declares: volumes, pools, remotes, controllers, how the target is run. Frozen, validated, and
+JSON both ways.
+
+Owns the shape of each object alone. What objects mean together (references, uniqueness) is
+`nvmuser.model.desired`'s, where identities come from is `nvmuser.model.identity`'s, and how SPDK is told is
+`nvmuser.reconcile.backends`'.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from nvmuser.errors import UsageError
+from nvmuser.model import codec
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+_NQN = re.compile(r"nqn\.\d{4}-\d{2}\.[a-z0-9.-]+(:[\x21-\x7e]+)?")
+_SIZE = re.compile(r"(\d+)\s*([KMGTP]?)(i?B)?", re.IGNORECASE)
+
+MAX_NAMESPACES = 32
+"""SPDK's default `max_namespaces` of a subsystem; more cost memory in each."""
+
+KIOPS = 1000
+"""SPDK rounds I/O limits up to multiples of this; we refuse others, so that what is said is what is done."""
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from `512M`, `1G`, `1GiB` or a number; units are powers of 1024.
+
+    :raise UsageError: it is not a size.
+    """
+    found = _SIZE.fullmatch(str(text).strip())
+    if not found:
+        raise UsageError(f"size {text!r}: expected a number of bytes, or one with K, M, G, T or P, such as 512M")
+    return int(found[1]) << (10 * " KMGTP".index(found[2].upper() or " "))
+
+
+def format_size(size: int) -> str:
+    """The shortest text that `parse_size` reads as exactly `size`."""
+    for power, unit in ((5, "P"), (4, "T"), (3, "G"), (2, "M"), (1, "K")):
+        if size and size % (1 << 10 * power) == 0:
+            return f"{size >> 10 * power}{unit}"
+    return str(size)
+
+
+def check_name(kind: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{kind} name {name!r}: 1 to 32 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
+        )
+
+
+@dataclass(frozen=True)
+class Object:
+    """Anything that has a name and is kept in the store."""
+
+    kind: ClassVar[str]
+    identity: ClassVar[tuple[str, ...]] = ()
+    """Fields that are decided once, when it is declared; empty in what a person writes."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        check_name(self.kind, self.name)
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind}/{self.name}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what has its default value."""
+        return {"kind": self.kind} | codec.compact(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return typing.cast(Self, codec.build(cls, {k: v for k, v in data.items() if k != "kind"}, cls.kind))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Quality of service of a volume; 0 is no limit."""
+
+    iops: int = 0
+    mbps: int = 0
+    read_mbps: int = 0
+    write_mbps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.iops % KIOPS or self.iops < 0:
+            up = max(0, -(-self.iops // KIOPS) * KIOPS)
+            raise UsageError(
+                f"limit of {self.iops} IOPS: SPDK counts in thousands; say {up} or another multiple of 1000"
+            )
+        if min(self.mbps, self.read_mbps, self.write_mbps) < 0:
+            raise UsageError("a bandwidth limit is a number of MiB/s, 0 for none")
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Volume(Object):
+    """A bdev: what a namespace shows to a guest, or what another volume or a pool lies on.
+
+    Its identifiers belong to the data: they stay when it is detached here and attached there.
+    """
+
+    kind: ClassVar[str] = "volume"
+    identity: ClassVar[tuple[str, ...]] = ("uuid", "nguid", "eui64")
+    backends: ClassVar[tuple[str, ...]] = (
+        "file", "malloc", "null", "lvol", "remote", "raid1", "concat", "delay", "error",
+    )  # fmt: skip
+    sized: ClassVar[tuple[str, ...]] = ("file", "malloc", "null", "lvol")
+    """Backends that take a size; the others have the size of what they lie on."""
+    interrupts: ClassVar[tuple[str, ...]] = ("file", "lvol", "raid1", "concat", "error")
+    """Backends that can do without a poller, if what they lie on can: the profile eco needs that."""
+
+    backend: str = "file"
+    size: int = 0
+    block_size: int = 512
+    volatile: bool = False
+    path: str = ""
+    """file: the backing file or block device; empty in a declaration: one of our own, in the state
+    directory."""
+    owned: bool = False
+    """file: we made the backing file, so that deleting the volume deletes it."""
+    pool: str = ""
+    thin: bool = False
+    snapshot_of: str = ""
+    clone_of: str = ""
+    inflated: bool = False
+    """lvol: has been made independent of the snapshot it came from."""
+    remote: str = ""
+    remote_nsid: int = 0
+    base: str = ""
+    """delay, error: the volume below."""
+    latency_us: int = 0
+    members: tuple[str, ...] = ()
+    limits: Limits = NO_LIMITS
+    uuid: str = ""
+    nguid: str = ""
+    eui64: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.backend not in self.backends:
+            raise UsageError(f"volume {self.name}: backend {self.backend!r}; choose from {', '.join(self.backends)}")
+        if self.block_size not in (512, 4096):
+            raise UsageError(f"volume {self.name}: block size {self.block_size}; choose 512 or 4096")
+        if self.size < 0 or self.size % self.block_size:
+            raise UsageError(
+                f"volume {self.name}: size {self.size} is not a multiple of its block size, {self.block_size}"
+            )
+        self._check_backend()
+
+    def _check_backend(self) -> None:
+        def refuse(reason: str) -> UsageError:
+            return UsageError(f"volume {self.name}: {reason}")
+
+        needs_size = self.backend in self.sized and not (self.path or self.snapshot_of or self.clone_of)
+        if needs_size and not self.size:
+            raise refuse(f"a {self.backend} volume needs a size above 0, such as --size 1G")
+        if self.backend in ("malloc", "null") and not self.volatile:
+            raise refuse(f"the data of a {self.backend} volume dies with the target; say --volatile if that is meant")
+        if self.backend == "lvol" and not self.pool:
+            raise refuse("an lvol volume needs a pool")
+        if self.backend == "remote" and not (self.remote and self.remote_nsid > 0):
+            raise refuse("a remote volume needs a remote and the number of a namespace there")
+        if self.backend in ("raid1", "concat") and len(self.members) < 2:
+            raise refuse(f"a {self.backend} volume needs two members or more")
+        if self.backend in ("delay", "error") and not self.base:
+            raise refuse(f"a {self.backend} volume needs a base volume")
+        if len(self.path.encode()) > 4095:
+            raise refuse("its path is longer than 4095 bytes")
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        """Keys of the objects that this lies on, and that so must come first and go last."""
+        volumes = (*self.members, *filter(None, (self.base, self.snapshot_of, self.clone_of)))
+        if self.inflated:
+            volumes = tuple(name for name in volumes if name != self.clone_of)
+        keys = [f"volume/{name}" for name in volumes]
+        keys += [f"pool/{self.pool}"] if self.pool else []
+        keys += [f"remote/{self.remote}"] if self.remote else []
+        return tuple(keys)
+
+
+@dataclass(frozen=True)
+class Pool(Object):
+    """An lvstore: a volume divided into volumes."""
+
+    kind: ClassVar[str] = "pool"
+
+    base: str = ""
+    cluster_size: int = 4 << 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.base:
+            raise UsageError(f"pool {self.name}: needs a base volume")
+        if self.cluster_size < 1 << 16 or self.cluster_size & (self.cluster_size - 1):
+            raise UsageError(f"pool {self.name}: cluster size {self.cluster_size}: a power of two from 64K")
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        return (f"volume/{self.base}",)
+
+
+@dataclass(frozen=True)
+class Path(Object):
+    """One way to a remote subsystem. `name` is the host's address."""
+
+    kind: ClassVar[str] = "path"
+
+    port: int = 4420
+
+    def __post_init__(self) -> None:
+        if not self.name or not 0 < self.port < 65536:
+            raise UsageError(f"remote path {self.name}:{self.port}: expected ADDRESS:PORT")
+
+
+@dataclass(frozen=True)
+class Remote(Object):
+    """A subsystem of another target, reached over NVMe-oF TCP by one path or more."""
+
+    kind: ClassVar[str] = "remote"
+
+    nqn: str = ""
+    paths: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.nqn or not self.paths:
+            raise UsageError(f"remote {self.name}: needs an NQN and one path or more")
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Namespace:
+    """A volume as a guest sees it: by its number."""
+
+    volume: str
+    nsid: int = 0
+    """0 in a declaration: the lowest free."""
+
+
+@dataclass(frozen=True)
+class Controller(Object):
+    """An NVMe controller for one guest: a subsystem of its own with one vfio-user listener."""
+
+    kind: ClassVar[str] = "controller"
+    identity: ClassVar[tuple[str, ...]] = ("nqn", "serial", "cntlid")
+    modes: ClassVar[tuple[str, ...]] = ("0600", "0660", "0666")
+
+    namespaces: tuple[Namespace, ...] = ()
+    owner: str = ""
+    """User whose QEMU may connect, besides root: the socket's owner where we are root, else by way of a group."""
+    group: str = ""
+    """Group whose QEMU may connect; empty: the owner's own."""
+    mode: str = "0660"
+    """Of the socket, in octal, as in a file's listing."""
+    volatile_ok: bool = False
+    """Guests may connect through the endpoint although data of theirs dies with the target."""
+    nqn: str = ""
+    serial: str = ""
+    cntlid: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nqn and (not _NQN.fullmatch(self.nqn) or len(self.nqn) > 223):
+            raise UsageError(f"controller {self.name}: NQN {self.nqn!r} is not of the form nqn.yyyy-mm.domain:name")
+        if self.mode not in self.modes:
+            raise UsageError(f"controller {self.name}: mode {self.mode!r}; choose from {', '.join(self.modes)}")
+        if len(self.serial) > 20 or not self.serial.isascii():
+            raise UsageError(f"controller {self.name}: serial {self.serial!r}: at most 20 ASCII characters")
+        if len(self.namespaces) > MAX_NAMESPACES:
+            raise UsageError(f"controller {self.name}: {len(self.namespaces)} namespaces; at most {MAX_NAMESPACES}")
+        numbers = [one.nsid for one in self.namespaces if one.nsid]
+        if len(set(numbers)) < len(numbers) or any(not 0 <= one.nsid <= MAX_NAMESPACES for one in self.namespaces):
+            raise UsageError(f"controller {self.name}: NSIDs are 1 to {MAX_NAMESPACES}, each once")
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        return tuple(f"volume/{one.volume}" for one in self.namespaces)
+
+
+@dataclass(frozen=True)
+class TargetSettings(Object):
+    """How the target is run. There is one target, so that there is one of these, under one name."""
+
+    kind: ClassVar[str] = "target"
+    profiles: ClassVar[tuple[str, ...]] = ("throughput", "balanced", "eco")
+    """throughput: its cores poll. balanced: SPDK's dynamic scheduler; one core polls, the others sleep while they
+    are not needed. eco: interrupts, no polling."""
+
+    name: str = "spdk"
+    profile: str = "throughput"
+    cores: tuple[int, ...] = ()
+    """CPU numbers; empty: chosen among those that the supervisor may use."""
+
+    def __post_init__(self) -> None:
+        if self.name != "spdk":
+            raise UsageError("a target's settings have no name of their own")
+        if self.profile not in self.profiles:
+            raise UsageError(f"target: profile {self.profile!r}; choose from {', '.join(self.profiles)}")
+        if len(set(self.cores)) < len(self.cores) or min(self.cores, default=0) < 0:
+            raise UsageError("target: cores are CPU numbers from 0, each once")
+
+    @property
+    def below(self) -> tuple[str, ...]:
+        return ()
+
+
+AnyObject = Volume | Pool | Remote | Controller | TargetSettings
+KINDS: dict[str, type[AnyObject]] = {kind.kind: kind for kind in (Volume, Pool, Remote, Controller, TargetSettings)}
+
+
+def object_from_json(data: Mapping[str, Any]) -> AnyObject:
+    """:raise UsageError: it is no object that we know."""
+    kind = KINDS.get(str(data.get("kind")))
+    if kind is None:
+        raise UsageError(f"kind {data.get('kind')!r}: choose from {', '.join(KINDS)}")
+    return kind.from_json(data)

@@ -1,0 +1,256 @@
+"""The file that declares everything at once: read with positions, compared, written.
+
+Owns the document's shape (YAML, of which JSON is a part) and the way from it to a `Change`. What objects mean
+is the model's. An error says where: `spec.yaml:12: volumes[3].size: …`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from nvmuser.errors import NvmuserError, UsageError
+from nvmuser.model.change import Change
+from nvmuser.model.codec import FieldError
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import (
+    AnyObject,
+    Controller,
+    TargetSettings,
+    Volume,
+    format_size,
+    object_from_json,
+    parse_size,
+)
+
+SECTIONS = {
+    "pools": "pool",
+    "volumes": "volume",
+    "snapshots": "volume",
+    "remotes": "remote",
+    "controllers": "controller",
+}
+ONE = "target"
+"""The section that is no list."""
+SIZES = ("size", "cluster_size")
+_DEEPEST = 8
+"""Nothing that can be said is deeper; an alias can be endless."""
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+NOT_FOR_PEOPLE = ("owned",)
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+Path = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a file declares, and where in it each object stands."""
+
+    objects: tuple[AnyObject, ...]
+    places: Mapping[str, str]
+    """Key of an object → `spec.yaml:12: volumes[3]`."""
+
+    def explain(self, error: NvmuserError) -> NvmuserError:
+        """The error with the place of the object that it is about, if it is in the file."""
+        key = str(error).split(":", 1)[0].replace(" ", "/", 1)
+        place = self.places.get(TargetSettings().key if key == ONE else key)
+        told = str(error).removeprefix(f"{ONE}: ")
+        return type(error)(f"{place}: {told}") if place and type(error).__init__ is Exception.__init__ else error
+
+
+def parse(text: str, source: str) -> Spec:
+    """:raise UsageError: it is not a specification; the message says where and why."""
+    try:
+        root = yaml.compose(text, Loader=_LOADER)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"{source}:{line}: {error.problem or error}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"{source}: {error}") from error
+    reader = _Reader(source)
+    objects = list(reader.objects(root)) if root is not None else []
+    return Spec(tuple(objects), reader.places)
+
+
+class _Reader:
+    """From nodes to objects; nodes know where they stand."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self.places: dict[str, str] = {}
+
+    def objects(self, root: yaml.Node) -> Iterator[AnyObject]:
+        for key, section in self._pairs(root, ()):
+            if key == "version":
+                if self._plain(section, (key,)) != 1:
+                    raise self._error(section, (key,), "this nvmuser knows version 1")
+            elif key == ONE:
+                yield self._object(key, ONE, (key,), section)
+            elif key not in SECTIONS:
+                raise self._error(section, (key,), f"unknown section; known are version, {ONE}, {', '.join(SECTIONS)}")
+            elif not isinstance(section, yaml.SequenceNode):
+                raise self._error(section, (key,), "expected a list")
+            else:
+                for index, node in enumerate(section.value):
+                    yield self._object(key, SECTIONS[key], (key, index), node)
+
+    def _object(self, section: str, kind: str, path: Path, node: yaml.Node) -> AnyObject:
+        data = self._plain(node, path)
+        if not isinstance(data, dict):
+            raise self._error(node, path, "expected a mapping")
+        for field in NOT_FOR_PEOPLE:
+            if field in data:
+                raise self._error(_at(node, (field,)), (*path, field), "not for a specification")
+        try:
+            one = object_from_json({"kind": kind} | _long_form(section, data))
+        except FieldError as error:
+            raise self._error(_at(node, error.path), (*path, *error.path), error.reason) from error
+        except UsageError as error:
+            raise self._error(node, path, str(error)) from error
+        if one.key in self.places:
+            raise self._error(node, path, f"{kind} {one.name}: declared already at {self.places[one.key]}")
+        self.places[one.key] = f"{self._source}:{node.start_mark.line + 1}: {_text(path)}"
+        return one
+
+    def _plain(self, node: yaml.Node, path: Path) -> Any:
+        """Plain data; sizes in bytes."""
+        if len(path) > _DEEPEST:
+            raise self._error(node, path[:3], "too deep")
+        if isinstance(node, yaml.MappingNode):
+            return {key: self._plain(value, (*path, key)) for key, value in self._pairs(node, path)}
+        if isinstance(node, yaml.SequenceNode):
+            return [self._plain(item, (*path, index)) for index, item in enumerate(node.value)]
+        if path and path[-1] in SIZES:
+            try:
+                return parse_size(node.value)
+            except UsageError as error:
+                raise self._error(node, path, str(error)) from error
+        return _scalar(node)
+
+    def _pairs(self, node: yaml.Node, path: Path) -> Iterator[tuple[str, yaml.Node]]:
+        if not isinstance(node, yaml.MappingNode):
+            raise self._error(node, path, "expected a mapping")
+        seen: set[str] = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self._error(key, path, "expected the name of a field")
+            if key.value in seen:
+                raise self._error(key, (*path, key.value), "said twice")
+            seen.add(key.value)
+            yield key.value, value
+
+    def _error(self, node: yaml.Node, path: Path, reason: str) -> UsageError:
+        where = f"{_text(path)}: " if path else ""
+        return UsageError(f"{self._source}:{node.start_mark.line + 1}: {where}{reason}")
+
+
+def _scalar(node: yaml.Node) -> Any:
+    """Strings, decimal numbers and booleans. YAML's other numbers (017, 1:30) and its dates stay strings."""
+    match node.tag:
+        case "tag:yaml.org,2002:int" if _INTEGER.fullmatch(node.value):
+            return int(node.value)
+        case "tag:yaml.org,2002:bool":
+            return node.value.lower() in ("true", "yes", "on")
+    return node.value
+
+
+def _long_form(section: str, data: dict[str, Any]) -> dict[str, Any]:
+    """What may be written shorter: namespaces as names of volumes, snapshots by what they are of."""
+    if section == "controllers" and isinstance(shown := data.get("namespaces"), list):
+        data = data | {"namespaces": [{"volume": one} if isinstance(one, str) else one for one in shown]}
+    if section == "snapshots":
+        data = {"backend": "lvol"} | {("snapshot_of" if key == "of" else key): value for key, value in data.items()}
+    return data
+
+
+def _at(node: yaml.Node, path: Path) -> yaml.Node:
+    """The node that `path` leads to, or the last one on the way that is there."""
+    for step in path:
+        if isinstance(node, yaml.MappingNode):
+            found = next((value for key, value in node.value if key.value == step), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            found = node.value[step]
+        else:
+            found = None
+        if found is None:
+            return node
+        node = found
+    return node
+
+
+def _text(path: Path) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
+
+
+def difference(desired: Desired, spec: Spec, *, prune: bool, wipe: bool) -> Change:
+    """What has to change, so that what `spec` says is so. With `prune`, what it does not name goes."""
+    create: list[AnyObject] = []
+    update: list[AnyObject] = []
+    expect: list[AnyObject] = []
+    for one in spec.objects:
+        entry = desired.entries.get(one.key)
+        if entry is None or entry.deleting:
+            create.append(one)
+        elif (merged := _merged(entry.object, one)) != entry.object:
+            update.append(merged)
+            expect.append(entry.object)
+    named = {one.key for one in spec.objects}
+    # How the target is run is no thing that could go.
+    delete = [one.key for one in desired.wanted() if one.key not in named and one.kind != ONE] if prune else []
+    return Change(tuple(create), tuple(update), tuple(delete), wipe, tuple(expect))
+
+
+def _merged(present: AnyObject, one: AnyObject) -> AnyObject:
+    """`one`, with what a person need not say taken from `present`."""
+    keep = [field for field in present.identity if not getattr(one, field)]
+    if isinstance(one, Volume):
+        keep += ["owned", *(field for field in ("path", "size") if not getattr(one, field))]
+    merged: AnyObject = replace(one, **{field: getattr(present, field) for field in keep})
+    if isinstance(merged, Controller) and isinstance(present, Controller):
+        numbers = {ns.volume: ns.nsid for ns in present.namespaces}
+        taken = {ns.nsid for ns in merged.namespaces}
+        shown = []
+        for ns in merged.namespaces:
+            number = ns.nsid or numbers.get(ns.volume, 0)
+            shown.append(replace(ns, nsid=0 if not ns.nsid and number in taken else number))
+        merged = replace(merged, namespaces=tuple(sorted(shown, key=lambda ns: (ns.nsid == 0, ns.nsid))))
+    return merged
+
+
+def export(desired: Desired) -> dict[str, Any]:
+    """The document that declares what is wanted now, identities included: applying it changes nothing."""
+    document: dict[str, Any] = {"version": 1}
+    if settings := desired.entries.get(TargetSettings().key):
+        document[ONE] = _written(settings.object)
+    for section, kind in SECTIONS.items():
+        found = [
+            _written(one)
+            for one in desired.wanted()
+            if one.kind == kind and (section == "snapshots") == (isinstance(one, Volume) and bool(one.snapshot_of))
+        ]
+        if found:
+            document[section] = found
+    return document
+
+
+def _written(one: AnyObject) -> dict[str, Any]:
+    data = {key: value for key, value in one.to_json().items() if key not in ("kind", *NOT_FOR_PEOPLE)}
+    for field in SIZES:
+        if field in data:
+            data[field] = format_size(data[field])
+    if isinstance(one, Volume):
+        if one.owned:  # ours: it is made where the state directory is
+            del data["path"]
+        if one.snapshot_of:
+            data["of"] = data.pop("snapshot_of")
+            del data["backend"]
+    return data
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """As YAML, in the order given."""
+    return str(yaml.dump(dict(document), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False))

@@ -1,0 +1,65 @@
+"""The JSON Schema of specifications, made from the model. Pure; `nvmuser.model.spec` reads the documents themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+from nvmuser.model.objects import KINDS, TargetSettings, Volume
+from nvmuser.model.spec import NOT_FOR_PEOPLE, ONE, SECTIONS, SIZES
+
+
+def schema() -> dict[str, Any]:
+    """The document's JSON Schema, for editors."""
+    sections: dict[str, Any] = {"version": {"const": 1}, ONE: _object_schema(TargetSettings)}
+    for section, kind in SECTIONS.items():
+        sections[section] = {"type": "array", "items": _object_schema(KINDS[kind], snapshots=section == "snapshots")}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "nvmuser specification",
+        "type": "object",
+        "properties": sections,
+        "additionalProperties": False,
+    }
+
+
+def _object_schema(kind: Any, *, snapshots: bool = False) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    properties: dict[str, Any] = {}
+    required = []
+    for field in dataclasses.fields(kind):
+        if field.name in NOT_FOR_PEOPLE:
+            continue
+        name = "of" if snapshots and field.name == "snapshot_of" else field.name
+        properties[name] = _value_schema(field.name, hints[field.name])
+        if field.default is dataclasses.MISSING:
+            required.append(name)
+        elif field.default and isinstance(field.default, str | int):
+            properties[name]["default"] = field.default
+    if kind is TargetSettings:
+        del properties["name"]
+        properties["profile"]["enum"] = list(TargetSettings.profiles)
+    if kind is Volume:
+        properties["backend"]["enum"] = list(Volume.backends)
+        properties["block_size"]["enum"] = [512, 4096]
+    required += ["of"] if snapshots else []
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _value_schema(name: str, hint: Any) -> dict[str, Any]:
+    if name in SIZES:
+        return {
+            "type": ["string", "integer"],
+            "pattern": r"^\d+\s*[KMGTPkmgtp]?(i?[Bb])?$",
+            "examples": ["512M", "10G"],
+        }
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        items = _object_schema(item) if dataclasses.is_dataclass(item) else _value_schema("", item)
+        return {"type": "array", "items": {"anyOf": [{"type": "string"}, items]} if name == "namespaces" else items}
+    if dataclasses.is_dataclass(hint):
+        return _object_schema(hint)
+    if name == "name":
+        return {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,31}$"}
+    return {"type": {str: "string", int: "integer", bool: "boolean"}[hint]}

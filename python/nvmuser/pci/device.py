@@ -1,0 +1,210 @@
+"""A PCI device written in Python: the class to derive from.
+
+Owns what a device declares (class attributes), what it may override and what it may do. libvfio-user answers for the
+header of configuration space and the capabilities; the device answers for its BARs. All of it runs in the thread of
+the loop that serves the device: a callback that takes long holds up the guest, and every other device of the loop.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nvmuser.errors import DeviceError, UsageError
+from nvmuser.pci import raw
+from nvmuser.pci.bars import Bar, check_bars
+from nvmuser.pci.capabilities import Capability, Msi, MsiX, PciExpress
+from nvmuser.pci.context import Context, Description
+from nvmuser.pci.memory import GuestMemory
+
+_ROOM_FOR_CAPABILITIES = 256 - 64
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """By which drivers know the device (PCI Local Bus Specification 3.0, 6.2.1 and 6.2.4)."""
+
+    vendor: int
+    device: int
+    subsystem_vendor: int = 0
+    subsystem: int = 0
+    revision: int = 0
+
+    def __post_init__(self) -> None:
+        for value in (self.vendor, self.device, self.subsystem_vendor, self.subsystem):
+            if not 0 <= value <= 0xFFFF:
+                raise UsageError(f"a PCI identifier has 16 bits: {value:#x}")
+        if not 0 <= self.revision <= 0xFF:
+            raise UsageError(f"a PCI revision has 8 bits: {self.revision:#x}")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassCode:
+    """What kind of device it is (PCI Code and ID Assignment Specification)."""
+
+    base: int
+    sub: int
+    interface: int = 0
+
+    def __post_init__(self) -> None:
+        for value in (self.base, self.sub, self.interface):
+            if not 0 <= value <= 0xFF:
+                raise UsageError(f"each part of a class code has 8 bits: {value:#x}")
+
+
+class Reset(enum.IntEnum):
+    """Why the device is to be as after power-on (libvfio-user.h, vfu_reset_type_t)."""
+
+    DEVICE = 0
+    """The client asked: the machine was reset, say."""
+    LOST_CONNECTION = 1
+    """The client has gone."""
+    FUNCTION = 2
+    """The guest asked by way of the PCI Express capability."""
+
+
+class PciDevice:
+    """Derive from it, declare what the device is, override `read` and `write`, and give it to `Server`.
+
+    An exception in any callback is an error to the guest (its errno for an OSError or DeviceError, else EIO; what a
+    guest sees of it is QEMU's choice) and a traceback in the log of `nvmuser.pci`.
+    """
+
+    identity: ClassVar[Identity]
+    class_code: ClassVar[ClassCode] = ClassCode(0xFF, 0)
+    bars: ClassVar[tuple[Bar, ...]] = ()
+    capabilities: ClassVar[tuple[Capability, ...]] = ()
+    intx: ClassVar[bool] = False
+    """Whether it has the interrupt pin INTA#."""
+
+    _context: Context | None = None
+    _intx_asserted = False
+    _intx_masked = False
+
+    # To be overridden: all of these are called from the loop's thread, one at a time.
+
+    def read(self, bar: int, offset: int, size: int) -> int:
+        """The guest reads `size` bytes (1, 2, 4 or 8; naturally aligned unless the guest insists) of a BAR."""
+        raise NotImplementedError(f"BAR {bar} cannot be read")
+
+    def write(self, bar: int, offset: int, size: int, value: int) -> None:
+        """The guest writes."""
+        raise NotImplementedError(f"BAR {bar} cannot be written")
+
+    def config_read(self, offset: int, size: int) -> int:
+        """The guest reads configuration space beside the header and the capabilities."""
+        return self.config_get(offset, size)
+
+    def config_write(self, offset: int, size: int, value: int) -> None:
+        """The guest writes there. Reserved registers ignore it (PCI Local Bus Specification 3.0, 6.1)."""
+
+    def reset(self, kind: Reset) -> None:
+        """Be as after power-on: nothing of the guest's memory is in use when this returns, no interrupt is pending."""
+
+    def quiesce(self) -> Awaitable[None] | None:
+        """Leave guest memory alone until the next callback has returned: the client is about to change it.
+
+        A device that cannot at once returns an awaitable: until it is done, the device goes on, and the client waits.
+        QEMU waits with it, for 5 seconds. Views from `memory.mapped` are waited for anyway.
+        """
+        return None
+
+    # To be used while the device is served.
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's memory. :raise DeviceError: the device is not served."""
+        return self._served.memory
+
+    def bar_memory(self, index: int) -> memoryview:
+        """The memory of a mappable BAR: the guest's too, at any time. :raise UsageError: it has none."""
+        return self._served.bar_memory(index)
+
+    def config_get(self, offset: int, size: int) -> int:
+        """What stands in configuration space. :raise UsageError: beyond its end."""
+        return self._served.config_get(offset, size)
+
+    def config_put(self, offset: int, size: int, value: int) -> None:
+        """Change it. :raise UsageError: beyond its end."""
+        self._served.config_put(offset, size, value)
+
+    def trigger(self, vector: int = 0) -> bool:
+        """Send an MSI or MSI-X message, or a single edge of INTA#. False: the guest has not enabled the vector.
+
+        :raise DeviceError: there is no such vector, or the device is not served.
+        """
+        return self._served.trigger(vector)
+
+    def set_intx(self, asserted: bool) -> None:
+        """Drive INTA#, which is a level: it interrupts until the device takes it back.
+
+        VFIO carries edges: as with the kernel's own devices (linux/vfio.h, VFIO_IRQ_INFO_AUTOMASKED), a client that
+        has served one unmasks the pin, and gets another if it is still asserted.
+        """
+        rises = asserted and not self._intx_asserted
+        self._intx_asserted = asserted
+        if rises and not self._intx_masked:
+            self._served.trigger(0)
+
+    # Between the context and the device.
+
+    def context_reset(self, reason: int) -> None:
+        """Called by the context."""
+        self._intx_asserted = self._intx_masked = False
+        self.reset(Reset(reason))
+
+    def irq_state(self, kind: int, start: int, count: int, masked: bool) -> None:
+        """Called by the context. MSI and MSI-X are masked by the client itself, which holds back what we send."""
+        if kind != raw.INTX:
+            return
+        self._intx_masked = masked
+        if self._intx_asserted and not masked:
+            self._served.trigger(0)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether a server has it, with or without a client."""
+        return self._context is not None
+
+    @property
+    def _served(self) -> Context:
+        if self._context is None:
+            raise DeviceError(f"{type(self).__name__} is not served")
+        return self._context
+
+    def bind(self, context: Context | None) -> None:
+        """Called by the server: the context to act upon, or None when there is none any more."""
+        self._context = context
+        self._intx_asserted = self._intx_masked = False
+
+    @classmethod
+    def describe(cls) -> Description:
+        """What libvfio-user is told.
+
+        :raise UsageError: the declarations contradict each other.
+        """
+        check_bars(cls.bars)
+        msi = next((capability for capability in cls.capabilities if isinstance(capability, Msi)), None)
+        msix = next((capability for capability in cls.capabilities if isinstance(capability, MsiX)), None)
+        if msix is not None:
+            msix.check(cls.bars)
+        packed = tuple((capability.pack(), capability.read_only) for capability in cls.capabilities)
+        if sum(-(-len(data) // 4) * 4 for data, _ in packed) > _ROOM_FOR_CAPABILITIES:
+            raise UsageError(f"{cls.__name__}: the capabilities do not fit into {_ROOM_FOR_CAPABILITIES} bytes")
+        identity, code = cls.identity, cls.class_code
+        return Description(
+            vendor=identity.vendor,
+            device=identity.device,
+            subsystem_vendor=identity.subsystem_vendor,
+            subsystem=identity.subsystem,
+            revision=identity.revision,
+            class_code=(code.base, code.sub, code.interface),
+            bars=cls.bars,
+            capabilities=packed,
+            intx=int(cls.intx),
+            msi=msi.vectors if msi else 0,
+            msix=msix.vectors if msix else 0,
+            express=any(isinstance(capability, PciExpress) for capability in cls.capabilities),
+        )

@@ -1,0 +1,196 @@
+"""What SPDK has: read in one pipeline, and kept as little as the planner needs.
+
+Owns no judgement: whether something is ours, matches or has drifted is `nvmuser.reconcile.plan`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from nvmuser.errors import RpcServerError
+from nvmuser.model.objects import NO_LIMITS, Limits
+from nvmuser.rpc.client import Client
+
+
+@dataclass(frozen=True)
+class Bdev:
+    name: str
+    uuid: str
+    size: int
+    block_size: int
+    aliases: tuple[str, ...] = ()
+    limits: Limits = NO_LIMITS
+    lvstore: str = ""
+    """lvol: UUID of its store."""
+    thin: bool = False
+    clone_of: str = ""
+    """lvol: the short name of the snapshot that it shares clusters with."""
+
+    @classmethod
+    def from_spdk(cls, data: Mapping[str, Any]) -> Self:
+        rates = data.get("assigned_rate_limits", {})
+        lvol = data.get("driver_specific", {}).get("lvol", {})
+        return cls(
+            name=data["name"],
+            uuid=data.get("uuid", ""),
+            size=data["num_blocks"] * data["block_size"],
+            block_size=data["block_size"],
+            aliases=tuple(data.get("aliases", ())),
+            limits=Limits(
+                iops=rates.get("rw_ios_per_sec", 0),
+                mbps=rates.get("rw_mbytes_per_sec", 0),
+                read_mbps=rates.get("r_mbytes_per_sec", 0),
+                write_mbps=rates.get("w_mbytes_per_sec", 0),
+            ),
+            lvstore=lvol.get("lvol_store_uuid", ""),
+            thin=lvol.get("thin_provision", False),
+            clone_of=lvol.get("base_snapshot", ""),
+        )
+
+
+@dataclass(frozen=True)
+class ActualNamespace:
+    nsid: int
+    bdev: str
+    uuid: str = ""
+    nguid: str = ""
+    eui64: str = ""
+
+
+@dataclass(frozen=True)
+class Subsystem:
+    nqn: str
+    serial: str
+    min_cntlid: int
+    max_cntlid: int
+    any_host: bool = True
+    namespaces: tuple[ActualNamespace, ...] = ()
+    listeners: tuple[tuple[str, str], ...] = ()
+    """Transport and address."""
+
+    @classmethod
+    def from_spdk(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            nqn=data["nqn"],
+            serial=data.get("serial_number", ""),
+            min_cntlid=data.get("min_cntlid", 0),
+            max_cntlid=data.get("max_cntlid", 0),
+            any_host=data.get("allow_any_host", False),
+            namespaces=tuple(
+                ActualNamespace(
+                    nsid=one["nsid"],
+                    bdev=one["bdev_name"],
+                    uuid=one.get("uuid", ""),
+                    nguid=one.get("nguid", ""),
+                    eui64=one.get("eui64", ""),
+                )
+                for one in data.get("namespaces", ())
+            ),
+            listeners=tuple((one["trtype"].upper(), one["traddr"]) for one in data.get("listen_addresses", ())),
+        )
+
+
+@dataclass(frozen=True)
+class Lvstore:
+    name: str
+    uuid: str
+    base: str
+    cluster_size: int
+    total_clusters: int
+    free_clusters: int
+
+
+@dataclass(frozen=True)
+class RemoteController:
+    """A `bdev_nvme` controller."""
+
+    name: str
+    nqn: str
+    paths: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Actual:
+    transport: bool = False
+    bdevs: Mapping[str, Bdev] = field(default_factory=dict)
+    subsystems: Mapping[str, Subsystem] = field(default_factory=dict)
+    lvstores: Mapping[str, Lvstore] = field(default_factory=dict)
+    remotes: Mapping[str, RemoteController] = field(default_factory=dict)
+    profile: str = ""
+    """How it runs, in the words of `model.TargetSettings`; empty: not known."""
+    cores: tuple[int, ...] = ()
+
+    def find(self, name: str) -> Bdev | None:
+        """By name or alias."""
+        return self.bdevs.get(name) or self._by_alias().get(name)
+
+    def _by_alias(self) -> Mapping[str, Bdev]:
+        found = self.__dict__.get("_aliases")
+        if found is None:
+            found = {alias: bdev for bdev in self.bdevs.values() for alias in bdev.aliases}
+            object.__setattr__(self, "_aliases", found)
+        assert isinstance(found, dict)
+        return found
+
+
+async def look(rpc: Client) -> Actual:
+    """Everything at once. :raise RpcError: SPDK could not be asked."""
+    transports, bdevs, subsystems, lvstores, remotes, scheduler, reactors = await asyncio.gather(
+        rpc.call("nvmf_get_transports"),
+        rpc.call("bdev_get_bdevs"),
+        rpc.call("nvmf_get_subsystems"),
+        _optional(rpc, "bdev_lvol_get_lvstores"),
+        _optional(rpc, "bdev_nvme_get_controllers"),
+        rpc.call("framework_get_scheduler"),
+        rpc.call("framework_get_reactors"),
+    )
+    return Actual(
+        transport=any(one["trtype"] == "VFIOUSER" for one in transports),
+        bdevs={one["name"]: Bdev.from_spdk(one) for one in bdevs},
+        subsystems={one["nqn"]: Subsystem.from_spdk(one) for one in subsystems if one.get("subtype") == "NVMe"},
+        lvstores={
+            one["name"]: Lvstore(
+                name=one["name"],
+                uuid=one["uuid"],
+                base=one["base_bdev"],
+                cluster_size=one["cluster_size"],
+                total_clusters=one["total_data_clusters"],
+                free_clusters=one["free_clusters"],
+            )
+            for one in lvstores
+        },
+        remotes={one["name"]: _remote(one) for one in remotes},
+        profile=_profile(scheduler, reactors["reactors"]),
+        cores=tuple(sorted(one["lcore"] for one in reactors["reactors"])),
+    )
+
+
+def _profile(scheduler: Mapping[str, Any], reactors: Sequence[Mapping[str, Any]]) -> str:
+    """The dynamic scheduler puts reactors to sleep too, but never all of them."""
+    if all(one["in_interrupt"] for one in reactors):
+        return "eco"
+    return "balanced" if scheduler["scheduler_name"] == "dynamic" else "throughput"
+
+
+def _remote(data: Mapping[str, Any]) -> RemoteController:
+    addresses = [one["trid"] for one in data.get("ctrlrs", ())]
+    # With multipath, further paths of a controller are listed as alternates of its first.
+    addresses += [trid for one in data.get("ctrlrs", ()) for trid in one.get("alternate_trids", ())]
+    return RemoteController(
+        name=data["name"],
+        nqn=addresses[0].get("subnqn", "") if addresses else "",
+        paths=tuple((one.get("traddr", ""), int(one.get("trsvcid") or 0)) for one in addresses),
+    )
+
+
+async def _optional(rpc: Client, method: str) -> Any:
+    """An empty list from an SPDK that was built without this module."""
+    try:
+        return await rpc.call(method)
+    except RpcServerError as error:
+        if error.code == -32601:  # method not found
+            return []
+        raise

@@ -1,0 +1,366 @@
+"""Makes SPDK agree with the store. Every command, every specification and every recovery is the same act
+here.
+
+Owns the order of a change: the store first, then files, then SPDK, then a second look. One engine executes at
+a time: the supervisor's, while it lives. It owns no process, and the connection to SPDK is lent to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from nvmuser.errors import (
+    NvmuserError,
+    RpcConnectionError,
+    RpcError,
+    RpcServerError,
+    RpcTimeoutError,
+    TargetError,
+    TargetNotRunning,
+    UsageError,
+)
+from nvmuser.hostfs import access, files, listeners, locks
+from nvmuser.hostfs.device_dirs import Devices
+from nvmuser.hostfs.sockets import answers
+from nvmuser.model.change import Change, next_desired
+from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.objects import Controller, TargetSettings, Volume
+from nvmuser.paths import StateDir
+from nvmuser.reconcile import backends
+from nvmuser.reconcile.actual import Actual, look
+from nvmuser.reconcile.execute import Gate, Result, execute
+from nvmuser.reconcile.outcome import Outcome
+from nvmuser.reconcile.plan import Call, Plan, Problem, plan
+from nvmuser.reconcile.status import Status, status_of
+from nvmuser.rpc import methods
+from nvmuser.rpc.client import Client
+from nvmuser.store import Store
+
+_ROUNDS = 8
+"""Times that it looks again. Two are usual; each layer of volumes on pools on volumes can need one more."""
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """The executor of one state directory. Not for two tasks at once: its caller takes turns."""
+
+    def __init__(self, state: StateDir, rpc: Client | None = None) -> None:
+        self._state = state
+        self._store = Store(state.store)
+        self._directory = functools.cache(state.target_dir)
+        self.rpc = rpc
+        """The target's; None while there is none."""
+
+    def close(self) -> None:
+        """May be called again. The connection to SPDK is not closed: it was lent."""
+        self._store.close()
+
+    @staticmethod
+    async def prepare(rpc: Client) -> None:
+        """What a standby target can have before any volume is opened: the transport."""
+        transport = methods.create_transport()
+        await rpc.call(transport.method, transport.params)
+
+    def target_settings(self) -> TargetSettings:
+        """How the next target is to be run."""
+        return self._store.load().target
+
+    def declare(self, settings: TargetSettings) -> None:
+        """Record how targets are to be run.
+
+        :raise ConflictError: a volume in use does not go with it. :raise UsageError: a core is not ours.
+        """
+        _check_cores(settings)
+        with self._store.transaction():
+            before = self._store.load()
+            known = settings.key in before.entries
+            change = Change(update=(settings,)) if known else Change(create=(settings,))
+            self._store.put([next_desired(before, change, lambda volume: volume).entries[settings.key]])
+
+    def controllers(self) -> list[str]:
+        """Names of those that guests may connect to through the endpoint, which promises that they survive."""
+        desired = self._store.load()
+        return [one.name for one in desired.controllers() if one.volatile_ok or desired.surviving(one)]
+
+    def open_sockets(self) -> None:
+        """The endpoint has made the sockets: they belong to whom they are for."""
+        for controller in self._store.load().controllers():
+            try:
+                access.settle(self._state, controller)
+            except NvmuserError as error:
+                log.warning("%s", error)
+
+    async def release(self, rpc: Client) -> None:
+        """Take the guests away from a target that is about to end: their I/O is finished when this returns.
+
+        SPDK 26.01 crashes when it shuts down while a guest's end still pauses and resumes its subsystem;
+        listeners are removed in line with that.
+        """
+        calls = [
+            methods.remove_listener(c.nqn, str(self._state.target_dir(c.name)))
+            for c in self._store.load().controllers()
+        ]
+        await asyncio.gather(*(rpc.call(one.method, one.params) for one in calls), return_exceptions=True)
+
+    def sync_files(self) -> None:
+        """Every file volume is on the disk when this returns. :raise TargetError: one is not."""
+        volumes = [one for one in self._store.load().volumes() if one.backend == "file"]
+        if failures := files.each(files.sync, volumes):
+            raise TargetError("; ".join(map(str, failures.values())))
+
+    # -- acts ------------------------------------------------------------------------------------------------
+
+    async def change(self, change: Change) -> Outcome:
+        """Record what is wanted from now on, and carry it out.
+
+        When SPDK or the machine refuses, what was recorded and done is undone, and the reason is raised. When
+        the target dies meanwhile, the change stands, and takes effect with the next one.
+
+        :raise NvmuserError: nothing has changed.
+        """
+        with self._store.transaction():
+            before = self._store.load()
+            after = next_desired(before, change, lambda volume: files.prepare(volume, self._state))
+            for one in (*change.create, *change.update):
+                if isinstance(one, Controller):
+                    access.group_of(one)
+                elif isinstance(one, TargetSettings):
+                    _check_cores(one)
+            new = [one.name for one in change.create if isinstance(one, Controller)]
+            listeners.check_paths(self._state, max(new, key=len, default=""))
+            self._store.put(after.entries[key] for key in change.keys)
+        try:
+            outcome = await self.reconcile()
+        except (RpcConnectionError, RpcTimeoutError) as error:
+            log.warning("the target does not answer: %s", error)
+            outcome = Outcome(pending=True)
+        declared = {one.key for one in (*change.create, *change.update)}
+        # How the target is run has to wait for the next one: that is no refusal.
+        mine = [one for one in outcome.problems if one.object in change.keys and not one.object.startswith("target/")]
+        if mine and not outcome.pending:
+            await self._undo(before, after, change, mine)
+            raise TargetError(f"{'; '.join(map(str, mine))}; nothing was changed")
+        objects = tuple(after.get(key).to_json() for key in after.entries if key in declared)
+        return replace(outcome, objects=objects)
+
+    async def reconcile(self) -> Outcome:
+        """Carry out what is wanted and not so, until nothing is left or nothing moves.
+
+        :raise RpcError: SPDK cannot be asked what it has.
+        """
+        if self.rpc is None:
+            return self._offline()
+        calls, problems, current = 0, dict[str, Problem](), Plan()
+        actual = Actual()
+        machine = self._provision() | self._grant()
+        for _ in range(_ROUNDS):
+            problems = dict(machine)
+            desired = self._store.load()
+            actual = await look(self.rpc)
+            current = plan(desired, actual, self._directory)
+            self._adopt(desired, current.adopted)
+            runnable = self._runnable(current, problems)
+            if not runnable:
+                break
+            names = backends.to_examine(desired, actual)
+            examined = [self.rpc.post(one.method, one.params) for one in map(methods.examine, names)]
+            # Refused for names that it knows; what is then not found is reported as missing.
+            await asyncio.gather(*examined, return_exceptions=True)
+            result = await self._run(runnable, problems)
+            calls += len(result.done)
+            if result.lost:
+                return Outcome(calls, (), current.foreign, pending=True)
+            if not result.done:
+                break
+        self._lock(problems)
+        self._forget_deleted(actual, problems)
+        problems |= {one.object: one for one in (*current.conflicts, *current.restart)}
+        if lost := self._lost(current.waiting - problems.keys()):
+            problems |= lost
+        return Outcome(calls, tuple(problems.values()), current.foreign)
+
+    async def status(self) -> Status:
+        """How what is wanted and what SPDK has compare. Changes nothing.
+
+        :raise TargetNotRunning: there is no SPDK to look at.
+        """
+        if self.rpc is None:
+            raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
+        desired = self._store.load()
+        actual = await look(self.rpc)
+        return status_of(desired, actual, plan(desired, actual, self._directory))
+
+    async def dry_run(self, change: Change) -> list[list[dict[str, Any]]]:
+        """The calls that a change would lead to, in waves, as far as can be said without making any."""
+        desired = next_desired(self._store.load(), change, lambda volume: files.prepare(volume, self._state))
+        actual = await look(self.rpc) if self.rpc else Actual()
+        waves = plan(desired, actual, self._directory).waves()
+        return [[{"method": c.request.method, "params": dict(c.request.params)} for c in wave] for wave in waves]
+
+    # -- steps -----------------------------------------------------------------------------------------------
+
+    def _provision(self) -> dict[str, Problem]:
+        """Backing files: made for new volumes, looked at for the others."""
+        desired = self._store.load()
+        volumes = [one for one in desired.volumes() if one.backend == "file"]
+        new = [one for one in volumes if not desired.entries[one.key].provisioned]
+        old = [one for one in volumes if desired.entries[one.key].provisioned]
+        errors = files.each(files.provision, new) | files.each(files.check_or_grow, old)
+        made = [replace(desired.entries[one.key], provisioned=True) for one in new if one.key not in errors]
+        self._put(made)
+        return {key: Problem(key, str(error)) for key, error in errors.items()}
+
+    def _grant(self) -> dict[str, Problem]:
+        """Those who may connect can reach the sockets."""
+        problems: dict[str, Problem] = {}
+        for controller in self._store.load().controllers():
+            try:
+                access.grant(self._state, controller)
+            except NvmuserError as error:
+                problems[controller.key] = Problem(controller.key, str(error))
+        return problems
+
+    def _adopt(self, desired: Desired, keys: Iterable[str]) -> None:
+        """What holds data and is there needs no making, whoever was interrupted before it could say so."""
+        new = [entry for key in keys if not (entry := desired.entries[key]).provisioned]
+        self._put([replace(entry, provisioned=True) for entry in new if backends.made_once(entry.object)])
+
+    def _put(self, entries: list[Entry]) -> None:
+        if entries:
+            with self._store.transaction():
+                self._store.put(entries)
+
+    def _runnable(self, current: Plan, problems: dict[str, Problem]) -> list[Call]:
+        """Without what stands on something that has a problem."""
+        if not problems:
+            return list(current.calls)
+        left: list[Call] = []
+        place: dict[int, int] = {}
+        for number, call in enumerate(current.calls):
+            blocked = call.object in problems and call.verb != "delete"
+            if blocked or any(before not in place for before in call.after):
+                continue
+            place[number] = len(left)
+            left.append(replace(call, after=tuple(place[before] for before in call.after)))
+        return left
+
+    def _gate(self, calls: list[Call]) -> tuple[Gate, dict[str, NvmuserError]]:
+        """Directories of listeners are made beside the first calls: on a slow disk they take as long as SPDK
+        does."""
+        numbers = [n for n, call in enumerate(calls) if call.request.method == "nvmf_subsystem_add_listener"]
+        failures: dict[str, NvmuserError] = {}
+
+        def prepare() -> None:
+            for number in numbers:
+                key = calls[number].object
+                try:
+                    listeners.prepare(self._state, key.split("/")[1])
+                except NvmuserError as error:
+                    failures[key] = error
+
+        return Gate(asyncio.ensure_future(asyncio.to_thread(prepare)), frozenset(numbers)), failures
+
+    async def _run(self, calls: list[Call], problems: dict[str, Problem]) -> Result:
+        assert self.rpc is not None
+        gate, failures = self._gate(calls)
+
+        def ready(call: Call) -> None:
+            """This machine is ready for the call. :raise NvmuserError: it cannot be made."""
+            if call.request.method == "bdev_aio_create":
+                locks.check_free(call.request.params["filename"])
+            elif call.request.method == "nvmf_subsystem_add_listener" and call.object in failures:
+                raise failures[call.object]
+
+        result = await execute(self.rpc, calls, ready, gate)
+        desired = self._store.load()
+        made = [desired.entries[call.object] for call in result.done if call.provisions]
+        self._put([replace(entry, provisioned=True) for entry in made])
+        for call, error in result.failed:
+            log.warning("%s: %s", call.object, error)
+            reason = str(error)
+            if isinstance(error, RpcServerError):
+                reason = f"{call.verb} failed: {error.message} ({call.request.method})"
+            problems[call.object] = Problem(call.object, reason)
+        for call in result.skipped:
+            problems.setdefault(call.object, Problem(call.object, "waits for what failed below it"))
+        return result
+
+    def _lock(self, problems: dict[str, Problem]) -> None:
+        """What the target has open belongs to it alone."""
+        assert self.rpc is not None
+        volumes = {v.path: v for v in self._store.load().volumes() if v.backend == "file"}
+        if pid := self.rpc.peer_pid:
+            for path, error in locks.lock_for(pid, volumes):
+                problems[volumes[path].key] = Problem(volumes[path].key, str(error))
+
+    def _lost(self, waiting: Iterable[str]) -> dict[str, Problem]:
+        """What waits when nothing moves any more will not come."""
+        return {
+            key: Problem(key, "not there: what it lies on is missing, or does not hold it any more") for key in waiting
+        }
+
+    def _forget_deleted(self, actual: Actual, problems: dict[str, Problem]) -> None:
+        """Remove the files and the tombstones of what SPDK does not have any more."""
+        desired = self._store.load()
+        gone = [one for one in desired.deleted() if not backends.present(one, desired, actual)]
+        self._bury(gone, problems)
+
+    def _bury(self, gone: Iterable[Any], problems: dict[str, Problem]) -> None:
+        gone = list(gone)
+        errors = files.each(files.remove, [one for one in gone if isinstance(one, Volume)])
+        controllers = [one for one in gone if isinstance(one, Controller)]
+        devices = [Devices(self._state, direct=direct) for direct in (False, True) if controllers]
+        for controller in controllers:
+            listeners.tidy(self._state.target_dir(controller.name))
+            try:
+                for each in devices:
+                    each.remove(controller)
+            except NvmuserError as error:
+                errors[controller.key] = error
+        problems |= {key: Problem(key, str(error)) for key, error in errors.items()}
+        if buried := [one.key for one in gone if one.key not in errors]:
+            with self._store.transaction():
+                self._store.remove(buried)
+
+    def _offline(self) -> Outcome:
+        """No target is known. If none lives, files can be made and removed; the rest waits.
+
+        What SPDK keeps on a disk is still there when no target lives: its tombstones wait for the next.
+        """
+        problems = self._provision() | self._grant()
+        if not answers(self._state.rpc_socket):
+            gone = [one for one in self._store.load().deleted() if not backends.made_once(one)]
+            self._bury(gone, problems)
+        return Outcome(0, tuple(problems.values()), pending=not problems)
+
+    async def _undo(self, before: Desired, after: Desired, change: Change, reasons: list[Problem]) -> None:
+        """Back to what was wanted before; what this change made is taken away again."""
+        with self._store.transaction():
+            now = self._store.load()
+            self._store.put(
+                before.entries.get(key) or replace(now.entries[key], deleting=True)
+                for key in change.keys
+                if key in now.entries
+            )
+        try:
+            outcome = await self.reconcile()
+        except RpcError as error:
+            log.warning("not undone yet: %s", error)
+            return
+        if left := [one for one in outcome.problems if one.object in change.keys]:
+            raise TargetError(f"{'; '.join(map(str, reasons))}; not undone: {'; '.join(map(str, left))}")
+
+
+def _check_cores(settings: TargetSettings) -> None:
+    """Before they are kept: with others no target would start any more, not even after a crash."""
+    allowed = os.sched_getaffinity(0)
+    if foreign := set(settings.cores) - allowed:
+        usable = ", ".join(map(str, sorted(allowed)))
+        raise UsageError(f"target: core {min(foreign)} may not be used here; choose among {usable}")

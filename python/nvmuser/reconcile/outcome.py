@@ -1,0 +1,40 @@
+"""What an act of the engine came to, in a form that travels over the control socket."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nvmuser.reconcile.calls import Problem
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an act came to."""
+
+    calls: int = 0
+    problems: tuple[Problem, ...] = ()
+    foreign: tuple[str, ...] = ()
+    pending: bool = False
+    """There is no target: it takes effect when one starts."""
+    objects: tuple[dict[str, Any], ...] = ()
+    """What a change declared, with identities."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "calls": self.calls,
+            "problems": [one.to_json() for one in self.problems],
+            "foreign": list(self.foreign),
+            "pending": self.pending,
+            "objects": list(self.objects),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Outcome:
+        return cls(
+            calls=data["calls"],
+            problems=tuple(Problem(one["object"], one["message"]) for one in data["problems"]),
+            foreign=tuple(data["foreign"]),
+            pending=data["pending"],
+            objects=tuple(data["objects"]),
+        )

@@ -1,0 +1,52 @@
+"""How what is wanted and what SPDK has compare, object by object. Pure; nothing here repairs anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nvmuser.model.desired import Desired
+from nvmuser.reconcile.actual import Actual
+from nvmuser.reconcile.plan import Plan
+
+
+@dataclass(frozen=True)
+class Status:
+    """Keys of objects, by how they fare, and what is not ours in words."""
+
+    in_sync: tuple[str, ...]
+    drifted: tuple[str, ...]
+    """There, but not as it should be: the next act repairs it, or says why it cannot."""
+    missing: tuple[str, ...]
+    foreign: tuple[str, ...]
+    conflicts: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "in_sync": list(self.in_sync),
+            "drifted": list(self.drifted),
+            "missing": list(self.missing),
+            "foreign": list(self.foreign),
+            "conflicts": list(self.conflicts),
+        }
+
+
+def status_of(desired: Desired, actual: Actual, plan: Plan) -> Status:
+    """`plan` is the one from `actual` to `desired`."""
+    created = {call.object for call in plan.calls if call.verb == "create" and "add_" not in call.request.method} | set(
+        plan.waiting
+    )
+    touched = {call.object for call in plan.calls} | {one.object for one in (*plan.conflicts, *plan.restart)}
+    wanted = [one.key for one in desired.wanted()]
+    present_controllers = {
+        one.key for one in desired.controllers() if (s := actual.subsystems.get(one.nqn)) and s.serial == one.serial
+    }
+    missing = {key for key in wanted if key in created and key not in present_controllers}
+    drifted = {key for key in wanted if key in touched | (set(plan.waiting) & present_controllers)} - missing
+    return Status(
+        in_sync=tuple(key for key in wanted if key not in missing | drifted),
+        drifted=tuple(key for key in wanted if key in drifted),
+        missing=tuple(key for key in wanted if key in missing),
+        foreign=plan.foreign,
+        conflicts=tuple(map(str, (*plan.conflicts, *plan.restart))),
+    )

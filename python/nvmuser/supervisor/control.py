@@ -1,0 +1,77 @@
+"""How commands reach the engine: through the supervisor while it lives, else straight to the store.
+
+Owns that choice alone. A supervisor that lives is the only executor, so that two commands never interleave
+half a change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from nvmuser.errors import StaleError, TargetNotRunning
+from nvmuser.hostfs.sockets import answers
+from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import AnyObject
+from nvmuser.paths import StateDir
+from nvmuser.reconcile.engine import Engine
+from nvmuser.reconcile.outcome import Outcome
+from nvmuser.rpc.client import Client
+from nvmuser.rpc.server import REQUEST_MAX
+from nvmuser.store import Store
+
+
+async def submit(state: StateDir, change: Change) -> Outcome:
+    """Change what is wanted. `Outcome.pending` when it takes effect only with the next target.
+
+    :raise NvmuserError: nothing has changed.
+    """
+    async with supervisor(state) as client:
+        if client:
+            return Outcome.from_json(await client.call("change", {"change": change.to_json()}, timeout=None))
+    with contextlib.closing(Engine(state)) as engine:
+        return await engine.change(change)
+
+
+async def alter(state: StateDir, alteration: Callable[[Desired], AnyObject]) -> Outcome:
+    """Change one object, starting from how it is: `alteration` says what comes of it.
+
+    Two that do so at once do not undo each other: who comes second starts from what the first has left.
+
+    :raise NvmuserError: nothing has changed.
+    """
+    while True:
+        desired = load(state)
+        after = alteration(desired)
+        try:
+            return await submit(state, Change(update=(after,), expect=(desired.get(after.key),)))
+        except StaleError:
+            continue
+
+
+@contextlib.asynccontextmanager
+async def supervisor(state: StateDir) -> AsyncIterator[Client | None]:
+    """A connection to the supervisor, or None when there is none."""
+    if not answers(state.control_socket):
+        yield None
+        return
+    async with await Client.connect(state.control_socket, max_request=REQUEST_MAX) as client:
+        yield client
+
+
+async def ask(state: StateDir, method: str, params: dict[str, Any] | None = None) -> Any:
+    """Call a method of the supervisor. :raise TargetNotRunning: there is none."""
+    async with supervisor(state) as client:
+        if client is None:
+            raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
+        return await client.call(method, params, timeout=None)
+
+
+def load(state: StateDir) -> Desired:
+    """What is wanted. A state directory that nobody has used yet is empty, and stays so."""
+    if not state.store.exists():
+        return Desired()
+    with Store(state.store) as store:
+        return store.load()

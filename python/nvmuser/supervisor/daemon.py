@@ -1,0 +1,241 @@
+"""Starting, finding and stopping the supervisor from a CLI.
+
+    python -m nvmuser.supervisor.daemon --state-dir DIR --ready-fd N …
+
+Owns the lock on the state directory, by which a second start is refused however the first one ended, and the hand-over
+of "ready" to the process that started it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import resource
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import IO, NoReturn
+
+from nvmuser.errors import ConflictError, NvmuserError, RpcConnectionError, TargetError, TargetNotRunning, UsageError
+from nvmuser.model.objects import TargetSettings
+from nvmuser.paths import SUN_PATH_MAX, StateDir
+from nvmuser.reconcile.engine import Engine
+from nvmuser.rpc import Client
+from nvmuser.supervisor import fd_store
+from nvmuser.supervisor.spdk import Options, chosen_spdk
+from nvmuser.supervisor.supervisor import supervise
+from nvmuser.toolchain import Spdk
+from nvmuser.toolchain.spdk import check_prefix
+
+_LONGEST_NAME = 32
+_STOP_DEADLINE = 60.0
+
+
+def prepare(state: StateDir) -> None:
+    """Make the directories of a state directory.
+
+    :raises UsageError: its path is too long for sockets. :raises TargetError: it belongs to somebody else, or cannot
+    be made.
+    """
+    longest = state.socket("x" * _LONGEST_NAME, direct=True)
+    if len(os.fsencode(longest)) > SUN_PATH_MAX:
+        room = SUN_PATH_MAX - (len(os.fsencode(longest)) - len(os.fsencode(state.root)))
+        raise UsageError(f"{state.root}: too long for UNIX sockets; a state directory's path may have {room} bytes")
+    try:
+        for directory in (state.root, state.run, state.logs, state.volumes):
+            directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        owner = state.run.stat().st_uid
+    except OSError as error:
+        raise TargetError(f"{error.filename}: {error.strerror}; choose another with --state-dir") from error
+    if owner != os.geteuid():
+        raise TargetError(f"{state.run} belongs to user {owner}; choose another directory with --state-dir")
+
+
+@contextmanager
+def locked(state: StateDir) -> Iterator[IO[str]]:
+    """Hold the state directory. The kernel lets go of it when the holder dies.
+
+    :raises ConflictError: a supervisor holds it.
+    """
+    with open(os.open(state.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640), "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = file.read().strip() or "unknown"
+            way = f"pid {pid}; `nvmuser target stop` ends it"
+            raise ConflictError(f"{state.root}: a supervisor is running ({way})") from None
+        # Not emptied in between: on a full disk there would be no room to fill it again.
+        content = f"{os.getpid()}\n".encode()
+        os.pwrite(file.fileno(), content, 0)
+        os.ftruncate(file.fileno(), len(content))
+        yield file
+
+
+def _command(state: StateDir, options: Options, standby: bool, ready_fd: int) -> list[str]:
+    """The supervisor's command line, after everything has been looked at that can be refused beforehand."""
+    prepare(state)
+    spdk = chosen_spdk(state)
+    with locked(state):
+        # Held only to say so at once; the supervisor takes it for itself.
+        pass
+    argv = [sys.executable, "-m", "nvmuser.supervisor.daemon"]
+    argv += ["--state-dir", str(state.root), "--spdk", str(spdk.prefix)]
+    argv += ["--ready-fd", str(ready_fd), "--cores", ",".join(map(str, options.cores))]
+    argv += ["--profile", options.profile] if options.profile else []
+    argv += ["--standby"] if standby else []
+    if options.hugepages is not None:
+        argv += ["--hugepages" if options.hugepages else "--no-hugepages"]
+    os.set_inheritable(ready_fd, True)
+    return argv
+
+
+def become(state: StateDir, options: Options, *, standby: bool = False) -> NoReturn:
+    """Turn this very process into a supervisor, for a service manager: its pid, its output, its descriptors.
+
+    :raises ConflictError: one is running already.
+    """
+    argv = _command(state, options, standby, os.dup(1))
+    sys.stdout.flush()
+    os.execv(argv[0], argv)
+
+
+def start(state: StateDir, options: Options, *, standby: bool = False) -> None:
+    """Start a supervisor in the background and wait until everything wanted is there.
+
+    :raises ConflictError: one is running already. :raises NvmuserError: it could not start; nothing is left running.
+    """
+    read_fd, write_fd = os.pipe()
+    log_file = state.logs / "supervisor.log"
+    with os.fdopen(read_fd) as pipe:
+        try:
+            argv = _command(state, options, standby, write_fd)
+            with log_file.open("ab") as log, open(os.devnull, "rb") as nothing:
+                # Not a `Popen`: this process ends before the supervisor does, and shall not wait for it.
+                files = [(os.POSIX_SPAWN_DUP2, nothing.fileno(), 0)]
+                files += [(os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)]
+                os.posix_spawn(sys.executable, argv, os.environ, file_actions=files, setsid=True)
+        finally:
+            os.close(write_fd)
+        answer = pipe.read().strip()
+    if answer != "ready":
+        raise TargetError(answer or f"the supervisor ended at once; see {log_file}")
+
+
+@asynccontextmanager
+async def connected(state: StateDir, *, timeout: float = 60.0) -> AsyncIterator[Client]:  # noqa: ASYNC109
+    """A connection to the supervisor; `timeout` is each call's default deadline.
+
+    :raises TargetNotRunning: there is none.
+    """
+    try:
+        client = await Client.connect(state.control_socket, timeout=timeout)
+    except RpcConnectionError:
+        raise TargetNotRunning(f"no target is running on {state.root}; `nvmuser target start` starts one") from None
+    async with client:
+        yield client
+
+
+async def stop(state: StateDir) -> None:
+    """Stop the supervisor, the target and the endpoint, and wait until they have ended.
+
+    :raises TargetNotRunning: there is none.
+    """
+    async with connected(state) as client:
+        pid = int(state.lock.read_text())
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            raise TargetError("the supervisor runs in another PID namespace (a container): stop it there") from None
+        await client.call("stop")
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(pidfd, ended.set)
+    try:
+        async with asyncio.timeout(_STOP_DEADLINE):
+            await ended.wait()
+    except TimeoutError:
+        raise TargetError(f"the supervisor (pid {pid}) does not end; see {state.logs / 'supervisor.log'}") from None
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+    with contextlib.suppress(ChildProcessError):
+        # It is this process's own child when `start` was called here.
+        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 (it has ended)
+
+
+@asynccontextmanager
+async def running(state: StateDir, options: Options | None = None, *, standby: bool = False) -> AsyncIterator[Client]:
+    """A supervisor for as long as the block lasts: for tests and benchmarks."""
+    await asyncio.to_thread(start, state, options or Options(), standby=standby)
+    try:
+        async with connected(state) as client:
+            yield client
+    finally:
+        with contextlib.suppress(TargetNotRunning):
+            await stop(state)
+
+
+def _declare(state: StateDir, options: Options) -> None:
+    """What is said about the target holds for this start and for all that follow.
+
+    :raises ConflictError: a volume in use does not go with it.
+    """
+    with contextlib.closing(Engine(state)) as engine:
+        before = engine.target_settings()
+        after = TargetSettings(profile=options.profile or before.profile, cores=options.cores or before.cores)
+        if after != before:
+            engine.declare(after)
+
+
+async def _run(state: StateDir, spdk: Spdk, options: Options, standby: bool, ready_fd: int) -> None:
+    on_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def told(future: asyncio.Future[None]) -> None:
+        error = future.exception()
+        os.write(ready_fd, (" ".join(str(error).split()) if error else "ready").encode())
+        os.close(ready_fd)
+        if not error:
+            fd_store.notify("READY=1")
+
+    on_ready.add_done_callback(told)
+    _declare(state, options)
+    await supervise(state, spdk, options, standby=standby, on_ready=on_ready)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="nvmuser.supervisor.daemon")
+    parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--spdk", type=Path, required=True)
+    parser.add_argument("--ready-fd", type=int, required=True)
+    parser.add_argument("--cores", default="")
+    parser.add_argument("--profile", default="")
+    parser.add_argument("--standby", action="store_true")
+    parser.add_argument("--hugepages", action=argparse.BooleanOptionalAction)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # What a shell has opened for its own ends (`flock`, a pipe) shall not live as long as the supervisor.
+    first = 3 + len(fd_store.listed())
+    os.closerange(first, arguments.ready_fd)
+    os.closerange(max(first, arguments.ready_fd + 1), os.sysconf("SC_OPEN_MAX"))
+    # The keeper has copies of every guest's descriptors.
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    state = StateDir(arguments.state_dir)
+    cores = tuple(int(core) for core in arguments.cores.split(",") if core)
+    options = Options(arguments.hugepages, cores, arguments.profile)
+    try:
+        with locked(state):
+            asyncio.run(_run(state, check_prefix(arguments.spdk), options, arguments.standby, arguments.ready_fd))
+    except NvmuserError as error:
+        with contextlib.suppress(OSError):
+            os.write(arguments.ready_fd, " ".join(str(error).split()).encode())
+        sys.exit(f"{error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The endpoint process as the supervisor sees it: started, told, kept.
+
+Owns the endpoint's process, the channel to it and, as its keeper, copies of what must outlive it (`keeper.channel`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nvmf_vfio.keeper.channel import Channel
+from nvmf_vfio.protocol.descriptors import Descriptor, close_all
+from nvmuser.errors import TargetError
+from nvmuser.paths import StateDir
+from nvmuser.supervisor.fd_store import StoredKeeper
+from nvmuser.supervisor.process import Process
+
+_START_DEADLINE = 30.0
+_STATUS_DEADLINE = 5.0
+_STOP_GRACE = 5.0
+_NOBODY: dict[str, Any] = {"sessions": [], "rss_kib": 0, "controllers": 0}
+"""The status of an endpoint that does not answer."""
+
+
+class EndpointProcess:
+    """One endpoint at a time, with a keeper that stays from one to the next."""
+
+    def __init__(self, state: StateDir) -> None:
+        self._state = state
+        self._keeper = StoredKeeper()
+        self._channel: Channel | None = None
+        self._process: Process | None = None
+        self._hello: asyncio.Future[bool] | None = None
+        self._status: asyncio.Future[dict[str, Any]] | None = None
+        self._served: deque[asyncio.Future[None]] = deque()
+        self._partial: list[dict[str, Any]] = []
+
+    @property
+    def process(self) -> Process:
+        assert self._process is not None
+        return self._process
+
+    @property
+    def _pid_file(self) -> Path:
+        return self._state.run / "endpoint.pid"
+
+    async def adopt(self) -> bool:
+        """Take over an endpoint that has outlived its supervisor. It hands over everything once more."""
+        process = Process.adopt(self._pid_file)
+        if process is None:
+            return False
+        self._process = process
+        try:
+            await self._connect()
+        except TargetError:
+            await self._end()
+            return False
+        return True
+
+    async def start(self) -> None:
+        """Start an endpoint and give it what the one before has left.
+
+        :raises TargetError: it does not answer.
+        """
+        guests, targets = self._state.guest_dir("x").parent, self._state.target_dir("x").parent
+        argv = [sys.executable, "-m", "nvmf_vfio.endpoint", "--control", str(self._state.endpoint_socket)]
+        argv += ["--guests", str(guests), "--targets", str(targets)]
+        self._state.endpoint_socket.unlink(missing_ok=True)
+        self._process = Process.start(argv, pid_file=self._pid_file, log=self._state.logs / "endpoint.log")
+        try:
+            await self._connect()
+        except TargetError:
+            await self._end()
+            raise
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._hello = loop.create_future()
+        try:
+            async with asyncio.timeout(_START_DEADLINE):
+                sock = await self._reach()
+                self._channel = Channel(sock, self._heard, self._channel_ended)
+                fresh = await self._hello
+        except TimeoutError:
+            raise TargetError(f"the endpoint does not answer; see {self._state.logs / 'endpoint.log'}") from None
+        if fresh:
+            self._keeper.restore(self._channel)
+        self._channel.send("start")
+
+    async def _reach(self) -> socket.socket:
+        while self.process.alive:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            try:
+                sock.connect(os.fspath(self._state.endpoint_socket))
+                return sock
+            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+                sock.close()
+            await asyncio.sleep(0.01)
+        raise TargetError(f"the endpoint {self.process.ending}; see {self._state.logs / 'endpoint.log'}")
+
+    def _heard(self, message: dict[str, Any], descriptors: list[Descriptor]) -> None:
+        match message["op"]:
+            case "put":
+                self._keeper.put(message["name"], descriptors.pop())
+            case "drop":
+                self._keeper.drop(message["name"])
+            case "hello":
+                if self._hello and not self._hello.done():
+                    self._hello.set_result(message["fresh"])
+            case "served" if self._served:
+                self._answer_served(1)
+            case "status":
+                self._partial += message["sessions"]
+                if not message["more"] and self._status and not self._status.done():
+                    facts = {key: message[key] for key in ("rss_kib", "controllers")}
+                    self._status.set_result({"sessions": self._partial, **facts})
+        close_all(descriptors)
+
+    def _answer_served(self, count: int) -> None:
+        for _ in range(count):
+            served = self._served.popleft()
+            if not served.done():
+                served.set_result(None)
+
+    def _channel_ended(self) -> None:
+        self._channel = None
+        self._answer_served(len(self._served))
+        if self._status and not self._status.done():
+            self._status.set_result(dict(_NOBODY))
+        if self._hello and not self._hello.done():
+            self._hello.set_exception(TargetError("the endpoint hung up"))
+
+    async def serve(self, controllers: Iterable[str]) -> None:
+        """Exactly these controllers have a socket for guests when this returns, unless the endpoint dies meanwhile."""
+        if self._channel is None:
+            return
+        served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._served.append(served)
+        self._channel.send("serve", controllers=sorted(controllers))
+        await served
+
+    def target(self, state: str) -> None:
+        """Tell how the target fares: gone, drained or ready."""
+        if self._channel:
+            self._channel.send("target", state=state)
+
+    async def status(self) -> dict[str, Any]:
+        """Guests and memory; empty when the endpoint does not answer in time."""
+        if self._channel is None:
+            return dict(_NOBODY)
+        if self._status is None or self._status.done():
+            self._partial = []
+            self._status = asyncio.get_running_loop().create_future()
+            self._channel.send("status")
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(asyncio.shield(self._status), _STATUS_DEADLINE)
+        return dict(_NOBODY)
+
+    async def _end(self) -> None:
+        if self._channel:
+            self._channel.close()
+            self._channel_ended()
+        if self._process:
+            await self._process.stop(_STOP_GRACE)
+            self._process.close()
+
+    async def replace(self) -> None:
+        """The endpoint has died: start another and give it the guests."""
+        await self._end()
+        await self.start()
+
+    async def stop(self) -> None:
+        """End the endpoint and every guest's connection."""
+        await self._end()
+        self._keeper.close()

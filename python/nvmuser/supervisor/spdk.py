@@ -1,0 +1,230 @@
+"""One SPDK process: which arguments it gets, when it is ready, where it answers.
+
+Owns the choice of memory and cores, and one JSON-RPC connection. What the process serves is the engine's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from nvmuser.errors import RpcError, SetupError, TargetError
+from nvmuser.paths import StateDir, cache_dir
+from nvmuser.rpc import Client
+from nvmuser.supervisor.process import Process
+from nvmuser.toolchain import Spdk, find_spdk
+from nvmuser.toolchain.spdk import check_prefix, product_dir
+
+log = logging.getLogger(__name__)
+
+MEMORY_MIB = 512
+"""With 256 MiB, nvmf_tgt fails: 'could not allocate spdk_bdev_io pool'."""
+STARTUP = Path(__file__).with_name("startup.json")
+"""SPDK's configuration before any call."""
+NO_TRACE = ("--num-trace-entries", "0")
+"""An SPDK process that is killed would leave its trace behind, 3 MiB of shared memory."""
+_START_DEADLINE = 60.0
+_STOP_GRACE = 10.0
+_HUGEPAGES = Path("/dev/hugepages")
+_FREE_2M = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How targets are run.
+
+    :param hugepages: None decides by what the machine has.
+    :param cores: CPU numbers; empty chooses of those that this process may use.
+    :param profile: of `model.TargetSettings.profiles`; empty is the first.
+    """
+
+    hugepages: bool | None = None
+    cores: tuple[int, ...] = ()
+    profile: str = ""
+
+    def resolve_hugepages(self) -> bool:
+        """:raises TargetError: hugepages are asked for, but there are none."""
+        reason = why_no_hugepages()
+        if self.hugepages and reason:
+            raise TargetError(f"no hugepages: {reason}")
+        return not reason if self.hugepages is None else self.hugepages
+
+    def resolve_cores(self) -> tuple[int, ...]:
+        """:raises TargetError: a core is asked for that this process may not use."""
+        allowed = os.sched_getaffinity(0)
+        if foreign := set(self.cores) - allowed:
+            usable = ", ".join(map(str, sorted(allowed)))
+            raise TargetError(f"core {min(foreign)} may not be used here; choose among {usable}")
+        # The last ones: interrupts and whatever is not pinned tend to be on the first.
+        # The dynamic scheduler needs a second core, which it lets sleep while one is enough.
+        count = 2 if self.profile == "balanced" else 1
+        return self.cores or tuple(sorted(allowed)[-count:])
+
+
+def why_no_hugepages(memory_mib: int = MEMORY_MIB) -> str | None:
+    """What is missing for so much memory in hugepages, with the way to mend it; None when they can be used."""
+    if not os.path.ismount(_HUGEPAGES):
+        return f"no hugetlbfs on {_HUGEPAGES}: mkdir -p {_HUGEPAGES} && mount -t hugetlbfs nodev {_HUGEPAGES}"
+    if not os.access(_HUGEPAGES, os.W_OK):
+        return f"{_HUGEPAGES} is not writable for this user"
+    needed = memory_mib // 2
+    try:
+        free = int(_FREE_2M.read_text())
+    except OSError:
+        return "no 2 MiB hugepages on this machine"
+    if free < needed:
+        return f"{free} free 2 MiB hugepages, {needed} needed: sysctl vm.nr_hugepages={needed}"
+    return None
+
+
+def arguments(spdk: Spdk, rpc_socket: Path, options: Options) -> list[str]:
+    """The command line of a target. Without PCI: it serves files, never a device of the host's."""
+    cores = ",".join(map(str, options.resolve_cores()))
+    argv = [str(spdk.binary("nvmf_tgt")), "--no-pci", "--rpc-socket", str(rpc_socket), "--cpumask", f"[{cores}]"]
+    # A standby shares its core with the target that it stands by for.
+    argv += ["--disable-cpumask-locks", "--mem-size", str(MEMORY_MIB)]
+    # Unlinked at once, hugepages are free again however the process ends.
+    argv += ["--huge-unlink"] if options.resolve_hugepages() else ["--no-huge"]
+    argv += NO_TRACE
+    # What guests write is not examined for pools, mirrors and partitions: only what the engine names is.
+    # To look at each file takes 7 ms as it comes and 25 ms as it goes, also after a crash.
+    argv += ["--json", str(STARTUP)]
+    argv += ["--interrupt-mode"] if options.profile == "eco" else []
+    return argv
+
+
+def chosen_spdk(state: StateDir) -> Spdk:
+    """The SPDK of this deployment: $NVMUSER_SPDK's, else the one that `target upgrade` has chosen, else set-up's.
+
+    :raises SetupError: it is not there, or will not do.
+    """
+    if "NVMUSER_SPDK" in os.environ or not state.spdk.is_symlink():
+        return find_spdk()
+    try:
+        return check_prefix(state.spdk.readlink())
+    except SetupError as error:
+        raise SetupError(f"{error}; `target upgrade` chose it: remove {state.spdk} to go without") from None
+
+
+def choose_spdk(state: StateDir, spdk: Spdk) -> None:
+    """Have later starts use it too.
+
+    :raises OSError: that cannot be kept.
+    """
+    state.spdk.unlink(missing_ok=True)
+    if spdk.prefix != product_dir(cache_dir()):
+        state.spdk.symlink_to(spdk.prefix)
+
+
+class Target:
+    """A running SPDK and the connection to it."""
+
+    def __init__(self, process: Process, rpc: Client, spdk: Spdk, rpc_socket: Path, options: Options | None) -> None:
+        self.process = process
+        self.rpc = rpc
+        self.spdk = spdk
+        self.rpc_socket = rpc_socket
+        self.options = options
+        """None: it was adopted."""
+
+    @classmethod
+    async def start(cls, state: StateDir, spdk: Spdk, options: Options, generation: int) -> Self:
+        """Start SPDK and wait until it answers.
+
+        :raises TargetError: it ended, or did not answer; the message has the last line of its log.
+        """
+        rpc_socket = state.run / f"spdk-{generation}.sock"
+        log_file = state.logs / "target.log"
+        start = log_file.stat().st_size if log_file.exists() else 0
+        process = Process.start(
+            arguments(spdk, rpc_socket, options), pid_file=state.run / f"target-{generation}.pid", log=log_file
+        )
+        try:
+            async with asyncio.timeout(_START_DEADLINE):
+                rpc = await _answering(process, rpc_socket)
+                if rpc and options.profile == "balanced":
+                    await rpc.call("framework_set_scheduler", {"name": "dynamic"})
+        except TimeoutError:
+            await process.kill()
+            process.close()
+            raise TargetError(f"SPDK did not answer within {_START_DEADLINE:g} s; see {log_file}") from None
+        except BaseException:
+            await process.kill()
+            process.close()
+            raise
+        if rpc is None:
+            process.close()
+            raise TargetError(f"SPDK {process.ending}: {_last_error(log_file, start)} (log: {log_file})")
+        return cls(process, rpc, spdk, rpc_socket, options)
+
+    @classmethod
+    async def adopt(cls, state: StateDir, spdk: Spdk) -> Self | None:
+        """Take over the target that an earlier supervisor has left behind, if it still answers. Others are ended."""
+        found = None
+        for pid_file in sorted(state.run.glob("target-*.pid")):
+            process = Process.adopt(pid_file)
+            if process is None:
+                pid_file.unlink(missing_ok=True)
+                continue
+            rpc_socket = state.run / f"spdk-{pid_file.stem.partition('-')[2]}.sock"
+            if found is None and state.rpc_socket.resolve() == rpc_socket.resolve():
+                try:
+                    rpc = await Client.connect(rpc_socket, timeout=5.0)
+                except RpcError:
+                    log.warning("target %d does not answer", process.pid)
+                else:
+                    found = cls(process, rpc, spdk, rpc_socket, None)
+                    continue
+            await process.kill()
+            process.close()
+            rpc_socket.unlink(missing_ok=True)
+        return found
+
+    async def park(self) -> None:
+        """Stop it in its tracks (SIGSTOP): a standby must not spin on its core."""
+        self.process.signal(signal.SIGSTOP)
+
+    async def unpark(self) -> None:
+        self.process.signal(signal.SIGCONT)
+
+    async def stop(self) -> None:
+        """End it in good order: SPDK closes its volumes and finishes their I/O."""
+        await self.process.stop(_STOP_GRACE)
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of a target that has ended."""
+        await self.rpc.aclose()
+        self.process.close()
+        self.rpc_socket.unlink(missing_ok=True)
+        self.rpc_socket.with_name(self.rpc_socket.name + ".lock").unlink(missing_ok=True)
+
+
+async def _answering(process: Process, rpc_socket: Path) -> Client | None:
+    """Connect as soon as SPDK has its RPC socket up and its subsystems initialised; None when it ended before."""
+    while process.alive:
+        try:
+            rpc = await Client.connect(rpc_socket, timeout=5.0)
+        except RpcError:
+            await asyncio.sleep(0.01)
+            continue
+        try:
+            await rpc.call("framework_wait_init", timeout=_START_DEADLINE)
+            return rpc
+        except RpcError:
+            await rpc.aclose()
+    return None
+
+
+def _last_error(log_file: Path, start: int) -> str:
+    """The line of a log that most likely says why."""
+    with log_file.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").splitlines()
+    errors = [line for line in lines if "ERROR" in line or "EAL:" in line or "rror" in line]
+    return (errors or lines or ["no output"])[-1].strip()

@@ -1,0 +1,71 @@
+"""libvfio.so, with which a QEMU that only knows the kernel's VFIO uses our controllers: built from the C source here.
+
+Owns where it lies, how it is built, and how a program is started with it. What it does is told in
+nvmf_vfio/libvfio/README.md.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from pathlib import Path
+
+import nvmf_vfio
+from nvmuser.errors import SetupError
+from nvmuser.paths import cache_dir
+from nvmuser.toolchain import artifact, proc
+from nvmuser.toolchain.steps import Reporter
+
+_NAME = "libvfio.so"
+_SEPARATORS = frozenset(": \t\n")
+"""ld.so(8): what divides the entries of LD_PRELOAD; nothing escapes them."""
+
+
+def source_dir() -> Path:
+    """In the repository, or in the installed package."""
+    return Path(nvmf_vfio.__file__).parent / "libvfio"
+
+
+def _product_dir() -> Path:
+    source = source_dir()
+    files = sorted([*source.glob("*.[ch]"), source / "Makefile"])
+    parts = [part for path in files for part in (path.name, path.read_bytes())]
+    # It must not need a newer C library than the one that it was built with.
+    return cache_dir() / f"libvfio-{artifact.digest(*parts, *platform.libc_ver(), platform.machine())}"
+
+
+def find_libvfio() -> Path:
+    """The library.
+
+    :raise SetupError: set-up has not run since its source changed, or its path cannot be preloaded.
+    """
+    directory = _product_dir()
+    if artifact.read_manifest(directory) is None:
+        raise SetupError(f"{_NAME} is not in {directory.parent}: run `make setup`")
+    if _SEPARATORS & set(str(directory)):
+        raise SetupError(f"{directory}: LD_PRELOAD takes no path with a space or a colon: set NVMUSER_CACHE to another")
+    return directory / _NAME
+
+
+def preload() -> str:
+    """`LD_PRELOAD=…`, for env(1) or a shell. What is preloaded already stays, behind ours.
+
+    :raise SetupError: see `find_libvfio`.
+    """
+    return "LD_PRELOAD=" + ":".join(filter(None, (str(find_libvfio()), os.environ.get("LD_PRELOAD"))))
+
+
+def is_done() -> bool:
+    """Whether the library is there and up to date."""
+    return artifact.read_manifest(_product_dir()) is not None
+
+
+def build(reporter: Reporter) -> None:
+    """Compile it."""
+    # Elsewhere than in the cache, in whose path there may be a space: make cannot have that.
+    with artifact.assembling(_product_dir()) as root, tempfile.TemporaryDirectory(prefix="nvmuser-libvfio-") as objects:
+        proc.run(["make", "-C", str(source_dir()), f"OUT={objects}"], log=reporter.log)
+        shutil.copyfile(Path(objects) / _NAME, root / _NAME)
+        artifact.write_manifest(root, libc=" ".join(platform.libc_ver()))

@@ -1,0 +1,97 @@
+"""Which SPDK is used: the one that $NVMUSER_SPDK names, or the one that set-up built.
+
+Owns where it lies and whether it will do. How it is built is `nvmuser.toolchain.spdk_build`'s business; processes of it
+are `nvmuser.supervisor`'s.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvmuser.errors import SetupError
+from nvmuser.paths import cache_dir
+from nvmuser.toolchain import artifact, proc, recipe
+
+TRANSPORT_SYMBOL = b"spdk_nvmf_transport_vfio_user"
+"""The transport's operations in lib/nvmf/vfio_user.c: in the library, or in a statically linked target."""
+
+
+@dataclass(frozen=True)
+class Spdk:
+    """An installed SPDK with the vfio-user transport."""
+
+    prefix: Path
+    version: str
+
+    def binary(self, name: str) -> Path:
+        """bin/NAME: nvmf_tgt, spdk_tgt, spdk_nvme_perf, bdevperf …
+
+        :raise SetupError: this SPDK has no such program.
+        """
+        path = self.prefix / "bin" / name
+        if not path.exists():
+            raise SetupError(f"{self.prefix} has no {name}: it is in the SPDK that `make setup` builds")
+        return path
+
+    @property
+    def fio_plugin(self) -> Path:
+        """SPDK's fio engine for NVMe drivers in user space; it wants the fio in `binary("fio")`."""
+        path = self.prefix / "lib/fio/spdk_nvme"
+        if not path.exists():
+            raise SetupError(f"{self.prefix} has no fio plug-in (SPDK's configure --with-fio)")
+        return path
+
+
+def product_dir(cache: Path) -> Path:
+    """Where set-up installs SPDK: the name changes with the recipe, the patches and the CPU level."""
+    current = recipe.load()
+    return cache / f"spdk-{current.version}-{current.key}"
+
+
+def find_spdk() -> Spdk:
+    """The SPDK to use.
+
+    :raise SetupError: $NVMUSER_SPDK will not do, or set-up has not run.
+    """
+    if named := os.environ.get("NVMUSER_SPDK"):
+        try:
+            return check_prefix(Path(named))
+        except SetupError as error:
+            raise SetupError(f"NVMUSER_SPDK={error}") from None
+    prefix = product_dir(cache_dir())
+    facts = artifact.read_manifest(prefix)
+    if facts is None:
+        raise SetupError(f"SPDK is not in {prefix.parent}: run `make setup`, or set NVMUSER_SPDK to an installed one")
+    return Spdk(prefix, facts["version"])
+
+
+@functools.cache
+def check_prefix(prefix: Path) -> Spdk:
+    """An SPDK that somebody else built, when it has the vfio-user transport and runs.
+
+    :raise SetupError: it does not.
+    """
+    target = prefix / "bin/nvmf_tgt"
+    if not target.exists():
+        raise SetupError(f"{prefix}: no SPDK, there is no bin/nvmf_tgt in it")
+    candidates = [target, *sorted(prefix.glob("lib*/libspdk_nvmf.so*")), *sorted(prefix.glob("lib/*/libspdk_nvmf.so*"))]
+    if not any(TRANSPORT_SYMBOL in path.read_bytes() for path in candidates):
+        raise SetupError(f"{prefix}: SPDK built without the vfio-user transport (configure --with-vfio-user)")
+    match = re.search(r"SPDK v(\d+\.\d+)", proc.output([target, "--version"], timeout=20))
+    return Spdk(prefix, match[1] if match else "unknown")
+
+
+def is_done() -> bool:
+    """Whether there is an SPDK to use."""
+    try:
+        find_spdk()
+    except SetupError:
+        # One that was asked for by name and will not do is an error of its own, not something to build.
+        if os.environ.get("NVMUSER_SPDK"):
+            raise
+        return False
+    return True

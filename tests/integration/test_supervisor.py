@@ -1,0 +1,22 @@
+"""The target's process, started as the supervisor does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from nvmuser.paths import StateDir
+from nvmuser.supervisor.spdk import Options, Target
+from nvmuser.toolchain import find_spdk
+
+
+async def test_a_killed_target_leaves_nothing_in_shared_memory(tmp_path: Path) -> None:
+    state = StateDir(tmp_path)
+    for needed in (state.run, state.logs):
+        needed.mkdir()
+    target = await Target.start(state, find_spdk(), Options(profile="eco", hugepages=False), 1)
+    pid = target.process.pid
+    assert await target.rpc.call("spdk_get_version")
+    await target.process.kill()
+    await target.close()
+    assert [name for name in os.listdir("/dev/shm") if name.endswith(f".pid{pid}")] == []

@@ -1,0 +1,148 @@
+"""What outlives the endpoint: the record and the kept descriptors."""
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vfio_fakes import descriptors_open, eventfd
+
+from nvmf_vfio.keeper.fd_store import Record, RecordFull, Vault
+from nvmf_vfio.protocol.descriptors import Descriptor
+
+MIB = 1 << 20
+
+
+def reopened(descriptor: Descriptor, first: int = 0) -> object:
+    return Record(descriptor, first).document
+
+
+@given(st.lists(st.lists(st.integers()), min_size=1, max_size=5))
+def test_a_record_holds_the_last_document(documents: list[list[int]]) -> None:
+    with Record.create("test") as descriptor:
+        record = Record(descriptor)
+        for document in documents:
+            record.write(document)
+            assert reopened(descriptor) == document
+
+
+def test_a_new_record_is_empty() -> None:
+    with Record.create("test") as descriptor:
+        assert reopened(descriptor) is None
+
+
+@given(st.integers(0, 80), st.integers(0, 3))
+def test_a_write_cut_short(length: int, earlier: int) -> None:
+    """However much of the newest document is there: it counts when it is whole, else the one before; and the next
+    write repairs it."""
+    with Record.create("test") as descriptor:
+        record = Record(descriptor)
+        for number in range(earlier):
+            record.write(["earlier", number, "y" * 50])
+        record.write(["old"])
+        slots = [os.pread(descriptor.fileno(), 100, slot * MIB).ljust(100, b"\0") for slot in (0, 1)]
+        record.write(["new", "x" * 40])
+        for slot, before in enumerate(slots):
+            after = os.pread(descriptor.fileno(), 100, slot * MIB).ljust(100, b"\0")
+            if after != before:
+                torn = after[:length] + before[length:]
+                os.pwrite(descriptor.fileno(), torn, slot * MIB)
+                is_whole = torn[:75] == after[:75]
+        assert reopened(descriptor) == (["new", "x" * 40] if is_whole else ["old"])
+        Record(descriptor).write(["newer"])
+        assert reopened(descriptor) == ["newer"]
+
+
+@given(st.integers(0, 60), st.binary(min_size=1, max_size=60))
+def test_garbage_over_the_newest_document(start: int, garbage: bytes) -> None:
+    with Record.create("test") as descriptor:
+        record = Record(descriptor)
+        record.write(["old"])
+        record.write(["new", "x" * 40])
+        os.pwrite(descriptor.fileno(), garbage, start)
+        assert reopened(descriptor) in (["old"], ["new", "x" * 40])
+
+
+def test_two_documents_share_a_memfd() -> None:
+    with Record.create("test") as descriptor:
+        first, second = Record(descriptor), Record(descriptor, 2)
+        for number in range(5):
+            first.write(["first", number])
+            second.write(["second", number, "x" * 1000])
+        assert reopened(descriptor) == ["first", 4]
+        assert reopened(descriptor, 2) == ["second", 4, "x" * 1000]
+
+
+def test_a_document_that_is_too_large_harms_nothing() -> None:
+    with Record.create("test") as descriptor:
+        first, second = Record(descriptor), Record(descriptor, 2)
+        first.write("small")
+        second.write("neighbour")
+        with pytest.raises(RecordFull):
+            first.write("x" * MIB)
+        assert reopened(descriptor) == "small"
+        assert reopened(descriptor, 2) == "neighbour"
+
+
+class Keeper:
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.vault = Vault("c/1", lambda name, _: self.told.append(("put", name)), self.drop)
+
+    def drop(self, name: str) -> None:
+        self.told.append(("drop", name))
+
+
+def test_the_keeper_drops_only_what_no_record_names() -> None:
+    keeper = Keeper()
+    kept = keeper.vault.keep(eventfd())
+    kept.release()
+    assert keeper.told == [("put", "c/1/0")]
+    keeper.vault.settle()
+    keeper.vault.settle()
+    assert keeper.told == [("put", "c/1/0"), ("drop", "c/1/0")]
+
+
+def test_names_are_not_used_again() -> None:
+    keeper = Keeper()
+    keeper.vault.adopt("c/1/7", eventfd())
+    assert keeper.vault.keep(eventfd()).name == "c/1/8"
+    keeper.vault.close()
+
+
+def test_closing_releases_everything_once() -> None:
+    before = descriptors_open()
+    keeper = Keeper()
+    kept = [keeper.vault.keep(eventfd()) for _ in range(3)]
+    kept[0].release()
+    keeper.vault.close()
+    keeper.vault.close()
+    assert descriptors_open() == before
+    assert [what for what, _ in keeper.told].count("drop") == 3
+
+
+def test_a_descriptor_has_its_owner_when_the_keeper_cannot_be_told() -> None:
+    before = descriptors_open()
+
+    def fail(_name: str, _descriptor: Descriptor) -> None:
+        raise OSError
+
+    vault = Vault("c/1", fail, lambda _name: None)
+    with pytest.raises(OSError):  # noqa: PT011 (any will do)
+        vault.keep(eventfd())
+    vault.close()
+    assert descriptors_open() == before
+
+
+def test_what_no_record_names_is_let_go() -> None:
+    keeper = Keeper()
+    for name in ("c/1/conn", "c/1/record", "c/1/0", "c/1/1"):
+        keeper.vault.adopt(name, eventfd())
+    keeper.vault.retain({"c/1/1"})
+    keeper.vault.settle()
+    assert keeper.told == [("drop", "c/1/0")]
+    keeper.vault.offer()
+    assert [name for what, name in keeper.told if what == "put"] == ["c/1/conn", "c/1/record", "c/1/1"]
+    keeper.vault.close()
