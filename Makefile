@@ -36,20 +36,22 @@ demo: setup ## boot a guest on an SPDK volume, run fio in it: out/demo/report.ht
 test: setup test-packages lint type ## set up, then every check and test but the matrix
 	$(BIN)/nvmuser setup --qemu bookworm --qemu trixie
 	$(MAKE) --no-print-directory -C tests/c check
-	$(BIN)/pytest -m 'not matrix' --durations=15
+	$(BIN)/pytest -q -n 2 tests/unit
+	$(BIN)/pytest -m 'not matrix' --durations=15 --ignore tests/unit
 
 test-matrix: setup test-packages ## every guest kernel, firmware and number of controllers (long)
 	$(BIN)/nvmuser setup --guest-kernel bookworm --qemu bookworm --qemu trixie
 	$(BIN)/pytest -m matrix
 
-lint: $(STAMP) ## ruff
+lint: $(STAMP) ## ruff, its formatter too
 	$(BIN)/ruff check $(wildcard $(CHECKED))
+	$(BIN)/ruff format --check --quiet $(wildcard $(CHECKED))
 
 type: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
 unit: $(STAMP) ## the unit tests alone: no SPDK, no QEMU, seconds
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q -n 2 tests/unit
 
 bench: setup ## compare with the other ways, at most 10 minutes: bench/latest
 	$(BIN)/nvmuser bench compare --peers endpoint,nvme,virtio-blk,vhost-user-blk-spdk \

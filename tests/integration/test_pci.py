@@ -536,9 +536,7 @@ async def test_many_devices_in_one_loop_whatever_some_clients_do(
         await server.__aexit__(None, None, None)
 
 
-async def test_a_client_that_reads_no_replies_is_disconnected(
-    device: Everything, client: Client, path: Path
-) -> None:
+async def test_a_client_that_reads_no_replies_is_disconnected(device: Everything, client: Client, path: Path) -> None:
     request = RegionAccess(0, 4, 1 << 16).pack()
 
     def flood() -> None:

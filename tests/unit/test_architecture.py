@@ -1,4 +1,4 @@
-"""Imports point one way: cli → nvmuser.* → nvmf_vfio; `rpc`, `model`, `store`, `reconcile` know nothing of processes."""
+"""Imports point one way (cli → nvmuser.* → nvmf_vfio); rpc, model, store and reconcile know nothing of processes."""
 
 from __future__ import annotations
 

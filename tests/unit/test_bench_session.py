@@ -192,5 +192,3 @@ async def test_no_round_is_begun_that_would_end_too_late(bench: Bench) -> None:
     found = await bench.measure(Plan(CASES, ["a", "b"], "a", rounds=5, minutes=0))
     assert {run.round for run in found.runs} == {0}
     assert found.footer is not None
-
-

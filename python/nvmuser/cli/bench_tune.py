@@ -29,9 +29,7 @@ _MORE = ", ".join(variant.name for variant in VARIANTS if not variant.usual)
     show_default=True,
     help="Gets runs.jsonl, summary.json, report.html, tune.md, fio/; a file system with direct I/O.",
 )
-def tune(
-    chosen: str, rounds: int, minutes: float, runtime: float, resume: bool, as_json: bool, output: Path
-) -> None:
+def tune(chosen: str, rounds: int, minutes: float, runtime: float, resume: bool, as_json: bool, output: Path) -> None:
     """Measure what each default that we ship costs or gains here, one thing changed at a time.
 
     Each variant has a target and a guest of its own; they are measured in interleaved rounds like peers.

@@ -109,9 +109,7 @@ class MsiX:
 
     def pack(self) -> bytes:
         table, pending = self._table, self._pending
-        return struct.pack(
-            "<BBHII", self.ID, 0, self.vectors - 1, table[1] | table[0], pending[1] | pending[0]
-        )
+        return struct.pack("<BBHII", self.ID, 0, self.vectors - 1, table[1] | table[0], pending[1] | pending[0])
 
 
 @dataclass(frozen=True, slots=True)

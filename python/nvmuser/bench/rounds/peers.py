@@ -49,7 +49,6 @@ def machine(cpus: int) -> dict[str, Any]:
     return {"cpus": cpus + 1, "append": f"{APPEND} maxcpus={cpus}"}
 
 
-
 @dataclass(frozen=True)
 class Setup:
     """What all peers have in common."""
