@@ -17,7 +17,7 @@ _COMMANDS = {
     "bench": "bench",
     "controller": "controller",
     "diff": "spec",
-    "doctor": "setup",
+    "doctor": "doctor",
     "export": "spec",
     "guest": "guest",
     "pool": "pool",

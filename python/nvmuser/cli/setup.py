@@ -1,8 +1,7 @@
-"""`nvmuser setup` and `nvmuser doctor`."""
+"""`nvmuser setup`."""
 
 from __future__ import annotations
 
-import json
 import signal
 from types import FrameType
 from typing import cast
@@ -10,8 +9,6 @@ from typing import cast
 import click
 from rich.console import Console
 
-from nvmuser.paths import StateDir
-from nvmuser.toolchain import doctor as checks
 from nvmuser.toolchain import older_qemu
 from nvmuser.toolchain import setup as row
 from nvmuser.toolchain.appliance import Suite
@@ -42,22 +39,3 @@ def setup(guest_kernel: str, older_qemus: tuple[str, ...]) -> None:
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-@click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
-@click.pass_obj
-def doctor(state: StateDir, as_json: bool) -> int:
-    """Check all that nvmuser needs; for what is amiss, say what mends it. Fails when guests could not be served."""
-    results = checks.examine(state)
-    if as_json:
-        click.echo(
-            json.dumps({"ok": checks.usable(results), "checks": [check.to_json() for check in results]}, indent=2)
-        )
-    else:
-        for check in results:
-            mark = (
-                click.style("✓", fg="green") if check.ok else click.style("✗", fg="red" if check.needed else "yellow")
-            )
-            click.echo(f"{mark} {check.name}: {check.finding}{f'  → {check.mend}' if check.mend else ''}")
-    return 0 if checks.usable(results) else 1

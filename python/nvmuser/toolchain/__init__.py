@@ -1,6 +1,6 @@
 """What nvmuser runs on: SPDK, QEMU, the guest, the accelerator.
 
-`nvmuser setup` provides them, `nvmuser doctor` checks them.
+`nvmuser setup` provides them.
 
 The functions here are all that the rest of nvmuser needs. They look things up and never install anything.
 """

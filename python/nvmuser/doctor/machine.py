@@ -1,0 +1,67 @@
+"""Checks of the machine: memory, limits of the kernel, CPUs."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+from nvmuser.doctor.check import Finding
+from nvmuser.paths import StateDir
+
+_HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+_WANTED_HUGEPAGES = 1024
+_HUGEPAGES_GAIN = "fewer TLB misses in the target, and vhost-user-blk as a peer of `bench compare`"
+_MEMLOCK_WANTED = 64 * 1024 * 1024
+
+
+def hugepages(_state: StateDir) -> Iterator[Finding]:
+    """Huge pages of 2 MiB are reserved."""
+    name = "hugepages"
+    try:
+        total = int((_HUGEPAGES / "nr_hugepages").read_text())
+        free = int((_HUGEPAGES / "free_hugepages").read_text())
+    except OSError:
+        yield Finding(name, False, "this kernel has none of 2 MiB; the target runs without", gain=_HUGEPAGES_GAIN)
+        return
+    text = f"{free} of {total} free (2 MiB)"
+    if total:
+        yield Finding(name, True, text)
+    else:
+        fix = f"sysctl vm.nr_hugepages={_WANTED_HUGEPAGES}"
+        yield Finding(name, False, f"{text}; the target runs without", fix, gain=_HUGEPAGES_GAIN)
+
+
+def hugetlbfs(_state: StateDir, mounts: Path = Path("/proc/mounts")) -> Iterator[Finding]:
+    """Reserved huge pages can be used."""
+    lines = mounts.read_text(encoding="utf-8").splitlines()
+    points = [line.split()[1] for line in lines if line.split()[2] == "hugetlbfs"]
+    if points:
+        yield Finding("hugetlbfs", True, f"mounted on {', '.join(points)}")
+    else:
+        fix = "mkdir -p /dev/hugepages && mount -t hugetlbfs hugetlbfs /dev/hugepages"
+        yield Finding("hugetlbfs", False, "not mounted", fix, gain="use of huge pages")
+
+
+def memory_lock(_state: StateDir) -> Iterator[Finding]:
+    """The target may lock its memory."""
+    name = "memory lock limit"
+    soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft == resource.RLIM_INFINITY or os.geteuid() == 0:
+        yield Finding(name, True, "unlimited")
+    elif soft >= _MEMLOCK_WANTED:
+        yield Finding(name, True, f"{soft // 1024} KiB")
+    else:
+        fix = "add `* - memlock unlimited` to /etc/security/limits.conf and log in again"
+        yield Finding(name, False, f"{soft // 1024} KiB", fix, gain="io_uring and locked memory for large queues")
+
+
+def cores(_state: StateDir) -> Iterator[Finding]:
+    """Target and guest have CPUs of their own."""
+    count = len(os.sched_getaffinity(0))
+    if count >= 2:
+        yield Finding("cores", True, f"{count}")
+    else:
+        fix = "give the machine a second core, or use `target start --profile eco`"
+        yield Finding("cores", False, "1: target and guest share it", fix, gain="a target that polls beside its guests")
