@@ -70,7 +70,7 @@ def test_the_life_of_a_volume(run: Run, tmp_path: Path) -> None:
     }
     refused(run("volume", "delete", "a", "--yes"), "volume a: in use by controller c", 1)
     ok(run("controller", "detach", "c", "a"))
-    refused(run("volume", "delete", "a"), "say --yes", 2)
+    refused(run("volume", "delete", "a"), "pass --yes", 2)
     ok(run("volume", "grow", "a", "128M"))
     assert (tmp_path / "st/volumes/a").stat().st_size == 128 << 20
     ok(run("volume", "delete", "a", "--yes"))
@@ -134,7 +134,7 @@ def test_specifications(run: Run, tmp_path: Path) -> None:
     assert run("diff", "-f", str(path), "--prune")[:2] == (2, "- controller c\n")
     ok(run("apply", "-f", str(path), "--prune"))
     path.write_text("")
-    refused(run("apply", "-f", str(path), "--prune"), "say --yes", 2)
+    refused(run("apply", "-f", str(path), "--prune"), "pass --yes", 2)
     ok(run("apply", "-f", str(path), "--prune", "--yes"))
     assert ok(run("export")) == "version: 1\n"
 

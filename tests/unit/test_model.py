@@ -54,7 +54,7 @@ def test_bad_names(name: str) -> None:
         ({"size": 1000}, "not a multiple of its block size"),
         ({"size": 1 << 20, "block_size": 520}, "choose 512 or 4096"),
         ({"size": 1 << 20, "backend": "uring"}, "choose from file"),
-        ({"size": 1 << 20, "backend": "malloc"}, "dies with the target; say --volatile"),
+        ({"size": 1 << 20, "backend": "malloc"}, "dies with the target; pass --volatile"),
         ({"backend": "lvol", "size": 1 << 20}, "needs a pool"),
         ({"backend": "raid1", "members": ("a",)}, "two members"),
         ({"backend": "remote", "remote": "r"}, "number of a namespace"),

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.errors import UsageError
+from nvmuser.model.backends import BACKENDS
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.objects import NO_LIMITS, Limits, Volume, format_size, parse_size
@@ -35,15 +36,14 @@ def volume() -> None:
 @click.option("--size", help="Such as 512M or 10G. An existing --path has its own.")
 @click.option(
     "--backend",
-    type=click.Choice(Volume.backends),
+    type=click.Choice(list(BACKENDS)),
     default="file",
     show_default=True,
-    help="file: a file or block device; malloc, null: memory and nothing, lost with the target; lvol: in a --pool; "
-    "remote: a namespace of a --remote; raid1, concat: over --member; delay, error: over --base, for tests.",
+    help="; ".join(f"{one.name}: {one.summary}" for one in BACKENDS.values()) + ".",
 )
 @click.option("--path", default="", help="file: use this. An existing one is used as it is. Default: made for you.")
 @click.option("--block-size", type=click.Choice(["512", "4096"]), default="512", show_default=True)
-@click.option("--volatile", is_flag=True, help="It is meant that the data dies with the target.")
+@click.option("--volatile", is_flag=True, help="Accept that the data is lost when the target exits.")
 @click.option("--pool", default="", help="lvol: the pool.")
 @click.option("--thin", is_flag=True, help="lvol: take space from the pool only when it is written.")
 @click.option("--remote", "remote", default="", help="remote: the remote.")

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from nvmuser.errors import ConflictError, StaleError, UsageError
 from nvmuser.model import identity
+from nvmuser.model.backends import BACKENDS
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.objects import AnyObject, Controller, Namespace, Volume, object_from_json
 
@@ -26,7 +27,7 @@ class Change:
     delete: tuple[str, ...] = ()
     """Keys."""
     wipe: bool = False
-    """Deleting data along with what is deleted is meant."""
+    """Data may be deleted along with what is deleted."""
     expect: tuple[AnyObject, ...] = ()
     """As they were when this was thought out. When one is not so any more, nothing is done."""
 
@@ -90,15 +91,16 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
 
 def _check_data_loss(entry: Entry, wipe: bool) -> None:
     one = entry.object
-    loses = isinstance(one, Volume) and (one.owned or one.backend == "lvol")
+    loses = isinstance(one, Volume) and (one.owned or BACKENDS[one.backend].erased)
     if loses and not wipe:
-        raise UsageError(f"{_words(one.key)}: deleting it deletes its data; say --yes if that is meant")
+        raise UsageError(f"{_words(one.key)}: deleting it deletes its data; pass --yes to confirm")
     if one.kind == "pool" and not wipe:
-        raise UsageError(f"{_words(one.key)}: deleting it erases the volume below; say --yes if that is meant")
+        raise UsageError(f"{_words(one.key)}: deleting it erases the volume below; pass --yes to confirm")
 
 
 def _identified(one: AnyObject, cntlids: set[int], prepare: Callable[[Volume], Volume]) -> AnyObject:
     if isinstance(one, Volume):
+        one.check_declared()
         return identity.identify_volume(prepare(one))
     if isinstance(one, Controller):
         return identity.identify_controller(_numbered(one), cntlids)
@@ -133,11 +135,19 @@ def _updated(before: AnyObject, after: AnyObject) -> AnyObject:
     for field in _FIXED[before.kind]:
         if getattr(before, field) != getattr(after, field):
             raise ConflictError(f"{_words(before.key)}: its {field} cannot change; make another {before.kind}")
-    if isinstance(before, Volume) and isinstance(after, Volume) and after.size < before.size:
+    if isinstance(before, Volume) and isinstance(after, Volume) and after != before:
+        _check_size(before, after)
+        after.check_declared()
+    return _numbered(after) if isinstance(after, Controller) else after
+
+
+def _check_size(before: Volume, after: Volume) -> None:
+    if after.size < before.size:
         raise ConflictError(
             f"{_words(before.key)}: cannot shrink from {before.size} to {after.size} bytes; a guest would lose data"
         )
-    return _numbered(after) if isinstance(after, Controller) else after
+    if after.size > before.size and not BACKENDS[after.backend].grows:
+        raise ConflictError(f"{_words(before.key)}: a {after.backend} volume cannot grow")
 
 
 def attach(controller: Controller, volume: str, nsid: int = 0) -> Controller:

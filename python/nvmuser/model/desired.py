@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nvmuser.errors import ConflictError, NotFoundError, UsageError
+from nvmuser.model.backends import BACKENDS
 from nvmuser.model.objects import AnyObject, Controller, Pool, Remote, TargetSettings, Volume, format_size
 
 
@@ -19,7 +20,7 @@ class Entry:
 
     object: AnyObject
     provisioned: bool = False
-    """What holds its data was made once: if that is missing, it is lost, and never made anew (empty) in its
+    """What holds its data was made once: if that is missing, it is lost, and never made a second time (empty) in its
     place."""
     deleting: bool = False
     """A tombstone: still to be taken away from SPDK."""
@@ -135,7 +136,7 @@ class Desired:
                 if isinstance(below, Volume) and below.volatile and not one.volatile:
                     raise UsageError(
                         f"volume {one.name}: lies on volume {below.name}, whose data dies with the target; "
-                        "say --volatile if that is meant"
+                        "pass --volatile to accept that"
                     )
 
     def _check_clusters(self) -> None:
@@ -157,7 +158,7 @@ class Desired:
         seen: set[str] = set()
         while below:
             one = self.get(key := below.pop())
-            if key not in seen and isinstance(one, Volume) and one.backend not in Volume.interrupts:
+            if key not in seen and isinstance(one, Volume) and not BACKENDS[one.backend].interrupts:
                 polling.add(f"volume {one.name} ({one.backend})")
             below += [] if key in seen else one.below
             seen.add(key)
@@ -173,13 +174,13 @@ class Desired:
         return all(isinstance(one, Volume) and not one.volatile for one in volumes)
 
     def check_surviving(self, controller: Controller) -> None:
-        """:raise UsageError: a volume of it would die with the target, and nobody has said that this is
-        meant."""
+        """:raise UsageError: a volume of it would die with the target, and that has not been
+        accepted."""
         for one in map(self.get, controller.below):
             if isinstance(one, Volume) and one.volatile and not controller.volatile_ok:
                 raise UsageError(
                     f"controller {controller.name}: the data of volume {one.name} dies with the target, so that no "
-                    "guest survives it; take a file volume, or say --volatile-ok if that is meant"
+                    "guest survives it; take a file volume, or pass --volatile-ok to accept that"
                 )
 
 

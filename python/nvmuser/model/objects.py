@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 
 from nvmuser.errors import UsageError
 from nvmuser.model import codec
+from nvmuser.model.backends import BACKENDS, check_declared
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _NQN = re.compile(r"nqn\.\d{4}-\d{2}\.[a-z0-9.-]+(:[\x21-\x7e]+)?")
@@ -111,13 +112,6 @@ class Volume(Object):
 
     kind: ClassVar[str] = "volume"
     identity: ClassVar[tuple[str, ...]] = ("uuid", "nguid", "eui64")
-    backends: ClassVar[tuple[str, ...]] = (
-        "file", "malloc", "null", "lvol", "remote", "raid1", "concat", "delay", "error",
-    )  # fmt: skip
-    sized: ClassVar[tuple[str, ...]] = ("file", "malloc", "null", "lvol")
-    """Backends that take a size; the others have the size of what they lie on."""
-    interrupts: ClassVar[tuple[str, ...]] = ("file", "lvol", "raid1", "concat", "error")
-    """Backends that can do without a poller, if what they lie on can: the profile eco needs that."""
 
     backend: str = "file"
     size: int = 0
@@ -147,8 +141,8 @@ class Volume(Object):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.backend not in self.backends:
-            raise UsageError(f"volume {self.name}: backend {self.backend!r}; choose from {', '.join(self.backends)}")
+        if self.backend not in BACKENDS:
+            raise UsageError(f"volume {self.name}: backend {self.backend!r}; choose from {', '.join(BACKENDS)}")
         if self.block_size not in (512, 4096):
             raise UsageError(f"volume {self.name}: block size {self.block_size}; choose 512 or 4096")
         if self.size < 0 or self.size % self.block_size:
@@ -161,21 +155,23 @@ class Volume(Object):
         def refuse(reason: str) -> UsageError:
             return UsageError(f"volume {self.name}: {reason}")
 
-        needs_size = self.backend in self.sized and not (self.path or self.snapshot_of or self.clone_of)
+        backend = BACKENDS[self.backend]
+        needs_size = backend.sized and not (self.path or self.snapshot_of or self.clone_of)
         if needs_size and not self.size:
             raise refuse(f"a {self.backend} volume needs a size above 0, such as --size 1G")
-        if self.backend in ("malloc", "null") and not self.volatile:
-            raise refuse(f"the data of a {self.backend} volume dies with the target; say --volatile if that is meant")
-        if self.backend == "lvol" and not self.pool:
-            raise refuse("an lvol volume needs a pool")
-        if self.backend == "remote" and not (self.remote and self.remote_nsid > 0):
-            raise refuse("a remote volume needs a remote and the number of a namespace there")
-        if self.backend in ("raid1", "concat") and len(self.members) < 2:
-            raise refuse(f"a {self.backend} volume needs two members or more")
-        if self.backend in ("delay", "error") and not self.base:
-            raise refuse(f"a {self.backend} volume needs a base volume")
+        if backend.volatile and not self.volatile:
+            raise refuse(f"the data of a {self.backend} volume dies with the target; pass --volatile to accept that")
+        if backend.lacks(self):
+            raise refuse(f"{backend.article} {self.backend} volume needs {backend.needs}")
+        if self.latency_us < 0:
+            raise refuse(f"latency of {self.latency_us} microseconds: it is 0 or more")
         if len(self.path.encode()) > 4095:
             raise refuse("its path is longer than 4095 bytes")
+
+    def check_declared(self) -> None:
+        """:raise UsageError: fields do not go with its backend."""
+        if reason := check_declared(self):
+            raise UsageError(f"volume {self.name}: {reason}")
 
     @property
     def below(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import dataclasses
 import typing
 from typing import Any
 
+from nvmuser.model.backends import BACKENDS
 from nvmuser.model.objects import KINDS, TargetSettings, Volume
 from nvmuser.model.spec import NOT_FOR_PEOPLE, ONE, SECTIONS, SIZES
 
@@ -41,7 +42,7 @@ def _object_schema(kind: Any, *, snapshots: bool = False) -> dict[str, Any]:
         del properties["name"]
         properties["profile"]["enum"] = list(TargetSettings.profiles)
     if kind is Volume:
-        properties["backend"]["enum"] = list(Volume.backends)
+        properties["backend"]["enum"] = list(BACKENDS)
         properties["block_size"]["enum"] = [512, 4096]
     required += ["of"] if snapshots else []
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}

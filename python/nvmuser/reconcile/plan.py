@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from nvmuser.model.backends import BACKENDS
 from nvmuser.model.desired import Desired
 from nvmuser.model.objects import MAX_NAMESPACES, NO_LIMITS, Controller, Namespace, Pool, Remote, Volume
 from nvmuser.reconcile import backends
@@ -110,7 +111,7 @@ class _Whole(Planner):
 
     def _volume_repaired(self, volume: Volume, bdev: Bdev) -> tuple[int, ...]:
         calls: list[int] = []
-        if bdev.block_size != volume.block_size and volume.backend in volume.sized:
+        if bdev.block_size != volume.block_size and BACKENDS[volume.backend].sized:
             self._conflict(volume.key, f"has blocks of {bdev.block_size} bytes instead of {volume.block_size}")
         elif volume.size and bdev.size < volume.size:
             if request := backends.grow(volume, self.desired):

@@ -1,0 +1,106 @@
+"""What each backend of a volume may and must declare, and what it can do: one entry for each, in the order in which a
+person is shown them.
+
+Pure, and without SPDK: how a volume of a backend is made there is its module's in `nvmuser.reconcile.backends`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nvmuser.model.objects import Volume
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The rules of one backend."""
+
+    name: str
+    summary: str
+    """For help: what it is, and which fields it needs."""
+    takes: tuple[str, ...]
+    """Fields of a volume that are its own: those of another backend are refused by name."""
+    requires: tuple[str, ...] = ()
+    """Fields that must be given, of which `needs` speaks."""
+    needs: str = ""
+    volatile: bool = False
+    """Its data dies with the target: that has to be said."""
+    grows: bool = False
+    interrupts: bool = False
+    """It can do without a poller, if what it lies on can: the profile eco needs that."""
+    erased: bool = False
+    """Deleting a volume of it deletes its data, also when what it lies on was there before."""
+
+    @property
+    def sized(self) -> bool:
+        """It takes a size; others have the size of what they lie on."""
+        return "size" in self.takes
+
+    @property
+    def article(self) -> str:
+        return "an" if self.name[0] in "aeiol" else "a"
+
+    def lacks(self, volume: Volume) -> bool:
+        """Is a field missing that it requires?"""
+        return any(not _given(getattr(volume, field)) for field in self.requires)
+
+
+def _given(value: Any) -> bool:
+    """Members are two or more, numbers from 1."""
+    if isinstance(value, tuple):
+        return len(value) > 1
+    return value > 0 if isinstance(value, int) else bool(value)
+
+
+_MEMBERS = {"takes": ("members",), "requires": ("members",), "needs": "two members or more", "interrupts": True}
+_BASE = {"requires": ("base",), "needs": "a base volume"}
+
+BACKENDS: dict[str, Backend] = {
+    one.name: one
+    for one in (
+        Backend("file", "a file or block device", ("size", "path", "owned"), grows=True, interrupts=True),
+        Backend("malloc", "memory, lost with the target", ("size",), volatile=True),
+        Backend("null", "nothing, for measurements", ("size",), volatile=True, grows=True),
+        Backend(
+            "lvol",
+            "in a --pool",
+            ("size", "pool", "thin", "snapshot_of", "clone_of", "inflated"),
+            requires=("pool",),
+            needs="a pool",
+            grows=True,
+            interrupts=True,
+            erased=True,
+        ),
+        Backend(
+            "remote",
+            "a namespace of a --remote",
+            ("remote", "remote_nsid"),
+            requires=("remote", "remote_nsid"),
+            needs="a remote and the number of a namespace there",
+        ),
+        Backend("raid1", "a mirror of each --member", **_MEMBERS),  # type: ignore[arg-type]
+        Backend("concat", "each --member, one after the other", **_MEMBERS),  # type: ignore[arg-type]
+        Backend("delay", "a --base made slower, for tests", ("base", "latency_us"), **_BASE),  # type: ignore[arg-type]
+        Backend("error", "a --base that can be made to fail, for tests", ("base",), **_BASE, interrupts=True),  # type: ignore[arg-type]
+    )
+}
+
+
+def check_declared(volume: Volume) -> str:
+    """Why a volume cannot be declared so; empty when it can.
+
+    Asked when it is declared, not whenever it is read: what a store holds since long ago stays readable.
+    """
+    backend = BACKENDS[volume.backend]
+    for other in BACKENDS.values():
+        for field in other.takes:
+            if field not in backend.takes and getattr(volume, field):
+                whose = ", ".join(one.name for one in BACKENDS.values() if field in one.takes)
+                return f"{field} is for {whose}; this is {backend.article} {backend.name} volume: leave it out"
+    if volume.snapshot_of and (volume.size or volume.thin or volume.clone_of):
+        return "a snapshot has the size of what it is of, and takes no size, thin or clone_of"
+    if volume.inflated and not volume.clone_of:
+        return "it is no clone, so that there is nothing to inflate"
+    return ""

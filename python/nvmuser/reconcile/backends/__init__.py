@@ -1,0 +1,113 @@
+"""How each backend is told to SPDK: one class for each, in a module of its own, and a registry of them.
+
+Owns what all of them share: the names of what a volume lies on, and whether a bdev is ours. Pure; the order of things
+is `nvmuser.reconcile.plan`'s. What a person may declare of each is `nvmuser.model.backends`'.
+"""
+
+from __future__ import annotations
+
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import AnyObject, Controller, Volume
+from nvmuser.reconcile.actual import Actual, Bdev
+from nvmuser.reconcile.backends.base import SpdkBackend
+from nvmuser.reconcile.backends.delay import Delay
+from nvmuser.reconcile.backends.error import Error
+from nvmuser.reconcile.backends.file import File
+from nvmuser.reconcile.backends.lvol import Lvol
+from nvmuser.reconcile.backends.malloc import Malloc
+from nvmuser.reconcile.backends.null import Null
+from nvmuser.reconcile.backends.raid import Concat, Raid1
+from nvmuser.reconcile.backends.remote import Remote
+from nvmuser.rpc import methods
+from nvmuser.rpc.methods import Request
+
+REGISTRY: dict[str, SpdkBackend] = {
+    one.name: one for one in (File(), Malloc(), Null(), Lvol(), Remote(), Raid1(), Concat(), Delay(), Error())
+}
+
+
+def bdev_name(volume: Volume, desired: Desired) -> str:
+    """What SPDK calls it. Backends that are nothing but a view of something else have SPDK's names."""
+    return REGISTRY[volume.backend].bdev_name(volume, _below(volume, desired))
+
+
+def _below(volume: Volume, desired: Desired) -> dict[str, str]:
+    """SPDK's names of the volumes that it lies on; of one that is not known, ours."""
+    found: dict[str, str] = {}
+    for name in filter(None, (*volume.members, volume.base, volume.snapshot_of, volume.clone_of)):
+        below = _volume(name, desired)
+        found[name] = bdev_name(below, desired) if below else name
+    return found
+
+
+def _volume(name: str, desired: Desired) -> Volume | None:
+    """Wanted, or being deleted."""
+    entry = desired.entries.get(f"volume/{name}")
+    return entry.object if entry and isinstance(entry.object, Volume) else None
+
+
+def find(volume: Volume, desired: Desired, actual: Actual) -> Bdev | None:
+    return actual.find(bdev_name(volume, desired))
+
+
+def is_ours(volume: Volume, bdev: Bdev, desired: Desired, actual: Actual) -> bool:
+    """Is the bdev of that name this volume?"""
+    backend = REGISTRY[volume.backend]
+    if backend.identified:
+        return backend.is_ours(volume, bdev, actual)
+    base = _volume(volume.base, desired)
+    found = find(base, desired, actual) if base else None
+    return base is not None and found is not None and is_ours(base, found, desired, actual)
+
+
+def create(volume: Volume, desired: Desired) -> Request | None:
+    """None: it comes with what it lies on."""
+    return REGISTRY[volume.backend].create(volume, _below(volume, desired))
+
+
+def grow(volume: Volume, desired: Desired) -> Request | None:
+    """None: this backend cannot."""
+    return REGISTRY[volume.backend].grow(volume, bdev_name(volume, desired))
+
+
+def delete(volume: Volume, desired: Desired) -> Request | None:
+    """None: it goes with what it lies on."""
+    return REGISTRY[volume.backend].delete(volume, bdev_name(volume, desired))
+
+
+def set_limits(volume: Volume, desired: Desired) -> Request:
+    limits = volume.limits
+    name = bdev_name(volume, desired)
+    return methods.set_limits(name, limits.iops, limits.mbps, limits.read_mbps, limits.write_mbps)
+
+
+def made_once(one: AnyObject) -> bool:
+    """Does making it a second time lose what it holds?"""
+    return one.kind == "pool" or (isinstance(one, Volume) and REGISTRY[one.backend].made_once)
+
+
+def to_examine(desired: Desired, actual: Actual) -> list[str]:
+    """Names of bdevs that are not there yet and hold SPDK's own metadata, which it has to look for when they come.
+
+    SPDK is told not to look anywhere else: what a guest writes to its volume must not become a pool of the host's.
+    """
+    below: set[str] = set()
+    for entry in desired.entries.values():
+        one = entry.object
+        passes_on = isinstance(one, Volume) and REGISTRY[one.backend].passes_on
+        if (made_once(one) and entry.provisioned) or passes_on:
+            below |= {key for key in one.below if key.startswith("volume/")}
+    volumes = [one for one in desired.wanted() if isinstance(one, Volume) and one.key in below]
+    return [bdev_name(one, desired) for one in volumes if find(one, desired, actual) is None]
+
+
+def present(one: AnyObject, desired: Desired, actual: Actual) -> bool:
+    """Does SPDK have it, as ours?"""
+    if isinstance(one, Controller):
+        found = actual.subsystems.get(one.nqn)
+        return found is not None and found.serial == one.serial
+    if isinstance(one, Volume):
+        bdev = find(one, desired, actual)
+        ours = bdev is not None and is_ours(one, bdev, desired, actual)
+        return ours and not REGISTRY[one.backend].stays
+    return one.name in (actual.lvstores if one.kind == "pool" else actual.remotes)

@@ -1,0 +1,33 @@
+"""Volumes in a pool, their snapshots and clones: SPDK's logical volumes."""
+
+from __future__ import annotations
+
+from nvmuser.model.objects import Volume
+from nvmuser.reconcile.actual import Actual, Bdev
+from nvmuser.reconcile.backends.base import Below, SpdkBackend
+from nvmuser.rpc import methods
+from nvmuser.rpc.methods import Request
+
+
+class Lvol(SpdkBackend):
+    name = "lvol"
+    module = "lvol"
+    made_once = True
+
+    def bdev_name(self, volume: Volume, below: Below) -> str:
+        return f"{volume.pool}/{volume.name}"
+
+    def is_ours(self, volume: Volume, bdev: Bdev, actual: Actual) -> bool:
+        """SPDK makes up the UUIDs of these; the pool is ours and so the name in it is."""
+        store = actual.lvstores.get(volume.pool)
+        return store is not None and store.uuid == bdev.lvstore
+
+    def create(self, volume: Volume, below: Below) -> Request:
+        if volume.snapshot_of:
+            return methods.lvol_snapshot(below[volume.snapshot_of], volume.name)
+        if volume.clone_of:
+            return methods.lvol_clone(below[volume.clone_of], volume.name)
+        return methods.lvol_create(volume.name, volume.pool, volume.size, thin=volume.thin)
+
+    def grow(self, volume: Volume, bdev: str) -> Request:
+        return methods.lvol_resize(bdev, volume.size)

@@ -1,0 +1,28 @@
+"""Volumes over several volumes: `bdev_raid`, as a mirror and as a concatenation."""
+
+from __future__ import annotations
+
+from nvmuser.model.objects import Volume
+from nvmuser.reconcile.backends.base import Below, SpdkBackend
+from nvmuser.rpc import methods
+from nvmuser.rpc.methods import Request
+
+
+class _Raid(SpdkBackend):
+    module = "raid"
+
+    def create(self, volume: Volume, below: Below) -> Request:
+        return methods.raid_create(volume.name, self.name, [below[one] for one in volume.members], volume.uuid)
+
+
+class Raid1(_Raid):
+    """With a superblock on its members, by which SPDK finds it again."""
+
+    name = "raid1"
+    made_once = True
+
+
+class Concat(_Raid):
+    """Without one: it holds nothing but its members' order, which is declared."""
+
+    name = "concat"
