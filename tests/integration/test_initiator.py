@@ -412,7 +412,7 @@ def test_a_target_that_dies(target_factory: TargetFactory, tmp_path: Path) -> No
 
 def test_no_module_says_so(tmp_path: Path) -> None:
     """The control plane works without; who needs the module is told how to get it."""
-    code = "from nvmuser import host; initiator.allocate(1)"
+    code = "from nvmuser import initiator; initiator.allocate(1)"
     env = {**os.environ, "NVMUSER_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 1
