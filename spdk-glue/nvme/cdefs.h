@@ -56,6 +56,9 @@ void nvmuser_queue_close(struct nvmuser_queue *queue);
 int nvmuser_submit(struct nvmuser_queue *queue, struct spdk_nvme_ns *ns, uint32_t slot, int opcode, uintptr_t address,
 		   uint64_t lba, uint32_t blocks, uint32_t flags);
 
+int nvmuser_submit_prp(struct nvmuser_queue *queue, struct spdk_nvme_ns *ns, uint32_t slot, int opcode, uint64_t prp1,
+		       uint64_t prp2, uint64_t lba, uint16_t blocks, uint32_t flags);
+
 int nvmuser_submit_dsm(struct nvmuser_queue *queue, struct spdk_nvme_ns *ns, uint32_t slot, uint32_t attributes,
 		       const struct spdk_nvme_dsm_range *ranges, uint16_t count);
 

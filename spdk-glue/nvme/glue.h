@@ -95,6 +95,13 @@ void nvmuser_queue_close(struct nvmuser_queue *queue);
 int nvmuser_submit(struct nvmuser_queue *queue, struct spdk_nvme_ns *ns, uint32_t slot, int opcode, uintptr_t address,
 		   uint64_t lba, uint32_t blocks, uint32_t flags);
 
+/*
+ * The same for data that lies in pages here and there, named by the command itself as a guest's driver does: `prp1` and
+ * `prp2` (NVM Express base specification, "Physical Region Page Entry and List"). It is never split.
+ */
+int nvmuser_submit_prp(struct nvmuser_queue *queue, struct spdk_nvme_ns *ns, uint32_t slot, int opcode, uint64_t prp1,
+		       uint64_t prp2, uint64_t lba, uint16_t blocks, uint32_t flags);
+
 /* Dataset management; `ranges` is copied. */
 int nvmuser_submit_dsm(struct nvmuser_queue *queue, struct spdk_nvme_ns *ns, uint32_t slot, uint32_t attributes,
 		       const struct spdk_nvme_dsm_range *ranges, uint16_t count);

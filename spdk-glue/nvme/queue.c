@@ -134,6 +134,24 @@ nvmuser_submit(struct nvmuser_queue *queue, struct spdk_nvme_ns *ns, uint32_t sl
 }
 
 int
+nvmuser_submit_prp(struct nvmuser_queue *queue, struct spdk_nvme_ns *ns, uint32_t slot, int opcode, uint64_t prp1,
+		   uint64_t prp2, uint64_t lba, uint16_t blocks, uint32_t flags)
+{
+	struct slot *to = &queue->slots[slot];
+	struct spdk_nvme_cmd cmd = {
+		.opc = opcode,
+		.nsid = spdk_nvme_ns_get_id(ns),
+		.dptr.prp = { .prp1 = prp1, .prp2 = prp2 },
+		.cdw10 = (uint32_t)lba,
+		.cdw11 = (uint32_t)(lba >> 32),
+		.cdw12 = flags | (uint16_t)(blocks - 1),
+	};
+
+	/* Without a buffer of its own to describe, the driver leaves the pointers as they are. */
+	return started(to, spdk_nvme_ctrlr_cmd_io_raw(queue->ctrlr, queue->qpair, &cmd, NULL, 0, complete, to));
+}
+
+int
 nvmuser_submit_dsm(struct nvmuser_queue *queue, struct spdk_nvme_ns *ns, uint32_t slot, uint32_t attributes,
 		   const struct spdk_nvme_dsm_range *ranges, uint16_t count)
 {

@@ -12,6 +12,7 @@ from nvmuser.initiator.environment import Environment, initialise
 from nvmuser.initiator.memory import Memory, allocate
 from nvmuser.initiator.perf import PerfResult, measure
 from nvmuser.initiator.queue import Queue, Request
+from nvmuser.initiator.scatter import Scattered, scatter
 
 __all__ = [
     "AsyncQueue",
@@ -23,8 +24,10 @@ __all__ = [
     "PerfResult",
     "Queue",
     "Request",
+    "Scattered",
     "allocate",
     "connect",
     "initialise",
     "measure",
+    "scatter",
 ]

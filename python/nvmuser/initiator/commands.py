@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from nvmuser.errors import HostConnectionError, HostError, NvmeStatusError, UsageError
 from nvmuser.initiator.environment import api, reason
-from nvmuser.initiator.memory import Data, Memory, Transfer, transfer
+from nvmuser.initiator.memory import Memory, Transfer, transfer
+from nvmuser.initiator.scatter import Scattered
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -28,6 +29,8 @@ _FUA = 1 << 30
 """Force Unit Access, in command dword 12, as the driver takes it."""
 
 R = TypeVar("R")
+Data = Transfer | Memory | Scattered
+"""What a command transfers, kept until the controller has done with it."""
 
 
 class Opcode(IntEnum):
@@ -72,19 +75,19 @@ class Commands(ABC, Generic[R]):
         """Commands that the controller has not answered yet, those included that have timed out."""
         return self.depth - len(self._free)
 
-    def read(self, namespace: Namespace, lba: int, buffer: Memory | Buffer) -> R:
+    def read(self, namespace: Namespace, lba: int, buffer: Memory | Scattered | Buffer) -> R:
         """Fill the buffer from `lba` on."""
-        data = transfer(buffer, reading=True)
+        data = _data(buffer, reading=True)
         return self._submit(Opcode.READ, namespace, data, lba, _blocks(namespace, data))
 
-    def write(self, namespace: Namespace, lba: int, buffer: Memory | Buffer, *, fua: bool = False) -> R:
+    def write(self, namespace: Namespace, lba: int, buffer: Memory | Scattered | Buffer, *, fua: bool = False) -> R:
         """Write the buffer from `lba` on. :param fua: answered when it has reached the medium (Force Unit Access)."""
-        data = transfer(buffer, reading=False)
+        data = _data(buffer, reading=False)
         return self._submit(Opcode.WRITE, namespace, data, lba, _blocks(namespace, data), _FUA if fua else 0)
 
-    def compare(self, namespace: Namespace, lba: int, buffer: Memory | Buffer) -> R:
+    def compare(self, namespace: Namespace, lba: int, buffer: Memory | Scattered | Buffer) -> R:
         """Fails with COMPARE FAILURE when the blocks differ from the buffer."""
-        data = transfer(buffer, reading=False)
+        data = _data(buffer, reading=False)
         return self._submit(Opcode.COMPARE, namespace, data, lba, _blocks(namespace, data))
 
     def write_zeroes(self, namespace: Namespace, lba: int, blocks: int) -> R:
@@ -117,9 +120,8 @@ class Commands(ABC, Generic[R]):
             assert isinstance(data, Transfer)
             failed = self._lib.nvmuser_submit_dsm(queue, pointer, slot, _DEALLOCATE, data.kept, blocks)
         else:
-            address = 0 if data is None else data.address
             try:
-                failed = self._lib.nvmuser_submit(queue, pointer, slot, opcode, address, lba, blocks, flags)
+                failed = self._transfer(queue, pointer, slot, opcode, data, lba, blocks, flags)
             except OverflowError:
                 raise UsageError(f"block {lba}, {blocks} blocks: out of any range") from None
         if failed == -errno.ENOMEM and self.in_flight:
@@ -131,6 +133,16 @@ class Commands(ABC, Generic[R]):
         self._free.pop()
         self._transfers[slot] = data
         return slot
+
+    def _transfer(
+        self, queue: Any, pointer: Any, slot: int, opcode: Opcode, data: Data | None,
+        lba: int, blocks: int, flags: int,
+    ) -> int:  # fmt: skip
+        if isinstance(data, Scattered):
+            pages = (data.prp1, data.prp2)
+            return int(self._lib.nvmuser_submit_prp(queue, pointer, slot, opcode, *pages, lba, blocks, flags))
+        address = 0 if data is None else data.address
+        return int(self._lib.nvmuser_submit(queue, pointer, slot, opcode, address, lba, blocks, flags))
 
     def _poll(self) -> list[int]:
         """Slots whose commands have completed.
@@ -174,6 +186,10 @@ class Commands(ABC, Generic[R]):
 
 _DEALLOCATE = 1 << 2
 """Attribute Deallocate of Dataset Management, command dword 11."""
+
+
+def _data(buffer: Memory | Scattered | Buffer, *, reading: bool) -> Data:
+    return buffer if isinstance(buffer, Scattered) else transfer(buffer, reading=reading)
 
 
 def _blocks(namespace: Namespace, data: Data) -> int:

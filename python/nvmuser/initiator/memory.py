@@ -82,10 +82,7 @@ class Transfer:
             self.into[:] = self.bounce.view
 
 
-Data = Transfer | Memory
-
-
-def transfer(buffer: Memory | Buffer, *, reading: bool) -> Data:
+def transfer(buffer: Memory | Buffer, *, reading: bool) -> Transfer | Memory:
     """Make a buffer reachable for the controller.
 
     :param reading: the controller writes into it.

@@ -10,8 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from nvmuser.errors import HostConnectionError, HostError, HostTimeoutError, NvmeStatusError
-from nvmuser.initiator.commands import Commands, Opcode
-from nvmuser.initiator.memory import Data
+from nvmuser.initiator.commands import Commands, Data, Opcode
 
 if TYPE_CHECKING:
     from nvmuser.initiator.controller import Controller, Namespace
