@@ -3,10 +3,11 @@
 ::
 
     NvmuserError
-    ├── UsageError            what the caller asked for cannot be meant (exit status 2)
+    ├── UsageError            what the caller asked for is impossible or malformed (exit status 2)
     ├── NotFoundError         a name that nothing bears
     ├── ConflictError         in use, exists already, held by somebody else
     │   └── StaleError        somebody else has changed it since it was read
+    ├── AccessError           this user lacks a permission
     ├── SetupError            a part is missing or could not be obtained
     ├── TargetError           the SPDK process or its supervisor
     │   └── TargetNotRunning
@@ -32,55 +33,86 @@ from typing import Any
 
 
 class NvmuserError(Exception):
-    """Root of every error that nvmuser raises on purpose."""
+    """Root of every error that nvmuser raises on purpose.
 
+    `kind` is its name for programs: `error.code` in the JSON of a command that failed (docs/cli.md). Never renamed.
+    """
+
+    kind = "error"
     exit_status = 1
 
 
 class UsageError(NvmuserError):
-    """The input cannot be meant: a bad name, size, or combination of options."""
+    """The input is wrong: a bad name, size, or combination of options."""
 
+    kind = "usage"
     exit_status = 2
 
 
 class NotFoundError(NvmuserError):
     """Nothing bears this name."""
 
+    kind = "not-found"
+
 
 class ConflictError(NvmuserError):
     """In use, exists already, or held by somebody else."""
+
+    kind = "conflict"
 
 
 class StaleError(ConflictError):
     """Somebody else has changed it since it was read: read it again."""
 
+    kind = "stale"
+
+
+class AccessError(NvmuserError):
+    """This user lacks a permission: on a file, a directory or a socket."""
+
+    kind = "access"
+
 
 class SetupError(NvmuserError):
     """A part (SPDK, QEMU, the guest) is missing or could not be obtained."""
+
+    kind = "setup"
 
 
 class TargetError(NvmuserError):
     """The SPDK process or its supervisor could not do what was asked."""
 
+    kind = "target"
+
 
 class TargetNotRunning(TargetError):
     """There is no supervisor on this state directory."""
+
+    kind = "target-not-running"
 
 
 class GuestError(NvmuserError):
     """QEMU, or the guest in it, failed."""
 
+    kind = "guest"
+
 
 class HostError(NvmuserError):
     """The NVMe host could not do what was asked."""
+
+    kind = "host"
 
 
 class HostConnectionError(HostError):
     """There is no controller, or it went away. What was in flight may have been carried out."""
 
+    kind = "host-connection"
+
 
 class HostTimeoutError(HostError):
     """No answer within the deadline. The command may have been carried out, and its buffer may still be in use."""
+
+    kind = "host-timeout"
 
 
 class NvmeStatusError(HostError):
@@ -90,6 +122,8 @@ class NvmeStatusError(HostError):
     :param code: status code (SC), `name` is its name; both in SPDK's words, which are the specification's.
     :param do_not_retry: the same command will fail again.
     """
+
+    kind = "nvme-status"
 
     def __init__(self, status_type: int, code: int, type_name: str, name: str, *, do_not_retry: bool) -> None:
         self.status_type = status_type
@@ -106,6 +140,8 @@ class DeviceError(NvmuserError):
     :param errno: what a guest gets for an answer when this ends a callback.
     """
 
+    kind = "device"
+
     def __init__(self, message: str, errno: int = errno.EIO) -> None:
         self.errno = errno
         super().__init__(message)
@@ -114,13 +150,19 @@ class DeviceError(NvmuserError):
 class RpcError(NvmuserError):
     """A JSON-RPC call did not end with a result."""
 
+    kind = "rpc"
+
 
 class RpcConnectionError(RpcError):
     """The connection was refused or ended. The call may have been carried out."""
 
+    kind = "rpc-connection"
+
 
 class RpcTimeoutError(RpcError):
     """No reply within the deadline. The call may have been carried out."""
+
+    kind = "rpc-timeout"
 
 
 class RpcServerError(RpcError):
@@ -128,6 +170,8 @@ class RpcServerError(RpcError):
 
     :param code: JSON-RPC's, or a negative errno, as SPDK sends it.
     """
+
+    kind = "rpc-server"
 
     def __init__(self, method: str, params: Any, code: int, message: str) -> None:
         self.method = method

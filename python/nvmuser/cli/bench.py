@@ -5,7 +5,6 @@ used.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import sys
 import time
@@ -17,7 +16,10 @@ import click
 from rich.console import Console
 from rich.status import Status
 
+from nvmuser.cli.extras import require_extra
+from nvmuser.cli.groups import LazyGroup
 from nvmuser.cli.guest_options import device_directories
+from nvmuser.cli.options import json_document
 from nvmuser.cli.present import run_guarded
 from nvmuser.errors import GuestError, UsageError
 from nvmuser.paths import StateDir
@@ -32,35 +34,28 @@ T = TypeVar("T")
 _WIDTH = 100
 
 _COMMANDS = {
-    "compare": "bench_compare",
-    "demo": "bench",
-    "diff": "bench_compare",
-    "guest": "bench",
-    "host": "bench_host",
-    "idle": "bench_idle",
-    "plug": "bench_plug",
-    "provision": "bench_provision",
-    "recovery": "bench_recovery",
-    "report": "bench_compare",
-    "tune": "bench_tune",
+    "compare": ("bench_compare", "Compare with the other ways to give a guest a disk."),
+    "demo": ("bench", "Start everything, measure, verify, and leave a report."),
+    "diff": ("bench_compare", "Compare two comparisons."),
+    "guest": ("bench", "Run fio in a guest."),
+    "host": ("bench_host", "An NVMe host and a PCI device in Python."),
+    "idle": ("bench_idle", "What idle controllers cost."),
+    "plug": ("bench_plug", "How long a guest waits for a disk."),
+    "provision": ("bench_provision", "How long it takes to provision."),
+    "recovery": ("bench_recovery", "How long a guest stalls when its target dies."),
+    "report": ("bench_compare", "Print a comparison again."),
+    "tune": ("bench_tune", "What each setting of the guest and of QEMU gains."),
 }
-"""Command → module of this package that defines a click command of that name, or with `_command` after it."""
 
 
-class _Group(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_COMMANDS)
-
+class _Group(LazyGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module = importlib.import_module(f"nvmuser.cli.{_COMMANDS[cmd_name]}")
-        command = getattr(module, f"{cmd_name}_command", None) or getattr(module, cmd_name)
-        assert isinstance(command, click.Command)
-        return command
+        if cmd_name in _COMMANDS:
+            require_extra("bench", "`nvmuser bench`")
+        return super().get_command(ctx, cmd_name)
 
 
-@click.group(cls=_Group)
+@click.group(cls=_Group, lazy=_COMMANDS)
 def bench() -> None:
     """Measure from inside a guest, and compare.
 
@@ -132,7 +127,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _show(result: Result, output: Path, as_json: bool) -> None:
-    """Prints a result; raises when its data was wrong, after everything has been shown."""
+    """Print a result. Its data was wrong: that is on stderr too, and in the exit status."""
     if as_json:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:
@@ -142,7 +137,8 @@ def _show(result: Result, output: Path, as_json: bool) -> None:
         Console(width=None if sys.stdout.isatty() else _WIDTH).print(table.result(result))
         click.echo(f"\nreport: {output / 'report.html'}\nresult: {output / 'result.json'}")
     if result.wrong:
-        raise GuestError(f"{'; '.join(result.wrong)}; see {output / 'report.html'}")
+        click.echo(f"nvmuser: {'; '.join(result.wrong)}; see {output / 'report.html'}", err=True)
+        raise click.exceptions.Exit(GuestError.exit_status)
 
 
 _OUTPUT = click.Path(path_type=Path, file_okay=False)
@@ -151,7 +147,7 @@ _OUTPUT = click.Path(path_type=Path, file_okay=False)
 @click.command()
 @click.option("--output", type=_OUTPUT, default=Path("out/demo"), show_default=True, help="Where results go.")
 @click.option("--direct", is_flag=True, help="Without the endpoint: the guest would not survive its target.")
-@click.option("--json", "as_json", is_flag=True, help="Print result.json instead of a table.")
+@json_document("result.json")
 def demo(output: Path, direct: bool, as_json: bool) -> None:
     """Start a target, make a volume, boot a guest, measure and verify inside it; leave a report and no
     process.
@@ -195,7 +191,7 @@ def _ways(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str
 )
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Of each, when two are compared.")
 @click.option("--overwrite", is_flag=True, help="Let writing jobs write over a file system.")
-@click.option("--json", "as_json", is_flag=True, help="Print result.json instead of a table.")
+@json_document("result.json")
 @click.option("--output", type=_OUTPUT, default=Path("out/bench"), show_default=True, help="Where results go.")
 @click.pass_obj
 def guest(

@@ -21,6 +21,7 @@ from nvmuser.bench.rounds.variants import BASE
 from nvmuser.bench.scenarios import compare as comparing
 from nvmuser.bench.scenarios import tune
 from nvmuser.cli.bench import Teller, run
+from nvmuser.cli.options import json_document, json_option
 from nvmuser.errors import UsageError
 
 _WIDTH = 120
@@ -61,7 +62,7 @@ def _peers(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 @click.option("--size", default="256M", show_default=True, help="Of each disk.")
 @click.option("--backing", type=click.Choice(["file", "memory"]), default="file", show_default=True)
 @click.option("--resume", is_flag=True, help="Go on with what was interrupted; the other options must be the same.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON: ratios.<job>.<peer>, noise, …")
+@json_document("the summary: ratios.<job>.<peer>, noise, …")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -156,7 +157,7 @@ def _write(output: Path, page: str) -> None:
 @click.argument("old", type=click.Path(path_type=Path))
 @click.argument("new", type=click.Path(path_type=Path))
 @click.option("--metric", default="iops", show_default=True, metavar="NAME", help=f"Of {', '.join(analysis.METRICS)}.")
-@click.option("--json", "as_json", is_flag=True)
+@json_option
 def diff(old: Path, new: Path, metric: str, as_json: bool) -> None:
     """Say which changes between two comparisons are real: their 95 % interval leaves "no change" out.
 

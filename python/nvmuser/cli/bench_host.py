@@ -12,6 +12,7 @@ import click
 from nvmuser.bench.scenarios.host import HostResult, measure
 from nvmuser.bench.scenarios.host_programs import ASYNC_DEPTH, PATTERNS
 from nvmuser.cli.bench import Teller, run
+from nvmuser.cli.options import json_document
 from nvmuser.toolchain import find_spdk
 
 
@@ -28,7 +29,7 @@ from nvmuser.toolchain import find_spdk
     type=click.Path(path_type=Path, exists=True, dir_okay=False, writable=True),
     help="Measure on this file, which writes overwrite. Without: on 64 MiB of memory.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: perf_ratio, async_reads_per_s, gpio_ratio, …")
+@json_document("perf_ratio, async_reads_per_s, gpio_ratio, …")
 def host_command(rw: str, depth: int, size: int, seconds: int, rounds: int, file: Path | None, as_json: bool) -> None:
     """Reach a volume over vfio-user without a guest: spdk_nvme_perf, SPDK's fio plug-in, nvmuser.initiator.
 

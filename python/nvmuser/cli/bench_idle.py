@@ -9,12 +9,13 @@ from pathlib import Path
 import click
 
 from nvmuser.cli.bench import Teller, run
+from nvmuser.cli.options import json_option
 
 
 @click.command("idle")
 @click.option("--endpoints", type=click.IntRange(1, 1000), default=500, show_default=True, help="Idle ones.")
 @click.option("--rounds", type=click.IntRange(1), default=6, show_default=True, help="Alone and beside them, in turn.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def idle_command(endpoints: int, rounds: int, as_json: bool) -> None:
     """A busy controller beside idle endpoints, and idle CPU with each profile.
 

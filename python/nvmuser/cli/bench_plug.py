@@ -11,11 +11,12 @@ from pathlib import Path
 import click
 
 from nvmuser.bench.scenarios.plug import MOST_ROUNDS, plugging
+from nvmuser.cli.options import json_option
 
 
 @click.command("plug")
 @click.option("--rounds", type=click.IntRange(1, MOST_ROUNDS), default=10, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def plug_command(rounds: int, as_json: bool) -> None:
     """From the command to a block device in the guest: a controller plugged in, a namespace attached.
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import click
 
 from nvmuser.bench.scenarios.provision import SAMPLE_CLIENT, SAMPLE_RPC_PY, Provision, provision
+from nvmuser.cli.options import json_option
 from nvmuser.toolchain import find_spdk
 
 
 @click.command("provision")
 @click.option("--controllers", type=click.IntRange(1, 1000), default=500, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def provision_command(controllers: int, rounds: int, as_json: bool) -> None:
     """Controllers with a null volume each: made, applied again, restored after a crash.
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from nvmuser.cli.bench import Teller, run
+from nvmuser.cli.options import json_option
 from nvmuser.errors import GuestError
 
 
@@ -20,7 +21,7 @@ from nvmuser.errors import GuestError
 )
 @click.option("--queues", type=click.IntRange(1, 8), default=1, show_default=True, help="I/O queues: the guest's CPUs.")
 @click.option("--overhead", is_flag=True, help="Compare throughput with --direct, in 12 interleaved rounds.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 def recovery(as_json: bool, overhead: bool, **options: Any) -> None:
     """Kill the target (or the endpoint, or both) with SIGKILL while a guest writes, and verify every block.
 

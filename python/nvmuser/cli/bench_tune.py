@@ -10,6 +10,7 @@ import click
 from nvmuser.bench.rounds.variants import BASE, VARIANTS
 from nvmuser.bench.scenarios import tune as tuning
 from nvmuser.cli.bench_compare import measured, print_table
+from nvmuser.cli.options import json_document
 
 _NAMES = ", ".join(variant.name for variant in VARIANTS if variant.name != BASE)
 _MORE = ", ".join(variant.name for variant in VARIANTS if not variant.usual)
@@ -21,7 +22,7 @@ _MORE = ", ".join(variant.name for variant in VARIANTS if not variant.usual)
 @click.option("--minutes", default=18.0, show_default=True, help="Begin no round that would end later.")
 @click.option("--runtime", default=1.0, show_default=True, metavar="SECONDS", help="Of each run, after half a second.")
 @click.option("--resume", is_flag=True, help="Go on with what was interrupted; the other options must be the same.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON: gains.<job>.<variant>, noise, …")
+@json_document("the summary: gains.<job>.<variant>, noise, …")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),

@@ -7,6 +7,8 @@ from typing import Any
 import click
 from rich.table import Table
 
+from nvmuser.cli.groups import Group
+from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.model import change as changes
 from nvmuser.model.change import Change
@@ -15,10 +17,8 @@ from nvmuser.model.objects import Controller, Namespace, Volume, format_size
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control
 
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
-
-@click.group()
+@click.group(cls=Group)
 def controller() -> None:
     """Controllers: each is one NVMe controller for one guest.
 
@@ -38,7 +38,7 @@ def controller() -> None:
 @click.option("--group", default="", help="Group whose QEMU may connect. Default: the owner's own.")
 @click.option("--mode", type=click.Choice(Controller.modes), default="0660", show_default=True, help="Of the socket.")
 @click.option("--volatile-ok", is_flag=True, help="Also with volumes whose data dies with the target: for tests.")
-@_as_json
+@json_option
 @click.pass_obj
 def create(state: StateDir, /, name: str, volumes: tuple[str, ...], as_json: bool, **fields: Any) -> None:
     """Declare a controller.
@@ -53,7 +53,7 @@ def create(state: StateDir, /, name: str, volumes: tuple[str, ...], as_json: boo
 
 
 @controller.command("list")
-@_as_json
+@json_option
 @click.pass_obj
 def list_(state: StateDir, as_json: bool) -> None:
     """Every controller, and what it shows."""
@@ -71,7 +71,7 @@ def list_(state: StateDir, as_json: bool) -> None:
 
 @controller.command()
 @click.argument("name")
-@_as_json
+@json_option
 @click.pass_obj
 def show(state: StateDir, name: str, as_json: bool) -> None:
     """One controller in full."""
@@ -90,7 +90,7 @@ def show(state: StateDir, name: str, as_json: bool) -> None:
 
 @controller.command()
 @click.argument("name")
-@_as_json
+@json_option
 @click.pass_obj
 def delete(state: StateDir, name: str, as_json: bool) -> None:
     """Take a controller away. Its volumes stay. A guest that is connected loses it."""
@@ -102,7 +102,7 @@ def delete(state: StateDir, name: str, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("volume")
 @click.option("--nsid", type=int, default=0, help="Number of the namespace. Default: the lowest that is free.")
-@_as_json
+@json_option
 @click.pass_obj
 def attach(state: StateDir, name: str, volume: str, nsid: int, as_json: bool) -> None:
     """Show one volume more; a running guest sees it at once."""
@@ -119,7 +119,7 @@ def attach(state: StateDir, name: str, volume: str, nsid: int, as_json: bool) ->
 @controller.command()
 @click.argument("name")
 @click.argument("volume")
-@_as_json
+@json_option
 @click.pass_obj
 def detach(state: StateDir, name: str, volume: str, as_json: bool) -> None:
     """Show a volume no more; a running guest sees it go at once: unmount it first."""

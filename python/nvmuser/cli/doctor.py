@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from nvmuser import doctor as checks
-from nvmuser.cli.options import json_option, say
+from nvmuser.cli.options import json_option
+from nvmuser.cli.present import say
 from nvmuser.doctor.check import Finding, Level
 from nvmuser.paths import StateDir
 

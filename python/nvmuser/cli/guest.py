@@ -12,7 +12,9 @@ from typing import Any
 import click
 
 from nvmuser.cli import guest_plug
+from nvmuser.cli.groups import Group
 from nvmuser.cli.guest_options import boot_options, machine_options, make_spec, registry
+from nvmuser.cli.options import json_document, json_option
 from nvmuser.cli.present import run_until_ended, say
 from nvmuser.errors import UsageError
 from nvmuser.guest import libvirt, machine, qemu, terminal
@@ -24,7 +26,7 @@ from nvmuser.toolchain import accelerator, libvfio
 from nvmuser.toolchain.qemu import BINARY
 
 
-@click.group()
+@click.group(cls=Group)
 def guest() -> None:
     """Boot guests with NVMe controllers, and run commands in them.
 
@@ -74,7 +76,7 @@ def _shell(command: tuple[str, ...]) -> str:
 @click.argument("name")
 @boot_options
 @click.option("--no-wait", is_flag=True, help="Do not wait for the guest's agent (a system without one).")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.pass_obj
 def start(state: StateDir, /, name: str, no_wait: bool, as_json: bool, **options: Any) -> int:
     """Start a guest that goes on in the background.
@@ -101,7 +103,7 @@ def _described(state: StateDir, record: Record) -> dict[str, Any]:
 
 
 @guest.command("list")
-@click.option("--json", "as_json", is_flag=True)
+@json_option
 @click.pass_obj
 def list_guests(state: StateDir, /, as_json: bool) -> None:
     """The guests that were started and not stopped.
@@ -167,7 +169,7 @@ def console(state: StateDir, /, name: str) -> int:
 
 @guest.command()
 @click.argument("names", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.pass_obj
 def stop(state: StateDir, /, names: tuple[str, ...], as_json: bool) -> int:
     """Shut guests down, and remove what was theirs.
@@ -196,7 +198,7 @@ def stop(state: StateDir, /, names: tuple[str, ...], as_json: bool) -> int:
 @click.argument("controllers", nargs=-1, required=True)
 @machine_options
 @click.option("--libvirt", "as_libvirt", is_flag=True, help="A domain for `virsh define` instead.")
-@click.option("--json", "as_json", is_flag=True, help="A list of strings.")
+@json_document("a list of strings")
 @click.pass_obj
 def qemu_args(
     state: StateDir, /, controllers: tuple[str, ...], as_libvirt: bool, as_json: bool, **options: Any

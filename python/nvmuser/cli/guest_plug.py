@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from nvmuser.cli.guest_options import registry
+from nvmuser.cli.options import json_option
 from nvmuser.cli.present import run_until_ended, say
 from nvmuser.errors import UsageError
 from nvmuser.guest import hotplug
@@ -23,7 +24,6 @@ _qmp_option = click.option(
     metavar="PATH",
     help="The QMP socket of a QEMU that is not ours, instead of GUEST.",
 )
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def _guest(state: StateDir, names: tuple[str, ...], qmp_path: Path | None) -> tuple[Path, tuple[str, ...], bool]:
@@ -47,7 +47,7 @@ def _guest(state: StateDir, names: tuple[str, ...], qmp_path: Path | None) -> tu
 @click.option("--direct", is_flag=True, help="Without the endpoint: the guest loses its disks with the target.")
 @click.option("--libvfio", "with_libvfio", is_flag=True, help="The QEMU of --qmp has libvfio.so preloaded.")
 @click.option("--check", is_flag=True, help="Only say what would be done, and what stands in the way.")
-@_as_json
+@json_option
 @click.pass_obj
 def plug(
     state: StateDir,
@@ -114,7 +114,7 @@ def _show_plugged(plugged: list[Plugged], as_json: bool) -> None:
 @click.command()
 @click.argument("names", metavar="[GUEST] CONTROLLER...", nargs=-1, required=True)
 @_qmp_option
-@_as_json
+@json_option
 @click.pass_obj
 def unplug(state: StateDir, /, names: tuple[str, ...], qmp_path: Path | None, as_json: bool) -> int:
     """Take controllers out of a running guest, where its QEMU survives that.

@@ -1,77 +1,100 @@
-"""The `nvmuser` command: the groups, and the one place where errors become a line and an exit status."""
+"""The `nvmuser` command: its groups, and the one place where an error becomes a line and an exit status."""
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+import errno
+import itertools
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from nvmuser import __version__
+from nvmuser.cli import failure
+from nvmuser.cli.groups import LazyGroup
 from nvmuser.errors import NvmuserError
 from nvmuser.paths import StateDir, default_state_dir
 
 _COMMANDS = {
-    "apply": "spec",
-    "bench": "bench",
-    "controller": "controller",
-    "diff": "spec",
-    "doctor": "doctor",
-    "export": "spec",
-    "guest": "guest",
-    "pool": "pool",
-    "reconcile": "spec",
-    "remote": "remote",
-    "rpc": "rpc",
-    "schema": "spec",
-    "setup": "setup",
-    "status": "target",
-    "target": "target",
-    "volume": "volume",
+    "apply": ("spec", "Make this deployment what a file describes."),
+    "bench": ("bench", "Measure from inside a guest, and compare."),
+    "controller": ("controller", "Controllers: each is one NVMe controller for one guest."),
+    "diff": ("spec", "Show what `apply` would change."),
+    "doctor": ("doctor", "Check this machine and this deployment."),
+    "export": ("spec", "Print everything that is declared, as a file for `apply`."),
+    "guest": ("guest", "Boot guests with NVMe controllers, and run commands in them."),
+    "pool": ("pool", "Pools: a volume divided into volumes."),
+    "reconcile": ("spec", "Repair what differs from what is declared."),
+    "remote": ("remote", "Remotes: subsystems of other NVMe-oF targets."),
+    "rpc": ("rpc", "SPDK's own commands, on this deployment's target."),
+    "schema": ("spec", "Print the JSON Schema of files for `apply`."),
+    "setup": ("setup", "Get SPDK, QEMU and the guest."),
+    "status": ("target", "Show the target, its guests, and what differs."),
+    "target": ("target", "Start, stop, watch and replace the SPDK process."),
+    "volume": ("volume", "Volumes: what a guest sees as namespaces."),
 }
-"""Command → module of this package that defines a click command of that name."""
 
 
-class _LazyGroup(click.Group):
-    """Loads a command's module only when the command is used: `nvmuser --help` imports neither fio nor
-    plots."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module = importlib.import_module(f"nvmuser.cli.{_COMMANDS[cmd_name]}")
-        command = getattr(module, cmd_name)
-        assert isinstance(command, click.Command)
-        return command
-
-
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nvmuser")
 @click.option(
     "--state-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path),
     help="The deployment to work on. Default: $NVMUSER_STATE, /var/lib/nvmuser (root), ~/.local/state/nvmuser.",
 )
 @click.pass_context
 def cli(ctx: click.Context, state_dir: Path | None) -> None:
-    """NVMe controllers for virtual machines, served from user space."""
+    """NVMe controllers for virtual machines, served from user space.
+
+    Every command that has --json prints one JSON document with it, also when it fails.
+
+    \b
+    Examples:
+      nvmuser doctor
+      nvmuser target start
+      nvmuser volume create data --size 1G
+      nvmuser controller create vm1 --attach data
+      nvmuser guest run --controller vm1 -- lsblk
+    """
     ctx.obj = StateDir((state_dir or default_state_dir()).absolute())
+    if os.path.lexists(ctx.obj.root) and not ctx.obj.root.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(ctx.obj.root))
 
 
 def main() -> None:
-    """Entry point. Exit status: 0, 1 (error), 2 (bad input), 130 (interrupted), or the guest command's
-    own."""
+    """Entry point. Exit status: 0, 1 (error), 2 (bad input), 130 (interrupted), or the guest command's own."""
+    failure.prepare_standard_files()
     try:
-        sys.exit(cli(standalone_mode=False) or 0)
-    except NvmuserError as error:
-        message, status = str(error), error.exit_status
-    except click.ClickException as error:
-        message, status = error.format_message(), error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        message, status = "interrupted", 130
-    print(f"nvmuser: {' '.join(message.split())}", file=sys.stderr)
+        try:
+            status = int(cli(prog_name="nvmuser", standalone_mode=False) or 0)
+        finally:
+            sys.stdout.flush()
+    except failure.EXPECTED as error:
+        described = failure.Failure.of(error)
+        described.report(as_json=_wants_json(sys.argv[1:]))
+        status = described.exit_status
     sys.exit(status)
+
+
+def _wants_json(words: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON, also one that could not be parsed."""
+    command: click.Command = cli
+    context = click.Context(command)
+    rest = list(words)
+    while isinstance(command, click.Group):
+        while rest and rest[0].startswith("-"):
+            word = rest.pop(0)
+            if rest and word == "--state-dir":
+                rest.pop(0)
+        found = None
+        if rest:
+            with contextlib.suppress(NvmuserError):  # a part of a command is not installed
+                found = command.get_command(context, rest.pop(0))
+        if found is None:
+            return "--json" in rest
+        command = found
+    takes_json = any(parameter.name == "as_json" for parameter in command.params)
+    return takes_json and "--json" in itertools.takewhile(lambda word: word != "--", rest)

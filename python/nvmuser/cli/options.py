@@ -1,15 +1,24 @@
-"""Options that several commands have, each defined once, and JSON on stdout."""
+"""Options that several commands have, each defined once."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document; errors too (docs/cli.md).")
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def say(data: Any) -> None:
-    """Print a JSON document."""
-    click.echo(json.dumps(data, indent=2))
+def json_document(contents: str) -> Decorator:
+    """`--json` of a command whose document has these contents."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help=f"Print JSON: {contents}. An error too is one JSON object."
+    )
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON. An error too is one JSON object.")
+"""`--json`; `nvmuser.cli.failure` prints a failure of such a command as JSON."""
+
+REPEATABLE = "May be repeated."
+"""The last words of the help of each option that may be given several times."""

@@ -7,16 +7,16 @@ from typing import Any
 import click
 from rich.table import Table
 
+from nvmuser.cli.groups import Group
+from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.model.change import Change
 from nvmuser.model.objects import Pool, Volume, format_size, parse_size
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control
 
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
-
-@click.group()
+@click.group(cls=Group)
 def pool() -> None:
     """Pools: a volume divided into volumes, with snapshots and clones.
 
@@ -31,7 +31,7 @@ def pool() -> None:
 @click.argument("name")
 @click.option("--base", required=True, metavar="VOLUME", help="What it lies on; used up by the pool.")
 @click.option("--cluster-size", default="4M", show_default=True, help="Space is handed out in these.")
-@_as_json
+@json_option
 @click.pass_obj
 def create(state: StateDir, name: str, base: str, cluster_size: str, as_json: bool) -> None:
     """Declare a pool. What the volume held before is lost, unless it is a pool of this name already."""
@@ -41,7 +41,7 @@ def create(state: StateDir, name: str, base: str, cluster_size: str, as_json: bo
 
 
 @pool.command("list")
-@_as_json
+@json_option
 @click.pass_obj
 def list_(state: StateDir, as_json: bool) -> None:
     """Every pool, and what is in it."""
@@ -64,7 +64,7 @@ def list_(state: StateDir, as_json: bool) -> None:
 @pool.command()
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="The volume below may be erased.")
-@_as_json
+@json_option
 @click.pass_obj
 def delete(state: StateDir, name: str, yes: bool, as_json: bool) -> None:
     """Take a pool away; its volumes have to go first."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 from rich.table import Table
 
+from nvmuser.cli.groups import Group
+from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.errors import UsageError
 from nvmuser.model.change import Change
@@ -12,10 +14,8 @@ from nvmuser.model.objects import Path, Remote
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control
 
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
-
-@click.group()
+@click.group(cls=Group)
 def remote() -> None:
     """Remotes: subsystems of other targets, whose namespaces become volumes.
 
@@ -29,7 +29,7 @@ def remote() -> None:
 @click.argument("name")
 @click.option("--nqn", required=True, help="The subsystem there.")
 @click.option("--path", "paths", multiple=True, required=True, metavar="ADDRESS[:PORT]", help="Repeat for multipath.")
-@_as_json
+@json_option
 @click.pass_obj
 def create(state: StateDir, name: str, nqn: str, paths: tuple[str, ...], as_json: bool) -> None:
     """Declare a remote."""
@@ -39,7 +39,7 @@ def create(state: StateDir, name: str, nqn: str, paths: tuple[str, ...], as_json
 
 
 @remote.command("list")
-@_as_json
+@json_option
 @click.pass_obj
 def list_(state: StateDir, as_json: bool) -> None:
     """Every remote, and the ways to it."""
@@ -55,7 +55,7 @@ def list_(state: StateDir, as_json: bool) -> None:
 
 @remote.command()
 @click.argument("name")
-@_as_json
+@json_option
 @click.pass_obj
 def delete(state: StateDir, name: str, as_json: bool) -> None:
     """Detach a remote; the volumes from it have to go first. Its data stays where it is."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from nvmuser.cli.options import json_option
 from nvmuser.cli.present import run, say
 from nvmuser.errors import NvmuserError, UsageError
 from nvmuser.hostfs.sockets import answers
@@ -26,7 +27,6 @@ from nvmuser.supervisor import control
 _file = click.option("-f", "--file", "path", required=True, metavar="FILE", help="YAML or JSON; - for stdin.")
 _prune = click.option("--prune", is_flag=True, help="Take away what the file does not name.")
 _yes = click.option("--yes", is_flag=True, help="With --prune: data may be deleted too.")
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command()
@@ -34,7 +34,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_prune
 @_yes
 @click.option("--dry-run", is_flag=True, help="Print the calls to SPDK, wave by wave, and make none.")
-@_as_json
+@json_option
 @click.pass_obj
 def apply(state: StateDir, path: str, prune: bool, yes: bool, dry_run: bool, as_json: bool) -> None:
     """Make it so.
@@ -61,7 +61,7 @@ def apply(state: StateDir, path: str, prune: bool, yes: bool, dry_run: bool, as_
 @click.command()
 @_file
 @_prune
-@_as_json
+@json_option
 @click.pass_obj
 def diff(state: StateDir, path: str, prune: bool, as_json: bool) -> None:
     """What `apply` would change. Exit status 2 when it would change something.
@@ -81,7 +81,7 @@ def diff(state: StateDir, path: str, prune: bool, as_json: bool) -> None:
 
 
 @click.command()
-@_as_json
+@json_option
 @click.pass_obj
 def export(state: StateDir, as_json: bool) -> None:
     """Print the specification of what is wanted now, identities included."""
@@ -99,7 +99,7 @@ def schema() -> None:
 
 
 @click.command()
-@_as_json
+@json_option
 @click.pass_obj
 def reconcile(state: StateDir, as_json: bool) -> None:
     """Put right what has drifted: after somebody used `nvmuser rpc`, or a backing file is there again.

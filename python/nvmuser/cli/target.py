@@ -12,6 +12,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from nvmuser.cli.groups import Group
+from nvmuser.cli.options import json_option
 from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, TargetNotRunning, UsageError
 from nvmuser.model.objects import TargetSettings
 from nvmuser.paths import StateDir
@@ -23,7 +25,7 @@ from nvmuser.toolchain import find_spdk
 _LOGS = ("target", "endpoint", "supervisor")
 
 
-@click.group()
+@click.group(cls=Group)
 def target() -> None:
     """Start, stop, watch and replace the SPDK process of a state directory.
 
@@ -174,7 +176,7 @@ def logs(state: StateDir, which: str, lines: int) -> None:
 
 
 @target.command("status")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 @click.pass_obj
 def target_status(state: StateDir, as_json: bool) -> None:
     """The same as `nvmuser status`."""
@@ -182,7 +184,7 @@ def target_status(state: StateDir, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@json_option
 @click.pass_obj
 def status(state: StateDir, as_json: bool) -> None:
     """Target, guests, recoveries and stalls, and whether SPDK has what is wanted. Fails when no target runs."""

@@ -8,6 +8,8 @@ from typing import Any
 import click
 from rich.table import Table
 
+from nvmuser.cli.groups import Group
+from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.errors import UsageError
 from nvmuser.model.backends import BACKENDS
@@ -17,10 +19,8 @@ from nvmuser.model.objects import NO_LIMITS, Limits, Volume, format_size, parse_
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control
 
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
-
-@click.group()
+@click.group(cls=Group)
 def volume() -> None:
     """Volumes: what a guest sees as namespaces.
 
@@ -51,7 +51,7 @@ def volume() -> None:
 @click.option("--member", "members", multiple=True, help="raid1, concat: a volume; say it twice or more.")
 @click.option("--base", default="", help="delay, error: the volume below.")
 @click.option("--latency-us", type=int, default=0, help="delay: what each I/O takes longer, in microseconds.")
-@_as_json
+@json_option
 @click.pass_obj
 def create(state: StateDir, /, name: str, size: str | None, block_size: str, as_json: bool, **fields: Any) -> None:
     """Declare a volume.
@@ -70,7 +70,7 @@ def create(state: StateDir, /, name: str, size: str | None, block_size: str, as_
 
 
 @volume.command("list")
-@_as_json
+@json_option
 @click.pass_obj
 def list_(state: StateDir, as_json: bool) -> None:
     """Every volume, and who uses it."""
@@ -89,7 +89,7 @@ def list_(state: StateDir, as_json: bool) -> None:
 
 @volume.command()
 @click.argument("name")
-@_as_json
+@json_option
 @click.pass_obj
 def show(state: StateDir, name: str, as_json: bool) -> None:
     """One volume in full."""
@@ -110,7 +110,7 @@ def show(state: StateDir, name: str, as_json: bool) -> None:
 @volume.command()
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Its data may be deleted too.")
-@_as_json
+@json_option
 @click.pass_obj
 def delete(state: StateDir, name: str, yes: bool, as_json: bool) -> None:
     """Take a volume away. A file that was given by --path stays."""
@@ -121,7 +121,7 @@ def delete(state: StateDir, name: str, yes: bool, as_json: bool) -> None:
 @volume.command()
 @click.argument("name")
 @click.argument("size")
-@_as_json
+@json_option
 @click.pass_obj
 def grow(state: StateDir, name: str, size: str, as_json: bool) -> None:
     """Make a volume larger; a running guest sees it at once.
@@ -140,7 +140,7 @@ def grow(state: StateDir, name: str, size: str, as_json: bool) -> None:
 @click.option("--mbps", type=int, default=0, help="MiB a second, reads and writes together.")
 @click.option("--read-mbps", type=int, default=0)
 @click.option("--write-mbps", type=int, default=0)
-@_as_json
+@json_option
 @click.pass_obj
 def limit(state: StateDir, /, name: str, as_json: bool, **limits: int) -> None:
     """Limit a running volume; without options, limit it no more.
@@ -156,7 +156,7 @@ def limit(state: StateDir, /, name: str, as_json: bool, **limits: int) -> None:
 @volume.command()
 @click.argument("name")
 @click.argument("source")
-@_as_json
+@json_option
 @click.pass_obj
 def snapshot(state: StateDir, name: str, source: str, as_json: bool) -> None:
     """NAME is how SOURCE, a volume in a pool, is now; read only."""
@@ -169,7 +169,7 @@ def snapshot(state: StateDir, name: str, source: str, as_json: bool) -> None:
 @volume.command()
 @click.argument("name")
 @click.argument("source")
-@_as_json
+@json_option
 @click.pass_obj
 def clone(state: StateDir, name: str, source: str, as_json: bool) -> None:
     """NAME begins as the snapshot SOURCE is, and shares its space until it is written."""
@@ -181,7 +181,7 @@ def clone(state: StateDir, name: str, source: str, as_json: bool) -> None:
 
 @volume.command()
 @click.argument("name")
-@_as_json
+@json_option
 @click.pass_obj
 def inflate(state: StateDir, name: str, as_json: bool) -> None:
     """Make a clone independent of its snapshot."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from nvmuser.guest.machine import BOOT_DEADLINE, Guest, connect, naming_logs, st
 from nvmuser.guest.process import QemuProcess, start_time
 from nvmuser.guest.qemu import Runtime
 from nvmuser.guest.spec import GuestSpec
+from nvmuser.hostfs import permissions
 
 _RECORD = "guest.json"
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
@@ -62,8 +64,16 @@ class Registry:
         return Runtime(self._root / name)
 
     def list(self) -> list[Record]:
-        """All guests that were started and not stopped, also those whose QEMU has ended."""
-        return [record for path in sorted(self._root.glob(f"*/{_RECORD}")) if (record := _read(path))]
+        """All guests that were started and not stopped, also those whose QEMU has ended.
+
+        :raises AccessError: this user may not look.
+        """
+        with permissions.explained():
+            try:
+                names = sorted(os.listdir(self._root))
+            except FileNotFoundError:
+                return []
+            return [record for name in names if (record := _read(self._root / name / _RECORD))]
 
     def get(self, name: str) -> Record:
         """:raise NotFoundError: no guest of this name was started."""

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from nvmuser import errors
 from nvmuser.errors import NvmuserError, RpcConnectionError, RpcServerError, RpcTimeoutError, UsageError
+from nvmuser.hostfs.permissions import denied
 from nvmuser.paths import SUN_PATH_MAX
 from nvmuser.rpc.framing import ObjectSplitter
 
@@ -87,7 +88,8 @@ class Client:
         :param window: calls in flight; further ones wait for their turn.
         :param timeout: seconds to connect, and the default deadline of each call.
         :param max_request: bytes of one request that the server takes.
-        :raise RpcConnectionError: nobody answers at `path`.
+        :raises RpcConnectionError: nobody answers at `path`.
+        :raises AccessError: this user may not connect to it.
         """
         if len(os.fsencode(path)) > SUN_PATH_MAX:
             raise UsageError(f"{path}: longer than {SUN_PATH_MAX} bytes, the limit of a UNIX socket's path")
@@ -96,6 +98,8 @@ class Client:
                 reader, writer = await asyncio.open_unix_connection(path, limit=1 << 20)
         except TimeoutError:
             raise RpcConnectionError(f"{path}: no connection within {timeout:g} s") from None
+        except PermissionError as error:
+            raise denied(path) from error
         except OSError as error:
             raise RpcConnectionError(f"{path}: {error.strerror or error}") from error
         return cls(path, reader, writer, window=window, timeout=timeout, max_request=max_request)

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from nvmuser.errors import ConflictError, SetupError
+from nvmuser.hostfs.permissions import denied
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.objects import object_from_json
 from nvmuser.store.schema import migrate
@@ -36,6 +37,8 @@ class Store:
         self._cached: tuple[int, Desired] | None = None
         try:
             path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        except PermissionError as error:
+            raise denied(path.parent) from error
         except OSError as error:
             raise SetupError(f"{path.parent}: {error.strerror}; use another --state-dir") from error
         with self._explained():
@@ -130,6 +133,8 @@ class Store:
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise ConflictError(f"{self.path}: another process has been changing it for {_BUSY_S:g} s") from error
+            if self.path.exists() and not os.access(self.path, os.R_OK | os.W_OK):
+                raise denied(self.path) from error
             raise SetupError(f"{self.path}: {error}") from error
         except sqlite3.DatabaseError as error:
             raise SetupError(f"{self.path}: not usable as a store: {error}") from error

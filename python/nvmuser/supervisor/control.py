@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from nvmuser.errors import StaleError, TargetNotRunning
+from nvmuser.hostfs import permissions
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
@@ -70,8 +71,12 @@ async def ask(state: StateDir, method: str, params: dict[str, Any] | None = None
 
 
 def load(state: StateDir) -> Desired:
-    """What is wanted. A state directory that nobody has used yet is empty, and stays so."""
-    if not state.store.exists():
-        return Desired()
+    """What is wanted. A state directory that nobody has used yet is empty, and stays so.
+
+    :raises AccessError: this user may not read it.
+    """
+    with permissions.explained():
+        if not state.store.exists():
+            return Desired()
     with Store(state.store) as store:
         return store.load()

@@ -1,0 +1,20 @@
+"""Parts of nvmuser that a host which only serves volumes does without: extras in pyproject.toml."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from nvmuser.errors import SetupError
+
+EXTRAS: dict[str, tuple[str, ...]] = {"bench": ("jinja2", "matplotlib", "numpy")}
+"""Extra → the packages that it brings, by the name under which they are imported."""
+
+
+def require_extra(extra: str, user: str) -> None:
+    """:raises SetupError: a package of the extra is not installed; the message says how to get it."""
+    missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SetupError(
+            f"{user} needs {', '.join(missing)}: `pip install 'nvmuser[{extra}]'` installs what is missing "
+            "(`make setup` in a checkout)"
+        )
