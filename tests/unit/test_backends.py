@@ -72,9 +72,7 @@ def test_a_volume_in_a_pool_takes_no_remote_too() -> None:
         declare(Volume("a", size=1 << 30, pool="p", remote="r"))
 
 
-def test_a_snapshot_takes_no_size_and_what_is_no_clone_is_not_inflated() -> None:
-    with pytest.raises(UsageError, match="a snapshot has the size of what it is of"):
-        declare(Volume("s", "lvol", pool="p", snapshot_of="a", size=4 * MIB))
+def test_what_is_no_clone_is_not_inflated() -> None:
     with pytest.raises(UsageError, match="volume s: it is no clone"):
         declare(Volume("s", "lvol", pool="p", size=4 * MIB, inflated=True))
 

@@ -262,7 +262,7 @@ async def test_paths(state: StateDir, tmp_path: Path, rpc: ModelRpc) -> None:
         for volume, reason in (
             (Volume("a", path=str(tmp_path / "none")), "does not exist; say --size"),
             (Volume("a", path=str(tmp_path)), "neither a file nor a block device"),
-            (Volume("a", path="/proc/none/x", size=MIB), "more than the 0 MiB free"),
+            (Volume("a", path="/proc/none/x", size=MIB), "more than the 0 bytes free"),
             (Volume("a", path="/" + "x" * 300, size=MIB), "File name too long"),
             (Volume("a", size=1 << 60), "more than the .* free"),
         ):

@@ -47,9 +47,9 @@ async def test_a_process_that_does_not_answer_is_ended(tmp_path: Path) -> None:
     assert not (tmp_path / "deaf").exists()
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a b", "x" * 33, ".hidden", "A"])
+@pytest.mark.parametrize("name", ["", "../x", "a b", "x" * 64, ".hidden", "A"])
 def test_names(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="guest's name"):
+    with pytest.raises(UsageError, match="guest name"):
         Registry(tmp_path).runtime(name)
 
 

@@ -7,13 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, UsageError
 from nvmuser.model.change import Change, attach, detach, next_desired
 from nvmuser.model.desired import Desired
-from nvmuser.model.objects import Controller, Limits, Namespace, Pool, Volume, format_size, object_from_json, parse_size
+from nvmuser.model.objects import Controller, Limits, Namespace, Pool, Volume, object_from_json
 
 NULL = {"backend": "null", "volatile": True, "size": 1 << 20}
 
@@ -22,26 +20,7 @@ def declare(desired: Desired, *objects: Any, **change: Any) -> Desired:
     return next_desired(desired, Change(create=objects, **change), lambda volume: volume)
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("512M", 512 << 20), ("1G", 1 << 30), ("1GiB", 1 << 30), ("2 tb", 2 << 40), ("4096", 4096), (4096, 4096)],
-)
-def test_sizes(text: str | int, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "G", "-1G", "1.5G", "1X", "one", "1 G B"])
-def test_no_sizes(text: str) -> None:
-    with pytest.raises(UsageError, match="expected a number of bytes"):
-        parse_size(text)
-
-
-@given(st.integers(0, 1 << 55))
-def test_sizes_are_read_as_they_are_written(size: int) -> None:
-    assert parse_size(format_size(size)) == size
-
-
-@pytest.mark.parametrize("name", ["", "a b", "A", "-a", "x" * 33, "a/b", "ä", "..", "a\n"])
+@pytest.mark.parametrize("name", ["", "a b", "A", "-a", "x" * 64, "a/b", "ä", "..", "a\n"])
 def test_bad_names(name: str) -> None:
     with pytest.raises(UsageError, match="volume name"):
         Volume(name, **NULL)  # type: ignore[arg-type]
@@ -125,11 +104,6 @@ def test_controller_ids_are_distinct_and_reused() -> None:
             UsageError,
             "volume l: lies on volume a, whose data dies",
         ),
-        (
-            (Volume("a", **NULL), Pool("p", base="a"), Volume("l", "lvol", size=1 << 20, pool="p", volatile=True)),  # type: ignore[arg-type]
-            UsageError,
-            "volume l: 1M is not a multiple of pool p's cluster size, 4M",
-        ),
         ((Controller("c", nqn="nqn.2026-11.x:y"), Controller("d", nqn="nqn.2026-11.x:y")), ConflictError, "NQN"),
         ((Volume("a", **NULL), Volume("a", **NULL)), ConflictError, "volume a: exists already"),  # type: ignore[arg-type]
     ],
@@ -140,9 +114,9 @@ def test_what_does_not_go_together(objects: tuple[Any, ...], kind: type[NvmuserE
 
 
 def test_what_cannot_change() -> None:
-    one = Volume("a", **NULL)  # type: ignore[arg-type]
+    one = Volume("a", size=1 << 20)
     desired = declare(Desired(), one)
-    with pytest.raises(ConflictError, match="cannot shrink"):
+    with pytest.raises(ConflictError, match="cannot shrink from 1M to 512"):
         declare(desired, update=(replace(one, size=512),))
     with pytest.raises(ConflictError, match="its block_size cannot change"):
         declare(desired, update=(replace(one, block_size=4096),))

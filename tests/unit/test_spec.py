@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nvmuser.errors import NotFoundError, UsageError
 from nvmuser.model import spec as specs
-from nvmuser.model import spec_schema
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired
 from nvmuser.model.objects import Controller, Volume
@@ -144,21 +142,6 @@ def test_errors_across_objects_say_where_too() -> None:
     with pytest.raises(NotFoundError) as caught:
         next_desired(Desired(), specs.difference(Desired(), spec, prune=False, wipe=False), prepare)
     assert str(spec.explain(caught.value)) == "spec.yaml:3: controllers[0]: controller c: there is no volume none"
-
-
-def test_the_published_schema_is_the_one_of_the_model() -> None:
-    published = Path(__file__).parents[2] / "docs" / "spec.schema.json"
-    assert json.loads(published.read_text()) == spec_schema.schema()
-
-
-def test_schema_knows_every_field() -> None:
-    def known(section: str) -> dict[str, Any]:
-        found: dict[str, Any] = spec_schema.schema()["properties"][section]["items"]["properties"]
-        return found
-
-    assert {"size", "limits", "members", "pool"} <= set(known("volumes"))
-    assert "of" in known("snapshots")
-    assert "owned" not in known("volumes")
 
 
 def test_the_documented_example_is_one() -> None:

@@ -13,7 +13,8 @@ from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.model import change as changes
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
-from nvmuser.model.objects import Controller, Namespace, Volume, format_size
+from nvmuser.model.objects import Controller, Namespace, Volume
+from nvmuser.model.sizes import format_size
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control
 

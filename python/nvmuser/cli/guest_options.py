@@ -11,7 +11,7 @@ import click
 from nvmuser.guest.registry import Registry
 from nvmuser.guest.spec import MIB, GuestSpec
 from nvmuser.hostfs.device_dirs import Devices
-from nvmuser.model.objects import parse_size
+from nvmuser.model.sizes import parse_size
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control
 

@@ -11,7 +11,8 @@ from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.model.change import Change
-from nvmuser.model.objects import Pool, Volume, format_size, parse_size
+from nvmuser.model.objects import Pool, Volume
+from nvmuser.model.sizes import format_size, parse_size
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control
 

@@ -18,6 +18,8 @@ from nvmuser.model import spec as specs
 from nvmuser.model import spec_schema
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
+from nvmuser.model.objects import Volume
+from nvmuser.model.sizes import format_size
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
@@ -146,19 +148,31 @@ async def _dry_run(state: StateDir, change: Change) -> list[list[dict[str, Any]]
 def _print(change: Change, outcome: Outcome) -> None:
     if not change.keys and not outcome.calls and not outcome.problems:
         click.echo("nothing to do")
+    rounding = _rounding(change, outcome)
     for word, keys in (
         ("created", [one.key for one in change.create]),
         ("changed", [one.key for one in change.update]),
         ("deleted", list(change.delete)),
     ):
         for key in keys:
-            click.echo(f"{word} {key.replace('/', ' ', 1)}")
+            click.echo(f"{word} {key.replace('/', ' ', 1)}{rounding.get(key, '')}")
     if not change.keys and outcome.calls:
         click.echo(f"repaired with {outcome.calls} calls")
     if outcome.pending:
         click.echo("the target is not running: this takes effect when it starts (nvmuser target start)")
     for problem in outcome.problems:
         click.echo(f"note: {problem}")
+
+
+def _rounding(change: Change, outcome: Outcome) -> dict[str, str]:
+    """What to say of volumes that have become larger than asked, because SPDK has no such size."""
+    asked = {one.key: one.size for one in (*change.create, *change.update) if isinstance(one, Volume) and one.size}
+    made = {f"volume/{one['name']}": int(one.get("size", 0)) for one in outcome.objects if one["kind"] == "volume"}
+    return {
+        key: f", {format_size(made[key])}: rounded up from {format_size(size)}"
+        for key, size in asked.items()
+        if made.get(key, 0) > size
+    }
 
 
 def _lines(change: Change, desired: Desired) -> list[str]:

@@ -15,8 +15,10 @@ from nvmuser.errors import UsageError
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
-from nvmuser.model.objects import NO_LIMITS, Limits, Volume, format_size, parse_size
+from nvmuser.model.objects import NO_LIMITS, Limits, Volume
+from nvmuser.model.sizes import format_size, parse_size
 from nvmuser.paths import StateDir
+from nvmuser.reconcile.outcome import Outcome
 from nvmuser.supervisor import control
 
 
@@ -66,7 +68,7 @@ def create(state: StateDir, /, name: str, size: str | None, block_size: str, as_
         raise UsageError(f"volume {name}: size 0; say how large it is, such as --size 1G")
     one = Volume(name, size=bytes_, block_size=int(block_size), **fields)
     outcome = run(control.submit(state, Change(create=(one,))))
-    say_object(outcome, as_json, f"volume {name} created")
+    say_object(outcome, as_json, f"volume {name} created{_rounding(outcome, bytes_)}")
 
 
 @volume.command("list")
@@ -131,7 +133,7 @@ def grow(state: StateDir, name: str, size: str, as_json: bool) -> None:
     """
     bytes_ = parse_size(size)
     outcome = run(control.alter(state, lambda desired: replace(_in(desired, name), size=bytes_)))
-    say_object(outcome, as_json, f"volume {name} has {size} now")
+    say_object(outcome, as_json, f"volume {name} has grown to {size}{_rounding(outcome, bytes_)}")
 
 
 @volume.command()
@@ -187,6 +189,13 @@ def inflate(state: StateDir, name: str, as_json: bool) -> None:
     """Make a clone independent of its snapshot."""
     outcome = run(control.alter(state, lambda desired: replace(_in(desired, name), inflated=True)))
     say_object(outcome, as_json, f"volume {name} is independent now")
+
+
+def _rounding(outcome: Outcome, asked: int) -> str:
+    """What to add where SPDK cannot give exactly the size that was asked for."""
+    (made,) = outcome.objects
+    size = int(made.get("size", 0))
+    return f", {format_size(size)}: rounded up from {format_size(asked)}" if asked and size > asked else ""
 
 
 def _in(desired: Desired, name: str) -> Volume:

@@ -11,8 +11,9 @@ from nvmuser.doctor.check import Finding
 from nvmuser.hostfs.sockets import answers
 from nvmuser.paths import SUN_PATH_MAX, StateDir
 
-LONGEST_NAME = 32
-"""Of a controller: its socket's path must still fit into sockaddr_un."""
+ROOM_FOR_NAME = 32
+"""Bytes of a controller's name with which its socket's path must still fit into sockaddr_un. That of a longer name is
+checked when the controller is declared."""
 
 _ANOTHER = "choose another directory: --state-dir or NVMUSER_STATE"
 _LOG_WANTED = 64 << 20
@@ -21,7 +22,7 @@ _LOG_WANTED = 64 << 20
 
 def path_length(state: StateDir) -> Iterator[Finding]:
     """Sockets with the longest names fit."""
-    longest = max(len(os.fsencode(state.socket("x" * LONGEST_NAME, direct=direct))) for direct in (False, True))
+    longest = max(len(os.fsencode(state.socket("x" * ROOM_FOR_NAME, direct=direct))) for direct in (False, True))
     if longest <= SUN_PATH_MAX:
         yield Finding("socket paths", True, f"{longest} bytes at most, of {SUN_PATH_MAX}", needed=True)
         return

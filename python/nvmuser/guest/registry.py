@@ -14,16 +14,16 @@ from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nvmuser.errors import ConflictError, GuestError, NotFoundError, UsageError
+from nvmuser.errors import ConflictError, GuestError, NotFoundError
 from nvmuser.guest.agent import Agent
 from nvmuser.guest.machine import BOOT_DEADLINE, Guest, connect, naming_logs, start_qemu, wait_agent
 from nvmuser.guest.process import QemuProcess, start_time
 from nvmuser.guest.qemu import Runtime
 from nvmuser.guest.spec import GuestSpec
 from nvmuser.hostfs import permissions
+from nvmuser.model.names import check_name
 
 _RECORD = "guest.json"
-_NAME = frozenset("abcdefghijklmnopqrstuvwxyz0123456789._-")
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,7 @@ class Registry:
 
         :raise UsageError: no guest can have this name.
         """
-        if not name or len(name) > 32 or not set(name) <= _NAME or name[0] in "._-":
-            raise UsageError(
-                f"{name!r}: a guest's name is 1 to 32 of a-z, 0-9, '.', '_', '-', and begins with a-z or 0-9"
-            )
+        check_name("guest", name)
         return Runtime(self._root / name)
 
     def list(self) -> list[Record]:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, SetupError, UsageError
 from nvmuser.hostfs import locks
-from nvmuser.model.objects import Volume, format_size
+from nvmuser.model.objects import Volume
+from nvmuser.model.sizes import approximate, format_size
 from nvmuser.paths import StateDir
 
 _AT_ONCE = 64
@@ -67,7 +68,7 @@ def _check_space(path: Path, volume: Volume) -> None:
     free = info.f_bavail * info.f_frsize
     if volume.size > free:
         raise UsageError(
-            f"volume {volume.name}: {format_size(volume.size)} is more than the {free >> 20} MiB free on the file "
+            f"volume {volume.name}: {format_size(volume.size)} is more than the {approximate(free)} free on the file "
             f"system of {directory}"
         )
 

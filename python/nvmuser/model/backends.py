@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nvmuser.model.sizes import MIB
+
 if TYPE_CHECKING:
     from nvmuser.model.objects import Volume
 
@@ -28,6 +30,9 @@ class Backend:
     volatile: bool = False
     """Its data dies with the target: that has to be said."""
     grows: bool = False
+    unit: int = 1
+    """Bytes that SPDK counts its sizes in: a size is rounded up to whole ones, for a volume in a pool to whole
+    clusters too."""
     interrupts: bool = False
     """It can do without a poller, if what it lies on can: the profile eco needs that."""
     erased: bool = False
@@ -62,7 +67,7 @@ BACKENDS: dict[str, Backend] = {
     for one in (
         Backend("file", "a file or block device", ("size", "path", "owned"), grows=True, interrupts=True),
         Backend("malloc", "memory, lost with the target", ("size",), volatile=True),
-        Backend("null", "nothing, for measurements", ("size",), volatile=True, grows=True),
+        Backend("null", "nothing, for measurements", ("size",), volatile=True, grows=True, unit=MIB),
         Backend(
             "lvol",
             "in a --pool",
@@ -70,6 +75,7 @@ BACKENDS: dict[str, Backend] = {
             requires=("pool",),
             needs="a pool",
             grows=True,
+            unit=MIB,
             interrupts=True,
             erased=True,
         ),
@@ -99,8 +105,8 @@ def check_declared(volume: Volume) -> str:
             if field not in backend.takes and getattr(volume, field):
                 whose = ", ".join(one.name for one in BACKENDS.values() if field in one.takes)
                 return f"{field} is for {whose}; this is {backend.article} {backend.name} volume: leave it out"
-    if volume.snapshot_of and (volume.size or volume.thin or volume.clone_of):
-        return "a snapshot has the size of what it is of, and takes no size, thin or clone_of"
+    if volume.snapshot_of and (volume.thin or volume.clone_of):
+        return "a snapshot takes no thin and no clone_of"
     if volume.inflated and not volume.clone_of:
         return "it is no clone, so that there is nothing to inflate"
     return ""

@@ -6,15 +6,16 @@ Pure: computing the next `Desired` from the present one and a change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from nvmuser.errors import ConflictError, StaleError, UsageError
-from nvmuser.model import identity
+from nvmuser.model import extent, identity
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.objects import AnyObject, Controller, Namespace, Volume, object_from_json
+from nvmuser.model.sizes import format_size
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,42 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
         _check_data_loss(entry, change.wipe)
         entries[key] = entry
     cntlids = {entry.object.cntlid for entry in entries.values() if isinstance(entry.object, Controller)}
-    for one in change.create:
+    find = _finder(entries)
+    for one in _bottom_up(change.create):
         if present := entries.get(one.key):
             way_out = "its deletion is not finished yet; try again" if present.deleting else "choose another name"
             raise ConflictError(f"{_words(one.key)}: exists already; {way_out}")
-        entries[one.key] = Entry(_identified(one, cntlids, prepare))
+        entries[one.key] = Entry(_identified(one, cntlids, prepare, find))
     for one in change.update:
         before = desired.get(one.key)
-        entries[one.key] = replace(entries[one.key], object=_updated(before, one))
+        entries[one.key] = replace(entries[one.key], object=_updated(before, one, find))
     after = Desired(entries)
     for key in change.delete:
         if users := after.users(key):
             raise ConflictError(f"{_words(key)}: in use by {', '.join(users)}")
     after.check()
     return after
+
+
+def _finder(entries: Mapping[str, Entry]) -> extent.Find:
+    return lambda key: entry.object if (entry := entries.get(key)) else None
+
+
+def _bottom_up(objects: Sequence[AnyObject]) -> Iterator[AnyObject]:
+    """Each after what it lies on: a clone has the size of its snapshot."""
+    by_key = {one.key: one for one in objects}
+    seen: set[int] = set()
+
+    def visit(one: AnyObject) -> Iterator[AnyObject]:
+        if id(one) not in seen:
+            seen.add(id(one))
+            for key in one.below:
+                if key in by_key:
+                    yield from visit(by_key[key])
+            yield one
+
+    for one in objects:
+        yield from visit(one)
 
 
 def _check_data_loss(entry: Entry, wipe: bool) -> None:
@@ -98,10 +121,10 @@ def _check_data_loss(entry: Entry, wipe: bool) -> None:
         raise UsageError(f"{_words(one.key)}: deleting it erases the volume below; pass --yes to confirm")
 
 
-def _identified(one: AnyObject, cntlids: set[int], prepare: Callable[[Volume], Volume]) -> AnyObject:
+def _identified(one: AnyObject, cntlids: set[int], prepare: Callable[[Volume], Volume], find: extent.Find) -> AnyObject:
     if isinstance(one, Volume):
         one.check_declared()
-        return identity.identify_volume(prepare(one))
+        return identity.identify_volume(prepare(extent.begun(one, find)))
     if isinstance(one, Controller):
         return identity.identify_controller(_numbered(one), cntlids)
     return one
@@ -126,7 +149,7 @@ _FIXED = {
 """What cannot change after an object was declared."""
 
 
-def _updated(before: AnyObject, after: AnyObject) -> AnyObject:
+def _updated(before: AnyObject, after: AnyObject, find: extent.Find) -> AnyObject:
     for field in before.identity:
         mine, theirs = getattr(before, field), getattr(after, field)
         if theirs and theirs != mine:
@@ -136,6 +159,7 @@ def _updated(before: AnyObject, after: AnyObject) -> AnyObject:
         if getattr(before, field) != getattr(after, field):
             raise ConflictError(f"{_words(before.key)}: its {field} cannot change; make another {before.kind}")
     if isinstance(before, Volume) and isinstance(after, Volume) and after != before:
+        after = extent.rounded(after, find) if after.size != before.size else after
         _check_size(before, after)
         after.check_declared()
     return _numbered(after) if isinstance(after, Controller) else after
@@ -144,7 +168,8 @@ def _updated(before: AnyObject, after: AnyObject) -> AnyObject:
 def _check_size(before: Volume, after: Volume) -> None:
     if after.size < before.size:
         raise ConflictError(
-            f"{_words(before.key)}: cannot shrink from {before.size} to {after.size} bytes; a guest would lose data"
+            f"{_words(before.key)}: cannot shrink from {format_size(before.size)} to {format_size(after.size)}; "
+            "a guest would lose data"
         )
     if after.size > before.size and not BACKENDS[after.backend].grows:
         raise ConflictError(f"{_words(before.key)}: a {after.backend} volume cannot grow")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from nvmuser.errors import ConflictError, NotFoundError, UsageError
 from nvmuser.model.backends import BACKENDS
-from nvmuser.model.objects import AnyObject, Controller, Pool, Remote, TargetSettings, Volume, format_size
+from nvmuser.model.objects import AnyObject, Controller, Pool, Remote, TargetSettings, Volume
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,6 @@ class Desired:
         self._check_unique()
         self._check_cycles()
         self._check_volatile()
-        self._check_clusters()
         self._check_interrupts()
 
     def _check_users(self, wanted: Iterable[AnyObject]) -> None:
@@ -138,16 +137,6 @@ class Desired:
                         f"volume {one.name}: lies on volume {below.name}, whose data dies with the target; "
                         "pass --volatile to accept that"
                     )
-
-    def _check_clusters(self) -> None:
-        """SPDK would round up without a word; a volume has the size that was said."""
-        for one in self.volumes():
-            pool = self.get(f"pool/{one.pool}") if one.pool else None
-            if isinstance(pool, Pool) and one.size % pool.cluster_size:
-                raise UsageError(
-                    f"volume {one.name}: {format_size(one.size)} is not a multiple of pool {pool.name}'s "
-                    f"cluster size, {format_size(pool.cluster_size)}"
-                )
 
     def _check_interrupts(self) -> None:
         """In interrupt mode, whatever needs a poller would keep a core busy, or not be there at all."""

@@ -17,10 +17,14 @@ from typing import Any, ClassVar, Self
 from nvmuser.errors import UsageError
 from nvmuser.model import codec
 from nvmuser.model.backends import BACKENDS, check_declared
+from nvmuser.model.names import NAME, check_name
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
-_NQN = re.compile(r"nqn\.\d{4}-\d{2}\.[a-z0-9.-]+(:[\x21-\x7e]+)?")
-_SIZE = re.compile(r"(\d+)\s*([KMGTP]?)(i?B)?", re.IGNORECASE)
+NQN = "nqn\\.[0-9]{4}-[0-9]{2}\\.[a-z0-9.-]+(:[!-~]+)?"
+NQN_MAX = 223
+"""Bytes (NVM Express Base Specification, NVMe Qualified Names)."""
+BLOCK_SIZES = (512, 4096)
+SERIAL_MAX = 20
+_NQN = re.compile(NQN)
 
 MAX_NAMESPACES = 32
 """SPDK's default `max_namespaces` of a subsystem; more cost memory in each."""
@@ -29,30 +33,8 @@ KIOPS = 1000
 """SPDK rounds I/O limits up to multiples of this; we refuse others, so that what is said is what is done."""
 
 
-def parse_size(text: str | int) -> int:
-    """Bytes from `512M`, `1G`, `1GiB` or a number; units are powers of 1024.
-
-    :raise UsageError: it is not a size.
-    """
-    found = _SIZE.fullmatch(str(text).strip())
-    if not found:
-        raise UsageError(f"size {text!r}: expected a number of bytes, or one with K, M, G, T or P, such as 512M")
-    return int(found[1]) << (10 * " KMGTP".index(found[2].upper() or " "))
-
-
-def format_size(size: int) -> str:
-    """The shortest text that `parse_size` reads as exactly `size`."""
-    for power, unit in ((5, "P"), (4, "T"), (3, "G"), (2, "M"), (1, "K")):
-        if size and size % (1 << 10 * power) == 0:
-            return f"{size >> 10 * power}{unit}"
-    return str(size)
-
-
-def check_name(kind: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise UsageError(
-            f"{kind} name {name!r}: 1 to 32 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"
-        )
+Rules = Mapping[str, Mapping[str, Any]]
+"""Of fields, as JSON Schema has them: `nvmuser.model.spec_schema` publishes what the classes check."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +44,8 @@ class Object:
     kind: ClassVar[str]
     identity: ClassVar[tuple[str, ...]] = ()
     """Fields that are decided once, when it is declared; empty in what a person writes."""
+
+    rules: ClassVar[Rules] = {"name": {"pattern": NAME}}
 
     name: str
 
@@ -84,6 +68,11 @@ class Object:
 @dataclass(frozen=True)
 class Limits:
     """Quality of service of a volume; 0 is no limit."""
+
+    rules: ClassVar[Rules] = {
+        "iops": {"minimum": 0, "multipleOf": KIOPS},
+        **{field: {"minimum": 0} for field in ("mbps", "read_mbps", "write_mbps")},
+    }
 
     iops: int = 0
     mbps: int = 0
@@ -112,6 +101,13 @@ class Volume(Object):
 
     kind: ClassVar[str] = "volume"
     identity: ClassVar[tuple[str, ...]] = ("uuid", "nguid", "eui64")
+    rules: ClassVar[Rules] = {
+        **Object.rules,
+        "backend": {"enum": list(BACKENDS)},
+        "block_size": {"enum": list(BLOCK_SIZES)},
+        "remote_nsid": {"minimum": 0},
+        "latency_us": {"minimum": 0},
+    }
 
     backend: str = "file"
     size: int = 0
@@ -143,7 +139,7 @@ class Volume(Object):
         super().__post_init__()
         if self.backend not in BACKENDS:
             raise UsageError(f"volume {self.name}: backend {self.backend!r}; choose from {', '.join(BACKENDS)}")
-        if self.block_size not in (512, 4096):
+        if self.block_size not in BLOCK_SIZES:
             raise UsageError(f"volume {self.name}: block size {self.block_size}; choose 512 or 4096")
         if self.size < 0 or self.size % self.block_size:
             raise UsageError(
@@ -211,6 +207,7 @@ class Path(Object):
     """One way to a remote subsystem. `name` is the host's address."""
 
     kind: ClassVar[str] = "path"
+    rules: ClassVar[Rules] = {"name": {"minLength": 1}, "port": {"minimum": 1, "maximum": 65535}}
 
     port: int = 4420
 
@@ -242,6 +239,8 @@ class Remote(Object):
 class Namespace:
     """A volume as a guest sees it: by its number."""
 
+    rules: ClassVar[Rules] = {"nsid": {"minimum": 0, "maximum": MAX_NAMESPACES}}
+
     volume: str
     nsid: int = 0
     """0 in a declaration: the lowest free."""
@@ -254,6 +253,12 @@ class Controller(Object):
     kind: ClassVar[str] = "controller"
     identity: ClassVar[tuple[str, ...]] = ("nqn", "serial", "cntlid")
     modes: ClassVar[tuple[str, ...]] = ("0600", "0660", "0666")
+    rules: ClassVar[Rules] = {
+        **Object.rules,
+        "mode": {"enum": list(modes)},
+        "nqn": {"pattern": f"({NQN})?", "maxLength": NQN_MAX},
+        "serial": {"maxLength": SERIAL_MAX},
+    }
 
     namespaces: tuple[Namespace, ...] = ()
     owner: str = ""
@@ -270,12 +275,12 @@ class Controller(Object):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.nqn and (not _NQN.fullmatch(self.nqn) or len(self.nqn) > 223):
+        if self.nqn and (not _NQN.fullmatch(self.nqn) or len(self.nqn) > NQN_MAX):
             raise UsageError(f"controller {self.name}: NQN {self.nqn!r} is not of the form nqn.yyyy-mm.domain:name")
         if self.mode not in self.modes:
             raise UsageError(f"controller {self.name}: mode {self.mode!r}; choose from {', '.join(self.modes)}")
-        if len(self.serial) > 20 or not self.serial.isascii():
-            raise UsageError(f"controller {self.name}: serial {self.serial!r}: at most 20 ASCII characters")
+        if len(self.serial) > SERIAL_MAX or not self.serial.isascii():
+            raise UsageError(f"controller {self.name}: serial {self.serial!r}: at most {SERIAL_MAX} ASCII characters")
         if len(self.namespaces) > MAX_NAMESPACES:
             raise UsageError(f"controller {self.name}: {len(self.namespaces)} namespaces; at most {MAX_NAMESPACES}")
         numbers = [one.nsid for one in self.namespaces if one.nsid]
@@ -295,6 +300,8 @@ class TargetSettings(Object):
     profiles: ClassVar[tuple[str, ...]] = ("throughput", "balanced", "eco")
     """throughput: its cores poll. balanced: SPDK's dynamic scheduler; one core polls, the others sleep while they
     are not needed. eco: interrupts, no polling."""
+
+    rules: ClassVar[Rules] = {"profile": {"enum": list(profiles)}, "cores": {"uniqueItems": True}}
 
     name: str = "spdk"
     profile: str = "throughput"

@@ -14,18 +14,12 @@ from typing import Any
 import yaml
 
 from nvmuser.errors import NvmuserError, UsageError
+from nvmuser.model import extent
 from nvmuser.model.change import Change
 from nvmuser.model.codec import FieldError
 from nvmuser.model.desired import Desired
-from nvmuser.model.objects import (
-    AnyObject,
-    Controller,
-    TargetSettings,
-    Volume,
-    format_size,
-    object_from_json,
-    parse_size,
-)
+from nvmuser.model.objects import AnyObject, Controller, TargetSettings, Volume, object_from_json
+from nvmuser.model.sizes import format_size, parse_size
 
 SECTIONS = {
     "pools": "pool",
@@ -188,27 +182,29 @@ def _text(path: Path) -> str:
 
 def difference(desired: Desired, spec: Spec, *, prune: bool, wipe: bool) -> Change:
     """What has to change, so that what `spec` says is so. With `prune`, what it does not name goes."""
+    named = {one.key: one for one in spec.objects}
     create: list[AnyObject] = []
     update: list[AnyObject] = []
     expect: list[AnyObject] = []
+    find = {**{key: entry.object for key, entry in desired.entries.items()}, **named}.get
     for one in spec.objects:
         entry = desired.entries.get(one.key)
         if entry is None or entry.deleting:
             create.append(one)
-        elif (merged := _merged(entry.object, one)) != entry.object:
+        elif (merged := _merged(entry.object, one, find)) != entry.object:
             update.append(merged)
             expect.append(entry.object)
-    named = {one.key for one in spec.objects}
     # How the target is run is no thing that could go.
     delete = [one.key for one in desired.wanted() if one.key not in named and one.kind != ONE] if prune else []
     return Change(tuple(create), tuple(update), tuple(delete), wipe, tuple(expect))
 
 
-def _merged(present: AnyObject, one: AnyObject) -> AnyObject:
+def _merged(present: AnyObject, one: AnyObject, find: extent.Find) -> AnyObject:
     """`one`, with what a person need not say taken from `present`."""
     keep = [field for field in present.identity if not getattr(one, field)]
     if isinstance(one, Volume):
         keep += ["owned", *(field for field in ("path", "size") if not getattr(one, field))]
+        keep += ["size"] if isinstance(present, Volume) and extent.rounded(one, find).size == present.size else []
     merged: AnyObject = replace(one, **{field: getattr(present, field) for field in keep})
     if isinstance(merged, Controller) and isinstance(present, Controller):
         numbers = {ns.volume: ns.nsid for ns in present.namespaces}
@@ -247,6 +243,7 @@ def _written(one: AnyObject) -> dict[str, Any]:
             del data["path"]
         if one.snapshot_of:
             data["of"] = data.pop("snapshot_of")
+            data.pop("size", None)  # what it is of may have grown since
             del data["backend"]
     return data
 

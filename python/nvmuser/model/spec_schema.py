@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import Any
 
-from nvmuser.model.backends import BACKENDS
-from nvmuser.model.objects import KINDS, TargetSettings, Volume
+from nvmuser.model.objects import KINDS, TargetSettings
+from nvmuser.model.sizes import SIZE
 from nvmuser.model.spec import NOT_FOR_PEOPLE, ONE, SECTIONS, SIZES
 
 
@@ -33,26 +34,28 @@ def _object_schema(kind: Any, *, snapshots: bool = False) -> dict[str, Any]:
         if field.name in NOT_FOR_PEOPLE:
             continue
         name = "of" if snapshots and field.name == "snapshot_of" else field.name
-        properties[name] = _value_schema(field.name, hints[field.name])
+        properties[name] = _value_schema(field.name, hints[field.name]) | _anchored(kind.rules.get(field.name, {}))
         if field.default is dataclasses.MISSING:
             required.append(name)
         elif field.default and isinstance(field.default, str | int):
             properties[name]["default"] = field.default
     if kind is TargetSettings:
         del properties["name"]
-        properties["profile"]["enum"] = list(TargetSettings.profiles)
-    if kind is Volume:
-        properties["backend"]["enum"] = list(BACKENDS)
-        properties["block_size"]["enum"] = [512, 4096]
     required += ["of"] if snapshots else []
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+def _anchored(rule: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's patterns are of the whole text; JSON Schema's are found anywhere in it."""
+    return {key: f"^({value})$" if key == "pattern" else value for key, value in rule.items()}
 
 
 def _value_schema(name: str, hint: Any) -> dict[str, Any]:
     if name in SIZES:
         return {
             "type": ["string", "integer"],
-            "pattern": r"^\d+\s*[KMGTPkmgtp]?(i?[Bb])?$",
+            "pattern": rf"^\s*{SIZE}\s*$",
+            "minimum": 0,
             "examples": ["512M", "10G"],
         }
     if typing.get_origin(hint) is tuple:
@@ -61,6 +64,4 @@ def _value_schema(name: str, hint: Any) -> dict[str, Any]:
         return {"type": "array", "items": {"anyOf": [{"type": "string"}, items]} if name == "namespaces" else items}
     if dataclasses.is_dataclass(hint):
         return _object_schema(hint)
-    if name == "name":
-        return {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,31}$"}
     return {"type": {str: "string", int: "integer", bool: "boolean"}[hint]}

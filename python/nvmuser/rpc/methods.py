@@ -122,7 +122,7 @@ def null_create(name: str, size: int, block_size: int, uuid: str) -> Request:
 
 
 def null_resize(name: str, size: int) -> Request:
-    return Request("bdev_null_resize", {"name": name, "new_size": size // _MIB})
+    return Request("bdev_null_resize", {"name": name, "new_size": _mib(size)})
 
 
 def delete_bdev(module: str, name: str) -> Request:
@@ -144,7 +144,7 @@ def lvstore_grow(name: str) -> Request:
 
 def lvol_create(name: str, pool: str, size: int, *, thin: bool) -> Request:
     """Its parameter `uuid` is not the volume's: it names the pool, in place of `lvs_name`."""
-    params = {"lvol_name": name, "lvs_name": pool, "size_in_mib": size // _MIB, "thin_provision": thin}
+    params = {"lvol_name": name, "lvs_name": pool, "size_in_mib": _mib(size), "thin_provision": thin}
     return Request("bdev_lvol_create", params)
 
 
@@ -161,7 +161,7 @@ def lvol_inflate(bdev: str) -> Request:
 
 
 def lvol_resize(bdev: str, size: int) -> Request:
-    return Request("bdev_lvol_resize", {"name": bdev, "size_in_mib": size // _MIB})
+    return Request("bdev_lvol_resize", {"name": bdev, "size_in_mib": _mib(size)})
 
 
 def raid_create(name: str, level: str, members: Sequence[str], uuid: str) -> Request:
@@ -217,3 +217,8 @@ def set_limits(bdev: str, iops: int, mbps: int, read_mbps: int, write_mbps: int)
         "w_mbytes_per_sec": write_mbps,
     }
     return Request("bdev_set_qos_limit", params)
+
+
+def _mib(size: int) -> int:
+    """For parameters that are in MiB: never less than was asked for."""
+    return -(-size // _MIB)

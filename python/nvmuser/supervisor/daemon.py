@@ -32,7 +32,8 @@ from nvmuser.supervisor.supervisor import supervise
 from nvmuser.toolchain import Spdk
 from nvmuser.toolchain.spdk import check_prefix
 
-_LONGEST_NAME = 32
+_ROOM_FOR_NAME = 32
+"""Bytes of a controller's name that must fit into its socket's path. A longer name is checked when it is declared."""
 _STOP_DEADLINE = 60.0
 
 
@@ -42,7 +43,7 @@ def prepare(state: StateDir) -> None:
     :raises UsageError: its path is too long for sockets. :raises TargetError: it belongs to somebody else, or cannot
     be made.
     """
-    longest = state.socket("x" * _LONGEST_NAME, direct=True)
+    longest = state.socket("x" * _ROOM_FOR_NAME, direct=True)
     if len(os.fsencode(longest)) > SUN_PATH_MAX:
         room = SUN_PATH_MAX - (len(os.fsencode(longest)) - len(os.fsencode(state.root)))
         raise UsageError(f"{state.root}: too long for UNIX sockets; a state directory's path may have {room} bytes")

@@ -1,0 +1,57 @@
+"""How large a volume becomes when it is declared or grown: in whole units of its backend and clusters of its pool, and
+as large as what it is a snapshot or a clone of. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from nvmuser.errors import UsageError
+from nvmuser.model.backends import BACKENDS
+from nvmuser.model.objects import AnyObject, Pool, Volume
+from nvmuser.model.sizes import format_size, round_up
+
+Find = Callable[[str], AnyObject | None]
+"""An object by its key; None when there is none."""
+
+
+def rounded(volume: Volume, find: Find) -> Volume:
+    """With a size that SPDK can give it, never less than what was asked for.
+
+    SPDK counts some sizes in MiB and hands out pools in whole clusters (`lvol_resize` in lib/lvol/lvol.c).
+    """
+    unit = BACKENDS[volume.backend].unit
+    pool = find(f"pool/{volume.pool}") if volume.pool else None
+    if isinstance(pool, Pool):
+        unit = max(unit, pool.cluster_size)
+    return replace(volume, size=round_up(volume.size, unit)) if volume.size % unit else volume
+
+
+def begun(volume: Volume, find: Find) -> Volume:
+    """A new volume with its size.
+
+    :raise UsageError: it is a snapshot or a clone of what cannot have one.
+    """
+    if volume.snapshot_of or volume.clone_of:
+        volume = _derived(volume, find)
+    return rounded(volume, find)
+
+
+def _derived(volume: Volume, find: Find) -> Volume:
+    def refuse(reason: str) -> UsageError:
+        return UsageError(f"volume {volume.name}: {reason}")
+
+    word, name = ("snapshot", volume.snapshot_of) if volume.snapshot_of else ("clone", volume.clone_of)
+    source = find(f"volume/{name}")
+    if not isinstance(source, Volume):
+        return volume  # that it is missing is said by `Desired.check`
+    if source.pool != volume.pool:
+        where = f"in pool {source.pool}" if source.pool else "in no pool"
+        raise refuse(f"a {word} is in the same pool as what it is of; volume {name} is {where}")
+    if word == "clone" and not source.snapshot_of:
+        raise refuse(
+            f"volume {name} is no snapshot, and only snapshots have clones: `nvmuser volume snapshot NEW {name}` first"
+        )
+    if volume.size and (volume.size < source.size or (word == "snapshot" and volume.size != source.size)):
+        raise refuse(f"a {word} begins with the size of what it is of, {format_size(source.size)}")
+    return volume if volume.size else replace(volume, size=source.size)
