@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import mmap
 import os
+from collections import deque
 from collections.abc import Callable
 
 from nvmf_vfio.link import TargetError, TargetLink
@@ -41,6 +42,11 @@ _ADDRESS = 1 << 52
 """Where the queues lie in the guest's address space: above what any CPU can address (x86-64 and AArch64 end at 52
 bits)."""
 _ENTRIES = 64
+_MOST_AT_TARGET = _ENTRIES - 1
+"""Commands that the target has, or whose completions the guest has no room for yet: a ring that is full has one entry
+empty, so that neither of ours is ever overrun."""
+_MOST_WAITING = 4096
+"""Commands of the guest that wait for their turn at most: its queue has no more entries (AQA.ASQS, section 3.1.8)."""
 _COMPLETIONS_OFFSET = _ENTRIES * SQE_SIZE
 _SIZE = 0x2000
 _HISTORY_ID = 0xFFF0
@@ -74,9 +80,15 @@ class AdminProxy:
         os.truncate(self._memory.fileno(), _SIZE)
         self._rings = mmap.mmap(self._memory.fileno(), _SIZE)
         self._event = Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        self._waiting: deque[bytes] = deque()
+        """The guest's commands that the target has not got yet."""
+        self._undelivered: deque[bytes] = deque()
+        """Completions for which the guest's queue has no room yet."""
+        self._at_target = 0
         self._tail = self._head = 0
         self._phase = 1
-        self._history: asyncio.Future[None] | None = None
+        self._history: asyncio.Future[int] | None = None
+        """Of the status of the command that is repeated."""
         self._open = True
         self._loop.add_reader(self._event.fileno(), self._completed)
 
@@ -120,21 +132,39 @@ class AdminProxy:
         return SetIrqs(SetIrqs.DATA_EVENTFD | SetIrqs.TRIGGER, self._vector_index, 0, 1).pack()
 
     async def _repeat(self, entry: bytes) -> None:
-        """Carry out a command that the driver has seen completed by an earlier target."""
+        """Carry out a command that the driver has seen completed by an earlier target.
+
+        :raises TargetError: this target refuses it. The driver goes on as if it had been carried out, so that nothing
+            may go on from here.
+        """
         self._history = self._loop.create_future()
         self._push(entry[:2] + _HISTORY_ID.to_bytes(2, "little") + entry[4:])
-        await self._history
+        status = await self._history
         self._history = None
+        if status:
+            raise TargetError(f"admin command {entry[0]:#04x} is refused with status {status:#x}")
 
     def submit(self, commands: list[Outstanding]) -> None:
-        """Pass the guest's commands on."""
-        for command in commands:
-            self._push(command.entry)
+        """Pass the guest's commands on, in their order; those for which there is no room wait.
+
+        Called at each of the guest's admin doorbells: it may have made room for completions.
+        """
+        room = _MOST_WAITING - len(self._waiting)
+        self._waiting.extend(command.entry for command in commands[:room])
+        if self._undelivered:
+            self._deliver()
+            self._interrupt()
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._waiting and self._at_target + len(self._undelivered) < _MOST_AT_TARGET:
+            self._push(self._waiting.popleft())
 
     def _push(self, entry: bytes) -> None:
         start = self._tail * SQE_SIZE
         self._rings[start : start + SQE_SIZE] = entry
         self._tail = (self._tail + 1) % _ENTRIES
+        self._at_target += 1
         self._link.post(Command.REGION_WRITE, _doorbell(0, self._tail))
 
     def _completed(self) -> None:
@@ -149,19 +179,29 @@ class AdminProxy:
             if tag != self._phase:
                 break
             self._head += 1
+            self._at_target = max(0, self._at_target - 1)
             if self._head == _ENTRIES:
                 self._head, self._phase = 0, 1 - self._phase
             if identifier == _HISTORY_ID and self._history is not None and not self._history.done():
-                self._history.set_result(None)
+                self._history.set_result(completion_status(entry))
             else:
-                self._deliver(entry)
+                self._undelivered.append(entry)
         if self._head != before:
             self._link.post(Command.REGION_WRITE, _doorbell(4, self._head))
+        self._deliver()
+        self._pass_on()
         # The vector may be an I/O queue's too: the guest is signalled whatever it was for.
         self._interrupt()
 
-    def _deliver(self, entry: bytes) -> None:
+    def _deliver(self) -> None:
+        """Completions into the guest's queue, as far as it has room."""
+        while self._undelivered and self._deliver_one(self._undelivered[0]):
+            self._undelivered.popleft()
+
+    def _deliver_one(self, entry: bytes) -> bool:
         try:
+            if not self._admin.has_room(self._guest):
+                return False
             slot, phase, _completed = self._admin.free_slot(self._guest)
             identifier, _tag = completion_of(entry)
             status = completion_status(entry) << 1 | phase
@@ -173,7 +213,8 @@ class AdminProxy:
             )
         except GuestMemoryError:
             # The guest has taken its queue away: it does not wait for this.
-            return
+            return True
+        return True
 
     def reclaim(self) -> None:
         """The guest has set its interrupts anew, and with them the one on which the target signals us."""

@@ -75,20 +75,25 @@ class Devices:
         self._numbers = {socket: number for number, socket in numbers(root).items()}
         self._taken = set(self._numbers.values())
 
-    def assign(self, socket: Path, *, first: int = 1) -> Path:
-        """The directory that stands for `socket`: the one it has, else a new one, of the lowest free number from
-        `first`.
+    def choose(self, socket: Path, *, first: int = 1) -> Path:
+        """The directory that stands for `socket`, or that is going to: the one it has, else one of the lowest free
+        number from `first`. Nothing is made.
         """
+        return self._root / str(self._number(Path(os.path.abspath(socket)), first))
+
+    def assign(self, socket: Path, *, first: int = 1) -> Path:
+        """The same, and it is there."""
         socket = Path(os.path.abspath(socket))
-        number = self._numbers.get(socket)
-        if number is not None:
-            return self._root / str(number)
-        number = first
-        while number in self._taken or (self._root / str(number)).exists():
-            number += 1
-        self._numbers[socket] = number
-        self._taken.add(number)
-        return make(self._root, number, socket)
+        return make(self._root, self._number(socket, first), socket)
+
+    def _number(self, socket: Path, first: int) -> int:
+        if socket not in self._numbers:
+            number = first
+            while number in self._taken or (self._root / str(number)).exists():
+                number += 1
+            self._numbers[socket] = number
+            self._taken.add(number)
+        return self._numbers[socket]
 
     def forget(self, socket: Path) -> None:
         """Remove the directory that stands for `socket`, if there is one."""

@@ -171,6 +171,12 @@ class AdminQueue:
                 slot, phase = 0, 1 - phase
         return slot, phase, completed
 
+    def has_room(self, memory: GuestMemory) -> bool:
+        """Whether a completion can be put into the guest's queue. Raises as `submitted` does."""
+        assert self.queues is not None
+        size = self.queues.completion_size
+        return (self.free_slot(memory)[0] - self.head) % size < size - 1
+
     def complete(self, memory: GuestMemory, entry: bytes, slot: int) -> None:
         """Put one completion into the guest's queue. Raises as `submitted` does."""
         assert self.queues is not None

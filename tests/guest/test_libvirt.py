@@ -21,6 +21,8 @@ SOCKETS = tuple(Path(f"/run/nvmuser/guest/vm{number}/cntrl") for number in range
 def test_the_domain_is_valid(tmp_path: Path, firmware: Firmware, hugepages: bool, boot_from: Path | None) -> None:
     spec = GuestSpec(cpus=2, sockets=SOCKETS, firmware=firmware, boot_from=boot_from)
     path = tmp_path / "domain.xml"
-    path.write_text(libvirt.domain(spec, name="vm1", hugepages=hugepages, kvm=not hugepages))
+    image = tmp_path / "no-migration.vmdk"
+    domain = libvirt.domain(spec, name="vm1", hugepages=hugepages, kvm=not hugepages, no_migration=image)
+    path.write_text(domain)
     done = subprocess.run(["virt-xml-validate", path, "domain"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import time
+from pathlib import Path
 
 import pytest
 from guests import APPEARS, DISAPPEARS, Boot, Target
@@ -68,7 +69,7 @@ async def test_events_of_an_unplug(boot: Boot) -> None:
         await remove(guest.qmp, "v")
 
 
-async def test_preflight_finds_all_at_once(target: Target, boot: Boot) -> None:
+async def test_preflight_finds_all_at_once(target: Target, boot: Boot, tmp_path: Path) -> None:
     """In a guest as somebody else may have made it."""
     memory, port = "memory-backend-ram,id=odd,size=3M", "pcie-root-port,id=closed,hotplug=off"
     arguments = ("-device", "virtio-iommu-pci", "-object", memory, "-device", port)
@@ -82,7 +83,10 @@ async def test_preflight_finds_all_at_once(target: Target, boot: Boot) -> None:
 
     socket = await target.controller()
     target.kill()
-    found = [str(problem) for problem in intend(facts, [socket, target.directory / "none/cntrl"]).problems]
+    found = [
+        str(problem)
+        for problem in intend(facts, tmp_path / "image", [socket, target.directory / "none/cntrl"]).problems
+    ]
     for expected in (
         "memory odd is not shared",
         "memory odd has 3145728 bytes",

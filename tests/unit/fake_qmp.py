@@ -28,6 +28,8 @@ class FakeQemu:
         """Devices that it does not take."""
         self.clings_to: set[str] = set()
         """Devices that the guest does not let go of."""
+        self.nodes: set[str] = set()
+        """Names of block nodes."""
         self.asked: list[tuple[str, str]] = []
 
     @contextlib.asynccontextmanager
@@ -63,6 +65,12 @@ class FakeQemu:
             case "query-pci":
                 taken = [{"qdev_id": port, "pci_bridge": {"devices": [{}]}} for port in self.buses.values()]
                 return [{"return": [{"bus": 0, "devices": taken}]}]
+            case "query-named-block-nodes":
+                return [{"return": [{"node-name": name} for name in sorted(self.nodes)]}]
+            case "blockdev-add":
+                self.nodes.add(arguments["node-name"])
+            case "blockdev-del":
+                self.nodes.remove(arguments["node-name"])
             case "device_add":
                 return self._add(arguments)
             case "device_del":

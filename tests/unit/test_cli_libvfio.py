@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser.cli import guest
+from nvmuser.cli import guest_qemu
 from nvmuser.cli.main import main
 from nvmuser.paths import StateDir
 
@@ -33,8 +33,9 @@ def run(state: StateDir, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
         assert isinstance(end.value.code, int)
         return end.value.code, said.out, said.err
 
-    monkeypatch.setattr(guest.libvfio, "preload", lambda: "LD_PRELOAD=/cache/libvfio.so:/my own.so")
-    monkeypatch.setattr(guest, "use_hugepages", lambda spec: False)
+    monkeypatch.delenv("NVMUSER_QEMU", raising=False)
+    monkeypatch.setattr(guest_qemu.libvfio, "preload", lambda: "LD_PRELOAD=/cache/libvfio.so:/my own.so")
+    monkeypatch.setattr(guest_qemu, "use_hugepages", lambda spec: False)
     for name in ("one", "two"):
         assert run("controller", "create", name)[0] == 0
     return run
@@ -45,7 +46,7 @@ def test_the_whole_line(run: Run, state: StateDir) -> None:
     assert status == 0
     assert "nobody answers" in err
     first, *rest = out.split(" \\\n")
-    assert first == "LD_PRELOAD='/cache/libvfio.so:/my own.so' qemu-system-x86_64"
+    assert first == "env 'LD_PRELOAD=/cache/libvfio.so:/my own.so' qemu-system-x86_64"
     assert rest[-1].strip() == f"-device vfio-pci,id=nvmuser-two,bus=port0,sysfsdev={state.run}/vfio/2"
     assert (state.run / "vfio/2/iommu_group").readlink().name == "2"
     assert "share=on" in out

@@ -14,8 +14,8 @@ import pytest
 from fake_qmp import FakeQemu
 
 from nvmuser.errors import GuestError, NotFoundError
-from nvmuser.guest import qmp
-from nvmuser.guest.plug import plug, remove, unplug
+from nvmuser.guest import migration, qmp
+from nvmuser.guest.plug import plug, unplug
 from nvmuser.guest.preflight import closed_to, preflight
 from nvmuser.guest.qmp import Backend, Facts
 
@@ -81,6 +81,7 @@ async def test_what_was_plugged_before_a_refusal_is_taken_out_again(tmp_path: Pa
             await plug(client, sockets)
     assert qemu.asked == [("device_add", "nvmuser-a"), ("device_add", "nvmuser-b"), ("device_del", "nvmuser-a")]
     assert set(qemu.devices) == {"port0", "port1"}
+    assert qemu.nodes == set(), "nothing is left that cannot be migrated"
 
 
 async def test_a_guest_that_refuses_while_rolling_back(tmp_path: Path, sockets: list[Path]) -> None:
@@ -110,14 +111,33 @@ async def test_several_at_once_and_again(tmp_path: Path, sockets: list[Path]) ->
     async with qemu.client(tmp_path / "qmp") as client:
         assert await plug(client, sockets) == ["nvmuser-a", "nvmuser-b"]
         assert await plug(client, sockets) == []
+        assert qemu.nodes == {migration.NODE}
         with pytest.raises(NotFoundError, match="controller c is not plugged in"):
             await unplug(client, [*sockets, tmp_path / "c/cntrl"])
         qemu.clings_to = {"nvmuser-b"}
         with pytest.raises(GuestError, match=r"^the guest refused to let go of nvmuser-b$"):
             await unplug(client, sockets)
+        assert qemu.nodes == {migration.NODE}, "one is still in it"
         qemu.clings_to = set()
-        await remove(client, "nvmuser-b")
-    assert qemu.buses == {}
+        await unplug(client, sockets[1:])
+    assert (qemu.buses, qemu.nodes) == ({}, set())
+
+
+async def test_a_guest_that_was_plugged_into_by_others_is_kept_from_migrating(
+    tmp_path: Path, sockets: list[Path]
+) -> None:
+    qemu = FakeQemu((11, 1, 3))
+    qemu.devices["nvmuser-a"] = "vfio-user-pci"
+    async with qemu.client(tmp_path / "qmp") as client:
+        assert await plug(client, sockets[:1]) == []
+    assert (qemu.asked, qemu.nodes) == ([], {migration.NODE})
+
+
+async def test_with_libvfio_qemu_itself_blocks_migration(tmp_path: Path, sockets: list[Path]) -> None:
+    qemu = FakeQemu((7, 2, 0))
+    async with qemu.client(tmp_path / "qmp") as client:
+        assert await plug(client, sockets[:1], directories=[tmp_path / "vfio/1"]) == ["nvmuser-a"]
+    assert qemu.nodes == set()
 
 
 def test_preflight_of_memory() -> None:

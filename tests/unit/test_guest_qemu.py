@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from nvmuser.errors import GuestError, UsageError
-from nvmuser.guest import libvirt, spec
+from nvmuser.guest import libvirt, migration, spec
 from nvmuser.guest.qemu import Boot, Runtime, arguments, attachment, plain
 from nvmuser.guest.spec import GIB, MIB, GuestSpec, check_sockets, image_format, use_hugepages
 
 SOCKETS = (Path("/run/a,b/vm1/cntrl"), Path("/run/a,b/vm2/cntrl"))
+IMAGE = Path("/run/a,b/no-migration.vmdk")
 RUNTIME = Runtime(Path("/run/vm/x,y"))
 LISTENERS = {"console": 3, "agent": 4, "qmp": 5}
 BOOT = Boot(accelerator="tcg", hugepages=False, kernel=Path("/k"), initrd=Path("/i"))
@@ -33,7 +34,7 @@ def devices(argv: list[str], driver: str) -> list[dict[str, Any]]:
 
 
 def test_each_controller_has_a_port_of_its_own_and_spare_ones_remain() -> None:
-    argv = attachment(GuestSpec(sockets=SOCKETS, spare_ports=3), hugepages=False)
+    argv = attachment(GuestSpec(sockets=SOCKETS, spare_ports=3), hugepages=False, no_migration=IMAGE)
     ports, controllers = devices(argv, "pcie-root-port"), devices(argv, "vfio-user-pci")
     assert [device["socket"] for device in controllers] == [{"type": "unix", "path": str(path)} for path in SOCKETS]
     assert [device["bus"] for device in controllers] == ["port0", "port1"]
@@ -42,15 +43,52 @@ def test_each_controller_has_a_port_of_its_own_and_spare_ones_remain() -> None:
     assert len({port["addr"] for port in ports}) == len({port["chassis"] for port in ports}) == 5
 
 
+def test_a_guest_on_qemus_own_client_has_a_node_that_blocks_migration() -> None:
+    argv = attachment(GuestSpec(sockets=SOCKETS), hugepages=False, no_migration=IMAGE)
+    (node,) = map(json.loads, values(argv, "-blockdev"))
+    assert node == migration.blocker(IMAGE)
+    assert (node["driver"], node["file"]["filename"], len(node["node-name"])) == ("vmdk", str(IMAGE), 31)
+    assert values(arguments(GuestSpec(sockets=SOCKETS), RUNTIME, BOOT, LISTENERS), "-blockdev") == [
+        json.dumps(migration.blocker(RUNTIME.no_migration))
+    ]
+    # QEMU itself blocks vfio-pci, and without a controller there is nothing to lose.
+    directories = (Path("/run/vfio/4"), Path("/run/vfio/9"))
+    for one in (GuestSpec(sockets=SOCKETS, directories=directories), GuestSpec()):
+        assert values(attachment(one, hugepages=False, no_migration=IMAGE), "-blockdev") == []
+    domain = libvirt.domain(GuestSpec(sockets=SOCKETS), name="vm1", hugepages=False, kvm=False, no_migration=IMAGE)
+    arg = "{http://libvirt.org/schemas/domain/qemu/1.0}arg"
+    passed = [one.get("value") or "" for one in ET.fromstring(domain).iter(arg)]
+    assert passed[:2] == ["-blockdev", json.dumps(migration.blocker(IMAGE))]
+
+
+def test_the_image_that_blocks_migration_is_for_every_qemu(tmp_path: Path) -> None:
+    path = migration.image_beside([tmp_path / "guest/vm1/cntrl"])
+    assert path == tmp_path / "guest/no-migration.vmdk"
+    for _ in range(2):
+        migration.write_image(path)
+    assert path.stat().st_mode & 0o777 == 0o644
+    text = path.read_text()
+    assert text.startswith("# Disk DescriptorFile\n")
+    # QEMU 11.1 aborts over an image without an extent.
+    assert (len(text), 'RW 1 FLAT "no-migration.vmdk" 0\n' in text) == (512, True)
+    path.unlink()
+    path.parent.rmdir()
+    path.parent.touch()
+    with pytest.raises(GuestError, match=r"no-migration\.vmdk: .*loses the disks"):
+        migration.write_image(path)
+
+
 def test_with_libvfio_controllers_are_the_kernels_devices() -> None:
     directories = (Path("/run/vfio/4"), Path("/run/vfio/9"))
-    argv = attachment(GuestSpec(sockets=SOCKETS, directories=directories), hugepages=False)
+    argv = attachment(GuestSpec(sockets=SOCKETS, directories=directories), hugepages=False, no_migration=IMAGE)
     assert devices(argv, "vfio-user-pci") == []
     assert [(d["sysfsdev"], d["bus"], d["id"]) for d in devices(argv, "vfio-pci")] == [
         ("/run/vfio/4", "port0", "nvmuser-vm1"),
         ("/run/vfio/9", "port1", "nvmuser-vm2"),
     ]
-    written = attachment(GuestSpec(sockets=SOCKETS, directories=directories), hugepages=False, form=plain)
+    written = attachment(
+        GuestSpec(sockets=SOCKETS, directories=directories), hugepages=False, no_migration=IMAGE, form=plain
+    )
     assert "vfio-pci,id=nvmuser-vm1,bus=port0,sysfsdev=/run/vfio/4" in values(written, "-device")
 
 
@@ -59,14 +97,14 @@ def test_plain_form() -> None:
 
 
 def test_ports_share_slots_by_functions_and_the_first_says_so() -> None:
-    ports = devices(attachment(GuestSpec(spare_ports=32), hugepages=False), "pcie-root-port")
+    ports = devices(attachment(GuestSpec(spare_ports=32), hugepages=False, no_migration=IMAGE), "pcie-root-port")
     assert [port["addr"] for port in ports][6:10] == ["10.6", "10.7", "11.0", "11.1"]
     assert all(port["multifunction"] == port["addr"].endswith(".0") for port in ports)
 
 
 @pytest.mark.parametrize("hugepages", [True, False])
 def test_memory_is_shared(hugepages: bool) -> None:
-    argv = attachment(GuestSpec(memory=512 * MIB), hugepages=hugepages)
+    argv = attachment(GuestSpec(memory=512 * MIB), hugepages=hugepages, no_migration=IMAGE)
     (memory,) = [json.loads(value) for value in values(argv, "-object")]
     assert memory["share"] is True
     assert memory["size"] == 512 * MIB
@@ -176,12 +214,14 @@ def test_image_formats(tmp_path: Path) -> None:
 
 
 def test_libvirt_gets_shared_memory_and_the_devices() -> None:
-    text = libvirt.domain(GuestSpec(sockets=SOCKETS, firmware="uefi"), name="vm1", hugepages=True, kvm=True)
+    text = libvirt.domain(
+        GuestSpec(sockets=SOCKETS, firmware="uefi"), name="vm1", hugepages=True, kvm=True, no_migration=IMAGE
+    )
     root = ET.fromstring(text)
     access = root.find("memoryBacking/access")
     assert access is not None
     assert access.get("mode") == "shared"
     args = [arg.get("value") for arg in root.iter("{http://libvirt.org/schemas/domain/qemu/1.0}arg")]
-    assert args[0::2] == ["-device", "-device"]
-    assert [json.loads(arg or "")["socket"]["path"] for arg in args[1::2]] == [str(path) for path in SOCKETS]
-    assert len({json.loads(arg or "")["addr"] for arg in args[1::2]}) == 2
+    assert args[0::2] == ["-blockdev", "-device", "-device"]
+    assert [json.loads(arg or "")["socket"]["path"] for arg in args[3::2]] == [str(path) for path in SOCKETS]
+    assert len({json.loads(arg or "")["addr"] for arg in args[3::2]}) == 2

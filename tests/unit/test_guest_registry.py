@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -68,3 +69,39 @@ async def test_what_a_process_said_before_it_ended(tmp_path: Path) -> None:
 async def test_a_program_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(GuestError, match="No such file"):
         QemuProcess.start([str(tmp_path / "none")], tmp_path / "log", (), foreground=False)
+
+
+async def test_a_second_session_says_for_whose_end_it_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        """An agent that has nothing to do."""
+
+        async def __aenter__(self) -> Silent:
+            return self
+
+        async def __aexit__(self, *_: object) -> None: ...
+
+        async def wait_boot(self, *, timeout: float) -> None: ...  # noqa: ASYNC109 (as the real one)
+
+    async def connect(path: Path) -> Silent:
+        return Silent()
+
+    monkeypatch.setattr("nvmuser.guest.registry.Agent.connect", connect)
+    record(tmp_path, "box", os.getpid(), start_time(os.getpid()))
+    registry, waited = Registry(tmp_path), list[int]()
+    waiting = asyncio.Event()
+
+    def on_wait(pid: int) -> None:
+        waited.append(pid)
+        waiting.set()
+
+    async def second() -> None:
+        async with registry.agent("box", on_wait=on_wait):
+            assert ended, "it had its turn while the first one was not over"
+
+    ended = False
+    async with registry.agent("box", on_wait=on_wait):
+        task = asyncio.create_task(second())
+        await waiting.wait()
+        ended = True
+    await task
+    assert waited == [os.getpid()]

@@ -277,10 +277,11 @@ async def _measure(
 async def _existing(state: StateDir, controllers: tuple[str, ...], direct: bool, libvfio: bool) -> Disks:
     from nvmuser.bench.measure.deployment import processes
     from nvmuser.bench.scenarios.demo import Disks
-    from nvmuser.supervisor import daemon
+    from nvmuser.supervisor import daemon, occupancy
 
     if len(set(controllers)) != len(controllers):
         raise UsageError("the same controller is named twice")
+    await occupancy.check_free(state, controllers, direct=direct)
     async with daemon.connected(state) as control:
         found = await processes(control, direct=direct)
     sockets = tuple(state.socket(name, direct=direct) for name in controllers)

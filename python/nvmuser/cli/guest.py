@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shlex
 from pathlib import Path
@@ -11,19 +10,16 @@ from typing import Any
 
 import click
 
-from nvmuser.cli import guest_plug
+from nvmuser.cli import guest_plug, guest_qemu
 from nvmuser.cli.groups import Group
-from nvmuser.cli.guest_options import boot_options, machine_options, make_spec, registry
-from nvmuser.cli.options import json_document, json_option
+from nvmuser.cli.guest_options import boot_options, make_spec, registry
+from nvmuser.cli.options import json_option
 from nvmuser.cli.present import run_until_ended, say
-from nvmuser.errors import UsageError
-from nvmuser.guest import libvirt, machine, qemu, terminal
+from nvmuser.guest import machine, qemu, terminal
 from nvmuser.guest.registry import Record
-from nvmuser.guest.spec import MIB, GuestSpec, use_hugepages
-from nvmuser.hostfs.sockets import answers
+from nvmuser.guest.spec import MIB, GuestSpec
 from nvmuser.paths import StateDir
-from nvmuser.toolchain import accelerator, libvfio
-from nvmuser.toolchain.qemu import BINARY
+from nvmuser.supervisor import occupancy
 
 
 @click.group(cls=Group)
@@ -38,11 +34,14 @@ def guest() -> None:
       nvmuser guest plug box vm2
       nvmuser guest qemu-args vm1
       nvmuser guest qemu-args vm1 --via libvfio
+      nvmuser guest qemu -- -version
     """
 
 
 guest.add_command(guest_plug.plug)
 guest.add_command(guest_plug.unplug)
+guest.add_command(guest_qemu.qemu_args)
+guest.add_command(guest_qemu.qemu)
 
 
 @guest.command(context_settings={"ignore_unknown_options": False})
@@ -55,16 +54,23 @@ def run(state: StateDir, /, command: tuple[str, ...], **options: Any) -> int:
     The exit status is the command's. What is piped in is the command's input. No process is left, however this ends.
     """
     spec = make_spec(state, **options)
-    return run_until_ended(_run_command(registry(state).runtime(f"run-{os.getpid()}"), spec, command))
+    runtime = registry(state).runtime(f"run-{os.getpid()}")
+    return run_until_ended(_run_command(state, runtime, spec, command))
 
 
-async def _run_command(runtime: qemu.Runtime, spec: GuestSpec, command: tuple[str, ...]) -> int:
+async def _run_command(state: StateDir, runtime: qemu.Runtime, spec: GuestSpec, command: tuple[str, ...]) -> int:
+    await _check_free(state, spec)
     async with machine.launch(spec, runtime.directory, wait=bool(command)) as guest:
         if not command:
             await terminal.console(runtime.console)
             return 0
         async with guest.stream(_shell(command)) as process:
             return await terminal.relay(process)
+
+
+async def _check_free(state: StateDir, spec: GuestSpec) -> None:
+    direct = any(path == state.socket(path.parent.name, direct=True) for path in spec.sockets)
+    await occupancy.check_free(state, [path.parent.name for path in spec.sockets], direct=direct)
 
 
 def _shell(command: tuple[str, ...]) -> str:
@@ -88,7 +94,12 @@ def start(state: StateDir, /, name: str, no_wait: bool, as_json: bool, **options
       nvmuser guest start mine --boot-from vm1 --uefi --no-wait
     """
     spec = make_spec(state, **options)
-    record = asyncio.run(registry(state).start(name, spec, wait=not no_wait))
+
+    async def work() -> Record:
+        await _check_free(state, spec)
+        return await registry(state).start(name, spec, wait=not no_wait)
+
+    record = asyncio.run(work())
     if as_json:
         say(_described(state, record))
     else:
@@ -127,19 +138,27 @@ def list_guests(state: StateDir, /, as_json: bool) -> None:
 @click.argument("command", nargs=-1, required=True)
 @click.pass_obj
 def exec_command(state: StateDir, /, name: str, command: tuple[str, ...]) -> int:
-    """Run COMMAND in a guest that was started. One at a time: a second one waits for its turn.
+    """Run COMMAND in a guest that was started. One at a time: a second one says so, and waits for its turn.
 
     The exit status is the command's. What is piped in is its input. A guest with a system of its own needs the agent.
 
     \b
     Examples:
       nvmuser guest exec box nvme list
+      nvmuser guest exec box -- nvme list
       nvmuser guest exec box 'dd of=/dev/nvme0n1 bs=1M' < disk.raw
     """
+    # Options end with the guest's name; those who write `--` after it, as with `run`, do not name a command by it.
+    command = command[command[0] == "--" :]
+    if not command:
+        raise click.UsageError("Missing argument 'COMMAND...'.")
+
+    def waits(pid: int) -> None:
+        click.echo(f"guest {name} runs a command of process {pid}; waiting for its end", err=True)
 
     async def work() -> int:
         async with (
-            registry(state).agent(name) as agent,
+            registry(state).agent(name, on_wait=waits) as agent,
             agent.stream(_shell(command)) as process,
         ):
             return await terminal.relay(process)
@@ -192,42 +211,3 @@ def stop(state: StateDir, /, names: tuple[str, ...], as_json: bool) -> int:
         return 0
 
     return run_until_ended(work())
-
-
-@guest.command("qemu-args")
-@click.argument("controllers", nargs=-1, required=True)
-@machine_options
-@click.option("--libvirt", "as_libvirt", is_flag=True, help="A domain for `virsh define` instead.")
-@json_document("a list of strings")
-@click.pass_obj
-def qemu_args(
-    state: StateDir, /, controllers: tuple[str, ...], as_libvirt: bool, as_json: bool, **options: Any
-) -> None:
-    """Print what a QEMU (10.1 or later, machine q35) that somebody else starts needs for these controllers.
-
-    With --via libvfio: a whole command line, to which more can be added, for any QEMU.
-    """
-    if as_libvirt and as_json:
-        raise UsageError("--libvirt prints XML: not together with --json")
-    spec = make_spec(state, controllers, **options, spare_ports=0)
-    if as_libvirt and spec.libvfio:
-        raise UsageError("--libvirt is for QEMU's own client: not together with --via libvfio")
-    # What is missing is told before anything is printed.
-    command = ["env", libvfio.preload(), BINARY] if spec.libvfio else []
-    hugepages = use_hugepages(spec)
-    for path in spec.sockets:
-        if not (path.exists() and answers(path)):
-            click.echo(f"note: nobody answers at {path} yet: QEMU will not start before the target does", err=True)
-    if as_libvirt:
-        with_kvm = accelerator() == "kvm"
-        click.echo(libvirt.domain(spec, name=controllers[0], hugepages=hugepages, kvm=with_kvm))
-        return
-    arguments = qemu.attachment(spec, hugepages=hugepages, form=qemu.plain if spec.libvfio else json.dumps)
-    if as_json:
-        click.echo(json.dumps([*command, *arguments], indent=2))
-        return
-    lines = [f"{option} {shlex.quote(value)}" for option, value in zip(arguments[::2], arguments[1::2], strict=True)]
-    if command:
-        name, _, value = command[1].partition("=")
-        lines.insert(0, f"{name}={shlex.quote(value)} {BINARY}")
-    click.echo(" \\\n".join(lines))

@@ -26,26 +26,30 @@ _qmp_option = click.option(
 )
 
 
-def _guest(state: StateDir, names: tuple[str, ...], qmp_path: Path | None) -> tuple[Path, tuple[str, ...], bool]:
-    """Of `[GUEST] CONTROLLER…`: the QMP socket, the controllers, and whether it is a guest of ours with libvfio."""
-    with_libvfio = False
+def _guest(state: StateDir, names: tuple[str, ...], qmp_path: Path | None) -> tuple[Path, tuple[str, ...], str | None]:
+    """Of `[GUEST] CONTROLLER…`: the QMP socket, the controllers, and of a guest of ours how it was started."""
+    via = None
     if qmp_path is None:
         name, *rest = names
         names = tuple(rest)
-        with_libvfio = registry(state).get(name).libvfio
+        via = "libvfio" if registry(state).get(name).libvfio else "native"
         qmp_path = registry(state).runtime(name).qmp
     if not names:
         raise UsageError("no controller named: `nvmuser guest plug GUEST CONTROLLER…`, or --qmp PATH CONTROLLER…")
     if len(set(names)) < len(names):
         raise UsageError("the same controller is named twice")
-    return qmp_path, names, with_libvfio
+    return qmp_path, names, via
 
 
 @click.command()
 @click.argument("names", metavar="[GUEST] CONTROLLER...", nargs=-1, required=True)
 @_qmp_option
 @click.option("--direct", is_flag=True, help="Without the endpoint: the guest loses its disks with the target.")
-@click.option("--libvfio", "with_libvfio", is_flag=True, help="The QEMU of --qmp has libvfio.so preloaded.")
+@click.option(
+    "--via",
+    type=click.Choice(["native", "libvfio"]),
+    help="How the QEMU of --qmp reaches controllers: its own client (default), or a preloaded libvfio.so.",
+)
 @click.option("--check", is_flag=True, help="Only say what would be done, and what stands in the way.")
 @json_option
 @click.pass_obj
@@ -55,7 +59,7 @@ def plug(
     names: tuple[str, ...],
     qmp_path: Path | None,
     direct: bool,
-    with_libvfio: bool,
+    via: str | None,
     check: bool,
     as_json: bool,
 ) -> int:
@@ -68,18 +72,20 @@ def plug(
     Examples:
       nvmuser guest plug vm1 data logs
       nvmuser guest plug --qmp /run/vm1/qmp.sock data
+      nvmuser guest plug --qmp /run/vm2/qmp.sock --via libvfio data
       nvmuser guest plug vm1 data --check
     """
-    path, controllers, ours = _guest(state, names, qmp_path)
+    path, controllers, started_via = _guest(state, names, qmp_path)
+    if via and started_via and via != started_via:
+        raise UsageError(f"guest {names[0]} was started with --via {started_via}: leave --via {via} out")
 
     async def work() -> int:
         async with connected(path) as qmp:
             user = path.stat().st_uid  # QEMU has made this socket
-            way = Way(direct=direct, libvfio=ours or with_libvfio, user=user)
-            prepared = await hotplug.prepare(state, qmp, controllers, way)
+            way = Way(direct=direct, libvfio="libvfio" in (via, started_via), user=user)
             if check:
-                return _show_check(prepared, as_json)
-            _show_plugged(await hotplug.execute(state, qmp, prepared), as_json)
+                return _show_check(await hotplug.prepare(state, qmp, controllers, way), as_json)
+            _show_plugged(await hotplug.perform(state, qmp, controllers, way), as_json)
         return 0
 
     return run_until_ended(work())

@@ -6,26 +6,24 @@ can show the volumes of one that finds no free port.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from qemu.qmp import QMPClient
 
-from nvmuser.errors import ConflictError
+from nvmuser.errors import GuestError, StaleError
+from nvmuser.guest import migration
 from nvmuser.guest.plug import Intent, carry_out, intend
 from nvmuser.guest.preflight import Problem
 from nvmuser.guest.qemu import device_id
 from nvmuser.guest.qmp import Facts, look
 from nvmuser.hostfs.device_dirs import Devices
-from nvmuser.hostfs.sockets import answers
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.objects import Controller
 from nvmuser.paths import StateDir
-from nvmuser.rpc import Client
-from nvmuser.supervisor import control
+from nvmuser.supervisor import control, occupancy
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,13 @@ class Hotplug:
     """What is going to be done."""
 
     intent: Intent
+    new: tuple[Controller, ...]
+    """Each gets a device of its own."""
     present: tuple[Controller, ...]
     reuse: tuple[tuple[Controller, Controller], ...]
     """A controller, and the empty one that shows its volumes instead."""
     change: Change
+    way: Way
 
     @property
     def problems(self) -> list[Problem]:
@@ -75,27 +76,49 @@ async def prepare(state: StateDir, qmp: QMPClient, names: Sequence[str], way: Wa
     controllers = [desired.controller(name) for name in names]
     inside = {name for name in names if _device(state, name) in facts.devices}
     missing = [one for one in controllers if one.name not in inside]
-    await _check_free(state, missing, way)
+    await occupancy.check_free(state, [one.name for one in missing], direct=way.direct)
     reuse = _reuse(state, desired, facts, missing, names)
     new = missing[: len(missing) - len(reuse)]
     devices = Devices(state, direct=way.direct)
     intent = intend(
         facts,
+        migration.image_beside([state.socket(one.name, direct=way.direct) for one in controllers]),
         [state.socket(one.name, direct=way.direct) for one in new],
         user=way.user,
-        directories=[devices.provide(one) for one in new] if way.libvfio else None,
+        directories=[devices.choose(one) for one in new] if way.libvfio else None,
     )
-    return Hotplug(intent, tuple(one for one in controllers if one.name in inside), reuse, _moves(desired, reuse, way))
+    present = tuple(one for one in controllers if one.name in inside)
+    return Hotplug(intent, tuple(new), present, reuse, _moves(desired, reuse, way), way)
+
+
+async def perform(state: StateDir, qmp: QMPClient, names: Sequence[str], way: Way) -> list[Plugged]:
+    """Decide and do it; once more when somebody has changed one of the controllers in between.
+
+    :raise NvmuserError: as `prepare` and `execute`.
+    """
+    while True:
+        try:
+            return await execute(state, qmp, await prepare(state, qmp, names, way))
+        except StaleError:
+            continue
 
 
 async def execute(state: StateDir, qmp: QMPClient, hotplug: Hotplug) -> list[Plugged]:
     """Do it; all or nothing, as far as QEMU can take back what it has done.
 
     :raise GuestError: something stands in the way, or QEMU refused.
+    :raise StaleError: one of the controllers has changed since `prepare`; nothing was done.
     """
-    done = await carry_out(qmp, hotplug.intent)
+    hotplug.intent.check()
     if hotplug.reuse:
         await control.submit(state, hotplug.change)
+    try:
+        done = await carry_out(qmp, _provided(state, hotplug))
+    except GuestError:
+        if hotplug.reuse:
+            before, after = hotplug.change.expect, hotplug.change.update
+            await control.submit(state, Change(update=before, expect=after))
+        raise
     names = [path.parent.name for path in hotplug.intent.sockets]
     return [
         *(Plugged(one.name, _device(state, one.name), "present") for one in hotplug.present),
@@ -104,25 +127,12 @@ async def execute(state: StateDir, qmp: QMPClient, hotplug: Hotplug) -> list[Plu
     ]
 
 
-async def _check_free(state: StateDir, controllers: Sequence[Controller], way: Way) -> None:
-    """QEMU would wait for its turn for ever, and its guest would stand still meanwhile."""
-    for one, who in (await _taken(state, controllers, way)).items():
-        raise ConflictError(f"controller {one} serves another guest already{who}")
-
-
-async def _taken(state: StateDir, controllers: Sequence[Controller], way: Way) -> dict[str, str]:
-    """Those that are connected, and to whom."""
-    if way.direct:
-        if not answers(state.rpc_socket):
-            return {}
-        async with await Client.connect(state.rpc_socket) as target:
-            calls = (target.call("nvmf_subsystem_get_controllers", {"nqn": one.nqn}) for one in controllers)
-            connected = await asyncio.gather(*calls)
-        return {one.name: "" for one, found in zip(controllers, connected, strict=True) if found}
-    async with control.supervisor(state) as supervisor:
-        guests = (await supervisor.call("status"))["guests"] if supervisor else []
-    names = {one.name for one in controllers}
-    return {guest["controller"]: f" (process {guest['pid']})" for guest in guests if guest["controller"] in names}
+def _provided(state: StateDir, hotplug: Hotplug) -> Intent:
+    """With libvfio: the directories are there now."""
+    if not hotplug.way.libvfio:
+        return hotplug.intent
+    devices = Devices(state, direct=hotplug.way.direct)
+    return replace(hotplug.intent, directories=tuple(devices.provide(one) for one in hotplug.new))
 
 
 def _reuse(
@@ -143,7 +153,10 @@ def _moves(desired: Desired, reuse: Sequence[tuple[Controller, Controller]], way
     if not way.direct:
         for heir in heirs:
             desired.check_surviving(heir)
-    return Change(update=(*(replace(one, namespaces=()) for one, _ in reuse), *heirs))
+    return Change(
+        update=(*(replace(one, namespaces=()) for one, _ in reuse), *heirs),
+        expect=(*(one for one, _ in reuse), *(empty for _, empty in reuse)),
+    )
 
 
 def _device(state: StateDir, name: str) -> str:

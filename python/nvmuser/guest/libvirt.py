@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
+from nvmuser.guest import migration
 from nvmuser.guest.qemu import controller
 from nvmuser.guest.spec import GuestSpec
 
@@ -19,8 +21,11 @@ _SLOTS_FROM = 0x18
 _EMULATOR = "/usr/bin/qemu-system-x86_64"
 
 
-def domain(spec: GuestSpec, *, name: str, hugepages: bool, kvm: bool) -> str:
-    """A whole domain: what is ours in it, and the least that libvirt wants around that."""
+def domain(spec: GuestSpec, *, name: str, hugepages: bool, kvm: bool, no_migration: Path) -> str:
+    """A whole domain: what is ours in it, and the least that libvirt wants around that.
+
+    :param no_migration: see `nvmuser.guest.qemu.attachment`.
+    """
     ET.register_namespace("qemu", _QEMU)
     root = ET.Element("domain", type="kvm" if kvm else "qemu")
     ET.SubElement(root, "name").text = name
@@ -38,7 +43,7 @@ def domain(spec: GuestSpec, *, name: str, hugepages: bool, kvm: bool) -> str:
     ET.SubElement(features, "acpi")
     ET.SubElement(root, "cpu", mode="host-passthrough" if kvm else "maximum")
     _devices(root)
-    _command_line(root, spec)
+    _command_line(root, spec, no_migration)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode")
 
@@ -50,11 +55,13 @@ def _devices(root: ET.Element) -> None:
     ET.SubElement(console, "target", type="serial")
 
 
-def _command_line(root: ET.Element, spec: GuestSpec) -> None:
+def _command_line(root: ET.Element, spec: GuestSpec, no_migration: Path) -> None:
     line = ET.SubElement(root, f"{{{_QEMU}}}commandline")
+    values = ["-blockdev", json.dumps(migration.blocker(no_migration))] if spec.sockets else []
     for number, socket in enumerate(spec.sockets):
         device = controller(socket, "pcie.0") | {"addr": f"{_SLOTS_FROM - number:x}"}
         if socket == spec.boot_from:
             device["bootindex"] = 1
-        for value in ("-device", json.dumps(device)):
-            ET.SubElement(line, f"{{{_QEMU}}}arg", value=value)
+        values += ["-device", json.dumps(device)]
+    for value in values:
+        ET.SubElement(line, f"{{{_QEMU}}}arg", value=value)

@@ -20,6 +20,7 @@ from qemu.qmp import QMPClient, QMPError
 
 from nvmuser import toolchain as host
 from nvmuser.errors import GuestError, SetupError
+from nvmuser.guest import migration
 from nvmuser.guest.agent import Agent, AgentError, CommandResult, CommandTimeout, Process
 from nvmuser.guest.process import QemuProcess
 from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER, Boot, Runtime, arguments
@@ -208,6 +209,8 @@ def start_qemu(spec: GuestSpec, runtime: Runtime, *, foreground: bool) -> QemuPr
     if boot.uefi_code is not None:
         assert qemu.uefi_vars is not None
         shutil.copyfile(qemu.uefi_vars, runtime.uefi_vars)
+    if spec.sockets and not spec.libvfio:
+        migration.write_image(runtime.no_migration)
     with contextlib.ExitStack() as stack:
         # Listening before QEMU starts: nobody has to wait for its sockets to appear.
         listeners = {

@@ -17,6 +17,7 @@ from typing import Any
 from qemu.qmp import ExecuteError, QMPClient
 
 from nvmuser.errors import GuestError, NotFoundError
+from nvmuser.guest import migration
 from nvmuser.guest.preflight import Problem, preflight
 from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER, controller, device_id
 from nvmuser.guest.qmp import Facts, look
@@ -33,6 +34,8 @@ class Intent:
     """What plugging some controllers comes to in this QEMU; nothing has been done yet."""
 
     facts: Facts
+    image: Path
+    """Of the node that keeps QEMU from migrating."""
     sockets: tuple[Path, ...]
     """Of the controllers that are not in it already."""
     directories: tuple[Path, ...] | None = None
@@ -41,19 +44,39 @@ class Intent:
     """As whom QEMU runs; None: as we do."""
 
     @property
+    def blocks_migration(self) -> bool:
+        """Whether QEMU is to be kept from migrating the guest, which nobody has done yet."""
+        native = self.facts.has_native or (self.directories is None and bool(self.sockets))
+        return native and not self.facts.migration_blocked
+
+    @property
     def problems(self) -> list[Problem]:
         """What stands in the way."""
         driver = DRIVER if self.directories is None else PLAIN_DRIVER
         return preflight(self.facts, self.sockets, user=self.user, driver=driver)
 
+    def check(self) -> None:
+        """:raise GuestError: something stands in the way."""
+        if problems := self.problems:
+            raise GuestError("; ".join(map(str, problems)))
+
 
 def intend(
-    facts: Facts, sockets: Sequence[Path], *, user: int | None = None, directories: Sequence[Path] | None = None
+    facts: Facts,
+    image: Path,
+    sockets: Sequence[Path],
+    *,
+    user: int | None = None,
+    directories: Sequence[Path] | None = None,
 ) -> Intent:
-    """What it takes to have these controllers in a QEMU, some of which may be in it."""
+    """What it takes to have these controllers in a QEMU, some of which may be in it.
+
+    :param image: see `nvmuser.guest.migration`; made if it is needed and not there.
+    """
     missing = [number for number, path in enumerate(sockets) if device_id(path) not in facts.devices]
     return Intent(
         facts,
+        image,
         tuple(sockets[number] for number in missing),
         None if directories is None else tuple(directories[number] for number in missing),
         user,
@@ -68,7 +91,8 @@ async def plug(
     :param directories: into a QEMU with libvfio: the device directory of each.
     :raise GuestError: something stands in the way, and nothing was touched; or QEMU refused, see `carry_out`.
     """
-    return await carry_out(qmp, intend(await look(qmp), sockets, user=user, directories=directories))
+    image = migration.image_beside(sockets)
+    return await carry_out(qmp, intend(await look(qmp), image, sockets, user=user, directories=directories))
 
 
 async def carry_out(qmp: QMPClient, intent: Intent) -> list[str]:
@@ -77,9 +101,10 @@ async def carry_out(qmp: QMPClient, intent: Intent) -> list[str]:
     When QEMU refuses one, those before it are taken out again. A QEMU that would abort on that keeps them, and they are
     named: doing the same again goes on from there.
     """
-    if problems := intent.problems:
-        raise GuestError("; ".join(map(str, problems)))
+    intent.check()
     done: list[str] = []
+    if intent.blocks_migration:
+        await migration.block(qmp, intent.image)
     for number, path in enumerate(intent.sockets):
         directory = None if intent.directories is None else intent.directories[number]
         device = controller(path, intent.facts.free_ports[number], directory)
@@ -95,11 +120,14 @@ async def carry_out(qmp: QMPClient, intent: Intent) -> list[str]:
 
 async def _roll_back(qmp: QMPClient, intent: Intent, done: Sequence[str]) -> list[str]:
     """Take out what was plugged in; returns what has to stay."""
-    if intent.directories is None and aborts_on_unplug(intent.facts):
-        return list(done)
-    results = await asyncio.gather(*(remove(qmp, identity) for identity in done), return_exceptions=True)
-    _raise_unexpected(results)
-    return [identity for identity, result in zip(done, results, strict=True) if result]
+    left = list(done)
+    if intent.directories is not None or not aborts_on_unplug(intent.facts):
+        results = await asyncio.gather(*(remove(qmp, identity) for identity in done), return_exceptions=True)
+        _raise_unexpected(results)
+        left = [identity for identity, result in zip(done, results, strict=True) if result]
+    if intent.blocks_migration and not left and not intent.facts.has_native:
+        await migration.unblock(qmp)
+    return left
 
 
 def aborts_on_unplug(facts: Facts) -> bool:
@@ -126,6 +154,9 @@ async def unplug(qmp: QMPClient, sockets: Sequence[Path]) -> None:
             )
     results = await asyncio.gather(*(remove(qmp, device_id(path)) for path in sockets), return_exceptions=True)
     _raise_unexpected(results)
+    taken = {device_id(path) for path, result in zip(sockets, results, strict=True) if not result}
+    if DRIVER not in (*facts.unnamed, *(kind for name, kind in facts.devices.items() if name not in taken)):
+        await migration.unblock(qmp)
     if failures := [str(result) for result in results if result]:
         raise GuestError("; ".join(failures))
 

@@ -50,7 +50,7 @@ def _driver(facts: Facts, driver: str) -> Iterator[Problem]:
     if driver not in facts.drivers:
         mend = "QEMU 10.1 or later, built with it, is needed; or start this one with libvfio.so preloaded"
         yield Problem(f"QEMU {facts.version_text} has no {driver}", mend)
-    if driver == PLAIN_DRIVER and DRIVER in (*facts.devices.values(), *facts.unnamed):
+    if driver == PLAIN_DRIVER and facts.has_native:
         # QEMU 11.1 ends itself: 'Object … is not an instance of type vfio-iommu-legacy'.
         mend = f"plug without libvfio: {DRIVER} and {PLAIN_DRIVER} do not mix"
         yield Problem(f"this QEMU has {DRIVER} devices", mend)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nvmuser.guest import migration
 from nvmuser.guest.spec import GuestSpec
 
 DRIVER = "vfio-user-pci"
@@ -38,6 +39,11 @@ class Runtime:
         return self.directory / "agent.sock"
 
     @property
+    def agent_lock(self) -> Path:
+        """Held by the process that talks to the agent."""
+        return self.directory / "agent.lock"
+
+    @property
     def console(self) -> Path:
         """The socket of the first serial port."""
         return self.directory / "console.sock"
@@ -55,6 +61,11 @@ class Runtime:
     def qemu_log(self) -> Path:
         """What QEMU itself had to say."""
         return self.directory / "qemu.log"
+
+    @property
+    def no_migration(self) -> Path:
+        """The image of the node that blocks migration."""
+        return self.directory / migration.IMAGE
 
     @property
     def uefi_vars(self) -> Path:
@@ -83,7 +94,7 @@ def arguments(spec: GuestSpec, runtime: Runtime, boot: Boot, listeners: Mapping[
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-accel", "tcg,thread=multi" if boot.accelerator == "tcg" else boot.accelerator),
         *("-cpu", "max" if boot.accelerator == "tcg" else "host", "-smp", str(spec.cpus)),
-        *attachment(spec, hugepages=boot.hugepages),
+        *attachment(spec, hugepages=boot.hugepages, no_migration=runtime.no_migration),
         *_firmware(runtime, boot),
         *_socket("console", listeners["console"], log=runtime.console_log),
         *("-serial", "chardev:console"),
@@ -96,9 +107,16 @@ def arguments(spec: GuestSpec, runtime: Runtime, boot: Boot, listeners: Mapping[
     ]
 
 
-def attachment(spec: GuestSpec, *, hugepages: bool, form: Callable[[Mapping[str, Any]], str] = json.dumps) -> list[str]:
+def attachment(
+    spec: GuestSpec,
+    *,
+    hugepages: bool,
+    no_migration: Path,
+    form: Callable[[Mapping[str, Any]], str] = json.dumps,
+) -> list[str]:
     """The arguments that a guest's memory and controllers need, in any QEMU with a q35 machine.
 
+    :param no_migration: image of the node that blocks migration, where QEMU does not do so itself.
     :param form: how an object or a device is written: JSON, or `plain`; all alike, for QEMU makes first what is not in
         JSON.
     """
@@ -106,6 +124,8 @@ def attachment(spec: GuestSpec, *, hugepages: bool, form: Callable[[Mapping[str,
     if hugepages:
         memory |= {"hugetlb": True, "hugetlbsize": 2 << 20}
     result = ["-machine", "q35,memory-backend=mem", "-m", f"{spec.memory >> 20}M", "-object", form(memory)]
+    if spec.sockets and not spec.libvfio:
+        result += ["-blockdev", json.dumps(migration.blocker(no_migration))]
     for number in range(len(spec.sockets) + spec.spare_ports):
         result += ["-device", form(root_port(number))]
     for number, socket in enumerate(spec.sockets):

@@ -16,6 +16,7 @@ from typing import Any
 from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
 
 from nvmuser.errors import GuestError
+from nvmuser.guest.migration import NODE
 from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER
 
 _CONNECT_DEADLINE = 10.0
@@ -50,6 +51,14 @@ class Facts:
     free_ports: tuple[str, ...] = ()
     """Ids of PCIe root ports with nothing in them, into which something can be plugged."""
 
+    migration_blocked: bool = False
+    """It has the node that keeps it from migrating (`nvmuser.guest.migration`)."""
+
+    @property
+    def has_native(self) -> bool:
+        """Whether a device of QEMU's own vfio-user client is in it."""
+        return DRIVER in (*self.devices.values(), *self.unnamed)
+
     @property
     def version_text(self) -> str:
         return ".".join(map(str, self.version))
@@ -82,13 +91,13 @@ async def connected(path: Path) -> AsyncIterator[QMPClient]:
 
 async def look(qmp: QMPClient) -> Facts:
     """All facts, asked for at once: QEMU may be busy, and each answer takes its turn."""
-    version, drivers, named, unnamed, memory, buses = await asyncio.gather(
+    version, drivers, named, unnamed, memory, (buses, nodes) = await asyncio.gather(
         _dict(qmp, "query-version"),
         _drivers(qmp),
         _children(qmp, "/machine/peripheral"),
         _children(qmp, "/machine/peripheral-anon"),
         _list(qmp, "query-memdev"),
-        _list(qmp, "query-pci"),
+        asyncio.gather(_list(qmp, "query-pci"), _list(qmp, "query-named-block-nodes", {"flat": True})),
     )
     devices = dict(named)
     number = version["qemu"]
@@ -99,6 +108,7 @@ async def look(qmp: QMPClient) -> Facts:
         unnamed=tuple(kind for _, kind in unnamed),
         memory=tuple(await asyncio.gather(*(_backend(qmp, one) for one in memory))),
         free_ports=await _free_ports(qmp, devices, buses),
+        migration_blocked=any(node["node-name"] == NODE for node in nodes),
     )
 
 

@@ -6,11 +6,13 @@ process with the same pid is never taken for it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from nvmuser.hostfs import permissions
 from nvmuser.model.names import check_name
 
 _RECORD = "guest.json"
+_TURN_INTERVAL = 0.1
+"""Seconds between looks at a lock: to wait in a thread for it could not be cancelled."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,12 @@ class Registry:
         return record
 
     @contextlib.asynccontextmanager
-    async def agent(self, name: str, *, deadline: float = BOOT_DEADLINE) -> AsyncIterator[Agent]:
+    async def agent(
+        self, name: str, *, deadline: float = BOOT_DEADLINE, on_wait: Callable[[int], None] = lambda pid: None
+    ) -> AsyncIterator[Agent]:
         """A session with the guest's agent. A port serves one session at a time: a second one waits for its turn.
 
+        :param on_wait: called with the pid of the process whose session it waits for, if it has to.
         :raise GuestError: it does not run, or does not answer.
         """
         runtime, record = self.runtime(name), self.get(name)
@@ -125,7 +132,7 @@ class Registry:
             raise GuestError(
                 f"guest {name!r} does not run any more: see {runtime.qemu_log}, then `nvmuser guest stop {name}`"
             )
-        async with await Agent.connect(runtime.agent) as agent:
+        async with _turn(runtime.agent_lock, on_wait), await Agent.connect(runtime.agent) as agent:
             await agent.wait_boot(timeout=deadline)
             yield agent
 
@@ -142,6 +149,26 @@ class Registry:
                 process.close()
         shutil.rmtree(runtime.directory)
         return graceful
+
+
+@contextlib.asynccontextmanager
+async def _turn(path: Path, on_wait: Callable[[int], None]) -> AsyncIterator[None]:
+    """Hold the lock on an agent's port; the kernel lets go of it when we die."""
+    with path.open("a+", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            on_wait(int(lock.read() or 0))
+            while True:
+                await asyncio.sleep(_TURN_INTERVAL)
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 async def _shut_down(runtime: Runtime, process: QemuProcess) -> bool:

@@ -24,6 +24,10 @@ class Devices:
         self._direct = direct
         self._known = vfio_dir.Devices(state.devices(direct=direct))
 
+    def choose(self, controller: Controller) -> Path:
+        """The directory that `provide` would give; nothing is made."""
+        return self._known.choose(self._state.socket(controller.name, direct=self._direct), first=controller.cntlid)
+
     def provide(self, controller: Controller) -> Path:
         """The directory of a controller, made if it is not there.
 

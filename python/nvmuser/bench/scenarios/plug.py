@@ -91,7 +91,7 @@ async def _round(guest: Guest, state: StateDir, monitor: Path, number: int, resu
 
     async def ours() -> None:
         async with connected(monitor) as qmp:
-            await hotplug.execute(state, qmp, await hotplug.prepare(state, qmp, [f"p{first}"], Way()))
+            await hotplug.perform(state, qmp, [f"p{first}"], Way())
 
     async def bare() -> None:
         port = f"port{second + 1}"  # port0 is taken by the base, and all before by earlier rounds
