@@ -13,6 +13,7 @@ import pytest
 from bare_target import BareTarget
 
 from nvmuser.errors import RpcConnectionError, RpcServerError, UsageError
+from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
 from nvmuser.rpc.client import SPDK_REQUEST_MAX
 
@@ -58,9 +59,11 @@ async def test_the_end_of_the_target_ends_the_calls(spdk_target: BareTarget) -> 
         assert {type(one) for one in results} == {RpcConnectionError}
 
 
-def nvmuser(state: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def nvmuser(state: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-c", "from nvmuser.cli.main import main; main()", "--state-dir", str(state)]
-    return subprocess.run([*argv, *arguments], capture_output=True, text=True, check=False, env=dict(os.environ))
+    return subprocess.run(
+        [*argv, *arguments], capture_output=True, text=True, check=False, env=dict(os.environ), input=stdin
+    )
 
 
 def test_spdks_own_commands(spdk_target: BareTarget, tmp_path: Path) -> None:
@@ -74,8 +77,19 @@ def test_spdks_own_commands(spdk_target: BareTarget, tmp_path: Path) -> None:
     assert again.stderr == "nvmuser: bdev_null_create: File exists (code -17)\n"
 
 
+def test_commands_from_a_pipe_with_options_of_their_own(spdk_target: BareTarget, tmp_path: Path) -> None:
+    """`-s` of a command is a serial number there, not a socket."""
+    state = StateDir(tmp_path / "st")
+    state.run.mkdir(parents=True)
+    state.rpc_socket.symlink_to(spdk_target.rpc_socket)
+    commands = "nvmf_create_subsystem nqn.2026-11.org.example:a -a -s SER1\n# and\nnvmf_get_subsystems\n"
+    ended = nvmuser(state.root, "rpc", stdin=commands)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert [one["serial_number"] for one in json.loads(ended.stdout) if one["nqn"].endswith(":a")] == ["SER1"]
+
+
 def test_help_and_mistakes(tmp_path: Path) -> None:
-    listed = nvmuser(tmp_path, "rpc")
+    listed = nvmuser(tmp_path, "rpc", "--help")
     assert listed.returncode == 0
     assert "bdev_aio_create" in listed.stdout
     helped = nvmuser(tmp_path, "rpc", "bdev_aio_create", "--help")

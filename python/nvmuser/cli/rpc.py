@@ -1,54 +1,116 @@
-"""`nvmuser rpc`: every command of SPDK's own command line, with its own arguments and help, over our client.
+"""`nvmuser rpc`: SPDK's own command line, as its `rpc.py` is, on the target of this state directory.
 
-The commands are those of PyPI's `spdk`, the same release as the target. What is made with them is foreign to
-the control plane: reported, never touched.
+The commands are those of PyPI's `spdk`, the same release as the target. What is made with them is foreign to the
+control plane: reported, never touched. Owns how words become commands; `spdk_commands` runs them.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import contextlib
 import difflib
+import importlib
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterable
-from pathlib import Path
+import types
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import click
+import spdk.cli
 from spdk import spdk_rpc
 from spdk.rpc.client import JSONRPCDryRunClient
-from spdk.rpc.helpers import check_called_name
+from spdk.rpc.cmd_parser import print_null
 
-from nvmuser.errors import RpcConnectionError, UsageError
+from nvmuser.cli.spdk_commands import Connection, call
+from nvmuser.errors import NvmuserError, UsageError
 from nvmuser.paths import StateDir
-from nvmuser.rpc import Client
 
-_TIMEOUT_S = 60.0
+_SEE = "see `nvmuser rpc --help` or `nvmuser rpc COMMAND --help`"
+_HOOK = "spdk_rpc_plugin_initialize"
 
 
-class _Blocking:
-    """What SPDK's commands expect of a client: a method for each method, or `call`."""
+@click.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def rpc(state: StateDir, arguments: tuple[str, ...]) -> int:
+    """SPDK's own commands, on the target of this state directory.
 
-    def __init__(self, runner: asyncio.Runner, client: Client, timeout: float) -> None:
-        self._runner = runner
-        self._client = client
-        self._timeout = timeout
+    As rpc.py: options for the connection stand before the command, commands are read from stdin when there is none.
 
-    def call(self, method: str, params: dict[str, Any] | None = None) -> Any:
-        try:
-            return self._runner.run(self._client.call(method, params, timeout=self._timeout))
-        except RpcConnectionError:
-            if method == "spdk_kill_instance":  # it does not answer, it ends
-                return {}
-            raise
+    \b
+    Examples:
+      nvmuser rpc bdev_get_bdevs -b disk
+      nvmuser rpc -t 5 framework_get_reactors
+      nvmuser rpc < commands.txt
+    """
+    words = list(arguments)
+    spdk_rpc.replace_arg_underscores(words)
+    options = _options().parse_known_args(words)[0]
+    parser = _parser(options.rpc_plugin)
+    args = parser.parse_args(words)
+    if options.go_client:
+        raise UsageError("--go-client is not offered: SPDK's client in Go is not part of nvmuser")
+    if options.is_server:
+        return _serve(parser, state)
+    if not hasattr(args, "func") and sys.stdin.isatty():
+        parser.print_help()
+        return 1
+    if options.dry_run:
+        _print_no_results()
+        return _run(parser, args, JSONRPCDryRunClient())
+    with _connection(options, state).opened() as client:
+        return _run(parser, args, client)
 
-    def __getattr__(self, method: str) -> Any:
-        return lambda **params: self.call(method, {k: v for k, v in params.items() if v is not None})
+
+def _options() -> argparse.ArgumentParser:
+    """The options before the command alone; several commands have options of the same name, such as -s and -t."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.error = _refuse  # type: ignore[method-assign]
+    parser.add_argument("-s", dest="server_addr")
+    parser.add_argument("-p", dest="port", type=int)
+    parser.add_argument("-t", dest="timeout", type=float)
+    parser.add_argument("-r", dest="conn_retries", type=int, default=0)
+    parser.add_argument("-v", dest="verbose", action="store_const", const="INFO", default="ERROR")
+    parser.add_argument("--verbose", dest="verbose")
+    parser.add_argument("--plugin", dest="rpc_plugin")
+    for flag, name in (("--dry-run", "dry_run"), ("--go-client", "go_client"), ("--server", "is_server")):
+        parser.add_argument(flag, dest=name, action="store_true")
+    parser.add_argument("command", nargs="?")
+    parser.add_argument("rest", nargs=argparse.REMAINDER)
+    return parser
+
+
+def _parser(plugin: str | None) -> argparse.ArgumentParser:
+    parser, commands = spdk_rpc.create_parser()
+    if plugin:
+        _load(plugin, commands)
+    parser.prog, parser.usage = "nvmuser rpc", "%(prog)s [options] COMMAND [arguments]"
+    parser.error = _refuse_choice(commands.choices)
+    for name, command in commands.choices.items():
+        command.prog = f"nvmuser rpc {name}"
+        command.error = _refuse
+    assert isinstance(parser, argparse.ArgumentParser)
+    return parser
+
+
+def _load(plugin: str, commands: Any) -> None:
+    """Let a module add its commands."""
+    try:
+        module = importlib.import_module(plugin)
+    except ImportError as error:
+        raise UsageError(f"--plugin {plugin}: {error}; modules are looked for in PYTHONPATH") from error
+    if not hasattr(module, _HOOK):
+        raise UsageError(f"--plugin {plugin}: the module has no function {_HOOK}")
+    getattr(module, _HOOK)(commands)
 
 
 def _refuse(message: str) -> NoReturn:
-    raise UsageError(f"{message}; see `nvmuser rpc --help` or `nvmuser rpc COMMAND --help`")
+    raise UsageError(f"{message}; {_SEE}")
 
 
 def _refuse_choice(names: Iterable[str]) -> Callable[[str], NoReturn]:
@@ -61,55 +123,66 @@ def _refuse_choice(names: Iterable[str]) -> Callable[[str], NoReturn]:
     return refuse
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser, commands = spdk_rpc.create_parser()
-    parser.prog, parser.usage = "nvmuser rpc", "%(prog)s [options] COMMAND [arguments]"
-    parser.error = _refuse_choice(commands.choices)
-    for name, command in commands.choices.items():
-        command.prog = f"nvmuser rpc {name}"
-        command.error = _refuse
-    assert isinstance(parser, argparse.ArgumentParser)
-    return parser
+def _connection(options: argparse.Namespace, state: StateDir) -> Connection:
+    address = options.server_addr or str(state.rpc_socket)
+    return Connection(
+        address, options.port, options.timeout, options.conn_retries, verbose=options.verbose.upper() != "ERROR"
+    )
 
 
-@click.command(
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@click.pass_obj
-def rpc(state: StateDir, arguments: tuple[str, ...]) -> None:
-    """SPDK's own commands, on the target of this state directory."""
-    parser = _parser()
-    words = list(arguments)
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace, client: Any) -> int:
+    """One command, or those on stdin. Returns the exit status."""
+    if hasattr(args, "func"):
+        call(args, client)
+        return 0
+    for number, line in enumerate(sys.stdin, 1):
+        with _naming_line(number):
+            if (words := _words(line)) and not words[0].startswith("#"):
+                call(parser.parse_args(words), client)
+                sys.stdout.flush()
+    return 0
+
+
+def _serve(parser: argparse.ArgumentParser, state: StateDir) -> int:
+    """Run each line of stdin as a whole command line, and print a line with its status, for a shell's coprocess."""
+    for line in sys.stdin:
+        try:
+            words = _words(line)
+            connection = _connection(_options().parse_known_args(words)[0], state)
+            with connection.opened() as client:
+                call(parser.parse_args(words), client)
+            status = 0
+        except NvmuserError as error:
+            click.echo(f"nvmuser: {error}", err=True)
+            status = 1
+        except SystemExit as end:  # of `COMMAND --help`
+            status = 1 if end.code else 0
+        click.echo(f"**STATUS={status}")
+        sys.stdout.flush()
+    return 0
+
+
+def _words(line: str) -> list[str]:
+    try:
+        words = shlex.split(line)
+    except ValueError as error:
+        raise UsageError(f"{line.strip()}: {error}") from error
     spdk_rpc.replace_arg_underscores(words)
-    if not words:
-        parser.print_help()
-        return
-    args = parser.parse_args(words)
-    if args.go_client or args.is_server:
-        raise UsageError("--go-client and --server are not offered; use SPDK's own spdk-rpc for them")
-    if not hasattr(args, "func"):
-        _refuse("no command given")
-    if args.dry_run:
-        args.client = JSONRPCDryRunClient()
-        args.func(args)
-        return
-    given = any(word.startswith("-s") for word in words)
-    socket = Path(args.server_addr) if given else state.rpc_socket
-    _call(args, socket, args.timeout or _TIMEOUT_S)
+    return words
 
 
-def _call(args: argparse.Namespace, socket: Path, timeout: float) -> None:
-    with asyncio.Runner() as runner:
-        try:
-            client = runner.run(Client.connect(socket, timeout=timeout))
-        except RpcConnectionError as error:
-            raise RpcConnectionError(f"{error}; is the target running? see `nvmuser target start`") from error
-        try:
-            args.client = _Blocking(runner, client, timeout)
-            args.func(args)
-            check_called_name(args.called_rpc_name)
-            sys.stdout.flush()
-        finally:
-            runner.run(client.aclose())
+@contextlib.contextmanager
+def _naming_line(number: int) -> Iterator[None]:
+    try:
+        yield
+    except NvmuserError as error:
+        error.args = (f"line {number}: {error}",)
+        raise
+
+
+def _print_no_results() -> None:
+    """SPDK's commands print what they get, and a dry run gets nothing."""
+    for module in vars(spdk.cli).values():
+        if isinstance(module, types.ModuleType) and module.__name__.startswith("spdk.cli."):
+            for name in ("print_dict", "print_json", "print_array"):
+                setattr(module, name, print_null)
