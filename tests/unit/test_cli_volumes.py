@@ -91,3 +91,96 @@ def test_options_of_another_backend_are_refused_by_name(run: Run) -> None:
         status, out, err = run("volume", "create", "a", *options)
         assert (status, out) == (2, "")
         assert words in err
+
+
+def test_a_file_that_was_made_goes_with_its_volume_unless_it_is_kept(run: Run, tmp_path: Path) -> None:
+    given, there = tmp_path / "new.img", tmp_path / "old.img"
+    there.write_bytes(bytes(1 << 20))
+    ok(run("volume", "create", "new", "--path", str(given), "--size", "1M"))
+    ok(run("volume", "create", "old", "--path", str(there)))
+    ok(run("volume", "create", "ours", "--size", "1M"))
+    ok(run("volume", "delete", "old"))
+    assert there.stat().st_size == 1 << 20
+    status, _, err = run("volume", "delete", "new")
+    assert (status, given.exists()) == (2, True)
+    assert "deletes its data" in err
+    assert first(ok(run("volume", "delete", "new", "--keep-file"))) == f"volume new deleted; its file stays: {given}"
+    assert given.stat().st_size == 1 << 20
+    ok(run("volume", "create", "new", "--path", str(given)))  # as it is
+    ok(run("volume", "delete", "ours", "--yes"))
+    assert not list((tmp_path / "st/volumes").iterdir())
+    assert json.loads(ok(run("export", "--json")))["volumes"][0]["path"] == str(given)
+
+
+def test_export_writes_every_path_that_is_not_the_default(run: Run, tmp_path: Path) -> None:
+    given = tmp_path / "mine.img"
+    ok(run("volume", "create", "mine", "--path", str(given), "--size", "1M"))
+    ok(run("volume", "create", "ours", "--size", "1M"))
+    document = {one["name"]: one for one in json.loads(ok(run("export", "--json")))["volumes"]}
+    assert document["mine"]["path"] == str(given)
+    assert "path" not in document["ours"]
+
+
+@pytest.mark.usefixtures("pool")
+def test_what_has_no_file_keeps_none(run: Run) -> None:
+    ok(run("volume", "create", "l", "--backend", "lvol", "--pool", "p", "--size", "1M"))
+    status, _, err = run("volume", "delete", "l", "--keep-file", "--yes")
+    assert (status, err) == (2, "nvmuser: volume l: it has no file that could be kept\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("volumes: [{name: a, size: 1X}]", "spec.yaml:1: volumes[0].size: size '1X'"),
+        ("controllers: [{name: c, namespaces: [none]}]", "controllers[0]: controller c: there is no volume none"),
+        ("volumes: [{name: l, backend: lvol, size: 1M, pool: none}]", "volumes[0]: volume l: there is no pool none"),
+        ("snapshots: [{name: s, of: none, pool: p}]", "snapshots[0]: volume s: there is no "),
+        ("volumes: [{name: a, size: 1M, pool: p}]", "volumes[0]: volume a: pool is for lvol"),
+        ("volumes: [{name: a, size: 9000T}]", "volumes[0]: volume a: 9000T is more than the"),
+        ("controllers: [{name: c, group: nosuchgroup}]", "there is no group nosuchgroup"),
+        ("target: {cores: [100000]}", "target: core 100000 may not be used here"),
+    ],
+)
+def test_diff_refuses_what_apply_refuses(run: Run, tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    (tmp_path / "st").mkdir()
+    diff = run("diff", "-f", str(path))
+    assert (diff[0], diff[1]) == (2, "")
+    assert words in diff[2]
+    applied = run("apply", "-f", str(path))
+    assert (applied[0] in (1, 2), applied[1], applied[2]) == (True, "", diff[2])
+    assert not (tmp_path / "st/volumes").exists()
+
+
+def test_diff_says_with_its_status_what_apply_would_do(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text("volumes: [{name: a, size: 1M}]\n")
+    assert run("diff", "-f", str(path))[0] == 1
+    assert not (tmp_path / "st").exists()
+    ok(run("apply", "-f", str(path)))
+    assert run("diff", "-f", str(path))[0] == 0
+    assert run("diff", "-f", str(tmp_path / "none"))[0] == 2
+    status, out, _ = run("diff", "-f", str(tmp_path / "none"), "--json")
+    assert (status, json.loads(out)["error"]["exit_status"]) == (2, 2)
+
+
+@pytest.mark.usefixtures("pool")
+def test_what_can_be_judged_without_a_target_is(run: Run) -> None:
+    ok(run("volume", "create", "l", "--backend", "lvol", "--pool", "p", "--size", "2M"))
+    for arguments, words in (
+        (("clone", "x", "l"), "volume l is no snapshot, and only snapshots have clones"),
+        (("snapshot", "x", "disk"), "volume disk is in no pool, and only volumes in a pool have snapshots"),
+        (("inflate", "l"), "volume l: it is no clone, so that there is nothing to inflate"),
+        (("grow", "l", "512K"), "cannot shrink from 2M to 1M"),
+    ):
+        status, out, err = run("volume", *arguments)
+        assert (status in (1, 2), out) == (True, "")
+        assert words in err
+    ok(run("volume", "snapshot", "s", "l"))
+    ok(run("volume", "clone", "c", "s"))
+    assert first(ok(run("volume", "inflate", "c"))) == "volume c is to be independent of its snapshot"
+    assert json.loads(ok(run("volume", "show", "c", "--json")))["size"] == 2 << 20
+    for key in ("c", "s", "l"):
+        ok(run("volume", "delete", key, "--yes"))
+    ok(run("volume", "create", "l", "--backend", "lvol", "--pool", "p", "--size", "1M"))

@@ -55,7 +55,9 @@ class ModelRpc:
     def _do(self, method: str, params: Mapping[str, Any]) -> None:
         self.trap(f"before {method}")
         if method == "bdev_aio_create":
-            self.spdk.file_sizes[params["filename"]] = Path(params["filename"]).stat().st_size
+            self.spdk.file_sizes[params["filename"]] = 0
+        for path in self.spdk.file_sizes:
+            self.spdk.file_sizes[path] = Path(path).stat().st_size if Path(path).exists() else 0
         try:
             self.spdk.call(method, params)
         except Refused as error:
@@ -243,6 +245,36 @@ async def test_what_a_disk_keeps_is_deleted_by_a_target_only(state: StateDir, rp
         engine.rpc = cast(Client, rpc)
         await engine.reconcile()
         assert_whole(state, rpc, {"volume/a", "volume/disk"})
+
+
+async def test_what_no_target_has_made_is_gone_at_once(state: StateDir) -> None:
+    with contextlib.closing(engine_on(state, None)) as engine:
+        for _ in range(2):
+            await engine.change(Change(create=OBJECTS))
+            await engine.change(GONE)
+            assert engine._store.load().entries == {}
+
+
+async def test_what_a_target_may_have_made_is_not_gone_without_one(state: StateDir, rpc: ModelRpc) -> None:
+    """Killed between SPDK's making it and the record of that: its name is free only when a target has looked."""
+    with contextlib.closing(engine_on(state, rpc)) as engine:
+        await engine.change(Change(create=OBJECTS[:3]))
+
+        def kill(effect: str) -> None:
+            if effect == "after bdev_lvol_create":
+                raise Killed
+
+        rpc.trap = kill
+        with pytest.raises(Killed):
+            await engine.change(Change(create=(OBJECTS[3],)))
+    rpc.trap = lambda effect: None
+    with contextlib.closing(engine_on(state, None)) as engine:
+        assert not engine._store.load().entries["volume/l"].provisioned
+        await engine.change(Change(delete=("volume/l",), wipe=True))
+        assert engine._store.load().entries["volume/l"].deleting
+        engine.rpc = cast(Client, rpc)
+        await engine.reconcile()
+        assert_whole(state, rpc, {"volume/a", "volume/disk", "pool/p"})
 
 
 async def test_a_full_disk(state: StateDir, rpc: ModelRpc, monkeypatch: pytest.MonkeyPatch) -> None:

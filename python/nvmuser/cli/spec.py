@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
+from nvmuser.cli import failure
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import run, say
 from nvmuser.errors import NvmuserError, UsageError
@@ -21,6 +23,7 @@ from nvmuser.model.desired import Desired
 from nvmuser.model.objects import Volume
 from nvmuser.model.sizes import format_size
 from nvmuser.paths import StateDir
+from nvmuser.reconcile.declare import declared
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc import Client
@@ -66,20 +69,39 @@ def apply(state: StateDir, path: str, prune: bool, yes: bool, dry_run: bool, as_
 @json_option
 @click.pass_obj
 def diff(state: StateDir, path: str, prune: bool, as_json: bool) -> None:
-    """What `apply` would change. Exit status 2 when it would change something.
+    """What `apply` would change, checked as `apply` does. Nothing is changed.
+
+    Exit status: 0 when nothing would change, 1 when something would, 2 when the file cannot be applied.
 
     \b
     nvmuser diff -f spec.yaml --prune
     """
-    desired = control.load(state)
-    change = specs.difference(desired, _read(path), prune=prune, wipe=True)
+    with _trouble_is_2():
+        desired, spec = control.load(state), _read(path)
+        change = specs.difference(desired, spec, prune=prune, wipe=True)
+        try:
+            declared(desired, change, state)
+        except NvmuserError as error:
+            raise spec.explain(error) from error
     if as_json:
         say(change.to_json())
     else:
         for line in _lines(change, desired):
             click.echo(line)
     if change.keys:
-        sys.exit(2)
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def _trouble_is_2() -> Iterator[None]:
+    """The statuses of diff(1), of which 1 is no failure."""
+    try:
+        yield
+    except (NvmuserError, OSError) as error:
+        described = failure.Failure.of(error)
+        trouble = NvmuserError(described.message)
+        trouble.kind, trouble.exit_status = described.kind, 2
+        raise trouble from error
 
 
 @click.command()
@@ -87,7 +109,7 @@ def diff(state: StateDir, path: str, prune: bool, as_json: bool) -> None:
 @click.pass_obj
 def export(state: StateDir, as_json: bool) -> None:
     """Print the specification of what is wanted now, identities included."""
-    document = specs.export(control.load(state))
+    document = specs.export(control.load(state), str(state.volumes))
     if as_json:
         say(document)
     else:

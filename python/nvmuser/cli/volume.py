@@ -43,7 +43,7 @@ def volume() -> None:
     show_default=True,
     help="; ".join(f"{one.name}: {one.summary}" for one in BACKENDS.values()) + ".",
 )
-@click.option("--path", default="", help="file: use this. An existing one is used as it is. Default: made for you.")
+@click.option("--path", default="", help="file: use this, or make it. Default: made for you.")
 @click.option("--block-size", type=click.Choice(["512", "4096"]), default="512", show_default=True)
 @click.option("--volatile", is_flag=True, help="Accept that the data is lost when the target exits.")
 @click.option("--pool", default="", help="lvol: the pool.")
@@ -112,12 +112,23 @@ def show(state: StateDir, name: str, as_json: bool) -> None:
 @volume.command()
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Its data may be deleted too.")
+@click.option("--keep-file", is_flag=True, help="Its file stays, also one that nvmuser made.")
 @json_option
 @click.pass_obj
-def delete(state: StateDir, name: str, yes: bool, as_json: bool) -> None:
-    """Take a volume away. A file that was given by --path stays."""
-    outcome = run(control.submit(state, Change(delete=(f"volume/{name}",), wipe=yes)))
-    say_object(outcome, as_json, f"volume {name} deleted")
+def delete(state: StateDir, name: str, yes: bool, keep_file: bool, as_json: bool) -> None:
+    """Take a volume away.
+
+    A file that nvmuser made goes with it, wherever it is, but with --keep-file. A file or block device that was there
+    before the volume stays as it is.
+
+    \b
+    nvmuser volume delete scratch --yes
+    nvmuser volume delete data --keep-file
+    """
+    change = Change(delete=(f"volume/{name}",), wipe=yes, keep_files=keep_file)
+    path = _in(control.load(state), name).path if keep_file else ""
+    outcome = run(control.submit(state, change))
+    say_object(outcome, as_json, f"volume {name} deleted" + (f"; its file stays: {path}" if path else ""))
 
 
 @volume.command()
@@ -162,7 +173,7 @@ def limit(state: StateDir, /, name: str, as_json: bool, **limits: int) -> None:
 @click.pass_obj
 def snapshot(state: StateDir, name: str, source: str, as_json: bool) -> None:
     """NAME is how SOURCE, a volume in a pool, is now; read only."""
-    of = _in(control.load(state), source)
+    of = _source(control.load(state), source)
     one = Volume(name, "lvol", pool=of.pool, block_size=of.block_size, snapshot_of=source, volatile=of.volatile)
     outcome = run(control.submit(state, Change(create=(one,))))
     say_object(outcome, as_json, f"snapshot {name} of {source} created")
@@ -175,7 +186,7 @@ def snapshot(state: StateDir, name: str, source: str, as_json: bool) -> None:
 @click.pass_obj
 def clone(state: StateDir, name: str, source: str, as_json: bool) -> None:
     """NAME begins as the snapshot SOURCE is, and shares its space until it is written."""
-    of = _in(control.load(state), source)
+    of = _source(control.load(state), source)
     one = Volume(name, "lvol", pool=of.pool, block_size=of.block_size, clone_of=source, volatile=of.volatile)
     outcome = run(control.submit(state, Change(create=(one,))))
     say_object(outcome, as_json, f"clone {name} of {source} created")
@@ -188,7 +199,17 @@ def clone(state: StateDir, name: str, source: str, as_json: bool) -> None:
 def inflate(state: StateDir, name: str, as_json: bool) -> None:
     """Make a clone independent of its snapshot."""
     outcome = run(control.alter(state, lambda desired: replace(_in(desired, name), inflated=True)))
-    say_object(outcome, as_json, f"volume {name} is independent now")
+    say_object(
+        outcome, as_json, f"volume {name} is {'to be' if outcome.pending else 'now'} independent of its snapshot"
+    )
+
+
+def _source(desired: Desired, name: str) -> Volume:
+    """What is to have a snapshot or a clone."""
+    volume = _in(desired, name)
+    if not volume.pool:
+        raise UsageError(f"volume {name} is in no pool, and only volumes in a pool have snapshots and clones")
+    return volume
 
 
 def _rounding(outcome: Outcome, asked: int) -> str:

@@ -153,6 +153,21 @@ def check_or_grow(volume: Volume) -> None:
         raise SetupError(f"{volume.path}: {error.strerror}") from error
 
 
+def shrink_back(volume: Volume) -> None:
+    """Give a file of ours its size again after a growth that came to nothing. For its caller to know that nobody has
+    seen more of it.
+
+    :raise SetupError: it could not be done.
+    """
+    if not volume.owned:
+        return
+    try:
+        if os.stat(volume.path).st_size > volume.size:
+            os.truncate(volume.path, volume.size)
+    except OSError as error:
+        raise SetupError(f"{volume.path}: {error.strerror}") from error
+
+
 def remove(volume: Volume) -> None:
     """Remove the backing file if we made it."""
     if volume.backend == "file" and volume.owned:

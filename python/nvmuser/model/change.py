@@ -31,6 +31,8 @@ class Change:
     """Data may be deleted along with what is deleted."""
     expect: tuple[AnyObject, ...] = ()
     """As they were when this was thought out. When one is not so any more, nothing is done."""
+    keep_files: bool = False
+    """Files of volumes that are deleted stay, also those that we made."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -38,19 +40,21 @@ class Change:
             "update": [one.to_json() for one in self.update],
             "delete": list(self.delete),
             "wipe": self.wipe,
+            "keep_files": self.keep_files,
             "expect": [one.to_json() for one in self.expect],
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """:raise UsageError: it is not a change."""
-        if unknown := set(data) - {"create", "update", "delete", "wipe", "expect"}:
+        if unknown := set(data) - {"create", "update", "delete", "wipe", "keep_files", "expect"}:
             raise UsageError(f"change: unknown field {unknown.pop()!r}")
         return cls(
             create=tuple(map(object_from_json, data.get("create", ()))),
             update=tuple(map(object_from_json, data.get("update", ()))),
             delete=tuple(map(str, data.get("delete", ()))),
             wipe=bool(data.get("wipe", False)),
+            keep_files=bool(data.get("keep_files", False)),
             expect=tuple(map(object_from_json, data.get("expect", ()))),
         )
 
@@ -70,15 +74,20 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
             raise StaleError(f"{_words(one.key)}: somebody else has just changed it; look again")
     entries = dict(desired.entries)
     for key in change.delete:
-        entry = replace(desired.entries[key], deleting=True) if desired.get(key) else desired.entries[key]
+        going = _going(desired.get(key), change)
+        entry = replace(desired.entries[key], object=going, deleting=True)
         _check_data_loss(entry, change.wipe)
         entries[key] = entry
     cntlids = {entry.object.cntlid for entry in entries.values() if isinstance(entry.object, Controller)}
     find = _finder(entries)
     for one in _bottom_up(change.create):
         if present := entries.get(one.key):
-            way_out = "its deletion is not finished yet; try again" if present.deleting else "choose another name"
-            raise ConflictError(f"{_words(one.key)}: exists already; {way_out}")
+            if present.deleting:
+                raise ConflictError(
+                    f"{_words(one.key)}: its deletion is not finished yet, which needs a target: "
+                    "`nvmuser target start`, or see what is in its way with `nvmuser status`"
+                )
+            raise ConflictError(f"{_words(one.key)}: exists already; choose another name")
         entries[one.key] = Entry(_identified(one, cntlids, prepare, find))
     for one in change.update:
         before = desired.get(one.key)
@@ -110,6 +119,18 @@ def _bottom_up(objects: Sequence[AnyObject]) -> Iterator[AnyObject]:
 
     for one in objects:
         yield from visit(one)
+
+
+def _going(one: AnyObject, change: Change) -> AnyObject:
+    """What is being deleted; without its file, if that stays.
+
+    :raise UsageError: a file is to stay of what has none.
+    """
+    if not change.keep_files:
+        return one
+    if not isinstance(one, Volume) or one.backend != "file":
+        raise UsageError(f"{_words(one.key)}: it has no file that could be kept")
+    return replace(one, owned=False)
 
 
 def _check_data_loss(entry: Entry, wipe: bool) -> None:

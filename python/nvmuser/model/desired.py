@@ -24,6 +24,8 @@ class Entry:
     place."""
     deleting: bool = False
     """A tombstone: still to be taken away from SPDK."""
+    asked: bool = False
+    """A target was asked to make what holds its data, so that it may be there although nobody could record it."""
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class Volume(Object):
         backend = BACKENDS[self.backend]
         needs_size = backend.sized and not (self.path or self.snapshot_of or self.clone_of)
         if needs_size and not self.size:
-            raise refuse(f"a {self.backend} volume needs a size above 0, such as --size 1G")
+            raise refuse(f"{backend.article} {self.backend} volume needs a size above 0, such as --size 1G")
         if backend.volatile and not self.volatile:
             raise refuse(f"the data of a {self.backend} volume dies with the target; pass --volatile to accept that")
         if backend.lacks(self):

@@ -217,14 +217,17 @@ def _merged(present: AnyObject, one: AnyObject, find: extent.Find) -> AnyObject:
     return merged
 
 
-def export(desired: Desired) -> dict[str, Any]:
-    """The document that declares what is wanted now, identities included: applying it changes nothing."""
+def export(desired: Desired, volumes: str = "") -> dict[str, Any]:
+    """The document that declares what is wanted now, identities included: applying it changes nothing.
+
+    :param volumes: the directory of files that nobody has given a path; they are made wherever it is applied.
+    """
     document: dict[str, Any] = {"version": 1}
     if settings := desired.entries.get(TargetSettings().key):
-        document[ONE] = _written(settings.object)
+        document[ONE] = _written(settings.object, volumes)
     for section, kind in SECTIONS.items():
         found = [
-            _written(one)
+            _written(one, volumes)
             for one in desired.wanted()
             if one.kind == kind and (section == "snapshots") == (isinstance(one, Volume) and bool(one.snapshot_of))
         ]
@@ -233,13 +236,13 @@ def export(desired: Desired) -> dict[str, Any]:
     return document
 
 
-def _written(one: AnyObject) -> dict[str, Any]:
+def _written(one: AnyObject, volumes: str) -> dict[str, Any]:
     data = {key: value for key, value in one.to_json().items() if key not in ("kind", *NOT_FOR_PEOPLE)}
     for field in SIZES:
         if field in data:
             data[field] = format_size(data[field])
     if isinstance(one, Volume):
-        if one.owned:  # ours: it is made where the state directory is
+        if one.owned and one.path == f"{volumes}/{one.name}":
             del data["path"]
         if one.snapshot_of:
             data["of"] = data.pop("snapshot_of")

@@ -8,10 +8,10 @@ a time: the supervisor's, while it lives. It owns no process, and the connection
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
-import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,6 @@ from nvmuser.errors import (
     RpcTimeoutError,
     TargetError,
     TargetNotRunning,
-    UsageError,
 )
 from nvmuser.hostfs import access, files, listeners, locks
 from nvmuser.hostfs.device_dirs import Devices
@@ -31,13 +30,16 @@ from nvmuser.hostfs.sockets import answers
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.objects import Controller, TargetSettings, Volume
+from nvmuser.model.sizes import format_size
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual, look
+from nvmuser.reconcile.declare import check_cores, declared
 from nvmuser.reconcile.execute import Gate, Result, execute
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.plan import Call, Plan, Problem, plan
 from nvmuser.reconcile.status import Status, status_of
+from nvmuser.reconcile.undo import take_back_growth
 from nvmuser.rpc import methods
 from nvmuser.rpc.client import Client
 from nvmuser.store import Store
@@ -77,7 +79,7 @@ class Engine:
 
         :raise ConflictError: a volume in use does not go with it. :raise UsageError: a core is not ours.
         """
-        _check_cores(settings)
+        check_cores(settings)
         with self._store.transaction():
             before = self._store.load()
             known = settings.key in before.entries
@@ -127,32 +129,26 @@ class Engine:
         """
         with self._store.transaction():
             before = self._store.load()
-            after = next_desired(before, change, lambda volume: files.prepare(volume, self._state))
-            for one in (*change.create, *change.update):
-                if isinstance(one, Controller):
-                    access.group_of(one)
-                elif isinstance(one, TargetSettings):
-                    _check_cores(one)
-            new = [one.name for one in change.create if isinstance(one, Controller)]
-            listeners.check_paths(self._state, max(new, key=len, default=""))
+            after = declared(before, change, self._state)
             self._store.put(after.entries[key] for key in change.keys)
         try:
-            outcome = await self.reconcile()
+            outcome = await self.reconcile(change.keys)
         except (RpcConnectionError, RpcTimeoutError) as error:
             log.warning("the target does not answer: %s", error)
             outcome = Outcome(pending=True)
-        declared = {one.key for one in (*change.create, *change.update)}
+        mentioned = {one.key for one in (*change.create, *change.update)}
         # How the target is run has to wait for the next one: that is no refusal.
         mine = [one for one in outcome.problems if one.object in change.keys and not one.object.startswith("target/")]
         if mine and not outcome.pending:
-            await self._undo(before, after, change, mine)
-            raise TargetError(f"{'; '.join(map(str, mine))}; nothing was changed")
-        objects = tuple(after.get(key).to_json() for key in after.entries if key in declared)
+            left = await self._undo(before, change, mine)
+            raise TargetError(f"{'; '.join(map(str, mine))}; {left}")
+        objects = tuple(after.get(key).to_json() for key in after.entries if key in mentioned)
         return replace(outcome, objects=objects)
 
-    async def reconcile(self) -> Outcome:
+    async def reconcile(self, all_or_nothing: Collection[str] = ()) -> Outcome:
         """Carry out what is wanted and not so, until nothing is left or nothing moves.
 
+        :param all_or_nothing: keys of objects: if this machine is not ready for one of them, nothing is done in SPDK.
         :raise RpcError: SPDK cannot be asked what it has.
         """
         if self.rpc is None:
@@ -160,6 +156,8 @@ class Engine:
         calls, problems, current = 0, dict[str, Problem](), Plan()
         actual = Actual()
         machine = self._provision() | self._grant()
+        if not machine.keys().isdisjoint(all_or_nothing):
+            return Outcome(0, tuple(machine.values()))
         for _ in range(_ROUNDS):
             problems = dict(machine)
             desired = self._store.load()
@@ -186,6 +184,13 @@ class Engine:
             problems |= lost
         return Outcome(calls, tuple(problems.values()), current.foreign)
 
+    async def _look_if_possible(self) -> Actual:
+        """What SPDK has; nothing where there is none that answers."""
+        if self.rpc:
+            with contextlib.suppress(RpcError):
+                return await look(self.rpc)
+        return Actual()
+
     async def status(self) -> Status:
         """How what is wanted and what SPDK has compare. Changes nothing.
 
@@ -199,7 +204,7 @@ class Engine:
 
     async def dry_run(self, change: Change) -> list[list[dict[str, Any]]]:
         """The calls that a change would lead to, in waves, as far as can be said without making any."""
-        desired = next_desired(self._store.load(), change, lambda volume: files.prepare(volume, self._state))
+        desired = declared(self._store.load(), change, self._state)
         actual = await look(self.rpc) if self.rpc else Actual()
         waves = plan(desired, actual, self._directory).waves()
         return [[{"method": c.request.method, "params": dict(c.request.params)} for c in wave] for wave in waves]
@@ -278,6 +283,10 @@ class Engine:
             elif call.request.method == "nvmf_subsystem_add_listener" and call.object in failures:
                 raise failures[call.object]
 
+        desired = self._store.load()
+        asking = {call.object for call in calls if call.provisions}
+        new = [entry for key in asking if not (entry := desired.entries[key]).provisioned]
+        self._put([replace(entry, asked=True) for entry in new if not entry.asked])
         result = await execute(self.rpc, calls, ready, gate)
         desired = self._store.load()
         made = [desired.entries[call.object] for call in result.done if call.provisions]
@@ -332,35 +341,38 @@ class Engine:
     def _offline(self) -> Outcome:
         """No target is known. If none lives, files can be made and removed; the rest waits.
 
-        What SPDK keeps on a disk is still there when no target lives: its tombstones wait for the next.
+        What a target was asked to keep on a disk may still be there when none lives: its tombstones wait for the next.
         """
         problems = self._provision() | self._grant()
         if not answers(self._state.rpc_socket):
-            gone = [one for one in self._store.load().deleted() if not backends.made_once(one)]
-            self._bury(gone, problems)
+            deleted = [entry for entry in self._store.load().entries.values() if entry.deleting]
+            self._bury([entry.object for entry in deleted if not _kept_on_a_disk(entry)], problems)
         return Outcome(0, tuple(problems.values()), pending=not problems)
 
-    async def _undo(self, before: Desired, after: Desired, change: Change, reasons: list[Problem]) -> None:
-        """Back to what was wanted before; what this change made is taken away again."""
+    async def _undo(self, before: Desired, change: Change, reasons: list[Problem]) -> str:
+        """Back to what was wanted before; what this change made is taken away again.
+
+        Returns what has changed all the same, in words: what a guest has seen grow cannot shrink.
+        """
+        grown = take_back_growth(before, change, await self._look_if_possible())
         with self._store.transaction():
             now = self._store.load()
-            self._store.put(
-                before.entries.get(key) or replace(now.entries[key], deleting=True)
-                for key in change.keys
-                if key in now.entries
-            )
+            back = {key: before.entries.get(key) or replace(now.entries[key], deleting=True) for key in change.keys}
+            back |= {volume.key: replace(before.entries[volume.key], object=volume) for volume in grown}
+            self._store.put(entry for key, entry in back.items() if key in now.entries)
         try:
             outcome = await self.reconcile()
         except RpcError as error:
             log.warning("not undone yet: %s", error)
-            return
+            return "it is undone when the target answers"
         if left := [one for one in outcome.problems if one.object in change.keys]:
             raise TargetError(f"{'; '.join(map(str, reasons))}; not undone: {'; '.join(map(str, left))}")
+        if grown:
+            sizes = ", ".join(f"volume {volume.name} has {format_size(volume.size)}" for volume in grown)
+            return f"but for {sizes} now, nothing was changed"
+        return "nothing was changed"
 
 
-def _check_cores(settings: TargetSettings) -> None:
-    """Before they are kept: with others no target would start any more, not even after a crash."""
-    allowed = os.sched_getaffinity(0)
-    if foreign := set(settings.cores) - allowed:
-        usable = ", ".join(map(str, sorted(allowed)))
-        raise UsageError(f"target: core {min(foreign)} may not be used here; choose among {usable}")
+def _kept_on_a_disk(entry: Entry) -> bool:
+    """May SPDK have made it, in such a way that it outlives every target?"""
+    return backends.made_once(entry.object) and (entry.asked or entry.provisioned)

@@ -27,6 +27,9 @@ from nvmuser.store.schema import migrate
 _BUSY_S = 10.0
 """How long to wait for another process's transaction; ours take milliseconds."""
 
+_NEW, _MADE, _ASKED = 0, 1, 2
+"""In the column `provisioned`."""
+
 
 class Store:
     """A context manager around one connection. Every method may raise SetupError for a store that cannot be
@@ -74,7 +77,7 @@ class Store:
                 return self._cached[1]
             rows = self._db.execute("SELECT spec, provisioned, deleting FROM object ORDER BY kind, name").fetchall()
         entries = (
-            Entry(object_from_json(json.loads(spec)), bool(provisioned), bool(deleting))
+            Entry(object_from_json(json.loads(spec)), provisioned == _MADE, bool(deleting), provisioned == _ASKED)
             for spec, provisioned, deleting in rows
         )
         desired = Desired({entry.object.key: entry for entry in entries})
@@ -89,11 +92,13 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                # What is remembered was not recorded. SQLite may have rolled back itself, as where the disk is full.
                 self._cached = None
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Insert or replace."""
@@ -106,7 +111,7 @@ class Store:
                     entry.object.kind,
                     entry.object.name,
                     json.dumps(entry.object.to_json()),
-                    entry.provisioned,
+                    _MADE if entry.provisioned else _ASKED if entry.asked else _NEW,
                     entry.deleting,
                 )
                 for entry in entries

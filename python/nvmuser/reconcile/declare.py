@@ -1,0 +1,39 @@
+"""What is wanted after a change, checked as far as can be without a target: by the model's rules and on this machine.
+
+Changes nothing: `apply`, its `--dry-run` and `diff` judge alike, because all of them come here.
+"""
+
+from __future__ import annotations
+
+import os
+
+from nvmuser.errors import UsageError
+from nvmuser.hostfs import access, files, listeners
+from nvmuser.model.change import Change, next_desired
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import Controller, TargetSettings
+from nvmuser.paths import StateDir
+
+
+def declared(before: Desired, change: Change, state: StateDir) -> Desired:
+    """:raise NvmuserError: the change cannot be; one line says why."""
+    after = next_desired(before, change, lambda volume: files.prepare(volume, state))
+    for one in (*change.create, *change.update):
+        if isinstance(one, Controller):
+            access.group_of(one)
+        elif isinstance(one, TargetSettings):
+            check_cores(one)
+    new = [one.name for one in change.create if isinstance(one, Controller)]
+    listeners.check_paths(state, max(new, key=len, default=""))
+    return after
+
+
+def check_cores(settings: TargetSettings) -> None:
+    """Before they are kept: with others no target would start any more, not even after a crash.
+
+    :raise UsageError: a core is not ours.
+    """
+    allowed = os.sched_getaffinity(0)
+    if foreign := set(settings.cores) - allowed:
+        usable = ", ".join(map(str, sorted(allowed)))
+        raise UsageError(f"target: core {min(foreign)} may not be used here; choose among {usable}")
