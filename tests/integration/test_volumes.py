@@ -12,7 +12,9 @@ from bare_target import BareTarget
 from nvmuser.model.change import Change
 from nvmuser.model.objects import Pool, Volume
 from nvmuser.paths import StateDir
+from nvmuser.reconcile.actual import look
 from nvmuser.reconcile.engine import Engine
+from nvmuser.reconcile.space import pools
 from nvmuser.rpc import Client
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -83,6 +85,24 @@ async def test_snapshots_and_clones_have_sizes_that_spdk_agrees_with(engine: Eng
     await agrees(engine)
     for name, size in (("a", 3), ("snap", 3), ("clone", 6)):
         assert made(outcome, name).size == await size_in_spdk(engine, f"p/{name}") == size * MIB
+
+
+async def test_what_a_pool_has_and_has_promised(engine: Engine) -> None:
+    create = (
+        Volume("disk", size=64 * MIB),
+        Pool("p", base="disk", cluster_size=MIB),
+        Volume("thick", "lvol", pool="p", size=20 * MIB),
+        Volume("thin", "lvol", pool="p", size=100 * MIB, thin=True),
+    )
+    assert (await engine.change(Change(create=create))).problems == ()
+    assert engine.rpc
+    desired = engine._store.load()
+    space = pools(desired, await look(engine.rpc))["p"]
+    assert space.total - 20 * MIB == space.free
+    assert (space.promised, space.short) == (100 * MIB, True)
+    assert (await engine.status()).space == (str(space),)
+    await engine.change(Change(delete=("volume/thin",), wipe=True))
+    assert (await engine.status()).space == ()
 
 
 async def test_names_of_63_characters(engine: Engine) -> None:

@@ -163,7 +163,7 @@ def test_profiles(run: Run, tmp_path: Path) -> None:
     refused(run(*attach, "d"), "these need one: volume d (delay), volume n (null)", 1)
     path.write_text("target: {profile: balanced}\n")
     assert run("diff", "-f", str(path), "--prune")[1] == (
-        f"~ target spdk  profile: eco → balanced, cores: [{core}] → None\n- volume a\n- volume d\n- volume n\n"
+        f"~ target spdk  profile: eco → balanced, cores: {core} → none\n- volume a\n- volume d\n- volume n\n"
     )
     ok(run("apply", "-f", str(path)))
     ok(run(*attach, "d"))

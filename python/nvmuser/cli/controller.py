@@ -13,8 +13,9 @@ from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.model import change as changes
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
+from nvmuser.model.identity import device_in_guest
 from nvmuser.model.objects import Controller, Namespace, Volume
-from nvmuser.model.sizes import format_size
+from nvmuser.model.sizes import approximate
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control
 
@@ -75,7 +76,7 @@ def list_(state: StateDir, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def show(state: StateDir, name: str, as_json: bool) -> None:
-    """One controller in full."""
+    """One controller in full, and which device in the guest each of its volumes is, where the guest has udev."""
     desired = control.load(state)
     one = desired.controller(name)
     data = _described(one, desired, state)
@@ -86,7 +87,8 @@ def show(state: StateDir, name: str, as_json: bool) -> None:
         click.echo(f"{key:14} {data[key]}")
     for ns in data["namespaces"]:
         note = "; its data dies with the target" if ns["volatile"] else ""
-        click.echo(f"namespace {ns['nsid']:<4} {ns['volume']}, {ns['size_text']}, uuid {ns['uuid']}{note}")
+        size = approximate(ns["size"]) if ns["size"] else "as large as what it lies on"
+        click.echo(f"namespace {ns['nsid']:<4} {ns['volume']}, {size}, {ns['device']}{note}")
 
 
 @controller.command()
@@ -140,8 +142,8 @@ def _described(one: Controller, desired: Desired, state: StateDir) -> dict[str, 
                 "uuid": volume.uuid,
                 "nguid": volume.nguid,
                 "eui64": volume.eui64,
-                "size": volume.size,
-                "size_text": format_size(volume.size) if volume.size else "size of what it lies on",
+                "size": volume.size or None,
+                "device": device_in_guest(volume),
                 "volatile": volume.volatile,
             }
         )

@@ -10,10 +10,13 @@ from rich.table import Table
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, run, say, say_object
+from nvmuser.hostfs.space import Space
 from nvmuser.model.change import Change
-from nvmuser.model.objects import Pool, Volume
-from nvmuser.model.sizes import format_size, parse_size
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import Pool
+from nvmuser.model.sizes import approximate, parse_size
 from nvmuser.paths import StateDir
+from nvmuser.reconcile.space import pools
 from nvmuser.supervisor import control
 
 
@@ -45,21 +48,33 @@ def create(state: StateDir, name: str, base: str, cluster_size: str, as_json: bo
 @json_option
 @click.pass_obj
 def list_(state: StateDir, as_json: bool) -> None:
-    """Every pool, and what is in it."""
+    """Every pool: how large it is, what is free, what its volumes may still write, and which they are."""
     desired = control.load(state)
-    rows: list[dict[str, Any]] = []
-    for one in desired.pools():
-        inside = [volume.name for volume in desired.volumes() if volume.pool == one.name]
-        rows.append(one.to_json() | {"cluster_size": one.cluster_size, "volumes": inside})
+    actual = run(control.actual(state)) if desired.pools() else None
+    spaces = pools(desired, actual) if actual else {}
+    rows = [_described(one, desired, spaces.get(one.name)) for one in desired.pools()]
     if as_json:
         say(rows)
         return
-    table = Table("pool", "on volume", "size of that", "volumes")
+    table = Table("pool", "on volume", "size", "free", "promised", "volumes")
     for row in rows:
-        base = desired.get(f"volume/{row['base']}")
-        size = format_size(base.size) if isinstance(base, Volume) and base.size else ""
-        table.add_row(row["name"], row["base"], size, ", ".join(row["volumes"]))
+        sizes = ("-" if row[field] is None else approximate(row[field]) for field in ("size", "free", "promised"))
+        table.add_row(row["name"], row["base"], *sizes, ", ".join(row["volumes"]))
     console().print(table)
+    if not actual and rows:
+        click.echo("the target is not running: only it knows how large they are and what is free")
+
+
+def _described(one: Pool, desired: Desired, space: Space | None) -> dict[str, Any]:
+    """Sizes in bytes; None where no target could be asked."""
+    return one.to_json() | {
+        "cluster_size": one.cluster_size,
+        "size": space.total if space else None,
+        "free": space.free if space else None,
+        "used": space.total - space.free if space else None,
+        "promised": space.promised if space else None,
+        "volumes": [volume.name for volume in desired.volumes() if volume.pool == one.name],
+    }
 
 
 @pool.command()

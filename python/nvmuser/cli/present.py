@@ -52,6 +52,25 @@ def console() -> Console:
     return plain if plain.is_terminal else Console(width=240)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 call`, `2 calls`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def plain(value: Any) -> str:
+    """A value of an object in words: not as Python or JSON has it."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case dict():
+            return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or "none"
+        case list() | tuple():
+            return ", ".join(map(plain, value)) or "none"
+        case None | "":
+            return "none"
+    return str(value)
+
+
 def say(data: Any) -> None:
     """As JSON."""
     click.echo(json.dumps(data, indent=2))

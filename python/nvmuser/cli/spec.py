@@ -13,7 +13,7 @@ import click
 
 from nvmuser.cli import failure
 from nvmuser.cli.options import json_option
-from nvmuser.cli.present import run, say
+from nvmuser.cli.present import counted, plain, run, say
 from nvmuser.errors import NvmuserError, UsageError
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model import spec as specs
@@ -108,12 +108,12 @@ def _trouble_is_2() -> Iterator[None]:
 @json_option
 @click.pass_obj
 def export(state: StateDir, as_json: bool) -> None:
-    """Print the specification of what is wanted now, identities included."""
-    document = specs.export(control.load(state), str(state.volumes))
+    """Print the specification of what is wanted now, identities included. Sizes are texts in YAML, bytes in JSON."""
+    desired = control.load(state)
     if as_json:
-        say(document)
+        say(specs.export(desired, str(state.volumes), texts=False))
     else:
-        click.echo(specs.dump(document), nl=False)
+        click.echo(specs.dump(specs.export(desired, str(state.volumes))), nl=False)
 
 
 @click.command()
@@ -134,7 +134,7 @@ def reconcile(state: StateDir, as_json: bool) -> None:
     if as_json:
         say(outcome.to_json())
     else:
-        click.echo(f"repaired with {outcome.calls} calls" if outcome.calls else "nothing to do")
+        click.echo(f"repaired with {counted(outcome.calls, 'call')}" if outcome.calls else "nothing to do")
         for problem in outcome.problems:
             click.echo(f"not right: {problem}")
     if outcome.problems:
@@ -169,7 +169,7 @@ async def _dry_run(state: StateDir, change: Change) -> list[list[dict[str, Any]]
 
 def _print(change: Change, outcome: Outcome) -> None:
     if not change.keys and not outcome.calls and not outcome.problems:
-        click.echo("nothing to do")
+        click.echo("nothing to do" + ("; the target is not running" if outcome.pending else ""))
     rounding = _rounding(change, outcome)
     for word, keys in (
         ("created", [one.key for one in change.create]),
@@ -179,8 +179,8 @@ def _print(change: Change, outcome: Outcome) -> None:
         for key in keys:
             click.echo(f"{word} {key.replace('/', ' ', 1)}{rounding.get(key, '')}")
     if not change.keys and outcome.calls:
-        click.echo(f"repaired with {outcome.calls} calls")
-    if outcome.pending:
+        click.echo(f"repaired with {counted(outcome.calls, 'call')}")
+    if outcome.pending and change.keys:
         click.echo("the target is not running: this takes effect when it starts (nvmuser target start)")
     for problem in outcome.problems:
         click.echo(f"note: {problem}")
@@ -197,11 +197,15 @@ def _rounding(change: Change, outcome: Outcome) -> dict[str, str]:
     }
 
 
+def _text(field: str, value: Any) -> str:
+    return format_size(value) if field in specs.SIZES and isinstance(value, int) else plain(value)
+
+
 def _lines(change: Change, desired: Desired) -> list[str]:
     lines = [f"+ {one.key.replace('/', ' ', 1)}" for one in change.create]
     for one in change.update:
         before, after = desired.get(one.key).to_json(), one.to_json()
         fields = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-        changed = ", ".join(f"{key}: {before.get(key)} → {after.get(key)}" for key in fields)
+        changed = ", ".join(f"{key}: {_text(key, before.get(key))} → {_text(key, after.get(key))}" for key in fields)
         lines.append(f"~ {one.key.replace('/', ' ', 1)}  {changed}")
     return lines + [f"- {key.replace('/', ' ', 1)}" for key in change.delete]

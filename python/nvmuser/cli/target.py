@@ -14,6 +14,7 @@ from rich.table import Table
 
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
+from nvmuser.cli.present import counted
 from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, TargetNotRunning, UsageError
 from nvmuser.model.objects import TargetSettings
 from nvmuser.paths import StateDir
@@ -212,9 +213,11 @@ def _show(state: StateDir, as_json: bool) -> None:
         console.print(f"          profile {target_facts['profile']}, core {_list(target_facts['cores'])}")
     ending = f", last {target_facts['last_ending']}" if target_facts["last_ending"] else ""
     startup = _seconds(target_facts["startup_s"])
-    console.print(f"          {target_facts['restarts']} restarts{ending}, start-up {startup}")
+    console.print(f"          {counted(target_facts['restarts'], 'restart')}{ending}, start-up {startup}")
     endpoint = facts["endpoint"]
-    console.print(f"endpoint  pid {endpoint['pid']}, {endpoint['controllers']} controllers, {endpoint['rss_kib']} KiB")
+    console.print(
+        f"endpoint  pid {endpoint['pid']}, {counted(endpoint['controllers'], 'controller')}, {endpoint['rss_kib']} KiB"
+    )
     for trouble in facts["errors"]:
         console.print(f"error     {trouble}", markup=False)
     if objects := facts["objects"]:

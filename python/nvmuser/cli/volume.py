@@ -10,14 +10,17 @@ from rich.table import Table
 
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
-from nvmuser.cli.present import console, run, say, say_object
+from nvmuser.cli.present import console, plain, run, say, say_object
 from nvmuser.errors import UsageError
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
+from nvmuser.model.identity import device_in_guest
 from nvmuser.model.objects import NO_LIMITS, Limits, Volume
-from nvmuser.model.sizes import format_size, parse_size
+from nvmuser.model.sizes import approximate, format_size, parse_size
 from nvmuser.paths import StateDir
+from nvmuser.reconcile import backends, space
+from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.supervisor import control
 
@@ -47,7 +50,11 @@ def volume() -> None:
 @click.option("--block-size", type=click.Choice(["512", "4096"]), default="512", show_default=True)
 @click.option("--volatile", is_flag=True, help="Accept that the data is lost when the target exits.")
 @click.option("--pool", default="", help="lvol: the pool.")
-@click.option("--thin", is_flag=True, help="lvol: take space from the pool only when it is written.")
+@click.option(
+    "--thin",
+    is_flag=True,
+    help="file, lvol: more may be promised than there is space; taken as it is written.",
+)
 @click.option("--remote", "remote", default="", help="remote: the remote.")
 @click.option("--nsid", "remote_nsid", type=int, default=0, help="remote: the number of the namespace there.")
 @click.option("--member", "members", multiple=True, help="raid1, concat: a volume; say it twice or more.")
@@ -75,17 +82,17 @@ def create(state: StateDir, /, name: str, size: str | None, block_size: str, as_
 @json_option
 @click.pass_obj
 def list_(state: StateDir, as_json: bool) -> None:
-    """Every volume, and who uses it."""
+    """Every volume: how large it is, what it takes of its file system or pool, and who uses it."""
     desired = control.load(state)
+    actual = run(control.actual(state)) if desired.volumes() else None
+    rows = [(one, _described(one, desired, actual)) for one in desired.volumes()]
     if as_json:
-        say([_described(one, desired) for one in desired.volumes()])
+        say([data for _, data in rows])
         return
-    table = Table("volume", "backend", "size", "used by", "where", "")
-    for one in desired.volumes():
-        data = _described(one, desired)
+    table = Table("volume", "backend", "size", "allocated", "used by", "where", "")
+    for one, data in rows:
         where = one.path or one.pool or one.remote or one.base or ", ".join(one.members)
-        note = "data dies with the target" if one.volatile else ""
-        table.add_row(one.name, one.backend, data["size_text"], ", ".join(data["used_by"]), where, note)
+        table.add_row(one.name, one.backend, *map(_size, _sizes(data)), ", ".join(data["used_by"]), where, _note(one))
     console().print(table)
 
 
@@ -94,19 +101,19 @@ def list_(state: StateDir, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def show(state: StateDir, name: str, as_json: bool) -> None:
-    """One volume in full."""
+    """One volume in full. `device` is its name in a guest with udev, whatever number /dev/nvme0nX gives it there."""
     desired = control.load(state)
     one = _in(desired, name)
-    data = _described(one, desired)
+    data = _described(one, desired, run(control.actual(state)))
     if as_json:
         say(data)
         return
+    data |= dict(zip(("size", "allocated"), map(_size, _sizes(data)), strict=True))
     for key, value in data.items():
-        if key not in ("kind", "size_text") and value not in ("", [], None):
-            text = data["size_text"] if key == "size" else value
-            click.echo(f"{key:12} {', '.join(map(str, text)) if isinstance(text, list) else text}")
-    if one.volatile:
-        click.echo("note         its data dies with the target")
+        if key != "kind" and value not in ("", "-", [], None):
+            click.echo(f"{key:12} {plain(value)}")
+    if note := _note(one):
+        click.echo(f"{'note':12} {note}")
 
 
 @volume.command()
@@ -156,14 +163,15 @@ def grow(state: StateDir, name: str, size: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def limit(state: StateDir, /, name: str, as_json: bool, **limits: int) -> None:
-    """Limit a running volume; without options, limit it no more.
+    """Limit a running volume; without options, remove its limits.
 
     \b
     nvmuser volume limit data --iops 5000 --read-mbps 100
     """
     wanted = Limits(**limits) if any(limits.values()) else NO_LIMITS
     outcome = run(control.alter(state, lambda desired: replace(_in(desired, name), limits=wanted)))
-    say_object(outcome, as_json, f"volume {name} has its limits")
+    text = f"limited to {_limits(wanted)}" if wanted != NO_LIMITS else "without limits"
+    say_object(outcome, as_json, f"volume {name} is {text}")
 
 
 @volume.command()
@@ -225,13 +233,32 @@ def _in(desired: Desired, name: str) -> Volume:
     return one
 
 
-def _described(one: Volume, desired: Desired) -> dict[str, Any]:
-    extra = {
+def _limits(limits: Limits) -> str:
+    units = {"iops": "IOPS", "mbps": "MiB/s", "read_mbps": "MiB/s read", "write_mbps": "MiB/s written"}
+    return ", ".join(f"{getattr(limits, field)} {unit}" for field, unit in units.items() if getattr(limits, field))
+
+
+def _note(one: Volume) -> str:
+    return "data dies with the target" if one.volatile else ""
+
+
+def _sizes(data: dict[str, Any]) -> tuple[int | None, int | None]:
+    return data["size"], data["allocated"]
+
+
+def _size(size: int | None) -> str:
+    return "-" if size is None else approximate(size)
+
+
+def _described(one: Volume, desired: Desired, actual: Actual | None) -> dict[str, Any]:
+    """Sizes in bytes; None where no target could be asked."""
+    bdev = backends.find(one, desired, actual) if actual else None
+    return one.to_json() | {
         "volatile": one.volatile,
         "backend": one.backend,
         "block_size": one.block_size,
-        "size": one.size,
-        "size_text": format_size(one.size) if one.size else "",
+        "size": one.size or (bdev.size if bdev else None),
+        "allocated": space.allocated_bytes(one, bdev, actual),
+        "device": device_in_guest(one),
         "used_by": desired.users(one.key),
     }
-    return one.to_json() | extra

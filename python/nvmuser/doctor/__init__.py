@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nvmuser.doctor import machine, parts, state_dir
+from nvmuser.doctor import machine, parts, space, state_dir
 from nvmuser.doctor.check import Check, Finding
 from nvmuser.errors import NvmuserError
 from nvmuser.paths import StateDir
@@ -27,6 +27,7 @@ CHECKS: tuple[Check, ...] = (
     state_dir.permissions,
     state_dir.stale_sockets,
     state_dir.log_sizes,
+    space.space,
 )
 """In the order in which a person would act on what they find."""
 

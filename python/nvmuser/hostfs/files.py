@@ -17,7 +17,6 @@ from pathlib import Path
 from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, SetupError, UsageError
 from nvmuser.hostfs import locks
 from nvmuser.model.objects import Volume
-from nvmuser.model.sizes import approximate, format_size
 from nvmuser.paths import StateDir
 
 _AT_ONCE = 64
@@ -34,7 +33,8 @@ def prepare(volume: Volume, state: StateDir) -> Volume:
     try:
         info = path.stat()
     except FileNotFoundError:
-        _check_space(path, volume)
+        if not volume.size:
+            raise UsageError(f"{path}: does not exist; say --size to make it") from None
         return replace(volume, path=str(path), owned=True)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
@@ -53,24 +53,6 @@ def _existing(volume: Volume, path: Path, info: os.stat_result) -> Volume:
     if size == 0 or size % volume.block_size:
         raise UsageError(f"{path}: its size, {size}, is not a multiple of the block size, {volume.block_size}, above 0")
     return replace(volume, path=str(path), size=size, owned=False)
-
-
-def _check_space(path: Path, volume: Volume) -> None:
-    if not volume.size:
-        raise UsageError(f"{path}: does not exist; say --size to make it")
-    directory = path.parent
-    while not directory.exists():
-        directory = directory.parent
-    try:
-        info = os.statvfs(directory)
-    except OSError as error:
-        raise UsageError(f"{directory}: {error.strerror}") from error
-    free = info.f_bavail * info.f_frsize
-    if volume.size > free:
-        raise UsageError(
-            f"volume {volume.name}: {format_size(volume.size)} is more than the {approximate(free)} free on the file "
-            f"system of {directory}"
-        )
 
 
 def size_of(path: str) -> int:

@@ -65,7 +65,7 @@ _BASE = {"requires": ("base",), "needs": "a base volume"}
 BACKENDS: dict[str, Backend] = {
     one.name: one
     for one in (
-        Backend("file", "a file or block device", ("size", "path", "owned"), grows=True, interrupts=True),
+        Backend("file", "a file or block device", ("size", "path", "owned", "thin"), grows=True, interrupts=True),
         Backend("malloc", "memory, lost with the target", ("size",), volatile=True),
         Backend("null", "nothing, for measurements", ("size",), volatile=True, grows=True, unit=MIB),
         Backend(

@@ -160,7 +160,7 @@ def _numbered(controller: Controller) -> Controller:
 
 
 _FIXED = {
-    "volume": ("backend", "block_size", "path", "owned", "pool", "thin", "snapshot_of", "clone_of", "remote",
+    "volume": ("backend", "block_size", "path", "owned", "pool", "snapshot_of", "clone_of", "remote",
                "remote_nsid", "base", "members", "volatile"),
     "pool": ("base", "cluster_size"),
     "remote": ("nqn",),
@@ -182,6 +182,8 @@ def _updated(before: AnyObject, after: AnyObject, find: extent.Find) -> AnyObjec
     if isinstance(before, Volume) and isinstance(after, Volume) and after != before:
         after = extent.rounded(after, find) if after.size != before.size else after
         _check_size(before, after)
+        if before.thin != after.thin and before.backend != "file":
+            raise ConflictError(f"{_words(before.key)}: its thin cannot change; make another volume")
         after.check_declared()
     return _numbered(after) if isinstance(after, Controller) else after
 

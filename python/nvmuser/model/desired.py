@@ -5,7 +5,6 @@ Pure. Owns the rules across objects; the store keeps them, the planner brings th
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -103,15 +102,18 @@ class Desired:
                 taken[key] = one
 
     def _check_unique(self) -> None:
+        controllers, volumes = self.controllers(), self.volumes()
         for what, values in (
-            ("NQN", [one.nqn for one in self.controllers()]),
-            ("serial number", [one.serial for one in self.controllers()]),
-            ("path", [one.path for one in self.volumes() if one.path]),
-            ("UUID", [one.uuid for one in self.volumes()]),
+            ("NQN", [(one.nqn, one.key) for one in controllers]),
+            ("serial number", [(one.serial, one.key) for one in controllers]),
+            ("path", [(one.path, one.key) for one in volumes]),
+            ("UUID", [(one.uuid, one.key) for one in volumes]),
         ):
-            for value, count in Counter(values).items():
-                if value and count > 1:
-                    raise ConflictError(f"{what} {value}: wanted by {count} objects")
+            first: dict[str, str] = {}
+            for value, key in values:
+                if value and value in first:
+                    raise ConflictError(f"{_words(key)}: its {what}, {value}, is {_words(first[value])}'s already")
+                first[value] = key
 
     def _check_cycles(self) -> None:
         done: set[str] = set()

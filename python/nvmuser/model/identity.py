@@ -43,3 +43,12 @@ def identify_controller(controller: Controller, used_cntlids: set[int]) -> Contr
         serial=controller.serial or "NU" + secrets.token_hex(9).upper(),
         cntlid=cntlid,
     )
+
+
+def device_in_guest(volume: Volume) -> str:
+    """Its path in a guest with udev, which stays whatever number Linux gives the namespace.
+
+    Linux makes a namespace's `wwid` from its UUID (drivers/nvme/host/sysfs.c, `wwid_show`), and udev's
+    60-persistent-storage.rules a link from that.
+    """
+    return f"/dev/disk/by-id/nvme-uuid.{volume.uuid}"

@@ -120,6 +120,8 @@ class Volume(Object):
     """file: we made the backing file, so that deleting the volume deletes it."""
     pool: str = ""
     thin: bool = False
+    """file, lvol: more may be promised than there is space. lvol: it takes space from its pool only as it is written;
+    a file always does so."""
     snapshot_of: str = ""
     clone_of: str = ""
     inflated: bool = False

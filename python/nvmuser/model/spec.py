@@ -217,17 +217,18 @@ def _merged(present: AnyObject, one: AnyObject, find: extent.Find) -> AnyObject:
     return merged
 
 
-def export(desired: Desired, volumes: str = "") -> dict[str, Any]:
+def export(desired: Desired, volumes: str = "", *, texts: bool = True) -> dict[str, Any]:
     """The document that declares what is wanted now, identities included: applying it changes nothing.
 
     :param volumes: the directory of files that nobody has given a path; they are made wherever it is applied.
+    :param texts: sizes as `3G`, else in bytes.
     """
     document: dict[str, Any] = {"version": 1}
     if settings := desired.entries.get(TargetSettings().key):
-        document[ONE] = _written(settings.object, volumes)
+        document[ONE] = _written(settings.object, volumes, texts)
     for section, kind in SECTIONS.items():
         found = [
-            _written(one, volumes)
+            _written(one, volumes, texts)
             for one in desired.wanted()
             if one.kind == kind and (section == "snapshots") == (isinstance(one, Volume) and bool(one.snapshot_of))
         ]
@@ -236,10 +237,10 @@ def export(desired: Desired, volumes: str = "") -> dict[str, Any]:
     return document
 
 
-def _written(one: AnyObject, volumes: str) -> dict[str, Any]:
+def _written(one: AnyObject, volumes: str, texts: bool) -> dict[str, Any]:
     data = {key: value for key, value in one.to_json().items() if key not in ("kind", *NOT_FOR_PEOPLE)}
     for field in SIZES:
-        if field in data:
+        if texts and field in data:
             data[field] = format_size(data[field])
     if isinstance(one, Volume):
         if one.owned and one.path == f"{volumes}/{one.name}":

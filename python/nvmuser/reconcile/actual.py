@@ -26,6 +26,8 @@ class Bdev:
     lvstore: str = ""
     """lvol: UUID of its store."""
     thin: bool = False
+    allocated_clusters: int = 0
+    """lvol: clusters of its own; a clone's others are its snapshot's."""
     clone_of: str = ""
     """lvol: the short name of the snapshot that it shares clusters with."""
 
@@ -47,6 +49,7 @@ class Bdev:
             ),
             lvstore=lvol.get("lvol_store_uuid", ""),
             thin=lvol.get("thin_provision", False),
+            allocated_clusters=lvol.get("num_allocated_clusters", 0),
             clone_of=lvol.get("base_snapshot", ""),
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from nvmuser.errors import UsageError
-from nvmuser.hostfs import access, files, listeners
+from nvmuser.hostfs import access, files, listeners, space
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired
 from nvmuser.model.objects import Controller, TargetSettings
@@ -18,6 +18,7 @@ from nvmuser.paths import StateDir
 def declared(before: Desired, change: Change, state: StateDir) -> Desired:
     """:raise NvmuserError: the change cannot be; one line says why."""
     after = next_desired(before, change, lambda volume: files.prepare(volume, state))
+    space.check(after, change)
     for one in (*change.create, *change.update):
         if isinstance(one, Controller):
             access.group_of(one)

@@ -27,6 +27,7 @@ from nvmuser.errors import (
 from nvmuser.hostfs import access, files, listeners, locks
 from nvmuser.hostfs.device_dirs import Devices
 from nvmuser.hostfs.sockets import answers
+from nvmuser.hostfs.space import file_systems
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.objects import Controller, TargetSettings, Volume
@@ -38,6 +39,7 @@ from nvmuser.reconcile.declare import check_cores, declared
 from nvmuser.reconcile.execute import Gate, Result, execute
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.plan import Call, Plan, Problem, plan
+from nvmuser.reconcile.space import pools
 from nvmuser.reconcile.status import Status, status_of
 from nvmuser.reconcile.undo import take_back_growth
 from nvmuser.rpc import methods
@@ -200,7 +202,9 @@ class Engine:
             raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
         desired = self._store.load()
         actual = await look(self.rpc)
-        return status_of(desired, actual, plan(desired, actual, self._directory))
+        found = status_of(desired, actual, plan(desired, actual, self._directory))
+        spaces = [*file_systems(desired.volumes()), *pools(desired, actual).values()]
+        return replace(found, space=tuple(str(space) for space in spaces if space.short))
 
     async def dry_run(self, change: Change) -> list[list[dict[str, Any]]]:
         """The calls that a change would lead to, in waves, as far as can be said without making any."""

@@ -20,6 +20,8 @@ class Status:
     missing: tuple[str, ...]
     foreign: tuple[str, ...]
     conflicts: tuple[str, ...]
+    space: tuple[str, ...] = ()
+    """Where more is promised to volumes than there is, in words."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -28,6 +30,7 @@ class Status:
             "missing": list(self.missing),
             "foreign": list(self.foreign),
             "conflicts": list(self.conflicts),
+            "space": list(self.space),
         }
 
 

@@ -6,17 +6,19 @@ half a change.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from nvmuser.errors import StaleError, TargetNotRunning
+from nvmuser.errors import NvmuserError, StaleError, TargetNotRunning
 from nvmuser.hostfs import permissions
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.objects import AnyObject
 from nvmuser.paths import StateDir
+from nvmuser.reconcile.actual import Actual, look
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc.client import Client
@@ -68,6 +70,17 @@ async def ask(state: StateDir, method: str, params: dict[str, Any] | None = None
         if client is None:
             raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
         return await client.call(method, params, timeout=None)
+
+
+async def actual(state: StateDir) -> Actual | None:
+    """What SPDK has; None where no target answers. For commands that show it: nothing is changed."""
+    if not await asyncio.to_thread(answers, state.rpc_socket):
+        return None
+    try:
+        async with await Client.connect(state.rpc_socket) as rpc:
+            return await look(rpc)
+    except NvmuserError:
+        return None
 
 
 def load(state: StateDir) -> Desired:

@@ -1,0 +1,111 @@
+"""What has been promised to volumes, and what is there: of the file systems that their files are on.
+
+A file of ours is sparse: it takes space as it is written. Its volume was promised all of its size, so that what all of
+them may still write is counted together.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvmuser.errors import UsageError
+from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import Volume
+from nvmuser.model.sizes import approximate, format_size
+
+
+@dataclass(frozen=True)
+class Space:
+    """Of a file system or a pool, in bytes.
+
+    :param promised: what volumes may still write.
+    """
+
+    where: str
+    total: int
+    free: int
+    promised: int
+    volumes: tuple[str, ...]
+
+    @property
+    def short(self) -> bool:
+        """More is promised than there is: a guest may be told that its disk is full while it has room."""
+        return self.promised > self.free
+
+    def __str__(self) -> str:
+        return (
+            f"{self.where}: {approximate(self.free)} of {approximate(self.total)} free, and "
+            f"{approximate(self.promised)} promised to volumes and not written yet"
+        )
+
+
+def file_systems(volumes: Iterable[Volume]) -> list[Space]:
+    """Those that files of these volumes are on, or will be on. What cannot be looked at is left out."""
+    by_device: dict[int, list[tuple[Volume, Path, int]]] = {}
+    for volume in volumes:
+        if volume.backend == "file" and (found := _unwritten(volume)):
+            device, directory, size = found
+            by_device.setdefault(device, []).append((volume, directory, size))
+    return [_space(found) for found in by_device.values()]
+
+
+def _space(found: list[tuple[Volume, Path, int]]) -> Space:
+    directory = found[0][1]
+    info = os.statvfs(directory)
+    return Space(
+        f"file system of {directory}",
+        info.f_blocks * info.f_frsize,
+        info.f_bavail * info.f_frsize,
+        sum(size for _, _, size in found),
+        tuple(volume.name for volume, _, _ in found),
+    )
+
+
+def _unwritten(volume: Volume) -> tuple[int, Path, int] | None:
+    """Device number and directory of its file system, and what it may still write there; None: on no file system."""
+    path = Path(volume.path)
+    directory = path.parent
+    try:
+        info = path.stat()
+    except FileNotFoundError:
+        while not directory.exists():
+            directory = directory.parent
+        return directory.stat().st_dev, directory, volume.size
+    except OSError:
+        return None
+    if not stat.S_ISREG(info.st_mode):
+        return None
+    return info.st_dev, directory, max(0, volume.size - allocated(info))
+
+
+def allocated(info: os.stat_result) -> int:
+    """Bytes that a file takes of its file system (stat(2): st_blocks counts 512 bytes)."""
+    return info.st_blocks * 512
+
+
+def check(after: Desired, change: Change) -> None:
+    """What is new or grown fits beside all that is promised already; thin volumes take the risk, and are not counted.
+
+    :raise UsageError: it does not fit.
+    """
+    keys = {one.key for one in (*change.create, *change.update)}
+    firm = [one for one in after.volumes() if one.backend == "file" and not one.thin]
+    changed = {volume.name for volume in firm if volume.key in keys}
+    for space in file_systems(firm) if changed else ():
+        mine = [name for name in space.volumes if name in changed]
+        if not mine or not space.short:
+            continue
+        volume = next(one for one in firm if one.name == mine[0])
+        if space.promised <= volume.size:
+            text = f"{format_size(volume.size)} is more than the {approximate(space.free)} free on the {space.where}"
+        else:
+            text = (
+                f"with it, {approximate(space.promised)} would be promised to {len(space.volumes)} volumes on the "
+                f"{space.where} and not written yet, and {approximate(space.free)} are free"
+            )
+        raise UsageError(f"volume {volume.name}: {text}; free some, or pass --thin to promise it all the same")
