@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -23,7 +24,7 @@ from typing import Any
 from nvmf_vfio.keeper.channel import Channel
 from nvmf_vfio.keeper.fd_store import Kept, Record, Vault
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
-from nvmf_vfio.protocol.header import MAX_MESSAGE, ProtocolError
+from nvmf_vfio.protocol.header import MAX_MESSAGE, Flag, Header, ProtocolError
 from nvmf_vfio.protocol.wire import Closed, Wire
 from nvmf_vfio.session import Session
 
@@ -46,6 +47,8 @@ class Endpoint:
         self._sessions: dict[str, Session] = {}
         self._visitors: dict[socket.socket, str] = {}
         """Connections on which nobody has spoken yet."""
+        self._refused: set[socket.socket] = set()
+        """Of these, those that were told that the controller is busy, and have not left yet."""
         self._vaults: dict[str, Vault] = {}
         self._kept: dict[str, Descriptor] = {}
         self._channel: Channel | None = None
@@ -173,8 +176,8 @@ class Endpoint:
             self._loop.remove_reader(listener)
             self._loop.call_later(_ACCEPT_INTERVAL, self._accept_again, name, listener)
             return
-        if name in self._sessions or list(self._visitors.values()).count(name) >= _MAX_VISITORS:
-            log.warning("%s: a second guest was turned away", name)
+        if list(self._visitors.values()).count(name) >= _MAX_VISITORS:
+            log.warning("%s: a guest was turned away: %d others have not spoken yet", name, _MAX_VISITORS)
             sock.close()
             return
         # Who only asks whether somebody is here leaves without a word. To the target it would be a guest, and keep the
@@ -183,16 +186,21 @@ class Endpoint:
         self._loop.add_reader(sock, self._spoken, name, sock)
 
     def _spoken(self, name: str, sock: socket.socket) -> None:
-        if _has_left(sock):
+        if _has_left(sock) or sock in self._refused:
             # Only this one: a guest that has connected, and not yet spoken, may be among the others.
             self._forget_visitor(sock)
             sock.close()
+        elif name in self._sessions:
+            log.warning("%s: a second guest was turned away", name)
+            self._refused.add(sock)
+            _answer_busy(sock)
         else:
             self._forget_visitors(name, but=sock)
             self._welcome(name, sock)
 
     def _forget_visitor(self, sock: socket.socket) -> None:
         self._loop.remove_reader(sock)
+        self._refused.discard(sock)
         del self._visitors[sock]
 
     def _forget_visitors(self, name: str, *, but: socket.socket | None = None) -> None:
@@ -303,6 +311,18 @@ def _has_left(sock: socket.socket) -> bool:
         return False
     except OSError:
         return True
+
+
+def _answer_busy(sock: socket.socket) -> None:
+    """Answer a guest's first message with an error.
+
+    QEMU says 'Device or resource busy' then. When a server hangs up instead, QEMU 11.1 says 'Broken pipe', and
+    sometimes ends itself, with a guest into which the device was being plugged.
+    """
+    with contextlib.suppress(OSError, ProtocolError):
+        header = Header.unpack(sock.recv(MAX_MESSAGE)[: Header.SIZE], limit=MAX_MESSAGE)
+        error = Header(header.id, header.command, Header.SIZE, Flag.REPLY | Flag.ERROR, errno.EBUSY)
+        sock.send(error.pack(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 def _resident_kib() -> int:

@@ -46,7 +46,8 @@ def garbage(log: Path) -> list[str]:
 
 @contextlib.contextmanager
 def reserved_hugepages(size: int) -> Iterator[None]:
-    """So much free hugepage memory, for a while; skips the test where that cannot be had."""
+    """So much free hugepage memory, for a while. Skips the test where this user may not reserve any, or memory is too
+    fragmented: no set-up can change that."""
     before = int(_HUGEPAGES.read_text())
     missing = max(0, size - free_hugepages()) // HUGEPAGE
     try:

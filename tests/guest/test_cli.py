@@ -121,12 +121,13 @@ async def check_plug(cli: Cli) -> None:
     assert "✗ 1 free PCIe root ports are needed, the guest has 0" in await cli(
         "guest", "plug", "two", "c", "--check", status=1
     )
-    assert "`nvmuser controller detach b VOLUME`" in await cli("guest", "unplug", "two", "b", status=1)
+    assert "`nvmuser controller detach b VOLUME --force`" in await cli("guest", "unplug", "two", "b", status=1)
 
 
 async def check_what_is_left_empty(cli: Cli) -> None:
     """No port is left; what is left empty shows the next one's volumes."""
-    await cli("controller", "detach", "b", "b")
+    assert "serves a guest" in await cli("controller", "detach", "b", "b", status=1)
+    await cli("controller", "detach", "b", "b", "--force")
     await cli("guest", "exec", "two", DISAPPEARS.format(device="/dev/nvme0n1"))
     answer = json.loads(await cli("guest", "plug", "two", "c", "--json"))
     assert answer == [{"controller": "c", "device": "nvmuser-b", "how": "reused"}]

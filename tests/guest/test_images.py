@@ -22,11 +22,6 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "disk.raw"
 
 
-def need(firmware: Firmware) -> None:
-    if firmware == "uefi" and find_qemu().firmware is None:
-        pytest.skip("no OVMF")
-
-
 async def check(spec: GuestSpec, directory: Path, disk: str) -> None:
     async with launch(spec, directory) as guest:
         assert MARK in (await guest.run("cat /proc/cmdline", check=True)).stdout.decode()
@@ -43,7 +38,6 @@ async def check(spec: GuestSpec, directory: Path, disk: str) -> None:
     ("kind", "firmware"), [pytest.param("raw", "uefi", marks=pytest.mark.matrix), ("qcow2", "seabios")]
 )
 async def test_a_users_image(image: Path, tmp_path: Path, kind: str, firmware: Firmware) -> None:
-    need(firmware)
     disk = tmp_path / f"other,{kind}"
     subprocess.run([*find_qemu().tool("qemu-img"), "convert", "-O", kind, image, disk], check=True)
     await check(GuestSpec(memory=512 * MIB, image=disk, firmware=firmware), tmp_path / "guest", "/dev/vda")
@@ -53,7 +47,6 @@ async def test_a_users_image(image: Path, tmp_path: Path, kind: str, firmware: F
 async def test_boot_from_a_controller(
     image: Path, tmp_path_factory: pytest.TempPathFactory, firmware: Firmware
 ) -> None:
-    need(firmware)
     root = tmp_path_factory.mktemp("b")
     async with Deployment.start(root / "s") as deployment:
         # Another one without a system: the guest has to boot from the right one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from nvmuser.guest.spec import Firmware
 SOCKETS = tuple(Path(f"/run/nvmuser/guest/vm{number}/cntrl") for number in range(2))
 
 
-@pytest.mark.skipif(shutil.which("virt-xml-validate") is None, reason="see ci/debian-packages-tests.txt")
 @pytest.mark.parametrize("firmware", ["seabios", "uefi"])
 @pytest.mark.parametrize("hugepages", [True, False])
 @pytest.mark.parametrize("boot_from", [None, SOCKETS[1]])

@@ -56,7 +56,7 @@ def wanted(state: StateDir, key: str) -> object:
 
 
 async def update(state: StateDir, after: Volume | Controller) -> None:
-    assert (await control.submit(state, Change(update=(after,)))).problems == ()
+    assert (await control.submit(state, Change(update=(after,), force=True))).problems == ()
 
 
 async def attach(state: StateDir, volume: str) -> None:

@@ -17,11 +17,10 @@ import pytest
 from guests import VERIFY, fio_errors, garbage, reserved_hugepages
 
 from nvmuser.bench.measure.deployment import Deployment
-from nvmuser.errors import SetupError
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB, Firmware, Suite
 from nvmuser.supervisor.spdk import Options
-from nvmuser.toolchain import find_appliance, find_qemu
+from nvmuser.toolchain import find_appliance
 
 SETTINGS: tuple[tuple[Any, Any], ...] = (
     ("bookworm", "trixie"),
@@ -106,12 +105,7 @@ async def disks(guest: Guest) -> list[Disk]:
 async def test_matrix(
     tmp_path_factory: pytest.TempPathFactory, suite: Suite, firmware: Firmware, memory: str, count: int, way: str
 ) -> None:
-    try:
-        find_appliance(suite)
-    except SetupError as error:
-        pytest.skip(str(error))
-    if firmware == "uefi" and find_qemu().firmware is None:
-        pytest.skip("no OVMF")
+    find_appliance(suite)
     root = tmp_path_factory.mktemp("m")
     with reserved_hugepages(512 * MIB) if memory == "huge" else contextlib.nullcontext():
         async with Deployment.start(root / "s", Options(hugepages=False)) as deployment:

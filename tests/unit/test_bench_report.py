@@ -115,6 +115,14 @@ def test_table_fits_a_terminal_of_80_columns(result: Result) -> None:
     assert "1,024 ✓" in text
 
 
+@pytest.mark.parametrize(("noise", "warned"), [(None, False), (0.10, False), (0.11, True), (0.35, True)])
+def test_table_carries_a_warning_above_10_percent_noise(result: Result, noise: float | None, warned: bool) -> None:
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(table.result(replace(result, environment=result.environment | {"noise": noise})))
+    assert ("This machine was busy with something else" in capture.get()) is warned
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.0, "0"), (999.0, "999"), (999.6, "1k"), (12_345.0, "12.3k"), (1e6, "1M"), (2.5e9, "2.5G")],

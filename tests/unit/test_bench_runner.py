@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -130,18 +129,6 @@ async def test_job_that_fio_refuses_is_told_in_its_words(guest: ShellGuest, tmp_
 async def test_no_device_is_refused(guest: ShellGuest) -> None:
     with pytest.raises(UsageError, match="no device"):
         await runner.run(guest, fio.Job("r", "randread", runtime=1).workload(), [])
-
-
-@pytest.mark.skipif(shutil.which("fio") is None, reason="no fio on this host")
-async def test_real_fio_runs_our_script(guest: ShellGuest, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.write_bytes(bytes(1 << 20))
-    job = fio.Job("check", "randwrite", size="1M", io_size="1M", iodepth=4, verify="crc32c")
-    done = await runner.run(guest, job.workload(), [str(disk)], processes={"self": [1]})
-    [result] = done.jobs
-    assert result.wrong is None
-    assert result.verified_blocks == result.total_ios == 256
-    assert result.directions.keys() == {"write"}
 
 
 async def test_stuck_workload_ends_by_its_limit(guest: ShellGuest, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import os
 import pty
 import random
-import shutil
 import signal
 import subprocess
 import tty
@@ -22,7 +21,6 @@ from nvmuser.guest.agent import Agent, AgentError, CommandFailed, CommandTimeout
 from nvmuser.guest.frames import Decoder, Frame, encode
 
 SOURCES = sorted((Path(nvmuser.guest.__file__).parent / "appliance/agent").glob("*.c"))
-pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the agent is compiled by gcc")
 
 
 class SerialPort:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,33 +21,37 @@ from nvmuser.supervisor import control
 
 
 @pytest.fixture
-async def state(tmp_path: Path) -> AsyncIterator[StateDir]:
-    """Controllers a and b with a volume each, at whose sockets somebody listens, and `empty`."""
+async def state(tmp_path: Path) -> StateDir:
+    """Controllers a and b with a volume each, and `empty`."""
     state = StateDir(tmp_path / "s")
     volumes = tuple(Volume(name=name, size=1 << 20, backend="file") for name in "ab")
     filled = tuple(Controller(name, (Namespace(name),)) for name in "ab")
     await control.submit(state, Change(create=(*volumes, *filled, Controller("empty"))))
-    with listening(state, "a", "b"):
-        yield state
+    return state
 
 
-@contextlib.contextmanager
-def listening(state: StateDir, *names: str) -> Iterator[None]:
+@pytest.fixture
+def listen() -> Iterator[Callable[..., None]]:
+    """`listen(state, "a")`: somebody listens at controllers' sockets until the test ends."""
     with contextlib.ExitStack() as stack:
-        for name in names:
-            path = state.socket(name)
-            path.parent.mkdir(parents=True)
-            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-            listener.bind(str(path))
-            listener.listen()
-        yield
+
+        def listen(state: StateDir, *names: str) -> None:
+            for name in names:
+                path = state.socket(name)
+                path.parent.mkdir(parents=True)
+                listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+                listener.bind(str(path))
+                listener.listen()
+
+        yield listen
 
 
 def files(state: StateDir) -> set[Path]:
     return set(state.root.rglob("*"))
 
 
-async def test_a_check_makes_nothing(state: StateDir, tmp_path: Path) -> None:
+async def test_a_check_makes_nothing(state: StateDir, tmp_path: Path, listen: Callable[..., None]) -> None:
+    listen(state, "a", "b")
     qemu, before = FakeQemu((7, 2, 0)), files(state)
     async with qemu.client(tmp_path / "qmp") as client:
         prepared = await hotplug.prepare(state, client, ["a", "b"], Way(libvfio=True))
@@ -59,7 +63,8 @@ async def test_a_check_makes_nothing(state: StateDir, tmp_path: Path) -> None:
     assert (state.run / "vfio/2/cntrl").readlink() == state.socket("b")
 
 
-async def test_a_native_check_makes_nothing(state: StateDir, tmp_path: Path) -> None:
+async def test_a_native_check_makes_nothing(state: StateDir, tmp_path: Path, listen: Callable[..., None]) -> None:
+    listen(state, "a")
     qemu, before = FakeQemu((11, 1, 3)), files(state)
     async with qemu.client(tmp_path / "qmp") as client:
         assert (await hotplug.prepare(state, client, ["a"], Way())).problems == []
@@ -96,7 +101,10 @@ async def test_what_somebody_has_changed_meanwhile_is_not_undone(state: StateDir
     assert control.load(state).controller(changed).mode == "0666"
 
 
-async def test_what_qemu_refuses_leaves_volumes_where_they_were(state: StateDir, tmp_path: Path) -> None:
+async def test_what_qemu_refuses_leaves_volumes_where_they_were(
+    state: StateDir, tmp_path: Path, listen: Callable[..., None]
+) -> None:
+    listen(state, "a")
     qemu = await without_ports(state)
     qemu.devices["port0"] = "pcie-root-port"
     qemu.refuses = {"nvmuser-a"}

@@ -101,7 +101,7 @@ async def test_a_qemu_that_would_abort_is_never_asked_to_unplug(
     async with qemu.client(tmp_path / "qmp") as client:
         with pytest.raises(GuestError, match="plugged in, and stays: nvmuser-a"):
             await plug(client, sockets)
-        with pytest.raises(GuestError, match="`nvmuser controller detach a VOLUME`"):
+        with pytest.raises(GuestError, match="`nvmuser controller detach a VOLUME --force`"):
             await unplug(client, sockets[:1])
     assert not [command for command, _ in qemu.asked if command == "device_del"]
 

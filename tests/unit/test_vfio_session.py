@@ -207,8 +207,13 @@ async def test_a_reply_that_no_target_asked_for_stays_here(world: World) -> None
 
 async def test_a_second_guest_is_turned_away_and_the_first_goes_on(world: World) -> None:
     _, driver = await world.running()
-    assert await do(world.client().is_closed)
+    second = world.client()
+    with pytest.raises(Refusal, match=os.strerror(errno.EBUSY)):
+        await do(second.hello)
+    second.send(Command.DEVICE_GET_INFO)
+    assert await do(second.is_closed)
     assert await do(driver.csts) == CSTS_RDY
+    assert world.session.controller.version is not None
 
 
 async def test_the_next_guest_has_a_fresh_connection(world: World) -> None:

@@ -209,12 +209,14 @@ def guest(
     after --via: two guests, measured in turns; `ratio` in the JSON is the IOPS of libvfio over native, with its
     interval in `ratio_ci`.
     """
-    from nvmuser.bench.measure import fio
+    from nvmuser.bench.measure import fio, job_check
 
     if len(options["via"]) > 1:
         _compare_ways(controllers, job, output, as_json, options)
         return
     work = fio.Workload.from_file(job) if job else _job(options).workload()
+    if job:
+        job_check.check(work, job)
     with Teller() as teller:
         result = run(_measure(state, controllers, work, output, teller.watch, options))
         teller.step("done")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from pathlib import Path
 
 import click
 
@@ -27,10 +25,11 @@ def idle_command(endpoints: int, rounds: int, as_json: bool) -> None:
       nvmuser bench idle
       nvmuser bench idle --endpoints 100 --rounds 3 --json
     """
+    from nvmuser.bench.measure.scratch import scratch
     from nvmuser.bench.scenarios.idle import measure
 
-    with tempfile.TemporaryDirectory(prefix="nvmuser-") as root, Teller() as teller:
-        found = run(measure(Path(root), endpoints, rounds, teller.step)).to_json()
+    with scratch("nvmuser-") as root, Teller() as teller:
+        found = run(measure(root, endpoints, rounds, teller.step)).to_json()
         teller.step("done")
     if as_json:
         click.echo(json.dumps(found, indent=2))

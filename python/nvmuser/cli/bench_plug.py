@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import tempfile
-from pathlib import Path
 
 import click
 
+from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.scenarios.plug import MOST_ROUNDS, plugging
 from nvmuser.cli.options import json_option
 
@@ -22,11 +20,8 @@ def plug_command(rounds: int, as_json: bool) -> None:
 
     Beside a bare QMP script that only sends device_add. Measured in a deployment and a guest of its own.
     """
-    root = Path(tempfile.mkdtemp(prefix="nvmuser-"))
-    try:
+    with scratch("nvmuser-") as root:
         result = asyncio.run(plugging(root, rounds)).to_json()
-    finally:
-        shutil.rmtree(root)
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

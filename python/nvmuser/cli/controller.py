@@ -8,7 +8,7 @@ import click
 from rich.table import Table
 
 from nvmuser.cli.groups import Group
-from nvmuser.cli.options import json_option
+from nvmuser.cli.options import force_option, json_option
 from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.model import change as changes
 from nvmuser.model.change import Change
@@ -93,11 +93,16 @@ def show(state: StateDir, name: str, as_json: bool) -> None:
 
 @controller.command()
 @click.argument("name")
+@force_option
 @json_option
 @click.pass_obj
-def delete(state: StateDir, name: str, as_json: bool) -> None:
-    """Take a controller away. Its volumes stay. A guest that is connected loses it."""
-    outcome = run(control.submit(state, Change(delete=(f"controller/{name}",))))
+def delete(state: StateDir, name: str, force: bool, as_json: bool) -> None:
+    """Take a controller away. Its volumes stay. Refused while a guest is connected.
+
+    \b
+    nvmuser controller delete vm1
+    """
+    outcome = run(control.submit(state, Change(delete=(f"controller/{name}",), force=force)))
     say_object(outcome, as_json, f"controller {name} deleted")
 
 
@@ -122,11 +127,22 @@ def attach(state: StateDir, name: str, volume: str, nsid: int, as_json: bool) ->
 @controller.command()
 @click.argument("name")
 @click.argument("volume")
+@force_option
 @json_option
 @click.pass_obj
-def detach(state: StateDir, name: str, volume: str, as_json: bool) -> None:
-    """Show a volume no more; a running guest sees it go at once: unmount it first."""
-    outcome = run(control.alter(state, lambda desired: changes.detach(desired.controller(name), volume)))
+def detach(state: StateDir, name: str, volume: str, force: bool, as_json: bool) -> None:
+    """Show a volume no more. Refused while a guest is connected.
+
+    With --force a running guest sees it go at once, as if it had been pulled out: unmount it first.
+
+    \b
+    nvmuser controller detach vm1 logs --force
+    """
+
+    def detached(desired: Desired) -> Controller:
+        return changes.detach(desired.controller(name), volume)
+
+    outcome = run(control.alter(state, detached, force=force))
     say_object(outcome, as_json, f"volume {volume} detached from controller {name}")
 
 

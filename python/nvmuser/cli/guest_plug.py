@@ -125,8 +125,8 @@ def _show_plugged(plugged: list[Plugged], as_json: bool) -> None:
 def unplug(state: StateDir, /, names: tuple[str, ...], qmp_path: Path | None, as_json: bool) -> int:
     """Take controllers out of a running guest, where its QEMU survives that.
 
-    QEMU 10.1 to 11.1 aborts when a vfio-user-pci device is unplugged: there this refuses. `nvmuser controller detach`
-    takes the volumes away instead, and the next `plug` of that controller finds it in the guest.
+    QEMU 10.1 to 11.1 aborts when a vfio-user-pci device is unplugged: there this refuses. `nvmuser controller detach
+    --force` takes the volumes away instead, and the next `plug` of that controller finds it in the guest.
 
     \b
     Examples:

@@ -20,5 +20,8 @@ def json_document(contents: str) -> Decorator:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON. An error too is one JSON object.")
 """`--json`; `nvmuser.cli.failure` prints a failure of such a command as JSON."""
 
+force_option = click.option("--force", is_flag=True, help="Also when a guest that runs loses what it uses.")
+"""`--force` of what takes something away."""
+
 REPEATABLE = "May be repeated."
 """The last words of the help of each option that may be given several times."""

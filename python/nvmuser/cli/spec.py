@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from nvmuser.cli import failure
-from nvmuser.cli.options import json_option
+from nvmuser.cli.options import force_option, json_option
 from nvmuser.cli.present import counted, plain, run, say
 from nvmuser.errors import NvmuserError, UsageError
 from nvmuser.hostfs.sockets import answers
@@ -38,18 +39,21 @@ _yes = click.option("--yes", is_flag=True, help="With --prune: data may be delet
 @_file
 @_prune
 @_yes
+@force_option
 @click.option("--dry-run", is_flag=True, help="Print the calls to SPDK, wave by wave, and make none.")
 @json_option
 @click.pass_obj
-def apply(state: StateDir, path: str, prune: bool, yes: bool, dry_run: bool, as_json: bool) -> None:
+def apply(state: StateDir, path: str, prune: bool, yes: bool, force: bool, dry_run: bool, as_json: bool) -> None:
     """Make it so.
 
     \b
     nvmuser apply -f spec.yaml
     nvmuser apply -f spec.yaml --prune --dry-run
+
+    What a guest that is connected would lose is not taken away without --force.
     """
     spec = _read(path)
-    change = specs.difference(control.load(state), spec, prune=prune, wipe=yes)
+    change = replace(specs.difference(control.load(state), spec, prune=prune, wipe=yes), force=force)
     try:
         if dry_run:
             say(run(_dry_run(state, change)))

@@ -117,7 +117,7 @@ async def execute(state: StateDir, qmp: QMPClient, hotplug: Hotplug) -> list[Plu
     except GuestError:
         if hotplug.reuse:
             before, after = hotplug.change.expect, hotplug.change.update
-            await control.submit(state, Change(update=before, expect=after))
+            await control.submit(state, Change(update=before, expect=after, force=True))
         raise
     names = [path.parent.name for path in hotplug.intent.sockets]
     return [

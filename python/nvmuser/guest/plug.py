@@ -149,8 +149,8 @@ async def unplug(qmp: QMPClient, sockets: Sequence[Path]) -> None:
         if driver == DRIVER and aborts_on_unplug(facts):
             raise GuestError(
                 f"QEMU {facts.version_text} aborts when a {DRIVER} device is unplugged, and the guest with it: "
-                f"take its volumes away with `nvmuser controller detach {name} VOLUME`, which every guest handles "
-                "(guests with --via libvfio can be unplugged from)"
+                f"take its volumes away with `nvmuser controller detach {name} VOLUME --force`, which every guest "
+                "handles (guests with --via libvfio can be unplugged from)"
             )
     results = await asyncio.gather(*(remove(qmp, device_id(path)) for path in sockets), return_exceptions=True)
     _raise_unexpected(results)

@@ -33,6 +33,8 @@ class Change:
     """As they were when this was thought out. When one is not so any more, nothing is done."""
     keep_files: bool = False
     """Files of volumes that are deleted stay, also those that we made."""
+    force: bool = False
+    """Guests that run may lose what they use."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -42,12 +44,13 @@ class Change:
             "wipe": self.wipe,
             "keep_files": self.keep_files,
             "expect": [one.to_json() for one in self.expect],
+            "force": self.force,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """:raise UsageError: it is not a change."""
-        if unknown := set(data) - {"create", "update", "delete", "wipe", "keep_files", "expect"}:
+        if unknown := set(data) - {"create", "update", "delete", "wipe", "keep_files", "expect", "force"}:
             raise UsageError(f"change: unknown field {unknown.pop()!r}")
         return cls(
             create=tuple(map(object_from_json, data.get("create", ()))),
@@ -56,11 +59,26 @@ class Change:
             wipe=bool(data.get("wipe", False)),
             keep_files=bool(data.get("keep_files", False)),
             expect=tuple(map(object_from_json, data.get("expect", ()))),
+            force=bool(data.get("force", False)),
         )
 
     @property
     def keys(self) -> set[str]:
         return {one.key for one in (*self.create, *self.update)} | set(self.delete)
+
+
+def losses(desired: Desired, change: Change) -> dict[str, str]:
+    """Which controllers a change takes something away from that a guest may use, and what, in words."""
+    lost: dict[str, str] = {}
+    for one in change.update:
+        if isinstance(one, Controller) and one.key in desired.entries:
+            kept = {(namespace.nsid, namespace.volume) for namespace in _numbered(one).namespaces}
+            before = desired.controller(one.name).namespaces
+            gone = [namespace.volume for namespace in before if (namespace.nsid, namespace.volume) not in kept]
+            if gone:
+                lost[one.name] = f"volume{'s' * (len(gone) > 1)} {', '.join(gone)}"
+    kinds = (key.split("/", 1) for key in change.delete)
+    return lost | {name: "the controller" for kind, name in kinds if kind == "controller"}
 
 
 def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], Volume]) -> Desired:

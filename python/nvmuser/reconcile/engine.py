@@ -28,7 +28,7 @@ from nvmuser.hostfs import access, files, listeners, locks
 from nvmuser.hostfs.device_dirs import Devices
 from nvmuser.hostfs.sockets import answers
 from nvmuser.hostfs.space import file_systems
-from nvmuser.model.change import Change, next_desired
+from nvmuser.model.change import Change, losses, next_desired
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.objects import Controller, TargetSettings, Volume
 from nvmuser.model.sizes import format_size
@@ -92,6 +92,13 @@ class Engine:
         """Names of those that guests may connect to through the endpoint, which promises that they survive."""
         desired = self._store.load()
         return [one.name for one in desired.controllers() if one.volatile_ok or desired.surviving(one)]
+
+    def losses(self, change: Change) -> dict[Controller, str]:
+        """What a change takes away from controllers; nothing if it is forced."""
+        desired = self._store.load()
+        lost = {} if change.force else losses(desired, change)
+        known = {one.name: one for one in desired.controllers()}
+        return {known[name]: what for name, what in lost.items() if name in known}
 
     def open_sockets(self) -> None:
         """The endpoint has made the sockets: they belong to whom they are for."""

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from nvmuser.errors import NvmuserError, StaleError, TargetNotRunning
+from nvmuser.errors import ConflictError, NvmuserError, StaleError, TargetNotRunning
 from nvmuser.hostfs import permissions
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model.change import Change
@@ -35,11 +35,18 @@ async def submit(state: StateDir, change: Change) -> Outcome:
         if client:
             return Outcome.from_json(await client.call("change", {"change": change.to_json()}, timeout=None))
     with contextlib.closing(Engine(state)) as engine:
+        if lost := [one for one in engine.losses(change) if answers(state.socket(one.name))]:
+            raise ConflictError(
+                f"controller {lost[0].name}: a guest may be connected: the supervisor is gone, but not what it has "
+                "started; `nvmuser target start` takes over, then try again, or pass --force"
+            )
         return await engine.change(change)
 
 
-async def alter(state: StateDir, alteration: Callable[[Desired], AnyObject]) -> Outcome:
+async def alter(state: StateDir, alteration: Callable[[Desired], AnyObject], *, force: bool = False) -> Outcome:
     """Change one object, starting from how it is: `alteration` says what comes of it.
+
+    :param force: also when a guest that runs loses something by it.
 
     Two that do so at once do not undo each other: who comes second starts from what the first has left.
 
@@ -49,7 +56,7 @@ async def alter(state: StateDir, alteration: Callable[[Desired], AnyObject]) -> 
         desired = load(state)
         after = alteration(desired)
         try:
-            return await submit(state, Change(update=(after,), expect=(desired.get(after.key),)))
+            return await submit(state, Change(update=(after,), expect=(desired.get(after.key),), force=force))
         except StaleError:
             continue
 

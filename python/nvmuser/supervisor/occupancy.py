@@ -1,19 +1,29 @@
-"""Which controllers serve a guest now, and which.
+"""Which controllers serve a guest now, and which guest; what may not be taken away because of that.
 
-Owns the question alone: the endpoint knows its guests, SPDK those that are connected to it without the endpoint.
+Owns the questions alone. The endpoint knows its guests by their sockets (SO_PEERCRED), SPDK those that are connected to
+it without the endpoint, and not their processes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
-from nvmuser.errors import ConflictError
+from nvmuser.errors import ConflictError, RpcConnectionError, RpcServerError, TargetError
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model.objects import Controller
 from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
 from nvmuser.supervisor import control
+
+Look = Callable[[Sequence[Controller]], Awaitable[dict[str, str]]]
+"""Of these controllers, those that serve a guest, and which."""
+
+_LEAVING = 1.0
+"""Seconds in which a guest that has just ended must have gone: SPDK takes its controller apart in the background."""
+_INTERVAL = 0.05
 
 
 async def check_free(state: StateDir, names: Sequence[str], *, direct: bool = False) -> None:
@@ -22,27 +32,75 @@ async def check_free(state: StateDir, names: Sequence[str], *, direct: bool = Fa
     :raise ConflictError: one of these controllers serves a guest; the error says which.
     """
     known = {one.name: one for one in control.load(state).controllers()}
-    for name, who in (await taken(state, [known[name] for name in names if name in known], direct=direct)).items():
+
+    async def look(controllers: Sequence[Controller]) -> dict[str, str]:
+        if direct:
+            return await _at_target(state, controllers)
+        async with control.supervisor(state) as supervisor:
+            return _at_endpoint(controllers, (await supervisor.call("status"))["guests"] if supervisor else [])
+
+    for name, who in (await _settled(look, [known[name] for name in names if name in known])).items():
         raise ConflictError(f"controller {name} serves another guest already ({who})")
 
 
-async def taken(state: StateDir, controllers: Sequence[Controller], *, direct: bool = False) -> dict[str, str]:
-    """Those that are connected, and to whom, in words."""
+async def check_losses(losses: Mapping[Controller, str], look: Look) -> None:
+    """Before something is taken away from controllers.
+
+    :param losses: what each would lose.
+    :raise ConflictError: one of them serves a guest; the error says which.
+    """
+    taken = await _settled(look, list(losses))
+    for controller, what in losses.items():
+        if who := taken.get(controller.name):
+            raise ConflictError(
+                f"controller {controller.name} serves a guest ({who}), which would lose {what}: shut it down, or take "
+                "it away with --force"
+            )
+
+
+async def connected(
+    controllers: Sequence[Controller], endpoint: Mapping[str, Any], target: Client | None
+) -> dict[str, str]:
+    """As the supervisor sees it.
+
+    :param endpoint: its status.
+    :raise TargetError: the endpoint does not answer.
+    """
+    if not endpoint["rss_kib"]:
+        raise TargetError("the endpoint does not answer, so that nobody knows its guests: try again, or pass --force")
+    found = _at_endpoint(controllers, endpoint["sessions"])
+    others = [one for one in controllers if one.name not in found]
+    return found | (await _at_spdk(target, others) if target else {})
+
+
+async def _settled(look: Look, controllers: Sequence[Controller]) -> dict[str, str]:
+    """Without those that are only about to leave."""
     if not controllers:
         return {}
-    if direct:
-        return await _at_target(state, controllers)
-    async with control.supervisor(state) as supervisor:
-        guests = (await supervisor.call("status"))["guests"] if supervisor else []
+    end = time.monotonic() + _LEAVING
+    while (found := await look(controllers)) and time.monotonic() < end:  # noqa: ASYNC110 (it has to be asked)
+        await asyncio.sleep(_INTERVAL)
+    return found
+
+
+def _at_endpoint(controllers: Sequence[Controller], guests: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     names = {one.name for one in controllers}
     return {guest["controller"]: f"process {guest['pid']}" for guest in guests if guest["controller"] in names}
 
 
 async def _at_target(state: StateDir, controllers: Sequence[Controller]) -> dict[str, str]:
-    """SPDK does not tell the process. The endpoint is among its guests as well."""
     if not answers(state.rpc_socket):
         return {}
     async with await Client.connect(state.rpc_socket) as target:
-        calls = (target.call("nvmf_subsystem_get_controllers", {"nqn": one.nqn}) for one in controllers)
-        connected = await asyncio.gather(*calls)
-    return {one.name: "seen by SPDK" for one, found in zip(controllers, connected, strict=True) if found}
+        return await _at_spdk(target, controllers)
+
+
+async def _at_spdk(target: Client, controllers: Sequence[Controller]) -> dict[str, str]:
+    calls = (target.call("nvmf_subsystem_get_controllers", {"nqn": one.nqn}) for one in controllers)
+    connected = await asyncio.gather(*calls, return_exceptions=True)
+    found = dict(zip((one.name for one in controllers), connected, strict=True))
+    for result in found.values():
+        if isinstance(result, BaseException) and not isinstance(result, RpcServerError | RpcConnectionError):
+            raise result
+    # It has no such subsystem, or has just ended: no guest of it either way.
+    return {name: "seen by SPDK" for name, result in found.items() if result and not isinstance(result, BaseException)}

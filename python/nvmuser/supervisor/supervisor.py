@@ -13,16 +13,18 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nvmuser.errors import NvmuserError, RpcError, TargetError
 from nvmuser.model.change import Change
+from nvmuser.model.objects import Controller
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.engine import Engine
 from nvmuser.rpc import Server
+from nvmuser.supervisor import occupancy
 from nvmuser.supervisor.endpoint import EndpointProcess
 from nvmuser.supervisor.spdk import Options, Target, choose_spdk, why_no_hugepages
 from nvmuser.toolchain import Spdk
@@ -76,16 +78,8 @@ class Supervisor:
 
     async def run(self, on_ready: asyncio.Future[None]) -> None:
         """Serve until stopped. `on_ready` is told when everything wanted is there, or why it cannot be."""
-        methods: dict[str, Callable[..., Awaitable[Any]]] = {
-            "change": self.change,
-            "reconcile": self.reconcile,
-            "status": self.status,
-            "drift": self.drift,
-            "restart": self.restart,
-            "upgrade": self.upgrade,
-            "hold": self.hold,
-            "stop": self.stop,
-        }
+        names = ("change", "reconcile", "status", "drift", "restart", "upgrade", "hold", "stop")
+        methods: dict[str, Callable[..., Awaitable[Any]]] = {name: getattr(self, name) for name in names}
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
@@ -292,11 +286,17 @@ class Supervisor:
     # -- methods of the control socket -----------------------------------------------------------------------
 
     async def change(self, change: dict[str, Any]) -> dict[str, Any]:
-        """Change what is wanted and carry it out."""
+        """Change what is wanted and carry it out, unless a guest that is connected would lose something by it."""
+        wanted = Change.from_json(change)
+        # Without the lock: it may take a second, for which no guest is to wait.
+        await occupancy.check_losses(self._engine.losses(wanted), self._connected)
         async with self._changing:
-            outcome = await self._engine.change(Change.from_json(change))
+            outcome = await self._engine.change(wanted)
         await self._serve()
         return outcome.to_json()
+
+    async def _connected(self, controllers: Sequence[Controller]) -> dict[str, str]:
+        return await occupancy.connected(controllers, await self._endpoint.status(), self._engine.rpc)
 
     async def reconcile(self) -> dict[str, Any]:
         """Carry out what is wanted and not there yet."""

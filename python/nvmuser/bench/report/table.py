@@ -48,4 +48,5 @@ def result(result: Result) -> RenderableType:
         )
     facts = dict(page.facts(result))
     notes = Text("\n".join(f"{name}: {facts[name]}" for name in ("Guest", "Software", "Host", "Noise")), style="dim")
-    return Group(table, notes)
+    warning = page.busy(result.environment.get("noise"))
+    return Group(table, notes, *([Text(warning, style="yellow")] if warning else []))

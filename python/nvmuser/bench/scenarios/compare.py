@@ -17,6 +17,7 @@ from pathlib import Path
 from nvmuser.bench.measure import hugepages
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.disks import fill, output_directory
+from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.report import records
 from nvmuser.bench.rounds import session
 from nvmuser.bench.rounds.matrix import Case
@@ -74,12 +75,11 @@ def _files_on(plan: Plan, output: Path) -> Path:
 async def _common(plan: Plan, output: Path, report: Report) -> AsyncIterator[Setup]:
     """What all peers share, gone afterwards."""
     files = tempfile.TemporaryDirectory(dir=_files_on(plan, output), prefix="disks-")
-    sockets = tempfile.TemporaryDirectory(prefix="nvmuser-bench-")
-    with files, sockets, hugepages.lent(plan.memory) as lacking:
+    with files, scratch("nvmuser-bench-") as sockets, hugepages.lent(plan.memory) as lacking:
         backing = {peer: Path(files.name) / peer for peer in plan.peers}
         report(Step(0, 1, "writing the disks' files"))
         for path in backing.values():
             await asyncio.to_thread(fill, path, plan.size)
         options = Options(hugepages=lacking is None)
-        async with Deployment.start(Path(sockets.name) / "state", options) as deployment:
-            yield Setup(Path(sockets.name), backing, deployment, lacking)
+        async with Deployment.start(sockets / "state", options) as deployment:
+            yield Setup(sockets, backing, deployment, lacking)

@@ -19,6 +19,7 @@ from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.disks import fill, output_directory
 from nvmuser.bench.measure.fio import Job, Workload
 from nvmuser.bench.measure.fio_output import Estimate
+from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.report import page
 from nvmuser.bench.report.result import JobResult, Result
 from nvmuser.errors import UsageError
@@ -122,8 +123,8 @@ def _written(result: Result, output: Path) -> Result:
 @contextlib.asynccontextmanager
 async def _guest(spec: GuestSpec, watch: Watch) -> AsyncIterator[Guest]:
     watch.step("booting the guest")
-    with tempfile.TemporaryDirectory(prefix="nvmuser-guest-", ignore_cleanup_errors=True) as directory:
-        async with launch(spec, Path(directory) / "vm") as guest:
+    with scratch("nvmuser-guest-") as directory:
+        async with launch(spec, directory / "vm") as guest:
             yield guest
 
 
@@ -165,12 +166,12 @@ async def own_disk(
     find_spdk(), find_qemu(), find_appliance()
     output_directory(output)
     files = tempfile.TemporaryDirectory(prefix="disk-", dir=output)
-    with files, tempfile.TemporaryDirectory(prefix="nvmuser-bench-") as directory:
+    with files, scratch("nvmuser-bench-") as directory:
         file = Path(files.name) / "demo"
         watch.step("writing the volume's file")
         await asyncio.to_thread(fill, file, size)
         watch.step("starting the target")
-        async with Deployment.start(Path(directory) / "state") as deployment:
+        async with Deployment.start(directory / "state") as deployment:
             watch.step("creating the volume and the controller")
             socket = await deployment.disk("demo", file, direct=direct)
             processes = await deployment.processes(direct=direct)

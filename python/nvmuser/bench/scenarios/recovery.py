@@ -12,7 +12,6 @@ import json
 import os
 import random
 import signal
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from nvmuser.bench.measure import fio, runner, stats
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.fio import Job
 from nvmuser.bench.measure.fio_output import Estimate
+from nvmuser.bench.measure.scratch import scratch
 from nvmuser.errors import GuestError, RpcError
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.rpc import Client
@@ -119,8 +119,7 @@ async def measure(plan: Plan, tell: Tell) -> Outcome:
     """
     outcome = Outcome()
     # UNIX sockets live in it, and their paths end at 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="nvmuser-") as name:
-        root = Path(name)
+    with scratch("nvmuser-") as root:
         tell("starting the target")
         async with Deployment.start(root / "state", standby=plan.standby) as deployment:
             if plan.overhead:

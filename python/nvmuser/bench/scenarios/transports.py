@@ -18,6 +18,7 @@ from nvmuser.bench.measure import environment, runner, stats, versions
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.disks import fill, output_directory
 from nvmuser.bench.measure.fio import Job
+from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.report.result import JobResult
 from nvmuser.bench.scenarios.demo import MEMORY, SIZE, Tell
 from nvmuser.errors import GuestError
@@ -87,17 +88,17 @@ async def compare(job: Job, output: Path, tell: Tell, *, rounds: int, cpus: int 
     output_directory(output)
     files = tempfile.TemporaryDirectory(prefix="disks-", dir=output)
     results: dict[str, list[JobResult]] = {way: [] for way in WAYS}
-    with files, tempfile.TemporaryDirectory(prefix="nvmuser-ways-") as directory:
+    with files, scratch("nvmuser-ways-") as directory:
         tell("writing the disks' files")
         for way in WAYS:
             await asyncio.to_thread(fill, Path(files.name) / way, SIZE)
         machine = environment.look()
         async with contextlib.AsyncExitStack() as stack:
-            deployment = await stack.enter_async_context(Deployment.start(Path(directory) / "state"))
+            deployment = await stack.enter_async_context(Deployment.start(directory / "state"))
             guests = {}
             for way in WAYS:
                 tell(f"booting the guest with {way}")
-                opened = _guest(way, deployment, Path(files.name) / way, Path(directory) / way, job, cpus)
+                opened = _guest(way, deployment, Path(files.name) / way, directory / way, job, cpus)
                 guests[way] = await stack.enter_async_context(opened)
             found = await _versions(guests["native"])
             for number in range(rounds):

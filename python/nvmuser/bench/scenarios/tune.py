@@ -22,6 +22,7 @@ from rich.text import Text
 
 from nvmuser.bench.measure import hugepages
 from nvmuser.bench.measure.disks import fill, output_directory
+from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.report import analysis, page, plots, records
 from nvmuser.bench.report.analysis import Ratio
 from nvmuser.bench.report.compare_page import UNSTEADY, cpu_note, facts, interval_words, verdict, warning
@@ -100,11 +101,11 @@ async def tune(plan: Plan, output: Path, tell: Report, *, resume: bool = False) 
 @contextlib.asynccontextmanager
 async def _files(plan: Plan, output: Path, tell: Report) -> AsyncIterator[tuple[Path, Path]]:
     disks = tempfile.TemporaryDirectory(dir=output, prefix="disks-")
-    with disks, tempfile.TemporaryDirectory(prefix="nvmuser-tune-") as sockets:
+    with disks, scratch("nvmuser-tune-") as sockets:
         tell(Step(0, 1, "writing the disks' files"))
         for variant in plan.variants:
             await asyncio.to_thread(fill, Path(disks.name) / variant.name, SIZE)
-        yield Path(disks.name), Path(sockets)
+        yield Path(disks.name), sockets
 
 
 def summary(comparison: Comparison) -> dict[str, Any]:
