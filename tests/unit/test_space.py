@@ -72,6 +72,10 @@ def test_what_is_written_is_promised_no_more(state: StateDir, free: Callable[[in
     with open(state.volumes / "a", "r+b") as file:
         file.write(bytes(range(256)) * 4096 * 30)
     free(30)
+    a = one.get("volume/a")
+    assert isinstance(a, Volume)
+    with pytest.raises(UsageError, match=r"volume a: 40M of it are not written yet, more than the 30M free on the file"):
+        change(one, state, update=(replace(a, size=70 * MIB),))
     (space,) = file_systems(one.volumes())
     assert 9 * MIB < space.promised <= 10 * MIB
     assert not space.short

@@ -101,8 +101,13 @@ def check(after: Desired, change: Change) -> None:
         if not mine or not space.short:
             continue
         volume = next(one for one in firm if one.name == mine[0])
-        if space.promised <= volume.size:
+        if space.promised == volume.size:
             text = f"{format_size(volume.size)} is more than the {approximate(space.free)} free on the {space.where}"
+        elif len(space.volumes) == 1:
+            text = (
+                f"{approximate(space.promised)} of it are not written yet, more than the {approximate(space.free)} free "
+                f"on the {space.where}"
+            )
         else:
             text = (
                 f"with it, {approximate(space.promised)} would be promised to {len(space.volumes)} volumes on the "
