@@ -244,3 +244,15 @@ def test_two_that_want_the_same_are_named(run: Run, tmp_path: Path) -> None:
     ok(run("volume", "create", "a", "--path", str(path)))
     status, _, err = run("volume", "create", "b", "--path", str(path))
     assert (status, err) == (1, f"nvmuser: volume b: its path, {path}, is volume a's already\n")
+
+
+def test_a_remote_is_judged_and_pending_without_a_target(run: Run) -> None:
+    create = ("remote", "create", "s", "--path", "10.0.0.1", "--nqn")
+    status, out, err = run(*create, "foo")
+    assert (status, out) == (2, "")
+    assert err == "nvmuser: remote s: NQN 'foo' is not of the form nqn.yyyy-mm.domain:name\n"
+    assert first(ok(run(*create, "nqn.2014-08.org.nvmexpress:uuid:0f1e2d3c-4b5a-4697-8879-6a5b4c3d2e1f"))) == (
+        "remote s declared"
+    )
+    made = json.loads(ok(run("volume", "create", "v", "--size", "1M", "--json")))
+    assert made["pending"] is True

@@ -77,9 +77,9 @@ def say(data: Any) -> None:
 
 
 def say_object(outcome: Outcome, as_json: bool, text: str) -> None:
-    """What became of a change."""
+    """What became of a change. `pending` in JSON: no target runs, and it takes effect when one starts."""
     if as_json:
-        say(outcome.objects[0] if len(outcome.objects) == 1 else outcome.to_json())
+        say(outcome.objects[0] | {"pending": outcome.pending} if len(outcome.objects) == 1 else outcome.to_json())
         return
     click.echo(text)
     if outcome.pending:

@@ -35,7 +35,7 @@ def create(state: StateDir, name: str, nqn: str, paths: tuple[str, ...], as_json
     """Declare a remote."""
     one = Remote(name, nqn=nqn, paths=tuple(map(_path, paths)))
     outcome = run(control.submit(state, Change(create=(one,))))
-    say_object(outcome, as_json, f"remote {name} attached")
+    say_object(outcome, as_json, f"remote {name} {'declared' if outcome.pending else 'attached'}")
 
 
 @remote.command("list")

@@ -105,8 +105,8 @@ def check(after: Desired, change: Change) -> None:
             text = f"{format_size(volume.size)} is more than the {approximate(space.free)} free on the {space.where}"
         elif len(space.volumes) == 1:
             text = (
-                f"{approximate(space.promised)} of it are not written yet, more than the {approximate(space.free)} free "
-                f"on the {space.where}"
+                f"{approximate(space.promised)} of it are not written yet, more than the {approximate(space.free)} "
+                f"free on the {space.where}"
             )
         else:
             text = (

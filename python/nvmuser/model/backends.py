@@ -95,10 +95,7 @@ BACKENDS: dict[str, Backend] = {
 
 
 def check_declared(volume: Volume) -> str:
-    """Why a volume cannot be declared so; empty when it can.
-
-    Asked when it is declared, not whenever it is read: what a store holds since long ago stays readable.
-    """
+    """Why a volume cannot be declared so; empty when it can."""
     backend = BACKENDS[volume.backend]
     for other in BACKENDS.values():
         for field in other.takes:

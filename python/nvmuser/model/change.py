@@ -161,8 +161,8 @@ def _check_data_loss(entry: Entry, wipe: bool) -> None:
 
 
 def _identified(one: AnyObject, cntlids: set[int], prepare: Callable[[Volume], Volume], find: extent.Find) -> AnyObject:
+    one.check_declared()
     if isinstance(one, Volume):
-        one.check_declared()
         return identity.identify_volume(prepare(extent.begun(one, find)))
     if isinstance(one, Controller):
         return identity.identify_controller(_numbered(one), cntlids)
@@ -202,6 +202,7 @@ def _updated(before: AnyObject, after: AnyObject, find: extent.Find) -> AnyObjec
         _check_size(before, after)
         if before.thin != after.thin and before.backend != "file":
             raise ConflictError(f"{_words(before.key)}: its thin cannot change; make another volume")
+    if after != before:
         after.check_declared()
     return _numbered(after) if isinstance(after, Controller) else after
 

@@ -20,6 +20,8 @@ from nvmuser.model.backends import BACKENDS, check_declared
 from nvmuser.model.names import NAME, check_name
 
 NQN = "nqn\\.[0-9]{4}-[0-9]{2}\\.[a-z0-9.-]+(:[!-~]+)?"
+REMOTE_NQN = r"nqn\.[0-9]{4}-[0-9]{2}\.[A-Za-z0-9.-]+(:[^\s]+)?"
+"""Of others, who need not write it as we do; what SPDK takes (lib/nvmf/subsystem.c, `nvmf_nqn_is_valid`)."""
 NQN_MAX = 223
 """Bytes (NVM Express Base Specification, NVMe Qualified Names)."""
 BLOCK_SIZES = (512, 4096)
@@ -55,6 +57,12 @@ class Object:
     @property
     def key(self) -> str:
         return f"{self.kind}/{self.name}"
+
+    def check_declared(self) -> None:
+        """Asked when it is declared, not whenever it is read: what a store holds since long ago stays readable.
+
+        :raise UsageError: it cannot be declared so.
+        """
 
     def to_json(self) -> dict[str, Any]:
         """Without what has its default value."""
@@ -167,7 +175,6 @@ class Volume(Object):
             raise refuse("its path is longer than 4095 bytes")
 
     def check_declared(self) -> None:
-        """:raise UsageError: fields do not go with its backend."""
         if reason := check_declared(self):
             raise UsageError(f"volume {self.name}: {reason}")
 
@@ -223,6 +230,7 @@ class Remote(Object):
     """A subsystem of another target, reached over NVMe-oF TCP by one path or more."""
 
     kind: ClassVar[str] = "remote"
+    rules: ClassVar[Rules] = {**Object.rules, "nqn": {"pattern": REMOTE_NQN, "maxLength": NQN_MAX}}
 
     nqn: str = ""
     paths: tuple[Path, ...] = ()
@@ -231,6 +239,10 @@ class Remote(Object):
         super().__post_init__()
         if not self.nqn or not self.paths:
             raise UsageError(f"remote {self.name}: needs an NQN and one path or more")
+
+    def check_declared(self) -> None:
+        if not re.fullmatch(REMOTE_NQN, self.nqn) or len(self.nqn.encode()) > NQN_MAX:
+            raise UsageError(f"remote {self.name}: NQN {self.nqn!r} is not of the form nqn.yyyy-mm.domain:name")
 
     @property
     def below(self) -> tuple[str, ...]:

@@ -101,6 +101,7 @@ class _Reader:
                 raise self._error(_at(node, (field,)), (*path, field), "not for a specification")
         try:
             one = object_from_json({"kind": kind} | _long_form(section, data))
+            one.check_declared()
         except FieldError as error:
             raise self._error(_at(node, error.path), (*path, *error.path), error.reason) from error
         except UsageError as error:
