@@ -55,6 +55,11 @@ class StateDir:
         return self.root / "spdk"
 
     @property
+    def settings(self) -> Path:
+        """How the supervisor runs (`nvmuser.supervisor.settings`)."""
+        return self.root / "supervisor.json"
+
+    @property
     def run(self) -> Path:
         """Sockets, pid files and locks."""
         return self.root / "run"

@@ -1,20 +1,19 @@
-"""A guest on its disks while the machine under it is short of something, or changes: full and broken disks, slow ones,
+"""A guest on its disks while the machine under it is short of something, or changes: broken disks, slow ones,
 another SPDK, firmware that finds no target.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import select
 import shutil
-import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from smalldisk import fill, small_disk
 from throttle import bytes_written, throttled
 from world import DEVICES, DISKS, World, both, kill, sparse, started
 
@@ -26,54 +25,11 @@ from nvmuser.toolchain import find_spdk
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@contextlib.contextmanager
-def small_disk(path: Path, size: str) -> Iterator[None]:
-    """A file system of a given size at `path`; just a directory for a user who may not mount one."""
-    path.mkdir()
-    mounted = os.geteuid() == 0
-    if mounted:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path], check=True)
-    try:
-        yield
-    finally:
-        if mounted:
-            subprocess.run(["umount", "-l", path], check=True)
-
-
-def fill(path: Path) -> None:
-    """Write to `path` until nothing more fits."""
-    if not path.parent.is_mount():
-        pytest.skip("only root can mount a file system of a given size")
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    assert os.statvfs(path).f_bavail == 0
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     root = tmp_path_factory.mktemp("o")
-    with small_disk(root / "s", "16m"):
-        async with started(root) as world:
-            yield world
-
-
-async def test_a_full_disk_under_the_state_directory(world: World, tmp_path: Path) -> None:
-    """Processes die and come back on it; what cannot be written down is refused, and works when there is room again."""
-    filler = world.deployment.state.root / "filler"
-
-    async def strike() -> None:
-        fill(filler)
-        before = await world.status()
-        kill(before, "target", "endpoint")
-        await world.recovered(before)
-
-    try:
-        await world.survives(strike)
-    finally:
-        filler.unlink(missing_ok=True)
-    await world.deployment.disk("later", sparse(tmp_path / "later"))
-    await world.deployment.forget("later")
+    async with started(root) as world:
+        yield world
 
 
 async def test_a_full_or_broken_backing_is_an_error_for_that_io_alone(world: World, tmp_path: Path) -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import select
-import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +12,6 @@ from world import GARBAGE, World, both, kill, sparse, started
 
 from nvmuser.guest import GuestSpec, launch
 from nvmuser.guest.spec import MIB
-from nvmuser.rpc import Client
-from nvmuser.supervisor import daemon
-from nvmuser.supervisor.spdk import Options
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -74,15 +67,8 @@ async def test_supervisor_killed(world: World) -> None:
     """Guests do not notice; the next supervisor takes both processes over, and brings them back when they die."""
 
     async def strike() -> None:
-        state = world.deployment.state
         before = await world.status()
-        pidfd = os.pidfd_open(int(state.lock.read_text()))
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        # It holds the state directory until it has ended.
-        await asyncio.to_thread(select.select, [pidfd], [], [], 30)
-        os.close(pidfd)
-        await asyncio.to_thread(daemon.start, state, Options())
-        world.deployment.control = await Client.connect(state.control_socket, timeout=60)
+        await world.replace_supervisor()
         after = await world.status()
         assert after["target"]["pid"] == before["target"]["pid"]
         assert after["endpoint"]["pid"] == before["endpoint"]["pid"]

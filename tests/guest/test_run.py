@@ -12,8 +12,9 @@ from guests import VERIFY, Boot, Target, fio_errors
 
 from nvmuser.errors import GuestError
 from nvmuser.guest import GuestSpec, launch
-from nvmuser.guest.process import QemuProcess, start_time
+from nvmuser.guest.process import QemuProcess
 from nvmuser.guest.spec import MIB
+from nvmuser.hostfs.process import start_time
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -21,6 +21,9 @@ from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.fio import Job
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB
+from nvmuser.rpc import Client
+from nvmuser.supervisor import daemon
+from nvmuser.supervisor.spdk import Options
 
 GARBAGE = re.compile(r"process NVMe command opc|unsuccessful query for nsid")
 DISKS = ("one", "two")
@@ -50,6 +53,18 @@ class World:
         """Both drivers work again after what happened since `before`."""
         count = {one["controller"]: one["recoveries"] for one in before["guests"]}
         await self.until(lambda now: all(g["recoveries"] > count[g["controller"]] for g in both(now)))
+
+    async def replace_supervisor(self) -> None:
+        """SIGKILL for the supervisor, and another that takes over."""
+        state = self.deployment.state
+        process = self.deployment.control.hold_peer()
+        process.signal(signal.SIGKILL)
+        # It holds the state directory until it has ended.
+        await process.ended.wait()
+        process.close()
+        await self.deployment.control.aclose()
+        await asyncio.to_thread(daemon.start, state, Options())
+        self.deployment.control = await Client.connect(state.control_socket, timeout=60)
 
     async def survives(self, strike: Callable[[], Awaitable[None]], others: tuple[Guest, ...] = ()) -> None:
         """Write on both disks at depth 32 (and on the first of each other guest), strike in the middle, read back: no

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from nvmuser.errors import GuestError, NotFoundError, UsageError
-from nvmuser.guest.process import QemuProcess, start_time
+from nvmuser.guest.process import QemuProcess
 from nvmuser.guest.registry import Registry
+from nvmuser.hostfs.process import start_time
 
 
 def record(root: Path, name: str, pid: int, started: int) -> None:

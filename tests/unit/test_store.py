@@ -48,7 +48,7 @@ def test_a_transaction_that_fails_changes_nothing(tmp_path: Path) -> None:
 
 def test_durable_settings(tmp_path: Path) -> None:
     with Store(tmp_path / "s") as store:
-        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("persist",)
         assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)
 
 

@@ -279,13 +279,13 @@ async def _measure(
 async def _existing(state: StateDir, controllers: tuple[str, ...], direct: bool, libvfio: bool) -> Disks:
     from nvmuser.bench.measure.deployment import processes
     from nvmuser.bench.scenarios.demo import Disks
-    from nvmuser.supervisor import daemon, occupancy
+    from nvmuser.supervisor import control, occupancy
 
     if len(set(controllers)) != len(controllers):
         raise UsageError("the same controller is named twice")
     await occupancy.check_free(state, controllers, direct=direct)
-    async with daemon.connected(state) as control:
-        found = await processes(control, direct=direct)
+    async with control.connected(state) as supervisor:
+        found = await processes(supervisor, direct=direct)
     sockets = tuple(state.socket(name, direct=direct) for name in controllers)
     directories = device_directories(state, controllers, direct=direct) if libvfio else None
     return Disks(sockets, controllers, found, directories)

@@ -15,15 +15,18 @@ from rich.table import Table
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import counted
-from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, TargetNotRunning, UsageError
+from nvmuser.errors import ConflictError, NvmuserError, TargetNotRunning, UsageError
 from nvmuser.model.objects import TargetSettings
+from nvmuser.model.sizes import format_size, parse_size
 from nvmuser.paths import StateDir
-from nvmuser.supervisor import daemon
+from nvmuser.supervisor import control, daemon
+from nvmuser.supervisor import logs as log_module
+from nvmuser.supervisor.settings import Settings
 from nvmuser.supervisor.spdk import Options, why_no_hugepages
 from nvmuser.supervisor.unit import unit
 from nvmuser.toolchain import find_spdk
 
-_LOGS = ("target", "endpoint", "supervisor")
+_LOG_SIZE_MIN = 64 << 10
 
 
 @click.group(cls=Group)
@@ -45,8 +48,16 @@ def _cores(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[in
         raise UsageError(f"--cores {value}: numbers with commas between them, such as 1 or 2,3") from None
 
 
+def _log_size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    if (size := parse_size(value)) < _LOG_SIZE_MIN:
+        raise UsageError(f"--log-size {value}: at least {format_size(_LOG_SIZE_MIN)}")
+    return size
+
+
 @target.command()
-@click.option("--hugepages/--no-hugepages", default=None, help="Default: hugepages where this machine has enough.")
+@click.option("--hugepages/--no-hugepages", default=None, help="First default: hugepages where there are enough.")
 @click.option("--cores", default="", callback=_cores, help="CPU numbers for SPDK. Default: of those that you may use.")
 @click.option(
     "--profile",
@@ -54,7 +65,13 @@ def _cores(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[in
     default=None,
     help="throughput: polls. balanced: one core polls, others sleep while not needed. eco: interrupts, no polling.",
 )
-@click.option("--standby", is_flag=True, help="Keep a second target started and stopped, to take over in no time.")
+@click.option("--standby/--no-standby", default=None, help="Keep a second target started, to take over in no time.")
+@click.option(
+    "--log-size", callback=_log_size, metavar="SIZE", help="Put a log aside at this size. First default: 16M."
+)
+@click.option(
+    "--log-files", type=click.IntRange(0, 99), help="How many older ones of each log are kept. First default: 4."
+)
 @click.option("--foreground", is_flag=True, help="Become the supervisor instead of starting one: for systemd.")
 @click.pass_obj
 def start(
@@ -62,31 +79,37 @@ def start(
     hugepages: bool | None,
     cores: tuple[int, ...],
     profile: str | None,
-    standby: bool,
+    standby: bool | None,
+    log_size: int | None,
+    log_files: int | None,
     foreground: bool,
 ) -> None:
     """Start a target with everything that is wanted, under supervision, in the background.
 
-    --profile and --cores hold until others are said: here, or in a specification. One that an earlier supervisor has
-    left running, because it was killed, is taken over with its guests.
+    Options hold until others are given: here, or, for --profile and --cores, in a specification. A target that an
+    earlier supervisor has left running, because it was killed, is taken over with its guests.
 
     \b
     Examples:
       nvmuser target start --standby
       nvmuser target start --profile balanced --cores 2,3
+      nvmuser target start --log-size 64M --log-files 9
     """
     options = Options(hugepages, cores, profile or "")
+    said = Settings.load(state).with_said(standby=standby, hugepages=hugepages, log_size=log_size, log_files=log_files)
     if foreground:
-        daemon.become(state, options, standby=standby)
+        daemon.become(state, options, said)
     began = time.monotonic()
     reason = why_no_hugepages()
-    if options.resolve_hugepages():
+    if Options(said.hugepages, cores).resolve_hugepages():
         click.echo("memory: hugepages")
     else:
         click.echo(f"memory: no hugepages ({reason or 'as asked'})")
-    daemon.start(state, options, standby=standby)
+    before = control.live_processes(state)
+    daemon.start(state, options, said)
     facts = _call(state, "status")["target"]
-    how = f"profile {facts['profile']}, core {_list(facts['cores'])}" if facts["profile"] else "taken over"
+    how = f"profile {facts['profile']}, core {_list(facts['cores'])}"
+    how += ", taken over" if "target" in before else ""
     click.echo(f"target ready after {time.monotonic() - began:.1f} s, {how}; {state.root}")
 
 
@@ -102,17 +125,15 @@ def stop(state: StateDir, yes: bool) -> None:
             raise ConflictError(f"guests on {names} would lose their disks; shut them down, or say --yes")
         asyncio.run(daemon.stop(state))
     except TargetNotRunning:
+        if control.live_processes(state):
+            raise
         click.echo("no target is running")
         return
     click.echo("stopped")
 
 
 def _call(state: StateDir, method: str, **params: Any) -> Any:
-    async def call() -> Any:
-        async with daemon.connected(state, timeout=180.0) as client:
-            return await client.call(method, params)
-
-    return asyncio.run(call())
+    return asyncio.run(control.ask(state, method, params))
 
 
 @target.command()
@@ -163,17 +184,24 @@ def show_unit(state: StateDir, standby: bool) -> None:
 
 
 @target.command()
-@click.argument("which", type=click.Choice(_LOGS), default="target")
+@click.argument("which", type=click.Choice(log_module.LOGS), default="target")
 @click.option("-n", "--lines", type=click.IntRange(min=1), default=50, help="How many lines, from the end.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on, until Ctrl-C.")
 @click.pass_obj
-def logs(state: StateDir, which: str, lines: int) -> None:
-    """Show the log of the target, the endpoint or the supervisor."""
+def logs(state: StateDir, which: str, lines: int, follow: bool) -> None:
+    """Show the log of the target, the endpoint or the supervisor.
+
+    \b
+    Examples:
+      nvmuser target logs -n 200
+      nvmuser target logs endpoint -f
+    """
     path = state.logs / f"{which}.log"
-    try:
-        text = path.read_text(errors="replace")
-    except FileNotFoundError:
-        raise NotFoundError(f"{path}: no such log yet; `nvmuser target start` makes it") from None
-    click.echo("\n".join(text.splitlines()[-lines:]))
+    shown, end = log_module.tail(path, lines)
+    click.echo("\n".join(shown))
+    if follow:
+        for text in log_module.follow(path, end):
+            click.echo(text, nl=False)
 
 
 @target.command("status")
@@ -205,15 +233,18 @@ def _show(state: StateDir, as_json: bool) -> None:
         return
     console = Console(soft_wrap=True, highlight=False)
     target_facts = facts["target"]
-    word = "ready" if target_facts["ready"] else "not ready"
+    word = "not ready" if not target_facts["ready"] else "ready" if target_facts["answers"] else "does not answer"
     memory = "hugepages" if target_facts["hugepages"] else "no hugepages"
     standby = f", standby {target_facts['standby']}" if target_facts["standby"] else ""
     console.print(f"target    {word}, pid {target_facts['pid']}, SPDK {target_facts['spdk']}, {memory}{standby}")
     if target_facts["profile"]:
         console.print(f"          profile {target_facts['profile']}, core {_list(target_facts['cores'])}")
+    if target_facts["down"]:
+        console.print(f"          {target_facts['down']}", markup=False)
     ending = f", last {target_facts['last_ending']}" if target_facts["last_ending"] else ""
     startup = _seconds(target_facts["startup_s"])
     console.print(f"          {counted(target_facts['restarts'], 'restart')}{ending}, start-up {startup}")
+    console.print(f"          watched over by supervisor, pid {facts['supervisor']['pid']}")
     endpoint = facts["endpoint"]
     console.print(
         f"endpoint  pid {endpoint['pid']}, {counted(endpoint['controllers'], 'controller')}, {endpoint['rss_kib']} KiB"

@@ -5,8 +5,6 @@ Owns the process from its start to its certain end. It knows nothing of what run
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import shlex
 import signal
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from nvmuser.errors import GuestError
+from nvmuser.hostfs.process import HeldProcess
 
 _KILL_GRACE = 10.0
 
@@ -23,27 +22,15 @@ _KILL_GRACE = 10.0
 _DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
 
 
-def start_time(pid: int) -> int:
-    """When a process started, in the kernel's ticks: with the pid it names one process for ever. 0 if there is none."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    # The second field is the name in brackets, and may hold anything.
-    fields = text.rpartition(")")[2].split()
-    return 0 if fields[0] == "Z" else int(fields[19])
-
-
 class QemuProcess:
     """One QEMU. `ended` is set as soon as it is gone, whoever ended it."""
 
-    def __init__(self, pid: int, log: Path, child: subprocess.Popen[bytes] | None) -> None:
-        self.pid = pid
+    def __init__(self, held: HeldProcess, log: Path, child: subprocess.Popen[bytes] | None) -> None:
+        self.pid = held.pid
         self.log = log
-        self.ended = asyncio.Event()
+        self.ended = held.ended
+        self._held = held
         self._child = child
-        self._pidfd = os.pidfd_open(pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._take_end)
 
     @classmethod
     def start(cls, argv: Sequence[str], log: Path, descriptors: Collection[int], *, foreground: bool) -> Self:
@@ -67,26 +54,17 @@ class QemuProcess:
                 )
             except OSError as error:
                 raise GuestError(f"{argv[0]}: {error.strerror}") from error
-        return cls(child.pid, log, child)
+
+        def reap() -> None:
+            child.wait()
+
+        return cls(HeldProcess.open(child.pid, reap), log, child)
 
     @classmethod
     def find(cls, pid: int, started: int, log: Path) -> Self | None:
         """The process that had this pid and start time, or None when it is gone."""
-        try:
-            process = cls(pid, log, None)
-        except ProcessLookupError:
-            return None
-        # Only now does the pidfd hold whatever has this pid.
-        if start_time(pid) != started:
-            process.close()
-            return None
-        return process
-
-    def _take_end(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        if self._child is not None:
-            self._child.wait()
-        self.ended.set()
+        held = HeldProcess.find(pid, started)
+        return cls(held, log, None) if held else None
 
     def why(self) -> str:
         """QEMU's own last words, or how it ended."""
@@ -97,22 +75,14 @@ class QemuProcess:
 
     async def wait_ended(self, seconds: float) -> bool:
         """Whether it ends within so many seconds."""
-        try:
-            await asyncio.wait_for(self.ended.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+        return await self._held.wait_ended(seconds)
 
     async def kill(self) -> None:
         """End it for certain."""
         while not self.ended.is_set():
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._held.signal(signal.SIGKILL)
             await self.wait_ended(_KILL_GRACE)
 
     def close(self) -> None:
         """Stop watching."""
-        if self._pidfd >= 0:
-            asyncio.get_running_loop().remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
+        self._held.close()

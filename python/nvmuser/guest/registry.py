@@ -19,10 +19,11 @@ from pathlib import Path
 from nvmuser.errors import ConflictError, GuestError, NotFoundError
 from nvmuser.guest.agent import Agent
 from nvmuser.guest.machine import BOOT_DEADLINE, Guest, connect, naming_logs, start_qemu, wait_agent
-from nvmuser.guest.process import QemuProcess, start_time
+from nvmuser.guest.process import QemuProcess
 from nvmuser.guest.qemu import Runtime
 from nvmuser.guest.spec import GuestSpec
 from nvmuser.hostfs import permissions
+from nvmuser.hostfs.process import start_time
 from nvmuser.model.names import check_name
 
 _RECORD = "guest.json"

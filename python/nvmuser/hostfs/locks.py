@@ -13,6 +13,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import select
 import stat
 import struct
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,8 @@ from nvmuser.errors import ConflictError, NotFoundError, SetupError
 
 _PIDFD_GETFD = 438
 """The system call's number, the same on every architecture; Python has no name for it."""
+
+_END_GRACE = 1.0
 
 _FLOCK = "hhqqi4x"
 """struct flock: l_type, l_whence, l_start, l_len, l_pid."""
@@ -42,28 +45,45 @@ def check_free(path: str) -> None:
 def lock_for(pid: int, paths: Iterable[str]) -> list[tuple[str, ConflictError]]:
     """Lock what process `pid` has open of `paths`. What it has locked already stays so.
 
-    Returns each path that somebody else has locked, with the error.
+    Returns each path that somebody else has locked, with the error. A process that has ended has nothing open.
+
+    :raise SetupError: this machine does not let us look at, or take, that process's descriptors.
     """
     wanted = {os.path.realpath(path): path for path in paths}
     if not wanted:
         return []
-    failures: list[tuple[str, ConflictError]] = []
-    with _pidfd(pid) as pidfd:
-        for number, path in _open_files(pid):
-            if path not in wanted:
-                continue
-            fd = _libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
-            if fd < 0:
-                code = ctypes.get_errno()
-                if code == errno.EBADF:  # closed meanwhile
-                    continue
-                raise SetupError(f"{path}: cannot lock it for process {pid}: {os.strerror(code)}")
+    try:
+        with _pidfd(pid) as pidfd:
             try:
-                if not _try_lock(fd):
-                    reason = f"{path}: open elsewhere already{_holder(fd)}; end that first"
-                    failures.append((wanted[path], ConflictError(reason)))
-            finally:
-                os.close(fd)
+                return _lock_open_files(pid, pidfd, wanted)
+            except (OSError, SetupError):
+                # A process that is about to end may not be looked at any more, not even by its owner (EACCES).
+                if _has_ended(pidfd):
+                    return []
+                raise
+    except ProcessLookupError:
+        return []
+    except OSError as error:
+        raise SetupError(f"cannot look at what process {pid} has open: {error.strerror}") from error
+
+
+def _lock_open_files(pid: int, pidfd: int, wanted: dict[str, str]) -> list[tuple[str, ConflictError]]:
+    failures: list[tuple[str, ConflictError]] = []
+    for number, path in _open_files(pid):
+        if path not in wanted:
+            continue
+        fd = _libc.syscall(_PIDFD_GETFD, pidfd, number, 0)
+        if fd < 0:
+            code = ctypes.get_errno()
+            if code == errno.EBADF:  # closed meanwhile
+                continue
+            raise SetupError(f"{path}: cannot lock it for process {pid}: {os.strerror(code)}")
+        try:
+            if not _try_lock(fd):
+                reason = f"{path}: open elsewhere already{_holder(fd)}; end that first"
+                failures.append((wanted[path], ConflictError(reason)))
+        finally:
+            os.close(fd)
     return failures
 
 
@@ -88,6 +108,13 @@ def _pidfd(pid: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _has_ended(pidfd: int) -> bool:
+    """Whether the last of its threads is about to leave: waited for, since what comes first is that it may not be
+    looked at."""
+    ready, _, _ = select.select([pidfd], [], [], _END_GRACE)
+    return bool(ready)
 
 
 def _open_files(pid: int) -> Iterator[tuple[int, str]]:

@@ -21,6 +21,7 @@ from nvmuser.errors import (
     RpcError,
     RpcServerError,
     RpcTimeoutError,
+    SetupError,
     TargetError,
     TargetNotRunning,
 )
@@ -41,7 +42,7 @@ from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.plan import Call, Plan, Problem, plan
 from nvmuser.reconcile.space import pools
 from nvmuser.reconcile.status import Status, status_of
-from nvmuser.reconcile.undo import take_back_growth
+from nvmuser.reconcile.undo import take_back
 from nvmuser.rpc import methods
 from nvmuser.rpc.client import Client
 from nvmuser.store import Store
@@ -61,6 +62,8 @@ class Engine:
         self._directory = functools.cache(state.target_dir)
         self.rpc = rpc
         """The target's; None while there is none."""
+        self.warnings: tuple[str, ...] = ()
+        """What holds, and is less safe than it should be."""
 
     def close(self) -> None:
         """May be called again. The connection to SPDK is not closed: it was lent."""
@@ -134,25 +137,34 @@ class Engine:
         When SPDK or the machine refuses, what was recorded and done is undone, and the reason is raised. When
         the target dies meanwhile, the change stands, and takes effect with the next one.
 
-        :raise NvmuserError: nothing has changed.
+        :raise NvmuserError: nothing has changed, or the message says what has.
         """
-        with self._store.transaction():
-            before = self._store.load()
-            after = declared(before, change, self._state)
-            self._store.put(after.entries[key] for key in change.keys)
+        before, after = await asyncio.to_thread(self._record, change)
         try:
             outcome = await self.reconcile(change.keys)
         except (RpcConnectionError, RpcTimeoutError) as error:
             log.warning("the target does not answer: %s", error)
             outcome = Outcome(pending=True)
+        except NvmuserError as error:
+            reasons = [Problem(key, str(error)) for key in list(change.keys)[:1]]
+            left = await self._undo(before, after, change, reasons)
+            raise TargetError(f"{error}; {left}") from error
         mentioned = {one.key for one in (*change.create, *change.update)}
         # How the target is run has to wait for the next one: that is no refusal.
         mine = [one for one in outcome.problems if one.object in change.keys and not one.object.startswith("target/")]
         if mine and not outcome.pending:
-            left = await self._undo(before, change, mine)
+            left = await self._undo(before, after, change, mine)
             raise TargetError(f"{'; '.join(map(str, mine))}; {left}")
         objects = tuple(after.get(key).to_json() for key in after.entries if key in mentioned)
         return replace(outcome, objects=objects)
+
+    def _record(self, change: Change) -> tuple[Desired, Desired]:
+        """What was wanted before and what is from now on. On the disk when this returns, which may take long."""
+        with self._store.transaction():
+            before = self._store.load()
+            after = declared(before, change, self._state)
+            self._store.put(after.entries[key] for key in change.keys)
+        return before, after
 
     async def reconcile(self, all_or_nothing: Collection[str] = ()) -> Outcome:
         """Carry out what is wanted and not so, until nothing is left or nothing moves.
@@ -161,10 +173,10 @@ class Engine:
         :raise RpcError: SPDK cannot be asked what it has.
         """
         if self.rpc is None:
-            return self._offline()
+            return await asyncio.to_thread(self._offline)
         calls, problems, current = 0, dict[str, Problem](), Plan()
         actual = Actual()
-        machine = self._provision() | self._grant()
+        machine = await asyncio.to_thread(self._ready_machine)
         if not machine.keys().isdisjoint(all_or_nothing):
             return Outcome(0, tuple(machine.values()))
         for _ in range(_ROUNDS):
@@ -172,7 +184,7 @@ class Engine:
             desired = self._store.load()
             actual = await look(self.rpc)
             current = plan(desired, actual, self._directory)
-            self._adopt(desired, current.adopted)
+            await asyncio.to_thread(self._adopt, desired, current.adopted)
             runnable = self._runnable(current, problems)
             if not runnable:
                 break
@@ -186,8 +198,8 @@ class Engine:
                 return Outcome(calls, (), current.foreign, pending=True)
             if not result.done:
                 break
-        self._lock(problems)
-        self._forget_deleted(actual, problems)
+        problems |= await asyncio.to_thread(self._lock)
+        problems |= await asyncio.to_thread(self._forget_deleted, actual)
         problems |= {one.object: one for one in (*current.conflicts, *current.restart)}
         if lost := self._lost(current.waiting - problems.keys()):
             problems |= lost
@@ -222,6 +234,10 @@ class Engine:
 
     # -- steps -----------------------------------------------------------------------------------------------
 
+    def _ready_machine(self) -> dict[str, Problem]:
+        """Files and directories. It waits for the disk."""
+        return self._provision() | self._grant()
+
     def _provision(self) -> dict[str, Problem]:
         """Backing files: made for new volumes, looked at for the others."""
         desired = self._store.load()
@@ -229,8 +245,7 @@ class Engine:
         new = [one for one in volumes if not desired.entries[one.key].provisioned]
         old = [one for one in volumes if desired.entries[one.key].provisioned]
         errors = files.each(files.provision, new) | files.each(files.check_or_grow, old)
-        made = [replace(desired.entries[one.key], provisioned=True) for one in new if one.key not in errors]
-        self._put(made)
+        self._mark(one.key for one in new if one.key not in errors)
         return {key: Problem(key, str(error)) for key, error in errors.items()}
 
     def _grant(self) -> dict[str, Problem]:
@@ -246,12 +261,12 @@ class Engine:
     def _adopt(self, desired: Desired, keys: Iterable[str]) -> None:
         """What holds data and is there needs no making, whoever was interrupted before it could say so."""
         new = [entry for key in keys if not (entry := desired.entries[key]).provisioned]
-        self._put([replace(entry, provisioned=True) for entry in new if backends.made_once(entry.object)])
+        self._mark(entry.object.key for entry in new if backends.made_once(entry.object))
 
-    def _put(self, entries: list[Entry]) -> None:
-        if entries:
+    def _mark(self, keys: Iterable[str], *, asked: bool = False) -> None:
+        if keys := list(keys):
             with self._store.transaction():
-                self._store.put(entries)
+                self._store.mark(keys, asked=asked)
 
     def _runnable(self, current: Plan, problems: dict[str, Problem]) -> list[Call]:
         """Without what stands on something that has a problem."""
@@ -297,11 +312,9 @@ class Engine:
         desired = self._store.load()
         asking = {call.object for call in calls if call.provisions}
         new = [entry for key in asking if not (entry := desired.entries[key]).provisioned]
-        self._put([replace(entry, asked=True) for entry in new if not entry.asked])
+        await asyncio.to_thread(self._mark, [entry.object.key for entry in new if not entry.asked], asked=True)
         result = await execute(self.rpc, calls, ready, gate)
-        desired = self._store.load()
-        made = [desired.entries[call.object] for call in result.done if call.provisions]
-        self._put([replace(entry, provisioned=True) for entry in made])
+        await asyncio.to_thread(self._mark, [call.object for call in result.done if call.provisions])
         for call, error in result.failed:
             log.warning("%s: %s", call.object, error)
             reason = str(error)
@@ -312,13 +325,20 @@ class Engine:
             problems.setdefault(call.object, Problem(call.object, "waits for what failed below it"))
         return result
 
-    def _lock(self, problems: dict[str, Problem]) -> None:
+    def _lock(self) -> dict[str, Problem]:
         """What the target has open belongs to it alone."""
-        assert self.rpc is not None
         volumes = {v.path: v for v in self._store.load().volumes() if v.backend == "file"}
-        if pid := self.rpc.peer_pid:
-            for path, error in locks.lock_for(pid, volumes):
-                problems[volumes[path].key] = Problem(volumes[path].key, str(error))
+        pid = self.rpc.peer_pid if self.rpc else None
+        if not pid:
+            return {}
+        try:
+            failures = locks.lock_for(pid, volumes)
+        except SetupError as error:
+            # As in a container without the right to: everything else is done, and is not undone for want of this.
+            self.warnings = (f"volumes are not locked against other programs: {error}",)
+            return {}
+        self.warnings = ()
+        return {volumes[path].key: Problem(volumes[path].key, str(error)) for path, error in failures}
 
     def _lost(self, waiting: Iterable[str]) -> dict[str, Problem]:
         """What waits when nothing moves any more will not come."""
@@ -326,13 +346,12 @@ class Engine:
             key: Problem(key, "not there: what it lies on is missing, or does not hold it any more") for key in waiting
         }
 
-    def _forget_deleted(self, actual: Actual, problems: dict[str, Problem]) -> None:
+    def _forget_deleted(self, actual: Actual) -> dict[str, Problem]:
         """Remove the files and the tombstones of what SPDK does not have any more."""
         desired = self._store.load()
-        gone = [one for one in desired.deleted() if not backends.present(one, desired, actual)]
-        self._bury(gone, problems)
+        return self._bury(one for one in desired.deleted() if not backends.present(one, desired, actual))
 
-    def _bury(self, gone: Iterable[Any], problems: dict[str, Problem]) -> None:
+    def _bury(self, gone: Iterable[Any]) -> dict[str, Problem]:
         gone = list(gone)
         errors = files.each(files.remove, [one for one in gone if isinstance(one, Volume)])
         controllers = [one for one in gone if isinstance(one, Controller)]
@@ -344,40 +363,42 @@ class Engine:
                     each.remove(controller)
             except NvmuserError as error:
                 errors[controller.key] = error
-        problems |= {key: Problem(key, str(error)) for key, error in errors.items()}
         if buried := [one.key for one in gone if one.key not in errors]:
             with self._store.transaction():
                 self._store.remove(buried)
+        return {key: Problem(key, str(error)) for key, error in errors.items()}
 
     def _offline(self) -> Outcome:
         """No target is known. If none lives, files can be made and removed; the rest waits.
 
         What a target was asked to keep on a disk may still be there when none lives: its tombstones wait for the next.
         """
-        problems = self._provision() | self._grant()
+        problems = self._ready_machine()
         if not answers(self._state.rpc_socket):
             deleted = [entry for entry in self._store.load().entries.values() if entry.deleting]
-            self._bury([entry.object for entry in deleted if not _kept_on_a_disk(entry)], problems)
+            problems |= self._bury(entry.object for entry in deleted if not _kept_on_a_disk(entry))
         return Outcome(0, tuple(problems.values()), pending=not problems)
 
-    async def _undo(self, before: Desired, change: Change, reasons: list[Problem]) -> str:
+    async def _undo(self, before: Desired, after: Desired, change: Change, reasons: list[Problem]) -> str:
         """Back to what was wanted before; what this change made is taken away again.
 
         Returns what has changed all the same, in words: what a guest has seen grow cannot shrink.
+
+        :raise TargetError: it could not be; the message has the reasons for this and for that.
         """
-        grown = take_back_growth(before, change, await self._look_if_possible())
-        with self._store.transaction():
-            now = self._store.load()
-            back = {key: before.entries.get(key) or replace(now.entries[key], deleting=True) for key in change.keys}
-            back |= {volume.key: replace(before.entries[volume.key], object=volume) for volume in grown}
-            self._store.put(entry for key, entry in back.items() if key in now.entries)
+        why = "; ".join(map(str, reasons))
+        actual = await self._look_if_possible()
+        try:
+            grown = await asyncio.to_thread(take_back, self._store, before, after, change, actual)
+        except NvmuserError as error:
+            raise TargetError(f"{why}; recorded all the same, since that could not be undone: {error}") from error
         try:
             outcome = await self.reconcile()
-        except RpcError as error:
+        except NvmuserError as error:
             log.warning("not undone yet: %s", error)
             return "it is undone when the target answers"
         if left := [one for one in outcome.problems if one.object in change.keys]:
-            raise TargetError(f"{'; '.join(map(str, reasons))}; not undone: {'; '.join(map(str, left))}")
+            raise TargetError(f"{why}; not undone: {'; '.join(map(str, left))}")
         if grown:
             sizes = ", ".join(f"volume {volume.name} has {format_size(volume.size)}" for volume in grown)
             return f"but for {sizes} now, nothing was changed"

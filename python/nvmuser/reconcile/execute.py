@@ -82,6 +82,8 @@ class _Execution:
                 self._expire()
             self._finished.result()
         finally:
+            # Who was cancelled, or killed, makes no further calls: replies may still be on their way.
+            self._finished.cancel()
             for _, reply in self._in_flight.values():
                 reply.cancel()
         self._result.skipped = [call for number, call in enumerate(self._calls) if number not in self._settled]

@@ -10,6 +10,30 @@ from nvmuser.model.desired import Desired
 from nvmuser.model.objects import Volume
 from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual
+from nvmuser.store import Store
+
+
+def take_back(store: Store, before: Desired, after: Desired, change: Change, actual: Actual) -> list[Volume]:
+    """Record what was wanted before the change; what another process has changed since stays as that has left it.
+
+    :param actual: what SPDK has; without a target, nothing.
+    :return: volumes that have grown for good, with their size.
+    :raise SetupError: it could not be recorded, or a file not be made smaller.
+    """
+    grown = take_back_growth(before, change, actual)
+    with store.transaction():
+        now = store.load()
+        mine = [key for key in change.keys if _unchanged(key, now, after)]
+        back = {key: before.entries.get(key) or replace(now.entries[key], deleting=True) for key in mine}
+        back |= {v.key: replace(before.entries[v.key], object=v) for v in grown if v.key in back}
+        store.put(back.values())
+    return grown
+
+
+def _unchanged(key: str, now: Desired, after: Desired) -> bool:
+    """Is it as the change has left it?"""
+    entry, left = now.entries.get(key), after.entries[key]
+    return entry is not None and (entry.object, entry.deleting) == (left.object, left.deleting)
 
 
 def take_back_growth(before: Desired, change: Change, actual: Actual) -> list[Volume]:

@@ -24,6 +24,7 @@ from typing import Any, Self
 from nvmuser import errors
 from nvmuser.errors import NvmuserError, RpcConnectionError, RpcServerError, RpcTimeoutError, UsageError
 from nvmuser.hostfs.permissions import denied
+from nvmuser.hostfs.process import HeldProcess
 from nvmuser.paths import SUN_PATH_MAX
 from nvmuser.rpc.framing import ObjectSplitter
 
@@ -121,6 +122,16 @@ class Client:
         credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, _, _ = struct.unpack("3i", credentials)
         return int(pid)
+
+    def hold_peer(self) -> HeldProcess:
+        """Hold the process that serves the socket.
+
+        :raises ProcessLookupError: it has ended, or is in another PID namespace.
+        """
+        peer = self._writer.get_extra_info("socket")
+        if peer is None or self.closed:
+            raise ProcessLookupError("the connection is closed")
+        return HeldProcess.of_peer(peer)
 
     @property
     def closed(self) -> bool:

@@ -22,6 +22,19 @@ MIGRATIONS: tuple[str, ...] = (
 )
 
 
+def check_version(connection: sqlite3.Connection) -> int:
+    """The version of a store, of which nothing is changed.
+
+    :raise SetupError: it was written by a newer nvmuser.
+    """
+    version = _version(connection)
+    if version > len(MIGRATIONS):
+        raise SetupError(
+            f"the store has schema version {version}, this nvmuser knows {len(MIGRATIONS)}; use the newer one"
+        )
+    return version
+
+
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the schema up to date, all of it or nothing.
 
@@ -31,11 +44,7 @@ def migrate(connection: sqlite3.Connection) -> None:
         return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        version = _version(connection)  # again: another process may have migrated while we waited
-        if version > len(MIGRATIONS):
-            raise SetupError(
-                f"the store has schema version {version}, this nvmuser knows {len(MIGRATIONS)}; use the newer one"
-            )
+        version = check_version(connection)  # again: another process may have migrated while we waited
         for script in MIGRATIONS[version:]:
             for statement in filter(str.strip, script.split(";")):
                 connection.execute(statement)

@@ -3,26 +3,31 @@
 Owns the file and its connection. It does not know what objects mean: `nvmuser.model.desired` has the rules, and
 nothing is committed here that its caller has not checked.
 
-WAL with `synchronous=FULL`: a committed change is on the disk, and a process killed at any point leaves the
-last one that was committed. Readers see one state, while another process writes.
+A rollback journal with `synchronous=FULL`: a committed change is on the disk, and a process killed at any point leaves
+the last one that was committed. Not a write-ahead log, whose index is a mapped file that every reader needs: on a full
+file system the store could not even be read. So reading takes no room; and the journal, once made, keeps what it has
+(PERSIST), so that a small change has room too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nvmuser.errors import ConflictError, SetupError
+from nvmuser.errors import ConflictError, NvmuserError, SetupError
 from nvmuser.hostfs.permissions import denied
 from nvmuser.model.desired import Desired, Entry
-from nvmuser.model.objects import object_from_json
-from nvmuser.store.schema import migrate
+from nvmuser.model.objects import AnyObject, object_from_json
+from nvmuser.store.schema import check_version, migrate
 
 _BUSY_S = 10.0
 """How long to wait for another process's transaction; ours take milliseconds."""
@@ -32,12 +37,14 @@ _NEW, _MADE, _ASKED = 0, 1, 2
 
 
 class Store:
-    """A context manager around one connection. Every method may raise SetupError for a store that cannot be
-    used."""
+    """A context manager around one connection, for any thread. Every method may raise SetupError for a store that
+    cannot be used."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._turn = threading.RLock()
         self._cached: tuple[int, Desired] | None = None
+        self._committed: Desired | None = None
         try:
             path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         except PermissionError as error:
@@ -46,15 +53,26 @@ class Store:
             raise SetupError(f"{path.parent}: {error.strerror}; use another --state-dir") from error
         with self._explained():
             # Autocommit mode: transactions begin and end where this module says so.
-            self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
             try:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
+                check_version(self._db)
+                self._set_up()
                 migrate(self._db)
             except BaseException:
                 self._db.close()
                 raise
-        os.chmod(path, 0o600)
+        with contextlib.suppress(OSError):  # another's that we may use
+            os.chmod(path, 0o600)
+
+    def _set_up(self) -> None:
+        # An earlier nvmuser used a write-ahead log; while one of its supervisors lives it stays, and works.
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._db.execute("PRAGMA busy_timeout = 0")
+            self._db.execute("PRAGMA journal_mode = PERSIST")
+        self._db.execute(f"PRAGMA busy_timeout = {int(_BUSY_S * 1000)}")
+        self._db.execute("PRAGMA synchronous = FULL")
+        # A large transaction would lock readers out before it is committed.
+        self._db.execute("PRAGMA cache_spill = OFF")
 
     def __enter__(self) -> Self:
         return self
@@ -66,29 +84,47 @@ class Store:
 
     def close(self) -> None:
         """May be called again."""
-        self._db.close()
+        with self._turn:
+            self._db.close()
 
     def load(self) -> Desired:
-        """Everything, by kind and name."""
+        """Everything, by kind and name. What was committed last while another thread is in a transaction."""
+        if not self._turn.acquire(blocking=self._committed is None):
+            assert self._committed is not None
+            return self._committed
+        try:
+            return self._load()
+        finally:
+            self._turn.release()
+
+    def _load(self) -> Desired:
         with self._explained():
             # It changes when another connection commits; what this one writes, it remembers itself.
             (version,) = self._db.execute("PRAGMA data_version").fetchone()
             if self._cached and self._cached[0] == version:
                 return self._cached[1]
             rows = self._db.execute("SELECT spec, provisioned, deleting FROM object ORDER BY kind, name").fetchall()
-        entries = (
-            Entry(object_from_json(json.loads(spec)), provisioned == _MADE, bool(deleting), provisioned == _ASKED)
+        entries = [
+            Entry(self._object(spec), provisioned == _MADE, bool(deleting), provisioned == _ASKED)
             for spec, provisioned, deleting in rows
-        )
+        ]
         desired = Desired({entry.object.key: entry for entry in entries})
         self._cached = (version, desired)
+        if not self._db.in_transaction:
+            self._committed = desired
         return desired
+
+    def _object(self, spec: str) -> AnyObject:
+        try:
+            return object_from_json(json.loads(spec))
+        except (NvmuserError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise SetupError(f"{self.path}: damaged, or of another version: {error!r} in {spec[:80]!r}") from error
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything inside, or nothing; nobody else writes meanwhile. What is read inside is what is
         changed."""
-        with self._explained():
+        with self._turn, self._explained():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -99,6 +135,7 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+            self._committed = self._cached[1] if self._cached else None
 
     def put(self, entries: Iterable[Entry]) -> None:
         """Insert or replace."""
@@ -116,6 +153,19 @@ class Store:
                 )
                 for entry in entries
             ),
+        )
+
+    def mark(self, keys: Iterable[str], *, asked: bool = False) -> None:
+        """Record that they are made, or only `asked` for, and nothing else: another process may have changed them."""
+        keys = list(keys)
+        if self._cached:
+            known = self._cached[1].entries
+            marked = {key: replace(known[key], provisioned=not asked, asked=asked) for key in keys if key in known}
+            self._remember(marked)
+        value = _ASKED if asked else _MADE
+        self._db.executemany(
+            "UPDATE object SET provisioned = ? WHERE kind = ? AND name = ?",
+            ((value, *key.split("/", 1)) for key in keys),
         )
 
     def remove(self, keys: Iterable[str]) -> None:
@@ -138,6 +188,8 @@ class Store:
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise ConflictError(f"{self.path}: another process has been changing it for {_BUSY_S:g} s") from error
+            if "is full" in str(error):
+                raise SetupError(f"{self.path}: no room to record it: {error}") from error
             if self.path.exists() and not os.access(self.path, os.R_OK | os.W_OK):
                 raise denied(self.path) from error
             raise SetupError(f"{self.path}: {error}") from error

@@ -1,7 +1,7 @@
-"""How commands reach the engine: through the supervisor while it lives, else straight to the store.
+"""The one door to the supervisor, and the way of commands to the engine: through it, or straight to the store.
 
-Owns that choice alone. A supervisor that lives is the only executor, so that two commands never interleave
-half a change.
+Owns that choice, and what is said when there is no supervisor. A supervisor that lives is the only executor, so that
+two commands never interleave half a change.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from nvmuser.errors import ConflictError, NvmuserError, StaleError, TargetNotRunning
+from nvmuser.errors import ConflictError, NvmuserError, RpcConnectionError, StaleError, TargetNotRunning
 from nvmuser.hostfs import permissions
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model.change import Change
@@ -24,6 +24,9 @@ from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc.client import Client
 from nvmuser.rpc.server import REQUEST_MAX
 from nvmuser.store import Store
+from nvmuser.supervisor.process import is_running
+
+_DEADLINE = 60.0
 
 
 async def submit(state: StateDir, change: Change) -> Outcome:
@@ -63,20 +66,67 @@ async def alter(state: StateDir, alteration: Callable[[Desired], AnyObject], *, 
 
 @contextlib.asynccontextmanager
 async def supervisor(state: StateDir) -> AsyncIterator[Client | None]:
-    """A connection to the supervisor, or None when there is none."""
-    if not answers(state.control_socket):
-        yield None
-        return
-    async with await Client.connect(state.control_socket, max_request=REQUEST_MAX) as client:
+    """A connection to the supervisor, or None when there is none.
+
+    :raises AccessError: there may be one, and this user may not ask it.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        if client := await _connect(state):
+            await stack.enter_async_context(client)
         yield client
 
 
-async def ask(state: StateDir, method: str, params: dict[str, Any] | None = None) -> Any:
-    """Call a method of the supervisor. :raise TargetNotRunning: there is none."""
+async def _connect(state: StateDir) -> Client | None:
+    path = state.control_socket
+    try:
+        return await Client.connect(path, timeout=_DEADLINE, max_request=REQUEST_MAX)
+    except RpcConnectionError as error:
+        if isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError | NotADirectoryError):
+            return None
+        raise
+
+
+@contextlib.asynccontextmanager
+async def connected(state: StateDir) -> AsyncIterator[Client]:
+    """A connection to the supervisor. Calls have a minute, if they do not say otherwise.
+
+    :raises TargetNotRunning: there is none.
+    """
     async with supervisor(state) as client:
         if client is None:
-            raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
-        return await client.call(method, params, timeout=None)
+            raise TargetNotRunning(_why_not(state))
+        yield client
+
+
+async def ask(
+    state: StateDir,
+    method: str,
+    params: dict[str, Any] | None = None,
+    *,
+    timeout: float | None = None,  # noqa: ASYNC109 (of the call alone)
+) -> Any:
+    """Call a method of the supervisor.
+
+    :param timeout: seconds; None waits as long as it takes.
+    :raises TargetNotRunning: there is none.
+    """
+    async with connected(state) as client:
+        return await client.call(method, params, timeout=timeout)
+
+
+def live_processes(state: StateDir) -> list[str]:
+    """Which of target and endpoint live, with or without a supervisor."""
+    return sorted({pid_file.stem.partition("-")[0] for pid_file in state.run.glob("*.pid") if is_running(pid_file)})
+
+
+def _why_not(state: StateDir) -> str:
+    """What is the matter when no supervisor answers, and the way out."""
+    if live := live_processes(state):
+        return (
+            f"{state.root}: the supervisor is gone, {' and '.join(live)} live, and guests go on; "
+            "`nvmuser target start` takes over"
+        )
+    return f"the target is not running on {state.root}; `nvmuser target start` starts one"
 
 
 async def actual(state: StateDir) -> Actual | None:

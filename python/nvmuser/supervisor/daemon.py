@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
+import json
 import logging
 import os
 import resource
@@ -21,16 +23,20 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO, NoReturn
 
-from nvmuser.errors import ConflictError, NvmuserError, RpcConnectionError, TargetError, TargetNotRunning, UsageError
+from nvmuser.errors import ConflictError, NvmuserError, TargetError, TargetNotRunning, UsageError
 from nvmuser.model.objects import TargetSettings
 from nvmuser.paths import SUN_PATH_MAX, StateDir
 from nvmuser.reconcile.engine import Engine
 from nvmuser.rpc import Client
-from nvmuser.supervisor import fd_store
+from nvmuser.store import Store
+from nvmuser.supervisor import control, fd_store
+from nvmuser.supervisor.settings import Settings
 from nvmuser.supervisor.spdk import Options, chosen_spdk
 from nvmuser.supervisor.supervisor import supervise
 from nvmuser.toolchain import Spdk
 from nvmuser.toolchain.spdk import check_prefix
+
+log = logging.getLogger(__name__)
 
 _ROOM_FOR_NAME = 32
 """Bytes of a controller's name that must fit into its socket's path. A longer name is checked when it is declared."""
@@ -70,16 +76,19 @@ def locked(state: StateDir) -> Iterator[IO[str]]:
             pid = file.read().strip() or "unknown"
             way = f"pid {pid}; `nvmuser target stop` ends it"
             raise ConflictError(f"{state.root}: a supervisor is running ({way})") from None
-        # Not emptied in between: on a full disk there would be no room to fill it again.
+        # For people, and for the message above: on a full disk it is as it was.
         content = f"{os.getpid()}\n".encode()
-        os.pwrite(file.fileno(), content, 0)
-        os.ftruncate(file.fileno(), len(content))
+        with contextlib.suppress(OSError):
+            os.pwrite(file.fileno(), content, 0)
+            os.ftruncate(file.fileno(), len(content))
         yield file
 
 
-def _command(state: StateDir, options: Options, standby: bool, ready_fd: int) -> list[str]:
+def _command(state: StateDir, options: Options, settings: Settings, ready_fd: int) -> list[str]:
     """The supervisor's command line, after everything has been looked at that can be refused beforehand."""
     prepare(state)
+    with Store(state.store):
+        pass
     spdk = chosen_spdk(state)
     with locked(state):
         # Held only to say so at once; the supervisor takes it for itself.
@@ -88,33 +97,33 @@ def _command(state: StateDir, options: Options, standby: bool, ready_fd: int) ->
     argv += ["--state-dir", str(state.root), "--spdk", str(spdk.prefix)]
     argv += ["--ready-fd", str(ready_fd), "--cores", ",".join(map(str, options.cores))]
     argv += ["--profile", options.profile] if options.profile else []
-    argv += ["--standby"] if standby else []
-    if options.hugepages is not None:
-        argv += ["--hugepages" if options.hugepages else "--no-hugepages"]
+    argv += ["--settings", json.dumps(dataclasses.asdict(settings))]
     os.set_inheritable(ready_fd, True)
     return argv
 
 
-def become(state: StateDir, options: Options, *, standby: bool = False) -> NoReturn:
+def become(state: StateDir, options: Options, settings: Settings) -> NoReturn:
     """Turn this very process into a supervisor, for a service manager: its pid, its output, its descriptors.
 
     :raises ConflictError: one is running already.
     """
-    argv = _command(state, options, standby, os.dup(1))
+    argv = _command(state, options, settings, os.dup(1))
     sys.stdout.flush()
     os.execv(argv[0], argv)
 
 
-def start(state: StateDir, options: Options, *, standby: bool = False) -> None:
+def start(state: StateDir, options: Options, settings: Settings | None = None) -> None:
     """Start a supervisor in the background and wait until everything wanted is there.
 
+    :param settings: None is as of the last start.
     :raises ConflictError: one is running already. :raises NvmuserError: it could not start; nothing is left running.
     """
     read_fd, write_fd = os.pipe()
     log_file = state.logs / "supervisor.log"
     with os.fdopen(read_fd) as pipe:
         try:
-            argv = _command(state, options, standby, write_fd)
+            known = settings or Settings.load(state).with_said(hugepages=options.hugepages)
+            argv = _command(state, options, known, write_fd)
             with log_file.open("ab") as log, open(os.devnull, "rb") as nothing:
                 # Not a `Popen`: this process ends before the supervisor does, and shall not wait for it.
                 files = [(os.POSIX_SPAWN_DUP2, nothing.fileno(), 0)]
@@ -127,61 +136,42 @@ def start(state: StateDir, options: Options, *, standby: bool = False) -> None:
         raise TargetError(answer or f"the supervisor ended at once; see {log_file}")
 
 
-@asynccontextmanager
-async def connected(state: StateDir, *, timeout: float = 60.0) -> AsyncIterator[Client]:  # noqa: ASYNC109
-    """A connection to the supervisor; `timeout` is each call's default deadline.
-
-    :raises TargetNotRunning: there is none.
-    """
-    try:
-        client = await Client.connect(state.control_socket, timeout=timeout)
-    except RpcConnectionError:
-        raise TargetNotRunning(f"no target is running on {state.root}; `nvmuser target start` starts one") from None
-    async with client:
-        yield client
-
-
 async def stop(state: StateDir) -> None:
     """Stop the supervisor, the target and the endpoint, and wait until they have ended.
 
     :raises TargetNotRunning: there is none.
     """
-    async with connected(state) as client:
-        pid = int(state.lock.read_text())
+    async with control.connected(state) as client:
         try:
-            pidfd = os.pidfd_open(pid)
+            process = client.hold_peer()
         except ProcessLookupError:
             raise TargetError("the supervisor runs in another PID namespace (a container): stop it there") from None
-        await client.call("stop")
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(pidfd, ended.set)
-    try:
-        async with asyncio.timeout(_STOP_DEADLINE):
-            await ended.wait()
-    except TimeoutError:
-        raise TargetError(f"the supervisor (pid {pid}) does not end; see {state.logs / 'supervisor.log'}") from None
-    finally:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
+        try:
+            await client.call("stop")
+            if not await process.wait_ended(_STOP_DEADLINE):
+                log_file = state.logs / "supervisor.log"
+                raise TargetError(f"the supervisor (pid {process.pid}) does not end; see {log_file}")
+        finally:
+            process.close()
     with contextlib.suppress(ChildProcessError):
         # It is this process's own child when `start` was called here.
-        os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 (it has ended)
+        os.waitpid(process.pid, os.WNOHANG)  # noqa: ASYNC222 (it has ended)
 
 
 @asynccontextmanager
 async def running(state: StateDir, options: Options | None = None, *, standby: bool = False) -> AsyncIterator[Client]:
     """A supervisor for as long as the block lasts: for tests and benchmarks."""
-    await asyncio.to_thread(start, state, options or Options(), standby=standby)
+    options = options or Options()
+    await asyncio.to_thread(start, state, options, Settings(standby, options.hugepages))
     try:
-        async with connected(state) as client:
+        async with control.connected(state) as client:
             yield client
     finally:
         with contextlib.suppress(TargetNotRunning):
             await stop(state)
 
 
-def _declare(state: StateDir, options: Options) -> None:
+def _declare(state: StateDir, options: Options, settings: Settings) -> None:
     """What is said about the target holds for this start and for all that follow.
 
     :raises ConflictError: a volume in use does not go with it.
@@ -191,21 +181,31 @@ def _declare(state: StateDir, options: Options) -> None:
         after = TargetSettings(profile=options.profile or before.profile, cores=options.cores or before.cores)
         if after != before:
             engine.declare(after)
+    try:
+        settings.save(state)
+    except OSError as error:
+        log.error("%s: %s; the next start will not know how this one was run", state.settings, error.strerror)
 
 
-async def _run(state: StateDir, spdk: Spdk, options: Options, standby: bool, ready_fd: int) -> None:
+async def _run(state: StateDir, spdk: Spdk, options: Options, settings: Settings, ready_fd: int) -> None:
     on_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def told(future: asyncio.Future[None]) -> None:
+    def report(future: asyncio.Future[None]) -> None:
         error = future.exception()
-        os.write(ready_fd, (" ".join(str(error).split()) if error else "ready").encode())
+        _report(ready_fd, error)
         os.close(ready_fd)
         if not error:
             fd_store.notify("READY=1")
 
-    on_ready.add_done_callback(told)
-    _declare(state, options)
-    await supervise(state, spdk, options, standby=standby, on_ready=on_ready)
+    on_ready.add_done_callback(report)
+    _declare(state, options, settings)
+    await supervise(state, spdk, options, settings, on_ready=on_ready)
+
+
+def _report(ready_fd: int, error: BaseException | None) -> None:
+    """To the process that waits for the start, if it still does."""
+    with contextlib.suppress(OSError):
+        os.write(ready_fd, (" ".join(str(error).split()) if error else "ready").encode())
 
 
 def main() -> None:
@@ -215,8 +215,7 @@ def main() -> None:
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--cores", default="")
     parser.add_argument("--profile", default="")
-    parser.add_argument("--standby", action="store_true")
-    parser.add_argument("--hugepages", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--settings", type=json.loads, default={})
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # What a shell has opened for its own ends (`flock`, a pipe) shall not live as long as the supervisor.
@@ -228,13 +227,13 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     state = StateDir(arguments.state_dir)
     cores = tuple(int(core) for core in arguments.cores.split(",") if core)
-    options = Options(arguments.hugepages, cores, arguments.profile)
+    settings = Settings(**arguments.settings)
+    options = Options(settings.hugepages, cores, arguments.profile)
     try:
         with locked(state):
-            asyncio.run(_run(state, check_prefix(arguments.spdk), options, arguments.standby, arguments.ready_fd))
+            asyncio.run(_run(state, check_prefix(arguments.spdk), options, settings, arguments.ready_fd))
     except NvmuserError as error:
-        with contextlib.suppress(OSError):
-            os.write(arguments.ready_fd, " ".join(str(error).split()).encode())
+        _report(arguments.ready_fd, error)
         sys.exit(f"{error}")
 
 

@@ -6,9 +6,13 @@ Owns the choice of memory and cores, and one JSON-RPC connection. What the proce
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import shutil
 import signal
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -30,6 +34,7 @@ NO_TRACE = ("--num-trace-entries", "0")
 """An SPDK process that is killed would leave its trace behind, 3 MiB of shared memory."""
 _START_DEADLINE = 60.0
 _STOP_GRACE = 10.0
+_MEMORY_FS = Path("/dev/shm")
 _HUGEPAGES = Path("/dev/hugepages")
 _FREE_2M = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 
@@ -98,6 +103,22 @@ def arguments(spdk: Spdk, rpc_socket: Path, options: Options) -> list[str]:
     return argv
 
 
+@contextlib.contextmanager
+def _runtime_directory(state: StateDir) -> Iterator[dict[str, str]]:
+    """The environment with a directory for DPDK, gone when the block ends.
+
+    DPDK makes `dpdk/spdk_pid<N>` in $RUNTIME_DIRECTORY, else in /var/run or /tmp (`eal_create_runtime_dir`), uses it
+    for nothing here (`--no-shconf`), and leaves it behind. In /tmp the parent would belong to the first user, and a new
+    directory needs a block of what may be a full disk.
+    """
+    parent = _MEMORY_FS if os.access(_MEMORY_FS, os.W_OK) else state.run
+    directory = tempfile.mkdtemp(prefix="nvmuser-", dir=parent)
+    try:
+        yield {"RUNTIME_DIRECTORY": directory}
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 def chosen_spdk(state: StateDir) -> Spdk:
     """The SPDK of this deployment: $NVMUSER_SPDK's, else the one that `target upgrade` has chosen, else set-up's.
 
@@ -124,13 +145,12 @@ def choose_spdk(state: StateDir, spdk: Spdk) -> None:
 class Target:
     """A running SPDK and the connection to it."""
 
-    def __init__(self, process: Process, rpc: Client, spdk: Spdk, rpc_socket: Path, options: Options | None) -> None:
+    def __init__(self, process: Process, rpc: Client, spdk: Spdk, rpc_socket: Path, options: Options) -> None:
         self.process = process
         self.rpc = rpc
         self.spdk = spdk
         self.rpc_socket = rpc_socket
         self.options = options
-        """None: it was adopted."""
 
     @classmethod
     async def start(cls, state: StateDir, spdk: Spdk, options: Options, generation: int) -> Self:
@@ -141,22 +161,19 @@ class Target:
         rpc_socket = state.run / f"spdk-{generation}.sock"
         log_file = state.logs / "target.log"
         start = log_file.stat().st_size if log_file.exists() else 0
-        process = Process.start(
-            arguments(spdk, rpc_socket, options), pid_file=state.run / f"target-{generation}.pid", log=log_file
-        )
-        try:
-            async with asyncio.timeout(_START_DEADLINE):
-                rpc = await _answering(process, rpc_socket)
-                if rpc and options.profile == "balanced":
-                    await rpc.call("framework_set_scheduler", {"name": "dynamic"})
-        except TimeoutError:
-            await process.kill()
-            process.close()
-            raise TargetError(f"SPDK did not answer within {_START_DEADLINE:g} s; see {log_file}") from None
-        except BaseException:
-            await process.kill()
-            process.close()
-            raise
+        pid_file = state.run / f"target-{generation}.pid"
+        with _runtime_directory(state) as environment:
+            argv = arguments(spdk, rpc_socket, options)
+            process = Process.start(argv, pid_file=pid_file, log=log_file, environment=environment)
+            try:
+                async with asyncio.timeout(_START_DEADLINE):
+                    rpc = await _answering(process, rpc_socket, options)
+            except BaseException as error:
+                await process.kill()
+                process.close()
+                if isinstance(error, TimeoutError):
+                    raise TargetError(f"SPDK did not answer within {_START_DEADLINE:g} s; see {log_file}") from None
+                raise
         if rpc is None:
             process.close()
             raise TargetError(f"SPDK {process.ending}: {_last_error(log_file, start)} (log: {log_file})")
@@ -178,7 +195,7 @@ class Target:
                 except RpcError:
                     log.warning("target %d does not answer", process.pid)
                 else:
-                    found = cls(process, rpc, spdk, rpc_socket, None)
+                    found = cls(process, rpc, spdk, rpc_socket, await _options_of(process, rpc))
                     continue
             await process.kill()
             process.close()
@@ -205,7 +222,7 @@ class Target:
         self.rpc_socket.with_name(self.rpc_socket.name + ".lock").unlink(missing_ok=True)
 
 
-async def _answering(process: Process, rpc_socket: Path) -> Client | None:
+async def _answering(process: Process, rpc_socket: Path, options: Options) -> Client | None:
     """Connect as soon as SPDK has its RPC socket up and its subsystems initialised; None when it ended before."""
     while process.alive:
         try:
@@ -213,18 +230,42 @@ async def _answering(process: Process, rpc_socket: Path) -> Client | None:
         except RpcError:
             await asyncio.sleep(0.01)
             continue
-        try:
-            await rpc.call("framework_wait_init", timeout=_START_DEADLINE)
+        # A client that is only dropped leaves its task behind, to be found by the garbage collector.
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(rpc)
+            try:
+                await rpc.call("framework_wait_init", timeout=_START_DEADLINE)
+            except RpcError:
+                await asyncio.sleep(0.01)
+                continue
+            if options.profile == "balanced":
+                await rpc.call("framework_set_scheduler", {"name": "dynamic"})
+            stack.pop_all()
             return rpc
-        except RpcError:
-            await rpc.aclose()
     return None
 
 
+async def _options_of(process: Process, rpc: Client) -> Options:
+    """How a target runs that an earlier supervisor started: by its command line, and its scheduler."""
+    try:
+        argv = Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace").split("\0")
+        scheduler = (await rpc.call("framework_get_scheduler")).get("scheduler_name", "")
+    except (OSError, RpcError) as error:
+        log.warning("target %d: how it runs is not known: %s", process.pid, error)
+        return Options()
+    profile = "eco" if "--interrupt-mode" in argv else "balanced" if scheduler == "dynamic" else "throughput"
+    mask = argv[argv.index("--cpumask") + 1] if "--cpumask" in argv else ""
+    cores = tuple(int(core) for core in mask.strip("[]").split(",") if core.isdigit())
+    return Options("--no-huge" not in argv, cores, profile)
+
+
 def _last_error(log_file: Path, start: int) -> str:
-    """The line of a log that most likely says why."""
-    with log_file.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode(errors="replace").splitlines()
+    """The line of a log that most likely says why; of its end when it was put aside meanwhile."""
+    try:
+        with log_file.open("rb") as file:
+            file.seek(start if file.seek(0, os.SEEK_END) >= start else 0)
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError as error:
+        return f"its log cannot be read: {error.strerror}"
     errors = [line for line in lines if "ERROR" in line or "EAL:" in line or "rror" in line]
     return (errors or lines or ["no output"])[-1].strip()

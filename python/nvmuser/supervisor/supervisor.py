@@ -1,9 +1,7 @@
 """The supervisor of one state directory: keeps a target and an endpoint running, and everything wanted in them.
 
-    python -m nvmuser.supervisor.supervisor --state-dir DIR [--ready-fd N] …
-
-Owns both processes, the control socket and the lock on the state directory. It decides *when* something is started,
-told or applied; how is known to `spdk`, `endpoint` and `nvmuser.reconcile.engine`.
+Owns both processes and the control socket. It decides *when* something is started, reported or applied; how is known to
+`targets`, `endpoint` and `nvmuser.reconcile.engine`.
 """
 
 from __future__ import annotations
@@ -11,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,54 +24,47 @@ from nvmuser.paths import StateDir
 from nvmuser.reconcile.engine import Engine
 from nvmuser.rpc import Server
 from nvmuser.supervisor import occupancy
+from nvmuser.supervisor.backoff import Backoff
 from nvmuser.supervisor.endpoint import EndpointProcess
+from nvmuser.supervisor.history import History
+from nvmuser.supervisor.logs import LOGS, rotate
+from nvmuser.supervisor.settings import Settings
 from nvmuser.supervisor.spdk import Options, Target, choose_spdk, why_no_hugepages
+from nvmuser.supervisor.targets import Targets
 from nvmuser.toolchain import Spdk
 from nvmuser.toolchain.spdk import check_prefix
 
 log = logging.getLogger(__name__)
 
-_BACKOFF_FIRST = 0.1
-_BACKOFF_LONGEST = 10.0
-_STABLE_AFTER = 30.0
-"""Seconds after which a target that dies is restarted at once again."""
-
-
-@dataclass
-class History:
-    """What happened to the targets of this supervisor. Times in seconds."""
-
-    restarts: int = 0
-    last_ending: str = ""
-    startup: float | None = None
-    """From the decision to start to the RPC socket's answer."""
-    ready_after: float | None = None
-    """From the death of the target before to everything wanted in this one."""
-    errors: list[str] = field(default_factory=list)
+_LOG_INTERVAL = 5.0
+"""Seconds between looks at how large the logs are."""
+_ANSWER_DEADLINE = 2.0
+_STOP_GRACE = 10.0
+_NEARLY_FULL = 1 << 20
+"""Bytes free under the state directory below which `status` warns."""
 
 
 class Supervisor:
     """See the module. `run` is its whole life."""
 
-    def __init__(self, state: StateDir, spdk: Spdk, options: Options, *, standby: bool) -> None:
+    def __init__(self, state: StateDir, spdk: Spdk, options: Options, settings: Settings) -> None:
         self._state = state
-        self._spdk = spdk
-        self._options = options
+        self._options = replace(options, hugepages=settings.hugepages)
         # Asked before the target takes them; whether there are enough is asked when one is started.
-        self._hugepages = not why_no_hugepages() if options.hugepages is None else options.hugepages
-        self._wants_standby = standby
+        self._hugepages = not why_no_hugepages() if settings.hugepages is None else settings.hugepages
+        self._settings = settings
         self._endpoint = EndpointProcess(state)
         self._engine = Engine(state)
-        self._target: Target | None = None
-        self._standby: Target | None = None
-        self._generation = 0
+        self.history = History()
+        self._targets = Targets(state, spdk, self.history, settings.limits, self._wanted)
         self._changing = asyncio.Lock()
         self._ready = asyncio.Event()
         self._stopping = asyncio.Event()
         self._died_at: float | None = None
         self._planned = False
-        self._hold_until = 0.0
-        self.history = History()
+        self._took_over = False
+        self._refused = asyncio.Event()
+        self._refusal: NvmuserError | None = None
 
     # -- life ------------------------------------------------------------------------------------------------
 
@@ -86,195 +78,165 @@ class Supervisor:
         async with Server(self._state.control_socket, methods):
             try:
                 await self._take_over()
-                if self._target is None:
-                    await self._next_target()
+                if self._targets.current is None:
+                    await self._targets.next()
                 async with asyncio.TaskGroup() as tasks:
-                    watchers = [tasks.create_task(self._watch_target()), tasks.create_task(self._watch_endpoint())]
-                    await self._wait_ready(on_ready)
-                    await self._stopping.wait()
-                    for watcher in watchers:
-                        watcher.cancel()
+                    watchers = [self._watch_target(), self._watch_endpoint(), self._watch_logs()]
+                    watching = [tasks.create_task(watcher) for watcher in watchers]
+                    failure = await self._wait_ready(on_ready)
+                    if failure is None:
+                        await self._stopping.wait()
+                    for task in watching:
+                        task.cancel()
+                if failure:
+                    raise failure
             finally:
                 # A supervisor that fails leaves the guests their target and endpoint; the next one takes them over.
                 if self._stopping.is_set() or not on_ready.done():
                     await self._end()
 
-    async def _wait_ready(self, on_ready: asyncio.Future[None]) -> None:
-        ready = asyncio.ensure_future(self._ready.wait())
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        await asyncio.wait((ready, stopping), return_when=asyncio.FIRST_COMPLETED)
-        ready.cancel()
-        stopping.cancel()
+    async def _wait_ready(self, on_ready: asyncio.Future[None]) -> NvmuserError | None:
+        """Returns why a target that nobody uses yet cannot be brought up. One that was taken over goes on as it is."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._ready, self._stopping, self._refused)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if self._refusal and not (self._ready.is_set() or self._stopping.is_set() or self._took_over):
+            return self._refusal
         if not on_ready.done():
             on_ready.set_result(None)
+        return None
 
     async def _take_over(self) -> None:
         """Find what an earlier supervisor has left running. A target without its endpoint has lost its guests'
         connections."""
         if await self._endpoint.adopt():
-            self._target = await Target.adopt(self._state, self._spdk)
-            if self._target:
-                self._generation = int(self._target.rpc_socket.stem.partition("-")[2])
+            self._took_over = True
+            if await self._targets.adopt():
                 return
             self._died_at = time.monotonic()
             self._endpoint.target("gone")
             self._endpoint.target("drained")
             return
-        if orphan := await Target.adopt(self._state, self._spdk):
-            await orphan.stop()
+        if await self._targets.adopt():
+            await self._targets.end()
         await self._endpoint.start()
 
     async def _end(self) -> None:
         self._ready.clear()
         await self._endpoint.stop()
-        if self._target and self._target.process.alive:
-            await self._engine.release(self._target.rpc)
-        for target in (self._target, self._standby):
-            if target:
-                await target.unpark()
-                await target.stop()
-        self._state.rpc_socket.unlink(missing_ok=True)
+        if (target := self._targets.current) and target.process.alive:
+            await self._engine.release(target.rpc)
+        await self._targets.end()
+        with contextlib.suppress(OSError):
+            self._state.rpc_socket.unlink(missing_ok=True)
         self._engine.close()
+
+    def _wanted(self) -> Options:
+        settings = self._engine.target_settings()
+        return replace(self._options, profile=settings.profile, cores=settings.cores)
+
+    async def _watch_logs(self) -> None:
+        """Keep them from growing, for ever."""
+        while True:
+            for name in LOGS:
+                await asyncio.to_thread(rotate, self._state.logs / f"{name}.log", self._settings.limits)
+            await asyncio.sleep(_LOG_INTERVAL)
 
     # -- the target ------------------------------------------------------------------------------------------
 
     async def _watch_target(self) -> None:
         """Bring the target up, wait for its death, get another; for ever."""
         while True:
-            if self._target is None:
-                await self._restart_until_it_runs()
-            assert self._target is not None
-            born = time.monotonic()
-            await self._bring_up(self._target)
-            await self._target.process.wait()
-            await self._bury()
-            if not self._planned and time.monotonic() - born < _STABLE_AFTER:
-                self._note(f"target {self.history.last_ending}")
-            self._planned = False
-
-    async def _restart_until_it_runs(self) -> None:
-        delay = _BACKOFF_FIRST
-        while self._target is None:
+            target = self._targets.current or await self._targets.next_for_certain()
+            bringing_up = asyncio.ensure_future(self._bring_up(target))
             try:
-                await self._next_target()
-            except (NvmuserError, OSError) as error:
-                # Also a full disk under the state directory: guests wait, and it may be mended.
-                self._note(str(error))
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, _BACKOFF_LONGEST)
-
-    async def _next_target(self) -> None:
-        """The standby if there is one, else a new process."""
-        await asyncio.sleep(self._hold_until - time.monotonic())
-        standby, self._standby = self._standby, None
-        if standby and standby.process.alive and self._fits(standby):
-            await standby.unpark()
-            self._target = standby
-            return
-        if standby:
-            await standby.unpark()
-            await standby.stop()
-        started = time.monotonic()
-        self._target = await self._start()
-        self.history.startup = time.monotonic() - started
-
-    async def _start(self) -> Target:
-        self._generation += 1
-        return await Target.start(self._state, self._spdk, self._wanted(), self._generation)
-
-    def _wanted(self) -> Options:
-        settings = self._engine.target_settings()
-        return replace(self._options, profile=settings.profile, cores=settings.cores)
-
-    def _fits(self, standby: Target | None) -> bool:
-        return standby is not None and standby.spdk == self._spdk and standby.options == self._wanted()
+                # It may die at any point of this, and guests learn of it at once.
+                await target.process.wait()
+            finally:
+                bringing_up.cancel()
+                await asyncio.gather(bringing_up, return_exceptions=True)
+            await self._bury()
 
     async def _bring_up(self, target: Target) -> None:
-        """Everything wanted into this target, then the guests."""
+        """Everything wanted into this target, then the guests; as often as it takes."""
+        self._point_to(target)
+        backoff = Backoff()
+        while not await self._try_bring_up(target):
+            backoff.failed()
+            await backoff.wait()
+        await self._serve()
+        self._endpoint.target("ready")
+        self._ready.set()
+        self._targets.is_ready()
+        if self._died_at is not None:
+            self.history.ready_after = time.monotonic() - self._died_at
+            self._died_at = None
+        log.info("target %d ready", target.process.pid)
+        if self._settings.standby and self._targets.standby is None:
+            await self._targets.raise_standby()
+
+    def _point_to(self, target: Target) -> None:
         try:
             link = self._state.rpc_socket.with_suffix(".new")
             link.unlink(missing_ok=True)
             link.symlink_to(target.rpc_socket.name)
             link.replace(self._state.rpc_socket)
         except OSError as error:
-            self._note(f"{self._state.rpc_socket}: {error.strerror}; `nvmuser rpc` does not find the target")
+            self.history.note(f"{self._state.rpc_socket}: {error.strerror}; `nvmuser rpc` does not find the target")
+
+    async def _try_bring_up(self, target: Target) -> bool:
         try:
             async with self._changing:
                 self._engine.rpc = target.rpc
                 outcome = await self._engine.reconcile()
-        except RpcError as error:
-            log.warning("target %d: %s", target.process.pid, error)
-            return
-        for problem in outcome.problems:
-            self._note(str(problem))
-        await self._serve()
-        self._endpoint.target("ready")
-        self._ready.set()
-        if self._died_at is not None:
-            self.history.ready_after = time.monotonic() - self._died_at
-            self._died_at = None
-        log.info("target %d ready", target.process.pid)
-        if self._wants_standby and self._standby is None:
-            await self._raise_standby()
-
-    async def _raise_standby(self) -> None:
-        """Start the process that takes over, as far as it goes without opening a volume, and park it."""
-        stale, self._standby, standby = self._standby, None, None
-        if stale:  # of another SPDK, or another profile
-            await stale.stop()
-        try:
-            standby = await self._start()
-            await Engine.prepare(standby.rpc)
         except (NvmuserError, OSError) as error:
-            self._note(f"no standby: {error}")
-            if standby:
-                await standby.stop()
-            return
-        await standby.park()
-        self._standby = standby
-        log.info("standby %d parked", standby.process.pid)
+            # Its end is seen elsewhere. Else it may answer later, or there may be room again.
+            if target.process.alive and not target.rpc.closed:
+                reason = f"target {target.process.pid} is not ready: {error}"
+                self.history.note(reason)
+                self._refusal = TargetError(reason)
+                self._refused.set()
+            return False
+        for problem in outcome.problems:
+            self.history.note(str(problem))
+        return True
 
     async def _bury(self) -> None:
         """The target has ended and is reaped: nothing that it had in flight can land any more."""
-        assert self._target is not None
-        dead, self._target = self._target, None
         self._ready.clear()
         self._died_at = time.monotonic()
         self._endpoint.target("gone")
         self._endpoint.target("drained")
         self._engine.rpc = None
-        self.history.restarts += 1
-        self.history.last_ending = dead.process.ending
+        dead = self._targets.bury(planned=self._planned)
+        self._planned = False
         log.warning("target %d %s", dead.process.pid, dead.process.ending)
         await dead.close()
-
-    def _note(self, trouble: str) -> None:
-        """For the log, and for `nvmuser status`."""
-        log.error("%s", trouble)
-        self.history.errors = [*self.history.errors[-9:], trouble]
 
     # -- the endpoint ----------------------------------------------------------------------------------------
 
     async def _watch_endpoint(self) -> None:
-        """An endpoint that dies takes every guest's connection to the target with it: both begin anew."""
+        """An endpoint that dies takes every guest's connection to the target with it: both start again."""
+        backoff = Backoff()
         while True:
             await self._endpoint.process.wait()
             log.warning("endpoint %s", self._endpoint.process.ending)
-            target = self._target
+            target = self._targets.current
             if target:
                 # What it has in flight must end before the guests go on, and only its end tells that.
                 await target.process.kill()
-            delay = _BACKOFF_FIRST
+            backoff.worked()
             while True:
                 try:
                     await self._endpoint.replace()
                     break
                 except (TargetError, OSError) as error:
-                    self._note(str(error))
-                    await asyncio.sleep(delay)
-                    delay = min(delay * 2, _BACKOFF_LONGEST)
+                    self.history.note(str(error))
+                    backoff.failed()
+                    await backoff.wait()
             await self._serve()
-            if self._target is None or self._target is target:
+            if self._targets.current is None or self._targets.current is target:
                 self._endpoint.target("drained")
             else:
                 self._endpoint.target("ready")
@@ -313,22 +275,11 @@ class Supervisor:
 
     async def status(self) -> dict[str, Any]:
         """Processes, guests and what happened to them."""
-        target, endpoint = self._target, await self._endpoint.status()
+        endpoint, answers = await asyncio.gather(self._endpoint.status(), self._target_answers())
         stalls = [s["longest_stall"] for s in endpoint["sessions"] if s["longest_stall"] is not None]
         return {
-            "target": {
-                "pid": target.process.pid if target else None,
-                "ready": self._ready.is_set(),
-                "spdk": self._spdk.version,
-                "profile": target.options.profile if target and target.options else None,
-                "cores": target.options.resolve_cores() if target and target.options else None,
-                "hugepages": self._hugepages,
-                "standby": self._standby.process.pid if self._standby else None,
-                "restarts": self.history.restarts,
-                "last_ending": self.history.last_ending,
-                "startup_s": self.history.startup,
-                "ready_after_s": self.history.ready_after,
-            },
+            "supervisor": {"pid": os.getpid()},
+            "target": self._target_facts(answers),
             "endpoint": {
                 "pid": self._endpoint.process.pid,
                 "rss_kib": endpoint["rss_kib"],
@@ -336,7 +287,35 @@ class Supervisor:
             },
             "guests": endpoint["sessions"],
             "longest_stall_s": max(stalls, default=None),
-            "errors": self.history.errors,
+            "errors": [*map(str, self.history.troubles), *self._engine.warnings, *_room(self._state)],
+        }
+
+    async def _target_answers(self) -> bool:
+        target = self._targets.current
+        if target is None:
+            return False
+        try:
+            await target.rpc.call("spdk_get_version", timeout=_ANSWER_DEADLINE)
+        except RpcError:
+            return False
+        return True
+
+    def _target_facts(self, answers: bool) -> dict[str, Any]:
+        target, standby = self._targets.current, self._targets.standby
+        return {
+            "pid": target.process.pid if target else None,
+            "ready": self._ready.is_set(),
+            "answers": answers,
+            "down": self._targets.down,
+            "spdk": self._targets.spdk.version,
+            "profile": target.options.profile if target else None,
+            "cores": target.options.resolve_cores() if target else None,
+            "hugepages": self._hugepages,
+            "standby": standby.process.pid if standby else None,
+            "restarts": self.history.restarts,
+            "last_ending": self.history.last_ending,
+            "startup_s": self.history.startup,
+            "ready_after_s": self.history.ready_after,
         }
 
     async def stop(self) -> None:
@@ -345,11 +324,11 @@ class Supervisor:
 
     async def hold(self, seconds: float) -> None:
         """Start no target for so long: an outage, for `nvmuser bench recovery` or for work on the host's storage."""
-        self._hold_until = time.monotonic() + seconds
+        self._targets.hold(seconds)
 
     async def restart(self) -> None:
         """Replace the target by another process of the same SPDK, with its I/O finished first."""
-        await self._replace(self._spdk)
+        await self._replace(self._targets.spdk)
 
     async def upgrade(self, prefix: str) -> None:
         """Replace the target by a process of the SPDK in `prefix`, now and at later starts."""
@@ -358,37 +337,49 @@ class Supervisor:
         try:
             choose_spdk(self._state, spdk)
         except OSError as error:
-            self._note(f"{self._state.spdk}: {error.strerror}; the next start uses another SPDK than {prefix}")
+            self.history.note(f"{self._state.spdk}: {error.strerror}; the next start uses another SPDK than {prefix}")
 
     async def _replace(self, spdk: Spdk) -> None:
         """The next target is started before the old one ends."""
         async with self._changing:
-            target = self._target
+            targets, target = self._targets, self._targets.current
             if target is None:
                 raise TargetError("no target is running; the supervisor is about to start one")
-            self._spdk, old = spdk, self._spdk
-            if not self._fits(self._standby):
+            targets.spdk, old = spdk, targets.spdk
+            if not targets.fits(targets.standby):
                 try:
-                    await self._raise_standby()
+                    await targets.raise_standby()
                 finally:
-                    if self._standby is None:
-                        self._spdk = old
-                if self._standby is None:
+                    if targets.standby is None:
+                        targets.spdk = old
+                if targets.standby is None:
                     raise TargetError(f"{spdk.prefix}: the new target does not start; the old one goes on")
             self._planned = True
             self._ready.clear()
             self._endpoint.target("gone")
             await self._engine.release(target.rpc)
-            await target.process.stop(10.0)
-            self._engine.sync_files()
+            await target.process.stop(_STOP_GRACE)
+            await asyncio.to_thread(self._engine.sync_files)
         await self._ready.wait()
 
 
+def _room(state: StateDir) -> list[str]:
+    """A warning when the state directory's file system is full."""
+    try:
+        facts = os.statvfs(state.root)
+    except OSError as error:
+        return [f"{state.root}: {error.strerror}"]
+    free = facts.f_bavail * facts.f_frsize
+    if free >= _NEARLY_FULL:
+        return []
+    return [f"{state.root}: its file system is full ({free} bytes free): changes may be refused; guests go on"]
+
+
 async def supervise(
-    state: StateDir, spdk: Spdk, options: Options, *, standby: bool, on_ready: asyncio.Future[None]
+    state: StateDir, spdk: Spdk, options: Options, settings: Settings, *, on_ready: asyncio.Future[None]
 ) -> None:
     """Run a supervisor; whatever ends it before it was ready goes to `on_ready`."""
-    supervisor = Supervisor(state, spdk, options, standby=standby)
+    supervisor = Supervisor(state, spdk, options, settings)
     try:
         await supervisor.run(on_ready)
     except NvmuserError as error:

@@ -1,0 +1,181 @@
+"""Which target serves, which stands by, and when another is started.
+
+Owns both processes and the numbers by which they are known on disk. What is in them, and who is told of their end, is
+the supervisor's part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from nvmuser.errors import NvmuserError
+from nvmuser.paths import StateDir
+from nvmuser.reconcile.engine import Engine
+from nvmuser.supervisor.backoff import Backoff, Sleep
+from nvmuser.supervisor.history import History
+from nvmuser.supervisor.logs import Limits, rotate
+from nvmuser.supervisor.spdk import Options, Target
+from nvmuser.toolchain import Spdk
+
+log = logging.getLogger(__name__)
+
+_STABLE_AFTER = 2.0
+"""Seconds of a target's service after which its death is the first again."""
+_FREE_DEATHS = 3
+"""Guests wait: as long as it may be chance, the next target is started at once."""
+
+Starter = Callable[[StateDir, Spdk, Options, int], Awaitable[Target]]
+
+
+class Targets:
+    """The target of the day and its standby.
+
+    :param wanted: how the next target is to be run.
+    :param start, sleep, clock: the real ones, or a test's.
+    """
+
+    def __init__(
+        self,
+        state: StateDir,
+        spdk: Spdk,
+        history: History,
+        limits: Limits,
+        wanted: Callable[[], Options],
+        *,
+        start: Starter = Target.start,
+        sleep: Sleep = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.spdk = spdk
+        self.current: Target | None = None
+        self.standby: Target | None = None
+        self._state = state
+        self._history = history
+        self._limits = limits
+        self._wanted = wanted
+        self._starter = start
+        self._sleep = sleep
+        self._clock = clock
+        self._backoff = Backoff(free=_FREE_DEATHS, sleep=sleep)
+        self._generation = 0
+        self._hold_until = 0.0
+        self._ready_at: float | None = None
+        self._raising = asyncio.Lock()
+
+    async def adopt(self) -> bool:
+        """Take over what an earlier supervisor has left; its standby is ended."""
+        self.current = await Target.adopt(self._state, self.spdk)
+        if self.current:
+            self._generation = int(self.current.rpc_socket.stem.partition("-")[2])
+        return self.current is not None
+
+    def hold(self, seconds: float) -> None:
+        """Start none for so long."""
+        self._hold_until = self._clock() + seconds
+
+    @property
+    def down(self) -> str | None:
+        """Why there is none at this moment, if that is not for a moment only."""
+        if self.current is None and self._clock() < self._hold_until:
+            return f"held for another {self._hold_until - self._clock():.0f} s"
+        if not self._backoff.pause or self._ready_at is not None:
+            return None
+        times = self._backoff.failures
+        return f"{times} targets in a row have failed; up to {self._backoff.pause:g} s between attempts"
+
+    # -- the one that serves -------------------------------------------------------------------------------------
+
+    async def next(self) -> Target:
+        """The standby if there is one, else a new process.
+
+        :raises NvmuserError, OSError: it does not start.
+        """
+        await self._sleep(max(0.0, self._hold_until - self._clock()))
+        await self._backoff.wait()
+        standby, self.standby = self.standby, None
+        if standby and standby.process.alive and self.fits(standby):
+            await standby.unpark()
+            self.current = standby
+            return standby
+        if standby:
+            await standby.unpark()
+            await standby.stop()
+        started = self._clock()
+        self.current = await self._start()
+        self._history.startup = self._clock() - started
+        return self.current
+
+    async def next_for_certain(self) -> Target:
+        """The same, as often as it takes."""
+        while True:
+            try:
+                return await self.next()
+            except (NvmuserError, OSError) as error:
+                # Also for want of memory or room: guests wait, and there may be some again.
+                self._history.note(str(error))
+                self._backoff.failed()
+
+    def is_ready(self) -> None:
+        """The current one serves."""
+        self._ready_at = self._clock()
+
+    def bury(self, *, planned: bool) -> Target:
+        """The current one has ended, and is not there any more. A death after a time of service is the first again."""
+        assert self.current is not None
+        dead, self.current = self.current, None
+        ready_at, self._ready_at = self._ready_at, None
+        if planned or (ready_at is not None and self._clock() - ready_at >= _STABLE_AFTER):
+            self._backoff.worked()
+        if not planned:
+            self._backoff.failed()
+            if ready_at is None or self._backoff.failures > 1:
+                self._history.note(f"target {dead.process.ending}; see {self._state.logs / 'target.log'}")
+        self._history.restarts += 1
+        self._history.last_ending = dead.process.ending
+        return dead
+
+    async def _start(self) -> Target:
+        rotate(self._state.logs / "target.log", self._limits)
+        self._generation += 1
+        return await self._starter(self._state, self.spdk, self._wanted(), self._generation)
+
+    # -- the one that stands by ----------------------------------------------------------------------------------
+
+    def fits(self, standby: Target | None) -> bool:
+        """Whether it is what would be started now."""
+        return standby is not None and standby.spdk == self.spdk and standby.options == self._wanted()
+
+    async def raise_standby(self) -> None:
+        """Start the process that takes over, as far as it goes without opening a volume, and park it."""
+        async with self._raising:
+            if not self.fits(self.standby):
+                await self._raise_standby()
+
+    async def _raise_standby(self) -> None:
+        stale, self.standby, standby = self.standby, None, None
+        if stale:  # of another SPDK, or another profile
+            await stale.stop()
+        try:
+            standby = await self._start()
+            await Engine.prepare(standby.rpc)
+            await standby.park()
+            self.standby = standby
+            log.info("standby %d parked", standby.process.pid)
+        except (NvmuserError, OSError) as error:
+            self._history.note(f"no standby: {error}")
+        finally:
+            # Also when the supervisor is stopped at this moment: it would spin on its core for ever.
+            if standby and self.standby is not standby:
+                await standby.process.kill()
+                await standby.close()
+
+    async def end(self) -> None:
+        """Stop both, in good order."""
+        for target in (self.current, self.standby):
+            if target:
+                await target.unpark()
+                await target.stop()
+        self.current = self.standby = None
