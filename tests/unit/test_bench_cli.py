@@ -36,7 +36,7 @@ def test_every_command_has_help() -> None:
         (["guest", "--verify", "crc32c", "--rw", "randrw"], "only writes"),
         (["guest", "--runtime", "0"], "measures nothing"),
         (["guest", "--poll", "--ioengine", "libaio"], "io_uring"),
-        (["guest", "--memory", "much"], "not a size"),
+        (["guest", "--memory", "much"], "expected a number of bytes"),
         (["guest", "--controller", "a", "--controller", "a"], "twice"),
         (["guest", "--via", "smoke"], "--via 'smoke': native, libvfio"),
         (["guest", "--via", ""], "native, libvfio"),

@@ -261,10 +261,11 @@ async def _measure(
     watch: Watch,
     options: dict[str, Any],
 ) -> Result:
-    from nvmuser.bench.measure import fio
     from nvmuser.bench.scenarios import demo as chain
+    from nvmuser.guest.spec import HUGEPAGE
+    from nvmuser.model.sizes import parse_size, round_up
 
-    direct, cpus, memory = options["direct"], options["cpus"], fio.parse_size(options["memory"])
+    direct, cpus, memory = options["direct"], options["cpus"], round_up(parse_size(options["memory"]), HUGEPAGE)
     libvfio = options["via"] == ("libvfio",)
     append = "nvme.poll_queues=1" if options["poll"] else ""
     if not controllers:

@@ -12,7 +12,6 @@ from typing import Any
 import click
 from rich.console import Console, RenderableType
 
-from nvmuser.bench.measure.fio import parse_size
 from nvmuser.bench.report import analysis, compare_page, page, records
 from nvmuser.bench.report.result import Result
 from nvmuser.bench.rounds import matrix, peers
@@ -23,6 +22,7 @@ from nvmuser.bench.scenarios import tune
 from nvmuser.cli.bench import Teller, run
 from nvmuser.cli.options import json_document, json_option
 from nvmuser.errors import UsageError
+from nvmuser.model.sizes import MIB, parse_size, round_up
 
 _WIDTH = 120
 
@@ -100,7 +100,7 @@ def compare(
         raise UsageError(f"no job has '{only}' in its name")
     names = chosen or (peers.PEERS if full else peers.SHORT)
     limit = minutes if minutes is not None else (math.inf if full else 18.0)
-    plan = comparing.Plan(cases, names, rounds, parse_size(size), backing, limit)
+    plan = comparing.Plan(cases, names, rounds, _backing_size(size), backing, limit)
     comparison = measured(
         lambda tell: comparing.compare(plan, output, tell, resume=resume),
         f"what was measured is kept: `nvmuser bench report {output}`; --resume goes on",
@@ -180,3 +180,10 @@ def diff(old: Path, new: Path, metric: str, as_json: bool) -> None:
         click.echo(json.dumps(compare_page.diff_json(changes, notes, metric), indent=1))
     else:
         print_table(compare_page.diff_table(changes, notes, metric))
+
+
+def _backing_size(text: str) -> int:
+    """Bytes, in whole MiB."""
+    if not (size := parse_size(text)):
+        raise UsageError(f"--size {text}: say how large the disks are, such as 1G")
+    return round_up(size, MIB)
