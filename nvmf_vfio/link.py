@@ -20,8 +20,9 @@ from nvmf_vfio.protocol.wire import Closed, Message, Wire
 _CONNECT_INTERVAL = 0.01
 _CONNECT_LONGEST = 0.2
 _MAX_ID = 0xFFFF
-_MAX_AWAITED = 4096
-"""Requests without a reply after which a target counts as lost."""
+_MAX_AWAITED = 16384
+"""Requests without a reply after which a target counts as lost: more than all that a guest may have told its
+predecessor (`nvmf_vfio.state.memory.MAX_MAPS`, `interrupts`), for it is told at once."""
 
 
 class TargetError(Exception):
@@ -58,7 +59,7 @@ class TargetLink:
 
     def __init__(self, sock: socket.socket, on_request: Callable[[Message], None], on_lost: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._wire = Wire(sock, limit=MAX_TARGET_MESSAGE)
+        self._wire = Wire(sock, limit=MAX_TARGET_MESSAGE, queue=_MAX_AWAITED)
         self._on_request = on_request
         self._on_lost = on_lost
         self._awaited: dict[int, Callable[[Message], None]] = {}

@@ -26,6 +26,7 @@ from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap, RegionAccess, SetIrqs
 from nvmf_vfio.protocol.wire import Message
 from nvmf_vfio.state.admin import AdminQueue, Outstanding
+from nvmf_vfio.state.interrupts import INTX
 from nvmf_vfio.state.memory import GuestMemory, GuestMemoryError
 from nvmf_vfio.state.registers import (
     BAR0,
@@ -50,6 +51,7 @@ _MOST_WAITING = 4096
 _COMPLETIONS_OFFSET = _ENTRIES * SQE_SIZE
 _SIZE = 0x2000
 _HISTORY_ID = 0xFFF0
+_UNMASK_INTX = SetIrqs(SetIrqs.DATA_NONE | SetIrqs.UNMASK, INTX, 0, 1).pack()
 _READY_INTERVAL = 0.005
 _DEADLINE = 30.0
 
@@ -188,15 +190,22 @@ class AdminProxy:
                 self._undelivered.append(entry)
         if self._head != before:
             self._link.post(Command.REGION_WRITE, _doorbell(4, self._head))
-        self._deliver()
+            if self._vector_index == INTX:
+                # There is no other event before that, which may be for an I/O queue's completion.
+                self._link.request(Command.DEVICE_SET_IRQS, _UNMASK_INTX, [], Message.close)
+        delivered = self._deliver()
         self._pass_on()
-        # The vector may be an I/O queue's too: the guest is signalled whatever it was for.
-        self._interrupt()
+        # The vector may be an I/O queue's too: the guest is signalled whatever it was for. But with INTx, an event
+        # for which it finds nothing to do stays asserted.
+        if self._vector_index != INTX or delivered or self._head == before:
+            self._interrupt()
 
-    def _deliver(self) -> None:
-        """Completions into the guest's queue, as far as it has room."""
+    def _deliver(self) -> int:
+        """Completions into the guest's queue, as far as it has room: how many."""
+        before = len(self._undelivered)
         while self._undelivered and self._deliver_one(self._undelivered[0]):
             self._undelivered.popleft()
+        return before - len(self._undelivered)
 
     def _deliver_one(self, entry: bytes) -> bool:
         try:

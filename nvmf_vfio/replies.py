@@ -13,7 +13,7 @@ from nvmf_vfio.protocol.messages import DmaUnmap, RegionAccess, RegionInfo
 from nvmf_vfio.protocol.version import Version
 from nvmf_vfio.protocol.wire import Message
 from nvmf_vfio.state.controller import Controller
-from nvmf_vfio.state.memory import Refused
+from nvmf_vfio.state.memory import MAX_MAPS, Refused
 from nvmf_vfio.state.registers import BAR0
 
 _MAX_CACHED = 64
@@ -63,6 +63,8 @@ def from_target(controller: Controller, pending: Pending, reply: Message) -> byt
         version = Version.unpack(body)
         capabilities = {k: v for k, v in version.capabilities.items() if k != "twin_socket"}
         capabilities["max_data_xfer_size"] = _MAX_DATA
+        most = capabilities.get("max_dma_maps", MAX_MAPS)
+        capabilities["max_dma_maps"] = min(most, MAX_MAPS) if isinstance(most, int) else MAX_MAPS
         body = Version(version.major, version.minor, capabilities).pack()
     elif pending.command is Command.DEVICE_GET_REGION_INFO:
         info = RegionInfo.unpack(body)

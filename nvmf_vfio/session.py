@@ -183,7 +183,7 @@ class Session:
         until = time.monotonic() + _TURN
         try:
             for _ in range(_BATCH):
-                if time.monotonic() > until:
+                if time.monotonic() > until or self._journal.is_full:
                     break
                 message = self._wire.peek() if self._open else None
                 if message is None:
@@ -191,6 +191,7 @@ class Session:
                 self._take(message)
             if self._open:
                 self._journal.note_partial(partial=self._wire.is_partial)
+                self._wire.hold(self._journal.is_full)
         except Closed:
             log.info("%s: guest disconnected", self.name)
             self.close()
@@ -247,7 +248,7 @@ class Session:
             self.controller.check(request, [kept.descriptor for kept in pending.kept])
         except Refused as error:
             release(pending.kept)
-            self._journal.finish(pending)
+            self._finish(pending)
             self._refuse(pending.header, error.errno, error)
             return
         new = self.controller.look(request)
@@ -280,6 +281,12 @@ class Session:
             log.warning("%s: refused: %s", self.name, reason)
         self._reply(header, error=number)
 
+    def _finish(self, pending: Pending) -> None:
+        """It is about to be answered, which makes room for another."""
+        self._journal.finish(pending)
+        if self._open:
+            self._wire.hold(self._journal.is_full)
+
     def _forward(self, pending: Pending) -> None:
         self._uplink.forward(pending, self._replied)
         self._journal.expect(pending)
@@ -297,7 +304,7 @@ class Session:
                 self._save()
             else:
                 release(pending.kept)
-            self._journal.finish(pending)
+            self._finish(pending)
             self._reply(pending.header, error=reply.header.error)
             return
         try:
@@ -312,7 +319,7 @@ class Session:
         if self.controller.seen_ready and not knew:
             self._save()
         self._took_effect(pending)
-        self._journal.finish(pending)
+        self._finish(pending)
         descriptors, reply.descriptors = reply.descriptors, []
         self._reply(pending.header, body, descriptors)
         if pending.command is Command.VERSION:
@@ -341,13 +348,13 @@ class Session:
         try:
             body = replies.without_target(self.controller, pending)
         except Refused as error:
-            self._journal.finish(pending)
+            self._finish(pending)
             self._reply(pending.header, error=error.errno)
             return
         if body is None:
             return
         self._took_effect(pending)
-        self._journal.finish(pending)
+        self._finish(pending)
         self._reply(pending.header, body)
 
     def _remember(self, pending: Pending) -> None:
@@ -375,7 +382,7 @@ class Session:
         log.warning("%s: no reply to %s in time", self.name, pending.command.name)
         self._answer(pending)
         if pending in self._journal:
-            self._journal.finish(pending)
+            self._finish(pending)
             self._reply(pending.header, error=errno.ETIMEDOUT)
 
     def _save(self) -> None:

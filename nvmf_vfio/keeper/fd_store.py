@@ -6,8 +6,10 @@ copies; `nvmf_vfio.keeper.channel` carries them there.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable
@@ -17,6 +19,16 @@ from nvmf_vfio.protocol.descriptors import Descriptor
 
 _SLOT_HEADER = struct.Struct("<QII")
 _SLOT_SIZE = 1 << 20
+_File = tuple[int, int, int]
+"""Device, inode and access mode."""
+
+
+def _file(descriptor: Descriptor) -> _File | None:
+    """Which file this is, when it is a regular one. All eventfds have one inode."""
+    facts = os.fstat(descriptor.fileno())
+    if not stat.S_ISREG(facts.st_mode):
+        return None
+    return facts.st_dev, facts.st_ino, fcntl.fcntl(descriptor.fileno(), fcntl.F_GETFL) & os.O_ACCMODE
 
 
 class RecordFull(Exception):
@@ -24,19 +36,28 @@ class RecordFull(Exception):
 
 
 class Kept:
-    """A descriptor of which the keeper has a copy, under `name`."""
+    """A descriptor of which the keeper has a copy, under `name`. It may have several users."""
 
-    __slots__ = ("_vault", "descriptor", "name")
+    __slots__ = ("_users", "_vault", "descriptor", "file", "name")
 
     def __init__(self, vault: Vault, name: str, descriptor: Descriptor) -> None:
         self._vault = vault
+        self._users = 0
         self.name = name
         self.descriptor = descriptor
+        self.file = _file(descriptor)
+
+    def share(self) -> Kept:
+        """For one more user, who releases it."""
+        self._users += 1
+        return self
 
     def release(self) -> None:
-        """Close it here, and in the keeper once no record names it."""
-        self.descriptor.close()
-        self._vault.forget(self.name)
+        """By its last user: close it here, and in the keeper once no record names it."""
+        self._users -= 1
+        if self._users <= 0:
+            self.descriptor.close()
+            self._vault.forget(self)
 
 
 class Vault:
@@ -50,19 +71,29 @@ class Vault:
         self._put = put
         self._drop = drop
         self._kept: dict[str, Kept] = {}
+        self._by_file: dict[_File, Kept] = {}
         self._forgotten: list[str] = []
         self._next = 0
 
     def keep(self, descriptor: Descriptor) -> Kept:
-        """Take a descriptor over and hand a copy to the keeper."""
+        """Take a descriptor over and hand a copy to the keeper.
+
+        A guest's memory is in few files, of which it maps thousands of pieces: a file is kept once.
+        """
+        file = _file(descriptor)
+        if file is not None and (known := self._by_file.get(file)):
+            descriptor.close()
+            return known.share()
         name = f"{self.prefix}/{self._next}"
         self._next += 1
-        return self.adopt(name, descriptor, put=True)
+        return self.adopt(name, descriptor, put=True).share()
 
     def adopt(self, name: str, descriptor: Descriptor, *, put: bool = False) -> Kept:
         """Take over a descriptor that the keeper already has under `name` (or, with `put`, is to get)."""
         # It has its owner before anything can fail.
         self._kept[name] = kept = Kept(self, name, descriptor)
+        if kept.file is not None:
+            self._by_file[kept.file] = kept
         if put:
             self._put(name, descriptor)
         serial = name.rpartition("/")[2]
@@ -70,10 +101,12 @@ class Vault:
             self._next = max(self._next, int(serial) + 1)
         return kept
 
-    def forget(self, name: str) -> None:
+    def forget(self, kept: Kept) -> None:
         """The keeper closes its copy at the next `settle`: until then the record may still name it."""
-        if self._kept.pop(name, None):
-            self._forgotten.append(name)
+        if self._kept.pop(kept.name, None):
+            self._forgotten.append(kept.name)
+        if kept.file is not None and self._by_file.get(kept.file) is kept:
+            del self._by_file[kept.file]
 
     def settle(self) -> None:
         """No record names what was forgotten."""
@@ -96,8 +129,25 @@ class Vault:
     def close(self) -> None:
         """Release everything."""
         for kept in list(self._kept.values()):
-            kept.release()
+            kept.descriptor.close()
+            self.forget(kept)
         self.settle()
+
+
+class Encoded(str):
+    """JSON text, as a value of a document's outermost object: what is long and changes little is encoded once."""
+
+    __slots__ = ()
+
+
+def _encode(document: Any) -> bytes:
+    if not isinstance(document, dict):
+        return json.dumps(document, separators=(",", ":")).encode()
+    fields = (
+        f"{json.dumps(key)}:{value if isinstance(value, Encoded) else json.dumps(value, separators=(',', ':'))}"
+        for key, value in document.items()
+    )
+    return ("{" + ",".join(fields) + "}").encode()
 
 
 class Record:
@@ -144,7 +194,7 @@ class Record:
 
         :raises RecordFull: it is too large for its slot, and the next slot is another document's.
         """
-        data = json.dumps(document, separators=(",", ":")).encode()
+        data = _encode(document)
         if len(data) > _SLOT_SIZE - _SLOT_HEADER.size:
             raise RecordFull(f"{len(data)} bytes in a record of {_SLOT_SIZE}")
         self._generation += 1

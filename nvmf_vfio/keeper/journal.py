@@ -22,9 +22,10 @@ _PENDING_SLOT = 2
 _PARTIAL = "partial"
 _REPLY_DEADLINE = 4.0
 """Seconds that a reply may take. QEMU gives up at 5 s, and a reply after that breaks its stream."""
-_MAX_PENDING = 256
+_MAX_PENDING = 64
 _MAX_PENDING_BYTES = 256 << 10
-"""Requests without a reply, and what is in them: QEMU has a few tens, of less than 100 bytes. All are in the record."""
+"""Requests without a reply, and what is in them: others wait on their socket. QEMU has a few tens, of less than 100
+bytes, but sends all maps of a transaction without waiting. All are in the record, which is written at each."""
 
 
 class Journal:
@@ -72,7 +73,7 @@ class Journal:
         for packed, body_text, names, remembered in requests:
             header = Header.unpack(bytes.fromhex(packed), limit=MAX_MESSAGE)
             body = bytes.fromhex(body_text)
-            descriptors = [kept[name] for name in names if name in kept]
+            descriptors = [kept[name].share() for name in names if name in kept]
             if unread and (unread.header.pack(), unread.body) == (header.pack(), body):
                 release(descriptors)
                 continue
@@ -92,12 +93,15 @@ class Journal:
     def admit(self, header: Header) -> None:
         """Whether another request can be taken.
 
-        :raises ProtocolError: the guest does not keep to the protocol, or asks too much at a time.
+        :raises ProtocolError: the guest does not keep to the protocol.
         """
         if header.wants_reply and header.id in self._pending:
             raise ProtocolError(f"message id {header.id} is in use")
-        if len(self._pending) >= _MAX_PENDING or self._bytes > _MAX_PENDING_BYTES:
-            raise ProtocolError(f"{len(self._pending)} requests without a reply")
+
+    @property
+    def is_full(self) -> bool:
+        """No request is to be taken before one has been answered."""
+        return len(self._pending) >= _MAX_PENDING or self._bytes > _MAX_PENDING_BYTES
 
     def add(self, pending: Pending) -> None:
         self._pending[pending.header.id] = pending

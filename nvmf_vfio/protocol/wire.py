@@ -24,7 +24,7 @@ from nvmf_vfio.protocol.header import MAX_DESCRIPTORS, Header, ProtocolError
 _CONTROL_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 _MAX_QUEUED = 512
 _MAX_QUEUED_BYTES = 4 << 20
-"""What may wait for a peer that does not read."""
+"""What may wait for a peer that does not read, unless said otherwise."""
 
 
 class Closed(Exception):
@@ -48,9 +48,10 @@ class Wire:
     and `deliver` takes the place of `send`.
 
     :param limit: the largest message to accept, in bytes.
+    :param queue: how many messages may wait for a peer that does not read.
     """
 
-    def __init__(self, sock: socket.socket, *, limit: int) -> None:
+    def __init__(self, sock: socket.socket, *, limit: int, queue: int = _MAX_QUEUED) -> None:
         sock.setblocking(False)
         self.socket = sock
         self._limit = limit
@@ -60,7 +61,10 @@ class Wire:
         self._queue: deque[tuple[memoryview, list[Descriptor]]] = deque()
         self._queued_bytes = 0
         self._open = True
+        self._max_queued = queue
+        self._held = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._readable: Callable[[], None] | None = None
         self._broken: Callable[[str], None] | None = None
 
     def attach(self, readable: Callable[[], None], broken: Callable[[str], None]) -> None:
@@ -68,8 +72,18 @@ class Wire:
 
         :param broken: called from the loop, with the reason, when something cannot be sent; perhaps more than once.
         """
-        self._loop, self._broken = asyncio.get_running_loop(), broken
+        self._loop, self._readable, self._broken = asyncio.get_running_loop(), readable, broken
         self._loop.add_reader(self.socket, readable)
+
+    def hold(self, held: bool) -> None:
+        """Leave what arrives on the socket, where the peer waits for room, or go on. Idempotent."""
+        if held is self._held or self._loop is None or self._readable is None:
+            return
+        self._held = held
+        if held:
+            self._loop.remove_reader(self.socket)
+        else:
+            self._loop.add_reader(self.socket, self._readable)
 
     @property
     def peer_pid(self) -> int:
@@ -187,7 +201,7 @@ class Wire:
         if not self._open:
             close_all(list(descriptors))
             raise Closed
-        if len(self._queue) >= _MAX_QUEUED or self._queued_bytes >= _MAX_QUEUED_BYTES:
+        if len(self._queue) >= self._max_queued or self._queued_bytes >= _MAX_QUEUED_BYTES:
             close_all(list(descriptors))
             raise ProtocolError(f"{len(self._queue)} messages unread")
         self._queue.append((memoryview(packed + body), list(descriptors)))

@@ -161,9 +161,19 @@ class Controller:
                 self.config_space[write.offset : write.offset + write.count] = write.data
         elif write.region == BAR0 and write.offset + write.count <= len(self.registers):
             before = self.cc
-            if write.offset >= Register.INTMS and not Register.CSTS <= write.offset < Register.AQA:
+            if write.offset in (Register.INTMS, Register.INTMC):
+                self._mask_interrupts(write)
+            elif write.offset >= Register.INTMS and not Register.CSTS <= write.offset < Register.AQA:
                 self.registers[write.offset : write.offset + write.count] = write.data
             self._cc_written(before)
+
+    def _mask_interrupts(self, write: RegionAccess) -> None:
+        """INTMS sets bits of the mask and INTMC clears them; both read as the mask (sections 3.1.3 and 3.1.4)."""
+        bits = int.from_bytes(write.data[:4], "little")
+        mask = self.reg(Register.INTMS)
+        mask = mask | bits if write.offset == Register.INTMS else mask & ~bits
+        for register in (Register.INTMS, Register.INTMC):
+            self.registers[register : register + 4] = mask.to_bytes(4, "little")
 
     def _cc_written(self, before: int) -> None:
         enabled, was = self.cc & CC_EN, before & CC_EN
@@ -179,6 +189,7 @@ class Controller:
 
     def _disabled(self) -> None:
         self.admin.disable()
+        self.registers[Register.INTMS : Register.CC] = bytes(Register.CC - Register.INTMS)
         self.seen_ready = False
         if self.phase in (Phase.FAILED, Phase.ENABLING, Phase.STARTING):
             self.phase = Phase.IDLE

@@ -17,7 +17,7 @@ from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import SetIrqs
 from nvmf_vfio.state.memory import Refused
 
-_INTX, _MSI, _MSIX = range(3)
+INTX, _MSI, _MSIX = range(3)
 """Kinds of interrupt (linux/vfio.h, VFIO_PCI_*_IRQ_INDEX)."""
 _MAX_INTERRUPTS = 2048
 """PCI's limit for MSI-X; all kinds of interrupt of one guest count."""
@@ -36,12 +36,21 @@ class Interrupts:
 
         :raises Refused: with the errno to answer.
         """
-        if descriptors and len(descriptors) + sum(map(len, self._vectors.values())) > 2 * _MAX_INTERRUPTS:
+        if descriptors and len(descriptors) + self._kept_beside(request) > _MAX_INTERRUPTS:
             raise Refused(errno.ENOSPC, f"more than {_MAX_INTERRUPTS} interrupts")
+        if descriptors and not request.flags & SetIrqs.TRIGGER:
+            # SPDK's libvfio-user, as patched here, says the same; without a target nobody would listen to it.
+            raise Refused(errno.EINVAL, "an eventfd that masks or unmasks an interrupt")
         if descriptors and not (request.flags & SetIrqs.DATA_EVENTFD and len(descriptors) == request.count):
             raise Refused(errno.EINVAL, f"{len(descriptors)} descriptors for {request.count} vectors")
         if not all(map(is_eventfd, descriptors)):
             raise Refused(errno.EINVAL, "an interrupt's descriptor is not an eventfd")
+
+    def _kept_beside(self, request: SetIrqs) -> int:
+        """The interrupts that there will be beside those that the request sets."""
+        new = range(request.start, request.start + request.count)
+        replaced = sum(vector in new for vector in self._vectors.get(request.index, {}))
+        return sum(map(len, self._vectors.values())) - replaced
 
     def remember(self, request: SetIrqs, kept: list[Kept]) -> None:
         """A request has taken effect. Takes over the descriptors that came with it."""
@@ -71,7 +80,7 @@ class Interrupts:
     @property
     def admin(self) -> tuple[int, Kept | None]:
         """The kind of interrupt that the guest has set up, and vector 0 of it; the admin queue has no other."""
-        for index in (_MSIX, _MSI, _INTX):
+        for index in (_MSIX, _MSI, INTX):
             if kept := self._vectors.get(index, {}).get(0):
                 return index, kept
         return _MSIX, None
@@ -95,7 +104,7 @@ class Interrupts:
 
     def load_json(self, document: list[Any], kept: dict[str, Kept]) -> None:
         for index, vector, name in document:
-            self._vectors.setdefault(index, {})[vector] = kept[name]
+            self._vectors.setdefault(index, {})[vector] = kept[name].share()
 
 
 def _runs(vectors: list[int], longest: int) -> Iterator[list[int]]:

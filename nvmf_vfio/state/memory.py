@@ -8,18 +8,22 @@ process is an error of a system call here.
 from __future__ import annotations
 
 import errno
+import json
 import mmap
 import os
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass
 from typing import Any
 
-from nvmf_vfio.keeper.fd_store import Kept
+from nvmf_vfio.keeper.fd_store import Encoded, Kept
 from nvmf_vfio.protocol.descriptors import Descriptor, is_guest_memory
 from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap
 
-MAX_MAPS = 64
-"""libvfio-user's MAX_DMA_REGIONS (lib/private.h): a target takes no more."""
+MAX_MAPS = 8192
+"""What a guest may have mapped at a time: libvfio-user's MAX_DMA_REGIONS (lib/private.h in our SPDK) is the same, and
+`max_dma_maps` tells it to clients. A guest with virtio-mem has a map for each block of it."""
+
+_SPARE_NAMES = 64
 
 
 class GuestMemoryError(Exception):
@@ -40,6 +44,8 @@ class Region:
 
     map: DmaMap
     kept: Kept | None
+    text: str
+    """In the record, see `GuestMemory.to_json`."""
 
     def __lt__(self, other: Region) -> bool:
         return self.map.address < other.map.address
@@ -50,6 +56,7 @@ class GuestMemory:
 
     def __init__(self) -> None:
         self.regions: list[Region] = []
+        self._numbers: dict[str | None, int] = {}
 
     def check_map(self, request: DmaMap, descriptors: list[Descriptor]) -> None:
         """Whether what the request maps is memory.
@@ -69,30 +76,43 @@ class GuestMemory:
 
         :raises Refused: EEXIST (overlaps another map), ENOSPC (too many).
         """
-        for region in self.regions:
-            if region.map != request and region.map.address < request.end and request.address < region.map.end:
+        there = self._between(request.address, request.end)
+        for region in there:
+            if region.map != request:
                 raise Refused(errno.EEXIST, f"map at {request.address:#x} overlaps the one at {region.map.address:#x}")
-        if len(self.regions) >= MAX_MAPS:
+        if not there and len(self.regions) >= MAX_MAPS:
             raise Refused(errno.ENOSPC, f"more than {MAX_MAPS} maps")
+
+    def _between(self, start: int, end: int) -> list[Region]:
+        """The maps that have an address in common with this range."""
+        first = bisect_right(self.regions, start, key=_address)
+        if first and self.regions[first - 1].map.end > start:
+            first -= 1
+        return self.regions[first : bisect_left(self.regions, end, key=_address)]
 
     def map(self, request: DmaMap, kept: Kept | None) -> None:
         """Remember a map that has been accepted. Takes the descriptor over."""
-        for region in self.regions:
-            if kept is not None and region.kept is kept:
+        for region in self._between(request.address, request.end):
+            if kept is not None and region.kept is kept and region.map == request:
                 # Remembered by an endpoint that was killed before it had answered.
+                kept.release()
                 return
         self.unmap(DmaUnmap(0, request.address, request.size))
-        insort(self.regions, Region(request, kept))
+        self._insert(request, kept)
 
     def unmap(self, request: DmaUnmap) -> None:
         """Forget the maps that lie within the request's range."""
-        everything = bool(request.flags & DmaUnmap.ALL)
         end = request.address + request.size
-        for region in list(self.regions):
-            if everything or (request.address <= region.map.address and region.map.end <= end):
-                self.regions.remove(region)
-                if region.kept:
-                    region.kept.release()
+        if request.flags & DmaUnmap.ALL:
+            gone, self.regions = self.regions, []
+        else:
+            there = self._between(request.address, end)
+            gone = [region for region in there if request.address <= region.map.address and region.map.end <= end]
+        for region in gone:
+            if self.regions:
+                del self.regions[bisect_left(self.regions, region.map.address, key=_address)]
+            if region.kept:
+                region.kept.release()
 
     def read(self, address: int, size: int) -> bytes:
         """:raises GuestMemoryError: if not all of it lies in one shared map."""
@@ -130,7 +150,7 @@ class GuestMemory:
             raise GuestMemoryError(f"writing {address:#x}: {error}") from error
 
     def _locate(self, address: int, size: int, access: int) -> tuple[Descriptor, int]:
-        index = bisect_right(self.regions, address, key=lambda region: region.map.address) - 1
+        index = bisect_right(self.regions, address, key=_address) - 1
         if index >= 0:
             region = self.regions[index]
             inside = address + size <= region.map.end
@@ -138,12 +158,34 @@ class GuestMemory:
                 return region.kept.descriptor, region.map.offset + address - region.map.address
         raise GuestMemoryError(f"{size} bytes at {address:#x} are not in the guest's shared memory")
 
-    def to_json(self) -> list[Any]:
-        return [
-            [r.map.flags, r.map.offset, r.map.address, r.map.size, r.kept.name if r.kept else None]
-            for r in self.regions
-        ]
+    def to_json(self) -> Encoded:
+        """There may be thousands, in few descriptors, and one is added at a time: each map's text is made once, and has
+        the number of its descriptor's name."""
+        maps = ",".join(region.text for region in self.regions)
+        return Encoded(f'{{"names":{json.dumps(list(self._numbers))},"maps":[{maps}]}}')
 
-    def load_json(self, document: list[Any], kept: dict[str, Kept]) -> None:
-        for flags, offset, address, size, name in document:
-            insort(self.regions, Region(DmaMap(flags, offset, address, size), kept[name] if name else None))
+    def load_json(self, document: Any, kept: dict[str, Kept]) -> None:
+        """:param document: what `to_json` made, decoded; or the list of an earlier version's."""
+        maps = document
+        if isinstance(document, dict):
+            maps = [[*place, document["names"][number]] for *place, number in document["maps"]]
+        for flags, offset, address, size, name in maps:
+            self._insert(DmaMap(flags, offset, address, size), kept[name].share() if name else None)
+
+    def _insert(self, request: DmaMap, kept: Kept | None) -> None:
+        if len(self._numbers) > len(self.regions) + _SPARE_NAMES:
+            self._number_anew()
+        insort(self.regions, Region(request, kept, self._text(request, kept)))
+
+    def _text(self, request: DmaMap, kept: Kept | None) -> str:
+        number = self._numbers.setdefault(kept.name if kept else None, len(self._numbers))
+        return f"[{request.flags},{request.offset},{request.address},{request.size},{number}]"
+
+    def _number_anew(self) -> None:
+        """Most names are of descriptors that are gone."""
+        self._numbers.clear()
+        self.regions = [Region(r.map, r.kept, self._text(r.map, r.kept)) for r in self.regions]
+
+
+def _address(region: Region) -> int:
+    return region.map.address

@@ -86,7 +86,7 @@ async def test_regions_and_interrupts(driver: Driver) -> None:
     info = DeviceInfo.unpack(await do(client.call, Command.DEVICE_GET_INFO, DeviceInfo(16).pack()))
     assert (info.regions, info.irqs) == (9, 5)
     bar = RegionInfo.unpack(await do(client.call, Command.DEVICE_GET_REGION_INFO, RegionInfo(32, 0, BAR0).pack()))
-    assert bar.size >= 0x2000
+    assert bar.size == 0x4000
     assert not bar.flags & RegionInfo.MMAP, "disable_mappable_bar0"
     config = RegionInfo.unpack(await do(client.call, Command.DEVICE_GET_REGION_INFO, RegionInfo(32, 0, CONFIG).pack()))
     assert config.size == 4096

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from vfio_fakes import ACQ, ASQ, descriptors_open, eventfd, memory, signals
 
-from nvmf_vfio.keeper.fd_store import Vault
+from nvmf_vfio.keeper.fd_store import Vault, _encode
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import DmaMap, RegionAccess, RegionWriteMulti, Reset, SetIrqs
@@ -283,10 +283,10 @@ def test_the_record_holds_everything(guest: Guest) -> None:
     guest.see_ready()
     guest.start_io()
     guest.controller.replies[(Command.VERSION, b"x")] = b"y"
-    document = json.loads(json.dumps(guest.controller.to_json()))
+    document = json.loads(_encode(guest.controller.to_json()))
     successor = Controller()
     successor.load_json(document, dict(guest.vault._kept))
-    assert json.loads(json.dumps(successor.to_json())) == document
+    assert json.loads(_encode(successor.to_json())) == document
     successor.target_lost()
     assert successor.phase is Phase.FAILED
 

@@ -1,6 +1,7 @@
 """Guest memory: bounds, overlaps, and guests that cut it short."""
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,9 +158,35 @@ def test_unmapping_closes_the_descriptor(guest: Guest) -> None:
 def test_a_map_that_is_remembered_twice_keeps_its_descriptor(guest: Guest) -> None:
     kept = guest.map(0, PAGE)
     assert kept
-    guest.memory.map(DmaMap(3, 0, 0, PAGE), kept)
+    guest.memory.map(DmaMap(3, 0, 0, PAGE), kept.share())
     guest.memory.write(0, b"here")
     assert len(guest.memory.regions) == 1
+
+
+def test_a_map_that_is_replaced_takes_no_room(guest: Guest) -> None:
+    for number in range(MAX_MAPS):
+        guest.map(number * PAGE, PAGE, shared=False)
+    guest.memory.check_room(DmaMap(3, 0, 7 * PAGE, PAGE))
+    with pytest.raises(Refused) as caught:
+        guest.memory.check_room(DmaMap(3, 0, MAX_MAPS * PAGE, PAGE))
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_one_file_is_kept_once(guest: Guest) -> None:
+    with memory(4 * PAGE) as held:
+        kept = [guest.vault.keep(held.duplicate()) for _ in range(4)]
+    assert all(other is kept[0] for other in kept)
+    for number, other in enumerate(kept):
+        guest.memory.map(DmaMap(3, number * PAGE, number * PAGE, PAGE), other)
+    document = json.loads(guest.memory.to_json())
+    again = GuestMemory()
+    again.load_json(document, {kept[0].name: kept[0]})
+    assert [region.map for region in again.regions] == [region.map for region in guest.memory.regions]
+    guest.memory.unmap(DmaUnmap(DmaUnmap.ALL, 0, 0))
+    again.write(3 * PAGE, b"kept")
+    again.unmap(DmaUnmap(0, 0, 4 * PAGE))
+    with pytest.raises(ValueError, match="closed"):
+        kept[0].descriptor.fileno()
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "pipe", "eventfd", "path"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import bisect
 import contextlib
 import errno
 import json
@@ -207,9 +208,11 @@ class FakeTarget:
                 self.is_versioned = True
                 return VERSION.pack()
             case DmaMap():
-                if any(m.address < request.end and request.address < m.end for m in self.maps):
+                at = bisect.bisect_left(self.maps, request.address, key=lambda known: known.address)
+                beside = self.maps[max(0, at - 1) : at + 1]
+                if any(m.address < request.end and request.address < m.end for m in beside):
                     raise OSError(errno.EEXIST, "overlap")
-                self.maps.append(request)
+                self.maps.insert(at, request)
                 self._files += [(request, held.duplicate()) for held in descriptors]
             case DmaUnmap():
                 self.maps = [m for m in self.maps if m.address != request.address]
@@ -220,11 +223,13 @@ class FakeTarget:
             case DeviceInfo():
                 return DeviceInfo(16, 3, 9, 5).pack()
             case RegionInfo():
-                size = {BAR0: 0x2000, CONFIG: 4096}.get(request.index, 0)
+                size = {BAR0: 0x4000, CONFIG: 4096}.get(request.index, 0)
                 return RegionInfo(32, 3, request.index, 0, size, 0).pack()
             case IrqInfo():
                 return IrqInfo(16, 1, request.index, 9 if request.index == 2 else 1).pack()
             case SetIrqs():
+                if descriptors and not request.flags & SetIrqs.TRIGGER:
+                    raise OSError(errno.EINVAL, "an eventfd does not unmask")
                 for i, held in enumerate(descriptors):
                     if old := self.eventfds.pop((request.index, request.start + i), None):
                         old.close()
@@ -246,7 +251,7 @@ class FakeTarget:
 
     def _read(self, request: RegionAccess) -> bytes:
         source = {BAR0: bytes(self.registers), CONFIG: CONFIG_SPACE}.get(request.region)
-        if source is None or request.offset + request.count > max(len(source), 0x2000):
+        if source is None or request.offset + request.count > max(len(source), 0x4000):
             raise OSError(errno.EINVAL, "no such place")
         return source[request.offset : request.offset + request.count].ljust(request.count, b"\0")
 
