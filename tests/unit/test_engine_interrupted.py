@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,3 +154,19 @@ def test_one_that_ends_while_it_is_looked_at(
             with pytest.raises(SetupError, match=f"process {sleeper.pid} has open: Permission denied"):
                 locks.lock_for(sleeper.pid, [str(path)])
         sleeper.kill()
+
+
+async def test_a_slow_disk_keeps_nothing_else_waiting(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """A target's end must be seen while a file is synchronised."""
+    going_on = threading.Event()
+    real = os.fsync
+
+    def fsync(number: int) -> None:
+        assert going_on.wait(60), "the event loop waits for the disk"
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with contextlib.closing(engine_on(state, None)) as engine:
+        changing = asyncio.ensure_future(engine.change(Change(create=(A,))))
+        asyncio.get_running_loop().call_later(0, going_on.set)
+        assert (await changing).problems == ()

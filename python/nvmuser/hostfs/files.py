@@ -7,6 +7,7 @@ already is never truncated, and only what we made is ever removed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -105,18 +106,37 @@ def provision(volume: Volume) -> None:
     path = Path(volume.path)
     try:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
+            fd, is_new = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600), True
+        except FileExistsError:
+            fd, is_new = os.open(path, flags), False
+        try:
+            if not is_new and not _untouched(fd, volume):
+                raise ConflictError(f"{path}: somebody made it meanwhile; move it away, or use it with --path {path}")
             os.ftruncate(fd, volume.size)
             os.fsync(fd)
         except OSError:
-            path.unlink()
+            if is_new:
+                path.unlink()
             raise
         finally:
             os.close(fd)
         _sync_directory(path.parent)
     except OSError as error:
         raise SetupError(f"{path}: {error.strerror}") from error
+
+
+def _untouched(fd: int, volume: Volume) -> bool:
+    """Is it as an interrupted attempt leaves a file: ours, not larger, and without any data?"""
+    info = os.fstat(fd)
+    if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid() or info.st_size > volume.size:
+        return False
+    try:
+        os.lseek(fd, 0, os.SEEK_DATA)
+    except OSError as error:
+        return error.errno == errno.ENXIO
+    return False
 
 
 def check_or_grow(volume: Volume) -> None:
@@ -148,6 +168,22 @@ def shrink_back(volume: Volume) -> None:
             os.truncate(volume.path, volume.size)
     except OSError as error:
         raise SetupError(f"{volume.path}: {error.strerror}") from error
+
+
+def remove_unmade(volume: Volume) -> None:
+    """Remove what an interrupted `provision` has left; what somebody else made meanwhile stays."""
+    if volume.backend != "file" or not volume.owned:
+        return
+    try:
+        fd = os.open(volume.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return  # not there, or not as we make them
+    try:
+        if not _untouched(fd, volume):
+            return
+    finally:
+        os.close(fd)
+    remove(volume)
 
 
 def remove(volume: Volume) -> None:

@@ -26,12 +26,11 @@ from nvmuser.errors import (
     TargetNotRunning,
 )
 from nvmuser.hostfs import access, files, listeners, locks
-from nvmuser.hostfs.device_dirs import Devices
 from nvmuser.hostfs.sockets import answers
 from nvmuser.hostfs.space import file_systems
 from nvmuser.model.change import Change, losses, next_desired
 from nvmuser.model.desired import Desired, Entry
-from nvmuser.model.objects import Controller, TargetSettings, Volume
+from nvmuser.model.objects import Controller, TargetSettings
 from nvmuser.model.sizes import format_size
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import backends
@@ -42,6 +41,7 @@ from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.plan import Call, Plan, Problem, plan
 from nvmuser.reconcile.space import pools
 from nvmuser.reconcile.status import Status, status_of
+from nvmuser.reconcile.tidy import tidy
 from nvmuser.reconcile.undo import take_back
 from nvmuser.rpc import methods
 from nvmuser.rpc.client import Client
@@ -349,21 +349,12 @@ class Engine:
     def _forget_deleted(self, actual: Actual) -> dict[str, Problem]:
         """Remove the files and the tombstones of what SPDK does not have any more."""
         desired = self._store.load()
-        return self._bury(one for one in desired.deleted() if not backends.present(one, desired, actual))
+        deleted = [entry for entry in desired.entries.values() if entry.deleting]
+        return self._bury([entry for entry in deleted if not backends.present(entry.object, desired, actual)])
 
-    def _bury(self, gone: Iterable[Any]) -> dict[str, Problem]:
-        gone = list(gone)
-        errors = files.each(files.remove, [one for one in gone if isinstance(one, Volume)])
-        controllers = [one for one in gone if isinstance(one, Controller)]
-        devices = [Devices(self._state, direct=direct) for direct in (False, True) if controllers]
-        for controller in controllers:
-            listeners.tidy(self._state.target_dir(controller.name))
-            try:
-                for each in devices:
-                    each.remove(controller)
-            except NvmuserError as error:
-                errors[controller.key] = error
-        if buried := [one.key for one in gone if one.key not in errors]:
+    def _bury(self, gone: list[Entry]) -> dict[str, Problem]:
+        errors = tidy(self._state, gone)
+        if buried := [entry.object.key for entry in gone if entry.object.key not in errors]:
             with self._store.transaction():
                 self._store.remove(buried)
         return {key: Problem(key, str(error)) for key, error in errors.items()}
@@ -376,7 +367,7 @@ class Engine:
         problems = self._ready_machine()
         if not answers(self._state.rpc_socket):
             deleted = [entry for entry in self._store.load().entries.values() if entry.deleting]
-            problems |= self._bury(entry.object for entry in deleted if not _kept_on_a_disk(entry))
+            problems |= self._bury([entry for entry in deleted if not _kept_on_a_disk(entry)])
         return Outcome(0, tuple(problems.values()), pending=not problems)
 
     async def _undo(self, before: Desired, after: Desired, change: Change, reasons: list[Problem]) -> str:
