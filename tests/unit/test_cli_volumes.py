@@ -77,6 +77,14 @@ def test_the_sample_specification_runs_anywhere(run: Run) -> None:
     assert [one["volume"] for one in (*vm1["namespaces"], *vm2["namespaces"])] == ["system", "data", "trial"]
 
 
+def test_more_than_there_is_is_promised_with_a_note(run: Run) -> None:
+    status, _, err = run("volume", "create", "a", "--size", "4096T")
+    assert (status, "or pass --thin to promise it all the same" in err) == (2, True)
+    made = ok(run("volume", "create", "a", "--backend", "file", "--size", "7T", "--thin"))
+    assert made.splitlines()[-1].startswith("note: file system of ")
+    assert "7T promised to volumes and not written yet" in made
+
+
 def test_names_and_sizes_that_other_tools_give(run: Run, tmp_path: Path) -> None:
     name = "pvc-0f1e2d3c-4b5a-4697-8879-6a5b4c3d2e1f"
     ok(run("volume", "create", name, "--size", "1.5Gi"))

@@ -12,6 +12,7 @@ from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, plain, run, say, say_object
 from nvmuser.errors import UsageError
+from nvmuser.hostfs.space import file_systems
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
@@ -76,6 +77,8 @@ def create(state: StateDir, /, name: str, size: str | None, block_size: str, as_
     one = Volume(name, size=bytes_, block_size=int(block_size), **fields)
     outcome = run(control.submit(state, Change(create=(one,))))
     say_object(outcome, as_json, f"volume {name} created{_rounding(outcome, bytes_)}")
+    if not as_json:
+        _note_space(state, name)
 
 
 @volume.command("list")
@@ -152,6 +155,8 @@ def grow(state: StateDir, name: str, size: str, as_json: bool) -> None:
     bytes_ = parse_size(size)
     outcome = run(control.alter(state, lambda desired: replace(_in(desired, name), size=bytes_)))
     say_object(outcome, as_json, f"volume {name} has grown to {size}{_rounding(outcome, bytes_)}")
+    if not as_json:
+        _note_space(state, name)
 
 
 @volume.command()
@@ -218,6 +223,15 @@ def _source(desired: Desired, name: str) -> Volume:
     if not volume.pool:
         raise UsageError(f"volume {name} is in no pool, and only volumes in a pool have snapshots and clones")
     return volume
+
+
+def _note_space(state: StateDir, name: str) -> None:
+    """Say so where more is promised now than there is."""
+    desired = control.load(state)
+    actual = run(control.actual(state)) if _in(desired, name).pool else None
+    for found in [*file_systems(desired.volumes()), *(space.pools(desired, actual).values() if actual else ())]:
+        if found.short and name in found.volumes:
+            click.echo(f"note: {found}")
 
 
 def _rounding(outcome: Outcome, asked: int) -> str:
