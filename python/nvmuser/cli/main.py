@@ -42,7 +42,7 @@ _COMMANDS = {
 @click.version_option(__version__, prog_name="nvmuser")
 @click.option(
     "--state-dir",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="The deployment to work on. Default: $NVMUSER_STATE, /var/lib/nvmuser (root), ~/.local/state/nvmuser.",
 )
 @click.pass_context
@@ -60,7 +60,7 @@ def cli(ctx: click.Context, state_dir: Path | None) -> None:
       nvmuser guest run --controller vm1 -- lsblk
     """
     ctx.obj = StateDir((state_dir or default_state_dir()).absolute())
-    if os.path.lexists(ctx.obj.root) and not ctx.obj.root.is_dir():
+    if ctx.invoked_subcommand != "doctor" and os.path.lexists(ctx.obj.root) and not ctx.obj.root.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(ctx.obj.root))
 
 

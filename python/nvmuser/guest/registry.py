@@ -188,11 +188,14 @@ async def _hear(guest: Guest) -> None:
 
 
 def _read(path: Path) -> Record | None:
+    """:raises GuestError: it is not what `_write` has written."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
+        return Record(**{**fields, "sockets": tuple(fields["sockets"])})
     except FileNotFoundError:
         return None
-    return Record(**{**fields, "sockets": tuple(fields["sockets"])})
+    except (ValueError, TypeError, LookupError) as error:
+        raise GuestError(f"{path}: damaged ({error}); end that guest's QEMU and remove {path.parent}") from error
 
 
 def _write(path: Path, record: Record) -> None:

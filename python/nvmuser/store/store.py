@@ -192,6 +192,13 @@ class Store:
                 raise SetupError(f"{self.path}: no room to record it: {error}") from error
             if self.path.exists() and not os.access(self.path, os.R_OK | os.W_OK):
                 raise denied(self.path) from error
-            raise SetupError(f"{self.path}: {error}") from error
+            raise SetupError(f"{self.path}: {self._reason(error)}") from error
         except sqlite3.DatabaseError as error:
             raise SetupError(f"{self.path}: not usable as a store: {error}") from error
+
+    def _reason(self, error: sqlite3.OperationalError) -> str:
+        """SQLite's own words, but for a full file system, of which it says 'disk I/O error'."""
+        is_io = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
+        if is_io and os.statvfs(self.path.parent).f_bavail == 0:
+            return "its file system is full: make room, or move the state directory"
+        return str(error)

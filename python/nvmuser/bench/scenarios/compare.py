@@ -24,6 +24,7 @@ from nvmuser.bench.rounds.matrix import Case
 from nvmuser.bench.rounds.peers import MEMORY, OURS, Setup, open_peer
 from nvmuser.bench.rounds.session import Report, Step
 from nvmuser.supervisor.spdk import MEMORY_MIB, Options
+from nvmuser.toolchain import find_appliance, find_qemu, find_spdk
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ async def compare(plan: Plan, output: Path, report: Report, *, resume: bool = Fa
     :raises NvmuserError: ours cannot run; another peer that cannot is left out, and the records say why.
     """
     rounds = plan.session
+    find_spdk(), find_qemu(), find_appliance()  # before minutes are spent on files and noise
     output_directory(output)
     rounds = rounds.with_files_on(_files_on(plan, output))
     earlier = records.interrupted(output) if resume else None

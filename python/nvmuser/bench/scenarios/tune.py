@@ -32,6 +32,7 @@ from nvmuser.bench.rounds.session import Report, Step
 from nvmuser.bench.rounds.variants import BASE, GUEST_MEMORY, VARIANTS, Variant, open_variant
 from nvmuser.errors import UsageError
 from nvmuser.supervisor.spdk import MEMORY_MIB
+from nvmuser.toolchain import find_appliance, find_qemu, find_spdk
 
 SIZE = 128 << 20
 _WRITES = "randwrite-4k-qd32-irq"
@@ -84,6 +85,7 @@ async def tune(plan: Plan, output: Path, tell: Report, *, resume: bool = False) 
 
     :raises NvmuserError: what we ship cannot run; a variant that cannot is left out, and the records say why.
     """
+    find_spdk(), find_qemu(), find_appliance()  # before minutes are spent on files and noise
     output_directory(output)
     rounds = plan.session.with_files_on(output)
     earlier = records.interrupted(output) if resume else None
