@@ -4,29 +4,24 @@ used.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-import time
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
-from rich.status import Status
 
 from nvmuser.cli.extras import require_extra
 from nvmuser.cli.groups import LazyGroup
 from nvmuser.cli.guest_options import device_directories
 from nvmuser.cli.options import json_document
-from nvmuser.cli.present import run_guarded
+from nvmuser.cli.progress import Progress, run
 from nvmuser.errors import GuestError, UsageError
 from nvmuser.paths import StateDir
 
 if TYPE_CHECKING:
     from nvmuser.bench.measure.fio import Job, Workload
-    from nvmuser.bench.measure.fio_output import Estimate
     from nvmuser.bench.report.result import Result
     from nvmuser.bench.scenarios.demo import Disks, Watch
 
@@ -68,64 +63,6 @@ def bench() -> None:
     """
 
 
-class Teller:
-    """Says on stderr what goes on and for how long: one living line on a terminal, a line a step
-    elsewhere.
-    """
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._status: Status | None = None
-        self._step = ""
-        self._started = self._step_started = time.monotonic()
-
-    def __enter__(self) -> Teller:
-        if self._console.is_terminal:
-            self._status = self._console.status("")
-            self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-    def step(self, text: str) -> None:
-        """A new step begins; the one before keeps its time on the screen."""
-        now = time.monotonic()
-        if self._status is not None and self._step:
-            self._console.print(f"[dim]{now - self._step_started:5.1f} s[/dim]  {self._step}")
-        elif self._status is None:
-            self._console.print(f"[{now - self._started:5.1f} s] {text}", markup=False, soft_wrap=True)
-        self._step, self._step_started = text, now
-        self.detail("")
-
-    def detail(self, text: str) -> None:
-        """How far the step is."""
-        if self._status is not None:
-            self._status.update(f"{self._step}  [bold]{text}[/bold]")
-
-    def progress(self, _name: str, estimate: Estimate) -> None:
-        """fio's own word."""
-        from nvmuser.bench.report.plots import si
-
-        left = "" if not estimate.left else f", {estimate.left:.0f} s left"
-        self.detail(f"{si(estimate.iops)} IOPS{left}")
-
-    @property
-    def watch(self) -> Watch:
-        from nvmuser.bench.scenarios.demo import Watch
-
-        return Watch(self.step, self.progress)
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs to the end; an interrupt or SIGTERM ends it in good order, with nothing left behind."""
-    try:
-        return run_guarded(work)
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        raise click.Abort from None
-
-
 def _show(result: Result, output: Path, as_json: bool) -> None:
     """Print a result. Its data was wrong: that is on stderr too, and in the exit status."""
     if as_json:
@@ -154,9 +91,9 @@ def demo(output: Path, direct: bool, as_json: bool) -> None:
     """
     from nvmuser.bench.scenarios import demo as chain
 
-    with Teller() as teller:
-        result = run(chain.demo(output, teller.watch, direct=direct))
-        teller.step("done")
+    with Progress() as progress:
+        result = run(chain.demo(output, progress.watch, direct=direct))
+        progress.step("done")
     _show(result, output, as_json)
 
 
@@ -168,7 +105,7 @@ def _ways(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str
 
 
 @click.command()
-@click.option("--controller", "controllers", multiple=True, metavar="NAME", help="Measure this one (again: several).")
+@click.option("--controller", "controllers", multiple=True, metavar="NAME", help="Measure this one. May be repeated.")
 @click.option("--job", type=click.Path(path_type=Path), help="A fio job file; its own words win over our defaults.")
 @click.option("--rw", default="randread", show_default=True, help="read, write, randread, randwrite, randrw, rw …")
 @click.option("--bs", default="4k", show_default=True, help="Block size.")
@@ -217,9 +154,9 @@ def guest(
     work = fio.Workload.from_file(job) if job else _job(options).workload()
     if job:
         job_check.check(work, job)
-    with Teller() as teller:
-        result = run(_measure(state, controllers, work, output, teller.watch, options))
-        teller.step("done")
+    with Progress() as progress:
+        result = run(_measure(state, controllers, work, output, progress.watch, options))
+        progress.step("done")
     _show(result, output, as_json)
 
 

@@ -19,8 +19,8 @@ from nvmuser.bench.rounds.session import Report
 from nvmuser.bench.rounds.variants import BASE
 from nvmuser.bench.scenarios import compare as comparing
 from nvmuser.bench.scenarios import tune
-from nvmuser.cli.bench import Teller, run
 from nvmuser.cli.options import json_document, json_option
+from nvmuser.cli.progress import Progress, run
 from nvmuser.errors import UsageError
 from nvmuser.model.sizes import MIB, parse_size, round_up
 
@@ -37,9 +37,9 @@ def measured(work: Callable[[Report], Coroutine[Any, Any, records.Comparison]], 
 
     :param kept: is said when it is interrupted.
     """
-    with Teller() as teller:
+    with Progress() as progress:
         try:
-            return run(work(lambda step: teller.step(f"{step.done}/{step.total} {step.text}")))
+            return run(work(lambda step: progress.step(f"{step.done}/{step.total} {step.text}")))
         except click.Abort:
             click.echo(kept, err=True)
             raise

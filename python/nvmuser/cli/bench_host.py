@@ -11,8 +11,8 @@ import click
 
 from nvmuser.bench.scenarios.host import HostResult, measure
 from nvmuser.bench.scenarios.host_programs import ASYNC_DEPTH, PATTERNS
-from nvmuser.cli.bench import Teller, run
 from nvmuser.cli.options import json_document
+from nvmuser.cli.progress import Progress, run
 from nvmuser.toolchain import find_spdk
 
 
@@ -46,11 +46,11 @@ def host_command(rw: str, depth: int, size: int, seconds: int, rounds: int, file
         raise click.BadParameter(f"{size} is no multiple of 4096", param_hint="--size")
     root = Path(tempfile.mkdtemp(prefix="nvmuser-"))
     try:
-        with Teller() as teller:
+        with Progress() as progress:
             result = run(
                 measure(
                     root, find_spdk(), rounds=rounds, pattern=rw, depth=depth, size=size, seconds=seconds, file=file,
-                    tell=teller.step,
+                    tell=progress.step,
                 )
             )  # fmt: skip
     finally:

@@ -6,8 +6,8 @@ import json
 
 import click
 
-from nvmuser.cli.bench import Teller, run
 from nvmuser.cli.options import json_option
+from nvmuser.cli.progress import Progress, run
 
 
 @click.command("idle")
@@ -28,9 +28,9 @@ def idle_command(endpoints: int, rounds: int, as_json: bool) -> None:
     from nvmuser.bench.measure.scratch import scratch
     from nvmuser.bench.scenarios.idle import measure
 
-    with scratch("nvmuser-") as root, Teller() as teller:
-        found = run(measure(root, endpoints, rounds, teller.step)).to_json()
-        teller.step("done")
+    with scratch("nvmuser-") as root, Progress() as progress:
+        found = run(measure(root, endpoints, rounds, progress.step)).to_json()
+        progress.step("done")
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return

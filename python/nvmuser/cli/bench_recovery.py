@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from nvmuser.cli.bench import Teller, run
 from nvmuser.cli.options import json_option
+from nvmuser.cli.progress import Progress, run
 from nvmuser.errors import GuestError
 
 
@@ -37,9 +37,9 @@ def recovery(as_json: bool, overhead: bool, **options: Any) -> None:
     from nvmuser.bench.scenarios.recovery import Plan, measure
 
     plan = Plan(**options, overhead=12 if overhead else 0)
-    with Teller() as teller:
-        outcome = run(measure(plan, teller.step))
-        teller.step("done")
+    with Progress() as progress:
+        outcome = run(measure(plan, progress.step))
+        progress.step("done")
     facts = outcome.to_json(plan)
     if as_json:
         click.echo(json.dumps(facts, indent=1))

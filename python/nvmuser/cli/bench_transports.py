@@ -11,14 +11,14 @@ from nvmuser.bench.measure import stats
 from nvmuser.bench.measure.fio import Job
 from nvmuser.bench.report.plots import si
 from nvmuser.bench.scenarios import transports
-from nvmuser.cli.bench import Teller, run
+from nvmuser.cli.progress import Progress, run
 
 
 def compare(job: Job, output: Path, *, rounds: int, cpus: int, as_json: bool) -> None:
     """Measure, and print what came out."""
-    with Teller() as teller:
-        comparison = run(transports.compare(job, output, teller.step, rounds=rounds, cpus=cpus))
-        teller.step("done")
+    with Progress() as progress:
+        comparison = run(transports.compare(job, output, progress.step, rounds=rounds, cpus=cpus))
+        progress.step("done")
     document = comparison.to_json()
     (output / "ways.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     if as_json:

@@ -33,7 +33,7 @@ def controller() -> None:
 
 @controller.command()
 @click.argument("name")
-@click.option("--attach", "volumes", multiple=True, metavar="VOLUME", help="Show this volume; may be repeated.")
+@click.option("--attach", "volumes", multiple=True, metavar="VOLUME", help="Attach this volume. May be repeated.")
 @click.option("--nqn", default="", help="Default: made for you, and kept.")
 @click.option("--serial", default="", help="Default: made for you, and kept.")
 @click.option("--owner", default="", help="User whose QEMU may connect, such as libvirt-qemu.")

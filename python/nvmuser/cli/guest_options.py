@@ -53,7 +53,13 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def boot_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         (
-            click.option("--controller", "controllers", multiple=True, metavar="C", help="May be given several times."),
+            click.option(
+                "--controller",
+                "controllers",
+                multiple=True,
+                metavar="C",
+                help="Connect this controller. May be repeated.",
+            ),
             click.option(
                 "--image",
                 type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -70,7 +76,7 @@ def boot_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--spare-ports", default=4, show_default=True, help="PCIe root ports for what is plugged later."
             ),
-            click.option("--qemu-arg", "qemu_args", multiple=True, help="One more argument for QEMU."),
+            click.option("--qemu-arg", "qemu_args", multiple=True, help="One more argument for QEMU. May be repeated."),
         )
     ):
         command = option(command)

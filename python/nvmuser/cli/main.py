@@ -21,6 +21,7 @@ from nvmuser.paths import StateDir, default_state_dir
 _COMMANDS = {
     "apply": ("spec", "Make this deployment what a file describes."),
     "bench": ("bench", "Measure from inside a guest, and compare."),
+    "completion": ("completion", "Print a script for completion in bash, zsh or fish."),
     "controller": ("controller", "Controllers: each is one NVMe controller for one guest."),
     "diff": ("spec", "Show what `apply` would change."),
     "doctor": ("doctor", "Check this machine and this deployment."),

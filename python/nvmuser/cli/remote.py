@@ -28,7 +28,14 @@ def remote() -> None:
 @remote.command()
 @click.argument("name")
 @click.option("--nqn", required=True, help="The subsystem there.")
-@click.option("--path", "paths", multiple=True, required=True, metavar="ADDRESS[:PORT]", help="Repeat for multipath.")
+@click.option(
+    "--path",
+    "paths",
+    multiple=True,
+    required=True,
+    metavar="ADDRESS[:PORT]",
+    help="Several are paths to the same. May be repeated.",
+)
 @json_option
 @click.pass_obj
 def create(state: StateDir, name: str, nqn: str, paths: tuple[str, ...], as_json: bool) -> None:

@@ -28,7 +28,7 @@ from nvmuser.toolchain.older_qemu import SUITES
     "older_qemus",
     type=click.Choice(SUITES),
     multiple=True,
-    help="Also this Debian suite's QEMU, which has no vfio-user client: for the tests of libvfio.",
+    help="Also this Debian suite's QEMU, which has no vfio-user client: for the tests of libvfio. May be repeated.",
 )
 def setup(guest_kernel: str, older_qemus: tuple[str, ...]) -> None:
     """Get SPDK, QEMU and the guest. What is there already is left alone; an interrupted set-up goes on."""

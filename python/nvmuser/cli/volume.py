@@ -58,7 +58,7 @@ def volume() -> None:
 )
 @click.option("--remote", "remote", default="", help="remote: the remote.")
 @click.option("--nsid", "remote_nsid", type=int, default=0, help="remote: the number of the namespace there.")
-@click.option("--member", "members", multiple=True, help="raid1, concat: a volume; say it twice or more.")
+@click.option("--member", "members", multiple=True, help="raid1, concat: a volume. May be repeated.")
 @click.option("--base", default="", help="delay, error: the volume below.")
 @click.option("--latency-us", type=int, default=0, help="delay: what each I/O takes longer, in microseconds.")
 @json_option

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 from nvmuser.errors import SetupError
@@ -161,13 +160,8 @@ def _unpacked(wanted: Recipe, facts: dict[str, str], work: Path, reporter: Repor
     return tree
 
 
-def build_environment() -> dict[str, str]:
-    """PATH with our own Python first: the builds run meson and import pyelftools, jinja2 and tabulate."""
-    return {"PATH": f"{Path(sys.prefix) / 'bin'}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-
-
 def _make(wanted: Recipe, work: Path, tree: Path, prefix: Path, reporter: Reporter) -> None:
-    env = build_environment()
+    env = proc.build_environment()
     jobs = f"-j{len(os.sched_getaffinity(0))}"
     reporter.update("fio, for its headers", 0.1)
     if not (work / "fio/config-host.mak").exists():

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nvmuser.errors import SetupError
-from nvmuser.toolchain import proc, spdk_build
+from nvmuser.toolchain import proc
 from nvmuser.toolchain.steps import Reporter
 
 _PROMISED = (
@@ -30,7 +30,7 @@ def install(tree: Path, work: Path, prefix: Path, staging: Path, reporter: Repor
     # The subdirectory `python` wants a packaging tool and network access, and PyPI has the package anyway: -o takes it
     # for done.
     command = ["make", "-o", "python", "install", f"DESTDIR={destination}"]
-    proc.run(command, log=reporter.log, cwd=tree, env=spdk_build.build_environment())
+    proc.run(command, log=reporter.log, cwd=tree, env=proc.build_environment())
     shutil.copytree(destination / prefix.relative_to("/"), staging, symlinks=True, dirs_exist_ok=True)
     _add_left_out(tree, work, staging)
     for archive in (*staging.glob("lib/*.a"), *staging.glob("lib/*.la")):
