@@ -136,13 +136,14 @@ def _try_lock(fd: int) -> bool:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
+            fcntl.flock(fd, fcntl.LOCK_UN)  # else it is us whom the kernel names as the holder
             return False
         raise
     return True
 
 
 def _holder(fd: int) -> str:
-    """Who holds the lock, in words; empty when the kernel does not tell."""
+    """Who holds the lock, in words."""
     info = os.fstat(fd)
     device = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
     for line in Path("/proc/locks").read_text().splitlines():
@@ -150,6 +151,26 @@ def _holder(fd: int) -> str:
         # "1: FLOCK ADVISORY WRITE 4242 fe:00:1234 0 EOF"; waiters have "->" in the second place
         if len(fields) >= 6 and fields[5] == device and fields[4] not in ("-1", "0"):
             with contextlib.suppress(OSError):
-                name = Path(f"/proc/{fields[4]}/comm").read_text().strip()
-                return f" (locked by process {fields[4]}, {name})"
-    return ""
+                return f" (locked by process {fields[4]}, {_command(fields[4])})"
+    # An OFD lock has no process, and the one that took a lock may have ended while the open file lives on in another.
+    users = list(_users(info, fd))
+    if users:
+        return f" (open in {', '.join(f'process {pid}, {name}' for pid, name in users)})"
+    return " (by a process that this user may not see)"
+
+
+def _command(pid: str) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def _users(info: os.stat_result, own: int) -> Iterator[tuple[str, str]]:
+    """Pid and name of each process that has the file open, but for our descriptor `own`."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                if pid == str(os.getpid()) and number == str(own):
+                    continue
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), info):
+                        yield pid, _command(pid)
+                        break
