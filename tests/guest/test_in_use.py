@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -101,3 +102,12 @@ async def test_a_qemu_of_somebody_else_is_told_that_a_controller_is_busy(
             await third.qmp.execute("device_add", controller(taken, "port0"))
         assert (await third.qmp.execute("query-status")) == {"status": "prelaunch", "running": False}
     assert not guest.process.ended.is_set()
+
+
+async def test_a_look_is_no_guest(cli: Cli) -> None:
+    """SPDK would take a connection for one, and keep the next waiting."""
+    nqn = json.loads(await cli("controller", "show", "b", "--json"))["nqn"]
+    for look in (("doctor",), ("status",), ("guest", "qemu-args", "b", "--direct"), ("guest", "list")):
+        process = await cli.start(*look, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL)
+        await process.wait()
+        assert json.loads(await cli("rpc", "nvmf_subsystem_get_controllers", nqn)) == [], look

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -111,3 +113,33 @@ async def test_the_logs_are_clean_after_all_that(world: World) -> None:
     assert "Traceback" not in (world.deployment.state.logs / "endpoint.log").read_text()
     target = (world.deployment.state.logs / "target.log").read_text(errors="replace")
     assert not [line for line in target.splitlines() if GARBAGE.search(line)]
+
+
+READ_AHEAD = 1 << 19
+"""REQ_RAHEAD in the kernel's flags of a request (include/linux/blk_types.h of Linux 6.1 to 6.12)."""
+
+
+async def test_what_linux_logs_of_read_ahead_is_no_error_of_anybodys(world: World) -> None:
+    """docs/survival.md says what may stand in the log after a kill: nothing but read-ahead that was called off."""
+    await world.guest.run("dmesg -c > /dev/null; rm -f /tmp/enough", check=True)
+    reading = (
+        "until [ -e /tmp/enough ]; do echo 3 > /proc/sys/vm/drop_caches; "
+        "dd if=/dev/nvme0n1 of=/dev/null bs=16k || exit 1; done"
+    )
+    reader = asyncio.ensure_future(world.guest.run(reading, timeout=300))
+    for _ in range(3):
+        before = await world.status()
+        kill(before, "target")
+        await world.recovered(before)
+    await world.guest.run("touch /tmp/enough", check=True)
+    assert (await reader).status == 0, "no program has seen an error"
+    log = (await world.guest.run("dmesg", check=True)).stdout.decode()
+    refused = [line for line in log.splitlines() if re.search(r"I/O error", line, re.IGNORECASE)]
+    print("\n".join(refused) or "nothing was logged")
+    for line in refused:
+        if commands := re.search(r"I/O Cmd\((\w+)\).*\(sct (\w+) / sc (\w+)\)", line):
+            assert commands.groups() == ("0x2", "0x3", "0x71"), line
+        else:
+            flags = re.search(r"op 0x0:\(READ\) flags (0x[0-9a-f]+)", line)
+            assert flags, line
+            assert int(flags[1], 16) & READ_AHEAD, line

@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 
 from nvmuser.errors import ConflictError, UsageError
+from nvmuser.hostfs.unix_diag import is_listening
 from nvmuser.paths import SUN_PATH_MAX
 
 
@@ -27,14 +28,19 @@ def check_socket_path(path: Path) -> None:
 
 
 def answers(path: Path) -> bool:
-    """Does somebody listen at `path`? A full backlog counts as yes: somebody is there, only busy."""
+    """Does somebody listen at `path`? Answered without a connection, which SPDK would take for a guest; by one only
+    where nobody is seen to listen (another network namespace). A full backlog counts as yes: somebody is there, only
+    busy.
+    """
+    if is_listening(path):
+        return True
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(os.fspath(path))
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError as error:
-            return error.errno in (errno.EAGAIN, errno.EINPROGRESS, errno.EACCES, errno.EPERM)
+            return error.errno in (errno.EAGAIN, errno.EINPROGRESS, errno.EACCES, errno.EPERM, errno.EPROTOTYPE)
         return True
 
 
