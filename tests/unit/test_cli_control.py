@@ -194,3 +194,15 @@ async def test_a_supervisor_that_lives_gets_the_change(tmp_path: Path) -> None:
         with pytest.raises(ConflictError, match=r"^volume a: in use by controller c"):
             await control.submit(state, Change(delete=("volume/a",)))
     assert not state.store.exists()
+
+
+def test_a_dry_run_makes_nothing(run: Run, tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text("version: 1\nvolumes:\n- {name: a, size: 16M}\n")
+    assert '"bdev_aio_create"' in ok(run("apply", "-f", str(spec), "--dry-run"))
+    assert not (tmp_path / "st").exists()
+    ok(run("volume", "create", "b", "--size", "1M"))
+    before = {path: path.read_bytes() for path in (tmp_path / "st").rglob("*") if path.is_file()}
+    ok(run("apply", "-f", str(spec), "--dry-run"))
+    ok(run("apply", "-f", str(spec), "--dry-run", "--prune", "--yes"))
+    assert {path: path.read_bytes() for path in (tmp_path / "st").rglob("*") if path.is_file()} == before

@@ -25,7 +25,7 @@ from nvmuser.model.objects import Volume
 from nvmuser.model.sizes import format_size
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.declare import declared
-from nvmuser.reconcile.engine import Engine
+from nvmuser.reconcile.dry_run import dry_run
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc import Client
 from nvmuser.supervisor import control
@@ -167,8 +167,7 @@ async def _dry_run(state: StateDir, change: Change) -> list[list[dict[str, Any]]
         rpc = None
         if await asyncio.to_thread(answers, state.rpc_socket):
             rpc = await stack.enter_async_context(await Client.connect(state.rpc_socket))
-        with contextlib.closing(Engine(state, rpc)) as engine:
-            return await engine.dry_run(change)
+        return await dry_run(control.load(state), change, state, rpc)
 
 
 def _print(change: Change, outcome: Outcome) -> None:

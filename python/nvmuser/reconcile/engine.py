@@ -225,13 +225,6 @@ class Engine:
         spaces = [*file_systems(desired.volumes()), *pools(desired, actual).values()]
         return replace(found, space=tuple(str(space) for space in spaces if space.short))
 
-    async def dry_run(self, change: Change) -> list[list[dict[str, Any]]]:
-        """The calls that a change would lead to, in waves, as far as can be said without making any."""
-        desired = declared(self._store.load(), change, self._state)
-        actual = await look(self.rpc) if self.rpc else Actual()
-        waves = plan(desired, actual, self._directory).waves()
-        return [[{"method": c.request.method, "params": dict(c.request.params)} for c in wave] for wave in waves]
-
     # -- steps -----------------------------------------------------------------------------------------------
 
     def _ready_machine(self) -> dict[str, Problem]:

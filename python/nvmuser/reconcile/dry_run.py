@@ -1,0 +1,28 @@
+"""What a change would lead to, as far as can be said without doing anything.
+
+It opens no store of its own: there need be none, and none is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
+from nvmuser.paths import StateDir
+from nvmuser.reconcile.actual import Actual, look
+from nvmuser.reconcile.declare import declared
+from nvmuser.reconcile.plan import plan
+from nvmuser.rpc.client import Client
+
+
+async def dry_run(desired: Desired, change: Change, state: StateDir, rpc: Client | None) -> list[list[dict[str, Any]]]:
+    """The calls to SPDK, in waves.
+
+    :param rpc: the target's; None while there is none.
+    :raise NvmuserError: the change cannot be.
+    """
+    after = declared(desired, change, state)
+    actual = await look(rpc) if rpc else Actual()
+    waves = plan(after, actual, state.target_dir).waves()
+    return [[{"method": call.request.method, "params": dict(call.request.params)} for call in wave] for wave in waves]
