@@ -60,6 +60,16 @@ class StateDir:
         return self.root / "supervisor.json"
 
     @property
+    def host_nqn(self) -> Path:
+        """By what name this installation is known to remotes."""
+        return self.root / "hostnqn"
+
+    @property
+    def host_id(self) -> Path:
+        """Its UUID, which belongs to the name."""
+        return self.root / "hostid"
+
+    @property
     def run(self) -> Path:
         """Sockets, pid files and locks."""
         return self.root / "run"

@@ -21,7 +21,7 @@ from nvmuser.guest.spec import MIB
 from nvmuser.model import change as changes
 from nvmuser.model.change import Change
 from nvmuser.model.objects import NO_LIMITS, Controller, Limits, Namespace, Remote, TargetSettings, Volume
-from nvmuser.model.objects import Path as RemotePath
+from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
 from nvmuser.supervisor import control

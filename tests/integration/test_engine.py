@@ -16,7 +16,7 @@ from nvmuser.errors import ConflictError, HostConnectionError, NvmuserError, Tar
 from nvmuser.model import change as changes
 from nvmuser.model.change import Change
 from nvmuser.model.objects import AnyObject, Controller, Limits, Namespace, Pool, Remote, Volume
-from nvmuser.model.objects import Path as RemotePath
+from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.engine import Engine
 from nvmuser.rpc import Client

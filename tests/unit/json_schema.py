@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 _TYPES = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool}
-_NOTES = {"$schema", "title", "default", "examples"}
+_NOTES = {"$schema", "title", "default", "examples", "deprecated"}
 
 
 def valid(data: Any, schema: dict[str, Any]) -> bool:
@@ -37,6 +37,7 @@ _CHECKS: dict[str, Any] = {
     "items": lambda data, rule, _: all(valid(item, rule) for item in data),
     "uniqueItems": lambda data, rule, _: len(set(data)) == len(data),
     "anyOf": lambda data, rule, _: any(valid(data, one) for one in rule),
+    "oneOf": lambda data, rule, _: sum(valid(data, one) for one in rule) == 1,
     "pattern": lambda data, rule, _: not isinstance(data, str) or re.search(rule, data) is not None,
     "minLength": lambda data, rule, _: len(data) >= rule,
     "maxLength": lambda data, rule, _: len(data) <= rule,

@@ -32,6 +32,7 @@ GIVEN: dict[str, dict[str, Any]] = {
 FOREIGN: dict[str, Any] = {
     "size": MIB, "path": "/x", "owned": True, "pool": "p", "thin": True, "snapshot_of": "a", "clone_of": "a",
     "inflated": True, "remote": "r", "remote_nsid": 1, "members": ("a", "b"), "base": "a", "latency_us": 5,
+    "stale": ("a",),
 }  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def test_the_life_of_a_volume(run: Run, tmp_path: Path) -> None:
         ("controller create c --mode 0777", "'0777' is not one of", 2),
         ("controller delete none", "controller none: no such controller", 1),
         ("pool create p --base none", "pool p: there is no volume none", 1),
-        ("remote create r --nqn nqn.2026-11.org.x:y --path 1.2.3.4:x", "expected ADDRESS:PORT", 2),
+        ("remote create r --nqn nqn.2026-11.org.x:y --path 1.2.3.4:x", "expected HOST[:PORT]", 2),
         ("reconcile", "the target is not running", 1),
         ("apply -f /none.yaml", "/none.yaml: No such file", 2),
     ],

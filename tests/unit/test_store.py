@@ -15,7 +15,7 @@ import pytest
 from nvmuser.errors import ConflictError, SetupError
 from nvmuser.model.desired import Entry
 from nvmuser.model.objects import AnyObject, Controller, Limits, Namespace, Pool, Remote, Volume
-from nvmuser.model.objects import Path as RemotePath
+from nvmuser.model.remote_path import RemotePath
 from nvmuser.store import Store, schema
 
 OBJECTS: tuple[AnyObject, ...] = (

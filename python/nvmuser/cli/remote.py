@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 from rich.table import Table
 
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, run, say, say_object
-from nvmuser.errors import UsageError
+from nvmuser.hostfs import host_identity
 from nvmuser.model.change import Change
-from nvmuser.model.objects import Path, Remote
+from nvmuser.model.objects import Remote
+from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control
 
@@ -33,14 +36,30 @@ def remote() -> None:
     "paths",
     multiple=True,
     required=True,
-    metavar="ADDRESS[:PORT]",
+    metavar="HOST[:PORT]",
     help="Several are paths to the same. May be repeated.",
 )
+@click.option(
+    "--dhchap-key", metavar="FILE", default="", help="File of this host's secret for DH-HMAC-CHAP, mode 0600."
+)
+@click.option(
+    "--dhchap-ctrlr-key", metavar="FILE", default="", help="File of the remote's secret, if it is to show it too."
+)
+@click.option("--psk", metavar="FILE", default="", help="File of the pre-shared key for TLS, mode 0600.")
 @json_option
 @click.pass_obj
-def create(state: StateDir, name: str, nqn: str, paths: tuple[str, ...], as_json: bool) -> None:
-    """Declare a remote."""
-    one = Remote(name, nqn=nqn, paths=tuple(map(_path, paths)))
+def create(state: StateDir, /, name: str, nqn: str, paths: tuple[str, ...], as_json: bool, **keys: str) -> None:
+    """Attach a subsystem of another target.
+
+    HOST is an address (IPv6 in brackets where a port follows) or a name, which is resolved at each attachment.
+    A target that admits only listed hosts has to list this one: `nvmuser remote host-id`.
+
+    \b
+    nvmuser remote create store --nqn nqn.2026-11.org.example:store --path store.example --path [fd00::1]:4421
+    nvmuser remote create safe --nqn nqn.2026-11.org.example:safe --path 10.0.0.1 --dhchap-key /etc/nvmuser/safe.key
+    """
+    files = {field: os.path.abspath(path) for field, path in keys.items() if path}
+    one = Remote(name, nqn=nqn, paths=tuple(map(RemotePath.parse, paths)), **files)
     outcome = run(control.submit(state, Change(create=(one,))))
     say_object(outcome, as_json, f"remote {name} {'declared' if outcome.pending else 'attached'}")
 
@@ -56,7 +75,7 @@ def list_(state: StateDir, as_json: bool) -> None:
         return
     table = Table("remote", "NQN", "paths")
     for one in remotes:
-        table.add_row(one.name, one.nqn, ", ".join(f"{path.name}:{path.port}" for path in one.paths))
+        table.add_row(one.name, one.nqn, ", ".join(map(str, one.paths)))
     console().print(table)
 
 
@@ -70,11 +89,23 @@ def delete(state: StateDir, name: str, as_json: bool) -> None:
     say_object(outcome, as_json, f"remote {name} detached")
 
 
-def _path(text: str) -> Path:
-    """`10.0.0.1`, `10.0.0.1:4420`, `[::1]:4420`."""
-    address, colon, port = text.rpartition(":")
-    if not colon or text.endswith("]"):
-        return Path(text.strip("[]"))
-    if not port.isdigit():
-        raise UsageError(f"path {text!r}: expected ADDRESS:PORT, such as 10.0.0.1:4420 or [::1]:4420")
-    return Path(address.strip("[]"), int(port))
+@remote.command("host-id")
+@click.option("--nqn", default="", help="Go by this host NQN from now on.")
+@click.option("--id", "host_id", default="", metavar="UUID", help="And by this host identifier.")
+@json_option
+@click.pass_obj
+def show_host_id(state: StateDir, nqn: str, host_id: str, as_json: bool) -> None:
+    """Print by which host NQN and identifier remotes know this installation, or set them.
+
+    They are made once and kept. Others take effect with what is attached from then on, hence with
+    `nvmuser target restart` for all.
+
+    \b
+    nvmuser remote host-id
+    nvmuser remote host-id --nqn "$(cat /etc/nvme/hostnqn)" --id "$(cat /etc/nvme/hostid)"
+    """
+    identity = host_identity.keep(state, nqn, host_id) if nqn or host_id else host_identity.load(state)
+    if as_json:
+        say({"nqn": identity.nqn, "id": identity.id})
+    else:
+        click.echo(f"host NQN  {identity.nqn}\nhost id   {identity.id}")

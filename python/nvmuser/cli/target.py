@@ -253,10 +253,27 @@ def _show(state: StateDir, as_json: bool) -> None:
         console.print(f"error     {trouble}", markup=False)
     if objects := facts["objects"]:
         console.print(f"objects   {len(objects.pop('in_sync'))} in sync")
+    for mirror in objects.pop("mirrors", []):
+        console.print(f"degraded  {mirror_line(mirror)}", markup=False)
     for name, state_of in sorted(objects.items()):
         if state_of:
             console.print(f"{name:<9} {', '.join(state_of) if isinstance(state_of, list) else state_of}", markup=False)
     console.print(_guests(facts["guests"]) if facts["guests"] else "guests    none")
+
+
+def mirror_line(mirror: dict[str, Any]) -> str:
+    """A mirror that lacks a member, for a person: what serves it, and what to do."""
+    if not mirror["online"]:
+        return f"volume {mirror['volume']}: not served; missing: {', '.join(mirror['missing'])}"
+    line = f"volume {mirror['volume']}: served by {', '.join(mirror['in_sync'])} alone"
+    if mirror["rebuilding"]:
+        line += f"; {mirror['rebuilding']} is being rebuilt, {mirror['percent']} %"
+    if mirror["missing"]:
+        replacement = f"nvmuser volume replace-member {mirror['volume']} {mirror['missing'][0]} NEW"
+        line += (
+            f"; {', '.join(mirror['missing'])} is missing: bring it back and `nvmuser reconcile`, or `{replacement}`"
+        )
+    return line
 
 
 def _list(cores: list[int]) -> str:

@@ -11,8 +11,10 @@ from rich.table import Table
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, plain, run, say, say_object
+from nvmuser.cli.volume_stats import stats
 from nvmuser.errors import UsageError
 from nvmuser.hostfs.space import file_systems
+from nvmuser.model import change as changes
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
@@ -232,6 +234,39 @@ def _note_space(state: StateDir, name: str) -> None:
     for found in [*file_systems(desired.volumes()), *(space.pools(desired, actual).values() if actual else ())]:
         if found.short and name in found.volumes:
             click.echo(f"note: {found}")
+
+
+@volume.command("replace-member")
+@click.argument("name")
+@click.argument("old")
+@click.argument("new")
+@click.option("--size", help="Make NEW first, a file volume of this size. Without --size and --path it is there.")
+@click.option("--path", default="", help="Make NEW first, on this file or block device.")
+@json_option
+@click.pass_obj
+def replace_member(state: StateDir, name: str, old: str, new: str, size: str | None, path: str, as_json: bool) -> None:
+    """Put NEW in the place of OLD in the mirror NAME, and rebuild it. What NEW holds is overwritten.
+
+    OLD may be lost or not; it stays a volume until it is deleted. `nvmuser status` shows how far the rebuild is, while
+    guests go on.
+
+    \b
+    nvmuser volume replace-member mirror disk1 disk3
+    nvmuser volume replace-member mirror disk1 disk3 --path /dev/sdc
+    """
+    desired = control.load(state)
+    mirror = _in(desired, name)
+    after = changes.replace_member(mirror, old, new)
+    blocks = _in(desired, old).block_size
+    create = (Volume(new, size=parse_size(size) if size else 0, path=path, block_size=blocks),) if size or path else ()
+    outcome = run(control.submit(state, Change(create=create, update=(after,), expect=(mirror,))))
+    if as_json:
+        say(next(one for one in outcome.objects if one["name"] == name))
+        return
+    say_object(outcome, as_json, f"volume {name}: {new} takes the place of {old}; `nvmuser status` shows its rebuild")
+
+
+volume.add_command(stats)
 
 
 def _rounding(outcome: Outcome, asked: int) -> str:

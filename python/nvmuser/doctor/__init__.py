@@ -23,6 +23,8 @@ CHECKS: tuple[Check, ...] = (
     machine.hugetlbfs,
     machine.memory_lock,
     machine.cores,
+    machine.asynchronous_io,
+    machine.descriptors,
     state_dir.path_length,
     state_dir.permissions,
     state_dir.stale_sockets,

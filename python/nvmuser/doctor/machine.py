@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nvmuser.doctor.check import Finding
+from nvmuser.hostfs import limits
 from nvmuser.paths import StateDir
 
 _HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 _WANTED_HUGEPAGES = 1024
 _HUGEPAGES_GAIN = "fewer TLB misses in the target, and vhost-user-blk as a peer of `bench compare`"
+_CONTROLLERS_WANTED = 200
 _MEMLOCK_WANTED = 64 * 1024 * 1024
 
 
@@ -65,3 +67,24 @@ def cores(_state: StateDir) -> Iterator[Finding]:
     else:
         fix = "give the machine a second core, or use `target start --profile eco`"
         yield Finding("cores", False, "1: target and guest share it", fix, gain="a target that polls beside its guests")
+
+
+def asynchronous_io(_state: StateDir) -> Iterator[Finding]:
+    """Targets find events for asynchronous I/O: each core with file volumes takes some."""
+    name = "asynchronous I/O"
+    events = limits.aio_events()
+    wanted = f"each core of a target takes up to {limits.AIO_WANTED}, {limits.AIO_LEAST} at least"
+    if events.left >= limits.AIO_WANTED:
+        yield Finding(name, True, f"{events.left} of {events.limit} events are free; {wanted}")
+    else:
+        text = f"{events}; {wanted}"
+        yield Finding(name, False, text, f"{events.fix}; in /etc/sysctl.d to keep it", needed=events.exhausted)
+
+
+def descriptors(_state: StateDir) -> Iterator[Finding]:
+    """The target may open as many files as many controllers need."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    rooms = (hard - limits.RESERVE) // (limits.PER_CONTROLLER + limits.PER_FILE)
+    text = f"{hard}, enough for about {rooms} controllers with a file volume each"
+    fix = "add `* hard nofile 1048576` to /etc/security/limits.conf and log in again"
+    yield Finding("file descriptors", rooms >= _CONTROLLERS_WANTED, text, fix, gain="more controllers")

@@ -86,7 +86,7 @@ BACKENDS: dict[str, Backend] = {
             requires=("remote", "remote_nsid"),
             needs="a remote and the number of a namespace there",
         ),
-        Backend("raid1", "a mirror of each --member", **_MEMBERS),  # type: ignore[arg-type]
+        Backend("raid1", "a mirror of each --member", **_MEMBERS | {"takes": ("members", "stale")}),  # type: ignore[arg-type]
         Backend("concat", "each --member, one after the other", **_MEMBERS),  # type: ignore[arg-type]
         Backend("delay", "a --base made slower, for tests", ("base", "latency_us"), **_BASE),  # type: ignore[arg-type]
         Backend("error", "a --base that can be made to fail, for tests", ("base",), **_BASE, interrupts=True),  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from nvmuser.errors import ConflictError, StaleError, UsageError
 from nvmuser.model import extent, identity
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.desired import Desired, Entry
-from nvmuser.model.objects import AnyObject, Controller, Namespace, Volume, object_from_json
+from nvmuser.model.objects import AnyObject, Controller, Namespace, Remote, Volume, object_from_json
 from nvmuser.model.sizes import format_size
 
 
@@ -88,7 +88,7 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
     :raise ConflictError, NotFoundError, UsageError: it cannot be; one line says why.
     """
     for one in change.expect:
-        if desired.get(one.key) != one:
+        if _declared(desired.get(one.key)) != _declared(one):
             raise StaleError(f"{_words(one.key)}: somebody else has just changed it; look again")
     entries = dict(desired.entries)
     for key in change.delete:
@@ -96,7 +96,8 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
         entry = replace(desired.entries[key], object=going, deleting=True)
         _check_data_loss(entry, change.wipe)
         entries[key] = entry
-    cntlids = {entry.object.cntlid for entry in entries.values() if isinstance(entry.object, Controller)}
+    known = (*(entry.object for entry in entries.values()), *change.create)
+    cntlids = identity.free_cntlids(one for one in known if isinstance(one, Controller))
     find = _finder(entries)
     for one in _bottom_up(change.create):
         if present := entries.get(one.key):
@@ -111,11 +112,17 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
         before = desired.get(one.key)
         entries[one.key] = replace(entries[one.key], object=_updated(before, one, find))
     after = Desired(entries)
+    users_of = after.all_users() if change.delete else {}
     for key in change.delete:
-        if users := after.users(key):
+        if users := users_of.get(key):
             raise ConflictError(f"{_words(key)}: in use by {', '.join(users)}")
     after.check()
     return after
+
+
+def _declared(one: AnyObject) -> AnyObject:
+    """Without what the engine records by itself: that is nobody's change."""
+    return replace(one, stale=()) if isinstance(one, Volume) else one
 
 
 def _finder(entries: Mapping[str, Entry]) -> extent.Find:
@@ -160,7 +167,9 @@ def _check_data_loss(entry: Entry, wipe: bool) -> None:
         raise UsageError(f"{_words(one.key)}: deleting it erases the volume below; pass --yes to confirm")
 
 
-def _identified(one: AnyObject, cntlids: set[int], prepare: Callable[[Volume], Volume], find: extent.Find) -> AnyObject:
+def _identified(
+    one: AnyObject, cntlids: Iterator[int], prepare: Callable[[Volume], Volume], find: extent.Find
+) -> AnyObject:
     one.check_declared()
     if isinstance(one, Volume):
         return identity.identify_volume(prepare(extent.begun(one, find)))
@@ -179,9 +188,9 @@ def _numbered(controller: Controller) -> Controller:
 
 _FIXED = {
     "volume": ("backend", "block_size", "path", "owned", "pool", "snapshot_of", "clone_of", "remote",
-               "remote_nsid", "base", "members", "volatile"),
+               "remote_nsid", "base", "volatile"),
     "pool": ("base", "cluster_size"),
-    "remote": ("nqn",),
+    "remote": ("nqn", *Remote.keys),
     "controller": (),
     "target": (),
 }  # fmt: skip
@@ -202,6 +211,9 @@ def _updated(before: AnyObject, after: AnyObject, find: extent.Find) -> AnyObjec
         _check_size(before, after)
         if before.thin != after.thin and before.backend != "file":
             raise ConflictError(f"{_words(before.key)}: its thin cannot change; make another volume")
+        _check_members(before, after)
+        new = set(after.members) - set(before.members)
+        after = replace(after, stale=tuple(name for name in after.members if name in {*before.stale, *new}))
     if after != before:
         after.check_declared()
     return _numbered(after) if isinstance(after, Controller) else after
@@ -215,6 +227,27 @@ def _check_size(before: Volume, after: Volume) -> None:
         )
     if after.size > before.size and not BACKENDS[after.backend].grows:
         raise ConflictError(f"{_words(before.key)}: a {after.backend} volume cannot grow")
+
+
+def _check_members(before: Volume, after: Volume) -> None:
+    """Only a mirror's may change, while one with all of the data stays."""
+    if before.members == after.members:
+        return
+    if before.backend != "raid1" or len(before.members) != len(after.members):
+        raise ConflictError(f"{_words(before.key)}: its members cannot change; make another volume")
+    if not set(before.members) & set(after.members) - set(before.stale):
+        kept = " or ".join(member for member in before.members if member not in before.stale)
+        raise ConflictError(f"{_words(before.key)}: the newest data is on {kept} alone, which has to stay a member")
+
+
+def replace_member(mirror: Volume, old: str, new: str) -> Volume:
+    """With `new` in the place of `old`. :raise ConflictError: `old` is none, or `new` is one already."""
+    if old not in mirror.members:
+        members = ", ".join(mirror.members) or "none"
+        raise ConflictError(f"volume {mirror.name}: {old} is no member of it; its members: {members}")
+    if new in mirror.members:
+        raise ConflictError(f"volume {mirror.name}: {new} is a member of it already")
+    return replace(mirror, members=tuple(new if member == old else member for member in mirror.members))
 
 
 def attach(controller: Controller, volume: str, nsid: int = 0) -> Controller:

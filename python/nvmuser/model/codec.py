@@ -42,6 +42,10 @@ def build(kind: Any, data: Any, where: str, path: tuple[str | int, ...] = ()) ->
     if not isinstance(data, Mapping):
         raise FieldError(where, path, f"expected a mapping, got {data!r}")
     shapes = _shapes(kind)
+    renamed = getattr(kind, "renamed", {})
+    if twice := [key for key in renamed if key in data and renamed[key] in data]:
+        raise FieldError(where, path, f"{twice[0]} is an earlier name of {renamed[twice[0]]}: leave it out")
+    data = {renamed.get(key, key): value for key, value in data.items()}
     if unknown := [key for key in data if key not in shapes]:
         raise FieldError(where, path, f"unknown field {unknown[0]!r}; known are {', '.join(shapes)}")
     values = {key: _value(shapes[key], value, where, (*path, key)) for key, value in data.items()}

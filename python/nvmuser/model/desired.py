@@ -71,7 +71,15 @@ class Desired:
 
     def users(self, key: str) -> list[str]:
         """Who lies on it or shows it, in words: `controller a`."""
-        return [one.key.replace("/", " ", 1) for one in self.wanted() if key in one.below]
+        return self.all_users().get(key, [])
+
+    def all_users(self) -> dict[str, list[str]]:
+        """The users of everything that has some, by its key. Where many are asked for, ask once."""
+        found: dict[str, list[str]] = {}
+        for one in self.wanted():
+            for key in dict.fromkeys(one.below):
+                found.setdefault(key, []).append(_words(one.key))
+        return found
 
     def check(self) -> None:
         """:raise NotFoundError, ConflictError, UsageError: the objects do not go together; one line says

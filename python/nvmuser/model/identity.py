@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import secrets
 import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
+from nvmuser.errors import ConflictError
 from nvmuser.model.objects import Controller, Volume
 
 NQN_PREFIX = "nqn.2026-11.org.nvmuser:"
@@ -33,10 +35,21 @@ def identify_volume(volume: Volume) -> Volume:
     )
 
 
-def identify_controller(controller: Controller, used_cntlids: set[int]) -> Controller:
-    """With every identifier that is still empty; `used_cntlids` gets the one that it takes."""
-    cntlid = controller.cntlid or next(n for n in range(1, CNTLID_MAX + 1) if n not in used_cntlids)
-    used_cntlids.add(cntlid)
+def free_cntlids(controllers: Iterable[Controller]) -> Iterator[int]:
+    """Controller ids that none of these has, from the lowest."""
+    used = {controller.cntlid for controller in controllers}
+    return (number for number in range(1, CNTLID_MAX + 1) if number not in used)
+
+
+def identify_controller(controller: Controller, free: Iterator[int]) -> Controller:
+    """With every identifier that is still empty.
+
+    :param free: controller ids, of which it takes the first.
+    :raise ConflictError: there is none left.
+    """
+    cntlid = controller.cntlid or next(free, 0)
+    if not cntlid:
+        raise ConflictError(f"controller {controller.name}: all {CNTLID_MAX} controller ids are in use")
     return replace(
         controller,
         nqn=controller.nqn or NQN_PREFIX + controller.name,

@@ -18,6 +18,7 @@ from nvmuser.errors import UsageError
 from nvmuser.model import codec
 from nvmuser.model.backends import BACKENDS, check_declared
 from nvmuser.model.names import NAME, check_name
+from nvmuser.model.remote_path import RemotePath
 
 NQN = "nqn\\.[0-9]{4}-[0-9]{2}\\.[a-z0-9.-]+(:[!-~]+)?"
 REMOTE_NQN = r"nqn\.[0-9]{4}-[0-9]{2}\.[A-Za-z0-9.-]+(:[^\s]+)?"
@@ -140,6 +141,8 @@ class Volume(Object):
     """delay, error: the volume below."""
     latency_us: int = 0
     members: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+    """raid1: members that have missed writes, or are being rebuilt; recorded by the engine."""
     limits: Limits = NO_LIMITS
     uuid: str = ""
     nguid: str = ""
@@ -212,33 +215,35 @@ class Pool(Object):
 
 
 @dataclass(frozen=True)
-class Path(Object):
-    """One way to a remote subsystem. `name` is the host's address."""
-
-    kind: ClassVar[str] = "path"
-    rules: ClassVar[Rules] = {"name": {"minLength": 1}, "port": {"minimum": 1, "maximum": 65535}}
-
-    port: int = 4420
-
-    def __post_init__(self) -> None:
-        if not self.name or not 0 < self.port < 65536:
-            raise UsageError(f"remote path {self.name}:{self.port}: expected ADDRESS:PORT")
-
-
-@dataclass(frozen=True)
 class Remote(Object):
     """A subsystem of another target, reached over NVMe-oF TCP by one path or more."""
 
     kind: ClassVar[str] = "remote"
     rules: ClassVar[Rules] = {**Object.rules, "nqn": {"pattern": REMOTE_NQN, "maxLength": NQN_MAX}}
 
+    keys: ClassVar[tuple[str, ...]] = ("dhchap_key", "dhchap_ctrlr_key", "psk")
+    """Fields that name files with a secret; what is in them is read by SPDK alone."""
+
     nqn: str = ""
-    paths: tuple[Path, ...] = ()
+    paths: tuple[RemotePath, ...] = ()
+    dhchap_key: str = ""
+    """File of the secret by which this host shows who it is (DH-HMAC-CHAP)."""
+    dhchap_ctrlr_key: str = ""
+    """File of the secret by which the remote shows who it is."""
+    psk: str = ""
+    """File of the pre-shared key for TLS."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.nqn or not self.paths:
             raise UsageError(f"remote {self.name}: needs an NQN and one path or more")
+        if self.dhchap_ctrlr_key and not self.dhchap_key:
+            raise UsageError(f"remote {self.name}: the remote is asked for its key only by a host that has one too")
+
+    @property
+    def key_files(self) -> dict[str, str]:
+        """Path of each file with a secret, by SPDK's name of the key."""
+        return {f"{self.name}.{field}": path for field in self.keys if (path := getattr(self, field))}
 
     def check_declared(self) -> None:
         if not re.fullmatch(REMOTE_NQN, self.nqn) or len(self.nqn.encode()) > NQN_MAX:

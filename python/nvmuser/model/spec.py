@@ -34,7 +34,7 @@ SIZES = ("size", "cluster_size")
 _DEEPEST = 8
 """Nothing that can be said is deeper; an alias can be endless."""
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
-NOT_FOR_PEOPLE = ("owned",)
+NOT_FOR_PEOPLE = ("owned", "stale")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Path = tuple[str | int, ...]
@@ -204,7 +204,7 @@ def _merged(present: AnyObject, one: AnyObject, find: extent.Find) -> AnyObject:
     """`one`, with what a person need not say taken from `present`."""
     keep = [field for field in present.identity if not getattr(one, field)]
     if isinstance(one, Volume):
-        keep += ["owned", *(field for field in ("path", "size") if not getattr(one, field))]
+        keep += [*NOT_FOR_PEOPLE, *(field for field in ("path", "size") if not getattr(one, field))]
         keep += ["size"] if isinstance(present, Volume) and extent.rounded(one, find).size == present.size else []
     merged: AnyObject = replace(one, **{field: getattr(present, field) for field in keep})
     if isinstance(merged, Controller) and isinstance(present, Controller):

@@ -42,7 +42,12 @@ def _object_schema(kind: Any, *, snapshots: bool = False) -> dict[str, Any]:
     if kind is TargetSettings:
         del properties["name"]
     required += ["of"] if snapshots else []
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    for old, new in getattr(kind, "renamed", {}).items():
+        properties[old] = properties[new] | {"deprecated": True}
+        required.remove(new)
+        schema["oneOf"] = [{"required": [new]}, {"required": [old]}]
+    return schema
 
 
 def _anchored(rule: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,6 +107,37 @@ class Lvstore:
 
 
 @dataclass(frozen=True)
+class Raid:
+    """A `bdev_raid`, which has no bdev as long as it waits for members."""
+
+    name: str
+    uuid: str
+    online: bool
+    members: tuple[str, ...]
+    """bdevs that it has, the one that is being rebuilt included."""
+    rebuilding: str = ""
+    """The bdev that is being written from the others, and not read."""
+    percent: int = 0
+
+    @property
+    def in_sync(self) -> frozenset[str]:
+        """bdevs that have all of the data."""
+        return frozenset(self.members) - {self.rebuilding}
+
+    @classmethod
+    def from_spdk(cls, data: Mapping[str, Any]) -> Self:
+        process = data.get("process", {})
+        return cls(
+            name=data["name"],
+            uuid=data["uuid"],
+            online=data["state"] == "online",
+            members=tuple(member["name"] for member in data["base_bdevs_list"] if member["is_configured"]),
+            rebuilding=process.get("target", ""),
+            percent=process.get("progress", {}).get("percent", 0),
+        )
+
+
+@dataclass(frozen=True)
 class RemoteController:
     """A `bdev_nvme` controller."""
 
@@ -122,6 +153,9 @@ class Actual:
     subsystems: Mapping[str, Subsystem] = field(default_factory=dict)
     lvstores: Mapping[str, Lvstore] = field(default_factory=dict)
     remotes: Mapping[str, RemoteController] = field(default_factory=dict)
+    raids: Mapping[str, Raid] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """Files with a secret, by the name under which SPDK knows them."""
     profile: str = ""
     """How it runs, in the words of `model.TargetSettings`; empty: not known."""
     cores: tuple[int, ...] = ()
@@ -129,6 +163,11 @@ class Actual:
     def find(self, name: str) -> Bdev | None:
         """By name or alias."""
         return self.bdevs.get(name) or self._by_alias().get(name)
+
+    def is_incomplete(self, name: str, uuid: str) -> bool:
+        """Is it a raid that has no bdev yet, because it waits for members?"""
+        raid = self.raids.get(name)
+        return raid is not None and raid.uuid == uuid and not raid.online
 
     def _by_alias(self) -> Mapping[str, Bdev]:
         found = self.__dict__.get("_aliases")
@@ -141,12 +180,14 @@ class Actual:
 
 async def look(rpc: Client) -> Actual:
     """Everything at once. :raise RpcError: SPDK could not be asked."""
-    transports, bdevs, subsystems, lvstores, remotes, scheduler, reactors = await asyncio.gather(
+    transports, bdevs, subsystems, lvstores, remotes, raids, keys, scheduler, reactors = await asyncio.gather(
         rpc.call("nvmf_get_transports"),
         rpc.call("bdev_get_bdevs"),
         rpc.call("nvmf_get_subsystems"),
         _optional(rpc, "bdev_lvol_get_lvstores"),
         _optional(rpc, "bdev_nvme_get_controllers"),
+        _optional(rpc, "bdev_raid_get_bdevs", {"category": "all"}),
+        _optional(rpc, "keyring_get_keys"),
         rpc.call("framework_get_scheduler"),
         rpc.call("framework_get_reactors"),
     )
@@ -166,6 +207,8 @@ async def look(rpc: Client) -> Actual:
             for one in lvstores
         },
         remotes={one["name"]: _remote(one) for one in remotes},
+        keys={key["name"]: key["path"] for key in keys if "path" in key},
+        raids={raid["name"]: Raid.from_spdk(raid) for raid in raids},
         profile=_profile(scheduler, reactors["reactors"]),
         cores=tuple(sorted(one["lcore"] for one in reactors["reactors"])),
     )
@@ -189,10 +232,10 @@ def _remote(data: Mapping[str, Any]) -> RemoteController:
     )
 
 
-async def _optional(rpc: Client, method: str) -> Any:
+async def _optional(rpc: Client, method: str, params: Mapping[str, Any] | None = None) -> Any:
     """An empty list from an SPDK that was built without this module."""
     try:
-        return await rpc.call(method)
+        return await rpc.call(method, params)
     except RpcServerError as error:
         if error.code == -32601:  # method not found
             return []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nvmuser.rpc.methods import Request
@@ -58,3 +59,17 @@ class Plan:
                 waves.append([])
             waves[mine].append(call)
         return waves
+
+    def runnable(self, problems: Container[str]) -> list[Call]:
+        """The calls without those for an object that has a problem, and what comes after them. Deletions stay."""
+        if not problems:
+            return list(self.calls)
+        left: list[Call] = []
+        place: dict[int, int] = {}
+        for number, call in enumerate(self.calls):
+            blocked = call.object in problems and call.verb != "delete"
+            if blocked or any(before not in place for before in call.after):
+                continue
+            place[number] = len(left)
+            left.append(replace(call, after=tuple(place[before] for before in call.after)))
+        return left

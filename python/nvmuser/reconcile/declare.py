@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 
 from nvmuser.errors import UsageError
-from nvmuser.hostfs import access, files, listeners, space
+from nvmuser.hostfs import access, files, key_files, limits, listeners, space
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired
-from nvmuser.model.objects import Controller, TargetSettings
+from nvmuser.model.objects import Controller, Remote, TargetSettings
 from nvmuser.paths import StateDir
 
 
@@ -24,7 +24,11 @@ def declared(before: Desired, change: Change, state: StateDir) -> Desired:
             access.group_of(one)
         elif isinstance(one, TargetSettings):
             check_cores(one)
+        elif isinstance(one, Remote):
+            key_files.check(one)
     new = [one.name for one in change.create if isinstance(one, Controller)]
+    if new:
+        limits.check_descriptors(after)
     listeners.check_paths(state, max(new, key=len, default=""))
     return after
 

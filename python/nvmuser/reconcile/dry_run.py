@@ -13,6 +13,7 @@ from nvmuser.paths import StateDir
 from nvmuser.reconcile.actual import Actual, look
 from nvmuser.reconcile.declare import declared
 from nvmuser.reconcile.plan import plan
+from nvmuser.reconcile.remotes import explore
 from nvmuser.rpc.client import Client
 
 
@@ -24,5 +25,6 @@ async def dry_run(desired: Desired, change: Change, state: StateDir, rpc: Client
     """
     after = declared(desired, change, state)
     actual = await look(rpc) if rpc else Actual()
-    waves = plan(after, actual, state.target_dir).waves()
+    ways = await explore(after, actual, state)
+    waves = plan(after, actual, state.target_dir, ways=ways).waves()
     return [[{"method": call.request.method, "params": dict(call.request.params)} for call in wave] for wave in waves]

@@ -13,19 +13,17 @@ import functools
 import logging
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import Any
 
 from nvmuser.errors import (
     NvmuserError,
     RpcConnectionError,
     RpcError,
-    RpcServerError,
     RpcTimeoutError,
     SetupError,
     TargetError,
     TargetNotRunning,
 )
-from nvmuser.hostfs import access, files, listeners, locks
+from nvmuser.hostfs import access, files, locks
 from nvmuser.hostfs.sockets import answers
 from nvmuser.hostfs.space import file_systems
 from nvmuser.model.change import Change, losses, next_desired
@@ -33,12 +31,15 @@ from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.objects import Controller, TargetSettings
 from nvmuser.model.sizes import format_size
 from nvmuser.paths import StateDir
-from nvmuser.reconcile import backends
+from nvmuser.reconcile import backends, reasons
 from nvmuser.reconcile.actual import Actual, look
 from nvmuser.reconcile.declare import check_cores, declared
-from nvmuser.reconcile.execute import Gate, Result, execute
+from nvmuser.reconcile.execute import Result, execute
+from nvmuser.reconcile.gates import directories
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.plan import Call, Plan, Problem, plan
+from nvmuser.reconcile.rebuilds import Rebuilds
+from nvmuser.reconcile.remotes import Ways, explore
 from nvmuser.reconcile.space import pools
 from nvmuser.reconcile.status import Status, status_of
 from nvmuser.reconcile.tidy import tidy
@@ -50,6 +51,11 @@ from nvmuser.store import Store
 _ROUNDS = 8
 """Times that it looks again. Two are usual; each layer of volumes on pools on volumes can need one more."""
 
+_PAUSE_S = 0.05
+"""Before what SPDK has refused only for the moment is asked for again."""
+
+_LOST = "not there: what it lies on is missing, or does not hold it any more"
+
 log = logging.getLogger(__name__)
 
 
@@ -59,6 +65,7 @@ class Engine:
     def __init__(self, state: StateDir, rpc: Client | None = None) -> None:
         self._state = state
         self._store = Store(state.store)
+        self._rebuilds = Rebuilds(self._store)
         self._directory = functools.cache(state.target_dir)
         self.rpc = rpc
         """The target's; None while there is none."""
@@ -67,6 +74,7 @@ class Engine:
 
     def close(self) -> None:
         """May be called again. The connection to SPDK is not closed: it was lent."""
+        self._rebuilds.stop()
         self._store.close()
 
     @staticmethod
@@ -74,6 +82,10 @@ class Engine:
         """What a standby target can have before any volume is opened: the transport."""
         transport = methods.create_transport()
         await rpc.call(transport.method, transport.params)
+
+    def desired(self) -> Desired:
+        """What is wanted."""
+        return self._store.load()
 
     def target_settings(self) -> TargetSettings:
         """How the next target is to be run."""
@@ -174,35 +186,41 @@ class Engine:
         """
         if self.rpc is None:
             return await asyncio.to_thread(self._offline)
-        calls, problems, current = 0, dict[str, Problem](), Plan()
-        actual = Actual()
+        calls, problems, current, actual = 0, dict[str, Problem](), Plan(), Actual()
         machine = await asyncio.to_thread(self._ready_machine)
         if not machine.keys().isdisjoint(all_or_nothing):
             return Outcome(0, tuple(machine.values()))
+        without: frozenset[str] = frozenset()
+        ways: Ways | None = None
         for _ in range(_ROUNDS):
             problems = dict(machine)
-            desired = self._store.load()
             actual = await look(self.rpc)
-            current = plan(desired, actual, self._directory)
+            desired = await asyncio.to_thread(self._rebuilds.note, actual)
+            ways = ways or await explore(desired, actual, self._state)
+            current = plan(desired, actual, self._directory, without, ways)
             await asyncio.to_thread(self._adopt, desired, current.adopted)
-            runnable = self._runnable(current, problems)
-            if not runnable:
-                break
-            names = backends.to_examine(desired, actual)
-            examined = [self.rpc.post(one.method, one.params) for one in map(methods.examine, names)]
-            # Refused for names that it knows; what is then not found is reported as missing.
-            await asyncio.gather(*examined, return_exceptions=True)
-            result = await self._run(runnable, problems)
-            calls += len(result.done)
-            if result.lost:
-                return Outcome(calls, (), current.foreign, pending=True)
-            if not result.done:
-                break
+            runnable = current.runnable(problems)
+            if runnable:
+                result = await self._examine_and_run(runnable, backends.to_examine(desired, actual), problems)
+                calls += len(result.done)
+                if result.lost:
+                    return Outcome(calls, (), current.foreign, pending=True)
+                if not result.done and any(reasons.is_transient(error) for _, error in result.failed):
+                    await asyncio.sleep(_PAUSE_S)
+                    continue
+            if not runnable or not result.done:
+                # Nothing else comes: mirrors need not wait for it any longer.
+                more, refused = await self._rebuilds.degrade(self.rpc, actual)
+                problems |= refused
+                if more is not None and more <= without:
+                    break
+                without |= more or frozenset()
+        self._rebuilds.watch(self.rpc, actual)
         problems |= await asyncio.to_thread(self._lock)
         problems |= await asyncio.to_thread(self._forget_deleted, actual)
         problems |= {one.object: one for one in (*current.conflicts, *current.restart)}
-        if lost := self._lost(current.waiting - problems.keys()):
-            problems |= lost
+        # What waits when nothing moves any more will not come.
+        problems |= {key: Problem(key, _LOST) for key in current.waiting - problems.keys()}
         return Outcome(calls, tuple(problems.values()), current.foreign)
 
     async def _look_if_possible(self) -> Actual:
@@ -221,7 +239,8 @@ class Engine:
             raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
         desired = self._store.load()
         actual = await look(self.rpc)
-        found = status_of(desired, actual, plan(desired, actual, self._directory))
+        ways = await explore(desired, actual, self._state)
+        found = status_of(desired, actual, plan(desired, actual, self._directory, ways=ways))
         spaces = [*file_systems(desired.volumes()), *pools(desired, actual).values()]
         return replace(found, space=tuple(str(space) for space in spaces if space.short))
 
@@ -261,39 +280,17 @@ class Engine:
             with self._store.transaction():
                 self._store.mark(keys, asked=asked)
 
-    def _runnable(self, current: Plan, problems: dict[str, Problem]) -> list[Call]:
-        """Without what stands on something that has a problem."""
-        if not problems:
-            return list(current.calls)
-        left: list[Call] = []
-        place: dict[int, int] = {}
-        for number, call in enumerate(current.calls):
-            blocked = call.object in problems and call.verb != "delete"
-            if blocked or any(before not in place for before in call.after):
-                continue
-            place[number] = len(left)
-            left.append(replace(call, after=tuple(place[before] for before in call.after)))
-        return left
-
-    def _gate(self, calls: list[Call]) -> tuple[Gate, dict[str, NvmuserError]]:
-        """Directories of listeners are made beside the first calls: on a slow disk they take as long as SPDK
-        does."""
-        numbers = [n for n, call in enumerate(calls) if call.request.method == "nvmf_subsystem_add_listener"]
-        failures: dict[str, NvmuserError] = {}
-
-        def prepare() -> None:
-            for number in numbers:
-                key = calls[number].object
-                try:
-                    listeners.prepare(self._state, key.split("/")[1])
-                except NvmuserError as error:
-                    failures[key] = error
-
-        return Gate(asyncio.ensure_future(asyncio.to_thread(prepare)), frozenset(numbers)), failures
+    async def _examine_and_run(self, calls: list[Call], names: list[str], problems: dict[str, Problem]) -> Result:
+        """:param names: bdevs that hold SPDK's own metadata, to be looked for when they come."""
+        assert self.rpc is not None
+        examined = [self.rpc.post(one.method, one.params) for one in map(methods.examine, names)]
+        # Refused for names that it knows; what is then not found is reported as missing.
+        await asyncio.gather(*examined, return_exceptions=True)
+        return await self._run(calls, problems)
 
     async def _run(self, calls: list[Call], problems: dict[str, Problem]) -> Result:
         assert self.rpc is not None
-        gate, failures = self._gate(calls)
+        gate, failures = directories(calls, self._state)
 
         def ready(call: Call) -> None:
             """This machine is ready for the call. :raise NvmuserError: it cannot be made."""
@@ -310,10 +307,7 @@ class Engine:
         await asyncio.to_thread(self._mark, [call.object for call in result.done if call.provisions])
         for call, error in result.failed:
             log.warning("%s: %s", call.object, error)
-            reason = str(error)
-            if isinstance(error, RpcServerError):
-                reason = f"{call.verb} failed: {error.message} ({call.request.method})"
-            problems[call.object] = Problem(call.object, reason)
+            problems[call.object] = Problem(call.object, await reasons.explain(call, error, desired, self._state))
         for call in result.skipped:
             problems.setdefault(call.object, Problem(call.object, "waits for what failed below it"))
         return result
@@ -332,12 +326,6 @@ class Engine:
             return {}
         self.warnings = ()
         return {volumes[path].key: Problem(volumes[path].key, str(error)) for path, error in failures}
-
-    def _lost(self, waiting: Iterable[str]) -> dict[str, Problem]:
-        """What waits when nothing moves any more will not come."""
-        return {
-            key: Problem(key, "not there: what it lies on is missing, or does not hold it any more") for key in waiting
-        }
 
     def _forget_deleted(self, actual: Actual) -> dict[str, Problem]:
         """Remove the files and the tombstones of what SPDK does not have any more."""

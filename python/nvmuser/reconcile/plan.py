@@ -12,8 +12,8 @@ from pathlib import Path
 
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.desired import Desired
-from nvmuser.model.objects import MAX_NAMESPACES, NO_LIMITS, Controller, Namespace, Pool, Remote, Volume
-from nvmuser.reconcile import backends
+from nvmuser.model.objects import MAX_NAMESPACES, NO_LIMITS, AnyObject, Controller, Namespace, Pool, Remote, Volume
+from nvmuser.reconcile import backends, mirrors, remotes
 from nvmuser.reconcile.actual import Actual, ActualNamespace, Bdev, Subsystem
 from nvmuser.reconcile.calls import Call, Plan, Problem
 from nvmuser.reconcile.planner import Planner
@@ -21,13 +21,23 @@ from nvmuser.rpc import methods
 
 __all__ = ["Call", "Plan", "Problem", "plan"]
 
+NO_WAYS = remotes.Ways()
 
-def plan(desired: Desired, actual: Actual, directory: Callable[[str], Path]) -> Plan:
+
+def plan(
+    desired: Desired,
+    actual: Actual,
+    directory: Callable[[str], Path],
+    without: frozenset[str] = frozenset(),
+    ways: remotes.Ways = NO_WAYS,
+) -> Plan:
     """The calls from `actual` to `desired`.
 
     :param directory: where a controller's listener lives.
+    :param without: keys of mirrors that are to be started without the members that are missing.
+    :param ways: where the paths of remotes lead.
     """
-    planner = _Whole(desired, actual, directory)
+    planner = _Whole(desired, actual, directory, without, ways)
     planner.deletions()
     planner.transport()
     for one in desired.wanted():
@@ -77,7 +87,7 @@ class _Whole(Planner):
             ready += [call for below in one.below for call in self._free(below)]
             if isinstance(one, Controller):
                 self._ready[key] = self._controller(one)
-            elif None in before:
+            elif None in before and not self._stands(one):
                 self.waiting.add(key)
             elif isinstance(one, Volume):
                 self._ready[key] = self._volume(one, ready)
@@ -87,9 +97,18 @@ class _Whole(Planner):
                 self._ready[key] = self._remote(one)
         return self._ready[key]
 
+    def _stands(self, one: AnyObject) -> bool:
+        """Is it there, or can it be, although a part of what it lies on is not?"""
+        raid = self.actual.raids.get(one.name)
+        online = raid is not None and raid.online
+        return isinstance(one, Volume) and one.backend == "raid1" and (online or one.key in self.without)
+
     def _volume(self, volume: Volume, after: list[int]) -> tuple[int, ...] | None:
         entry = self.desired.entries[volume.key]
         bdev = backends.find(volume, self.desired, self.actual)
+        if bdev is None and volume.key in self.without:
+            # After nothing: the members that are there are in it, and the others do not come.
+            return (self._add(methods.raid_start_degraded(volume.name), volume.key),)
         if bdev is None:
             request = backends.create(volume, self.desired)
             if request is None or (backends.made_once(volume) and entry.provisioned):
@@ -123,7 +142,22 @@ class _Whole(Planner):
             calls.append(self._add(request, volume.key, verb="inflate"))
         if bdev.limits != volume.limits:
             calls.append(self._add(backends.set_limits(volume, self.desired), volume.key, verb="limit"))
+        if mirror := mirrors.find(volume, self.desired, self.actual):
+            self._members_come(mirror)
         return tuple(calls)
+
+    def _members_come(self, mirror: mirrors.Mirror) -> None:
+        """One member that is there and not in the mirror: it is rebuilt. The next one has to wait for its end."""
+        for member in mirror.missing:
+            key = f"volume/{member}"
+            volume = self.desired.get(key)
+            ready = self.ensure(key)
+            if ready is None or not isinstance(volume, Volume) or mirror.raid.rebuilding:
+                continue
+            leaving = [call for bdev in mirror.foreign for call in self._released.get(bdev, [])]
+            request = methods.raid_add_member(mirror.volume.name, backends.bdev_name(volume, self.desired))
+            self._add(request, mirror.volume.key, [*ready, *self._free(key), *leaving], verb="rebuild")
+            return
 
     def _pool(self, pool: Pool, after: list[int]) -> tuple[int, ...] | None:
         if pool.name not in self.actual.lvstores:
@@ -150,18 +184,38 @@ class _Whole(Planner):
             self._conflict(remote.key, f"an NVMe controller of this name is attached to {present.nqn}")
             return None
         calls: list[int] = []
+        kept: set[tuple[str, int]] = set()
         for path in remote.paths:
-            if not present or (path.name, path.port) not in present.paths:
-                request = methods.attach_remote(remote.name, remote.nqn, path.name, path.port)
+            there = remotes.attached(path, present, self.ways)
+            addresses = self.ways.to(path)
+            if addresses and not there and (addresses[0], path.port) not in kept:
+                there = {(addresses[0], path.port)}
+                calls = calls or self._keys(remote)
+                request = methods.attach_remote(remote, addresses[0], path.port, self.ways.host)
                 # One after the other: the first makes the controller, the others are added to it.
                 calls.append(self._add(request, remote.key, calls[-1:]))
+            kept |= there
         added = tuple(calls)
-        wanted = {(path.name, path.port) for path in remote.paths}
+        if reason := remotes.unresolved(remote.paths, self.ways):
+            # What is attached may be what the name stood for: it stays.
+            self._conflict(remote.key, reason)
+            return added
         for address, port in present.paths if present else ():
-            if (address, port) not in wanted:
+            if (address, port) not in kept:
                 request = methods.detach_path(remote.name, remote.nqn, address, port)
                 self._add(request, remote.key, added, verb="delete")
         return added
+
+    def _keys(self, remote: Remote) -> list[int]:
+        """SPDK knows the files of its secrets."""
+        calls: list[int] = []
+        for name, path in remote.key_files.items():
+            known = self.actual.keys.get(name)
+            if known and known != path:
+                calls.append(self._add(methods.remove_key(name), remote.key, calls[-1:]))
+            if known != path:
+                calls.append(self._add(methods.add_key(name, path), remote.key, calls[-1:]))
+        return calls
 
     def _controller(self, controller: Controller) -> tuple[int, ...] | None:
         present = self.actual.subsystems.get(controller.nqn)

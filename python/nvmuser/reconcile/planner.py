@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nvmuser.model.desired import Desired
 from nvmuser.model.objects import Controller, Namespace, Pool, Remote, TargetSettings, Volume
-from nvmuser.reconcile import backends
+from nvmuser.reconcile import backends, mirrors, remotes
 from nvmuser.reconcile.actual import Actual, ActualNamespace, Bdev, Subsystem
 from nvmuser.reconcile.calls import Call, Problem
 from nvmuser.rpc import methods
@@ -26,6 +26,10 @@ class Planner:
     desired: Desired
     actual: Actual
     directory: Callable[[str], Path]
+    without: frozenset[str] = frozenset()
+    """Keys of mirrors to be started without the members that are missing."""
+    ways: remotes.Ways = field(default_factory=remotes.Ways)
+    """Where the paths of remotes lead."""
     calls: list[Call] = field(default_factory=list)
     conflicts: list[Problem] = field(default_factory=list)
     waiting: set[str] = field(default_factory=set)
@@ -37,6 +41,12 @@ class Planner:
     _transport: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        self._lying_on: dict[str, list[Volume | Pool]] = {}
+        """Key of what goes → what lies on it, and goes before it."""
+        for one in self.desired.deleted():
+            if isinstance(one, Volume | Pool):
+                for key in one.below:
+                    self._lying_on.setdefault(key, []).append(one)
         self._by_bdev: dict[str, Volume] = {}
         for entry in self.desired.entries.values():
             if isinstance(entry.object, Volume) and (bdev := self._ours(entry.object)):
@@ -46,6 +56,13 @@ class Planner:
             for entry in self.desired.entries.values()
             if isinstance(entry.object, Controller)
         }
+        self._foreign_users = {
+            namespace.bdev: subsystem.nqn
+            for subsystem in self.actual.subsystems.values()
+            if (controller := self._by_nqn.get(subsystem.nqn)) is None or not self._subsystem(controller)
+            for namespace in subsystem.namespaces
+        }
+        """bdev → the subsystem that shows it, which is not ours."""
 
     # -- helpers -------------------------------------------------------------------------------------------
 
@@ -91,6 +108,8 @@ class Planner:
         for entry in self.desired.entries.values():
             if isinstance(entry.object, Controller):
                 self._controller_goes(entry.object, whole=entry.deleting)
+        for mirror in mirrors.each(self.desired, self.actual):
+            self._members_go(mirror)
         gone: dict[str, tuple[int, ...]] = {}
         for one in self.desired.deleted():
             if not isinstance(one, Controller | TargetSettings):
@@ -111,6 +130,16 @@ class Planner:
                 call = self._add(request, controller.key, verb="delete")
                 self._released.setdefault(one.bdev, []).append(call)
 
+    def _members_go(self, mirror: mirrors.Mirror) -> None:
+        """Former members leave a mirror, before others take their places."""
+        if mirror.foreign and not mirror.in_sync:
+            names = ", ".join(mirror.foreign)
+            self._conflict(mirror.volume.key, f"bdev {names} alone holds its data: wait until a member is rebuilt")
+            return
+        for bdev in mirror.foreign if mirror.raid.online else ():
+            call = self._add(methods.raid_remove_member(bdev), mirror.volume.key, verb="replace")
+            self._released.setdefault(bdev, []).append(call)
+
     def _namespace_matches(self, actual: ActualNamespace, wanted: Namespace | None) -> bool:
         shown = self._by_bdev.get(actual.bdev)
         if wanted is None or shown is None or shown.name != wanted.volume:
@@ -127,12 +156,11 @@ class Planner:
         if one.key in gone:
             return gone[one.key]
         gone[one.key] = ()
-        above = [two for two in self.desired.deleted() if one.key in two.below]
-        after = [call for two in above if isinstance(two, Volume | Pool) for call in self._goes(two, gone)]
+        after = [call for above in self._lying_on.get(one.key, ()) for call in self._goes(above, gone)]
         request = self._delete_request(one)
         if isinstance(one, Volume) and (bdev := self._ours(one)):
             after += self._released.get(bdev.name, [])
-            if request and (user := self._foreign_user(bdev.name)):
+            if request and (user := self._foreign_users.get(bdev.name)):
                 self._conflict(one.key, f"not deleted: subsystem {user}, which is not ours, shows it")
                 request = None
         if request:
@@ -141,12 +169,16 @@ class Planner:
                 if name := self._bdev(below):
                     self._released.setdefault(name, []).append(call)
             after = [call]
+            for key in one.key_files if isinstance(one, Remote) else ():
+                if key in self.actual.keys:
+                    after = [self._add(methods.remove_key(key), one.key, after, verb="delete")]
         gone[one.key] = tuple(after)
         return gone[one.key]
 
     def _delete_request(self, one: Volume | Pool | Remote) -> Request | None:
         if isinstance(one, Volume):
-            return backends.delete(one, self.desired) if self._ours(one) else None
+            there = self._ours(one) or self.actual.is_incomplete(one.name, one.uuid)
+            return backends.delete(one, self.desired) if there else None
         if isinstance(one, Remote):
             return methods.detach_remote(one.name) if one.name in self.actual.remotes else None
         store = self.actual.lvstores.get(one.name)
@@ -159,14 +191,6 @@ class Planner:
             self._conflict(one.key, f"not deleted: it holds volumes that are not ours: {', '.join(strangers)}")
             return None
         return methods.lvstore_delete(one.name)
-
-    def _foreign_user(self, bdev: str) -> str | None:
-        for subsystem in self.actual.subsystems.values():
-            controller = self._by_nqn.get(subsystem.nqn)
-            ours = controller is not None and self._subsystem(controller) is not None
-            if not ours and any(one.bdev == bdev for one in subsystem.namespaces):
-                return subsystem.nqn
-        return None
 
     # -- what is not ours ------------------------------------------------------------------------------------
 

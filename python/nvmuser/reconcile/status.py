@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nvmuser.model.desired import Desired
+from nvmuser.reconcile import mirrors
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.plan import Plan
 
@@ -22,6 +23,8 @@ class Status:
     conflicts: tuple[str, ...]
     space: tuple[str, ...] = ()
     """Where more is promised to volumes than there is, in words."""
+    mirrors: tuple[mirrors.Mirror, ...] = ()
+    """Those that lack a member, or are rebuilding one."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -31,6 +34,7 @@ class Status:
             "foreign": list(self.foreign),
             "conflicts": list(self.conflicts),
             "space": list(self.space),
+            "mirrors": [mirror.to_json() for mirror in self.mirrors],
         }
 
 
@@ -52,4 +56,5 @@ def status_of(desired: Desired, actual: Actual, plan: Plan) -> Status:
         missing=tuple(key for key in wanted if key in missing),
         foreign=plan.foreign,
         conflicts=tuple(map(str, (*plan.conflicts, *plan.restart))),
+        mirrors=tuple(mirror for mirror in mirrors.each(desired, actual) if mirror.stale),
     )

@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nvmuser.hostfs.host_identity import HostIdentity
+from nvmuser.model.objects import Remote
+
 ACCEPTOR_POLL_US = 100_000
 """How often each idle listener looks for a guest. At SPDK's 10 ms, 500 idle listeners halve the throughput of
 a busy controller; at 1 s they cost nothing, but a guest waits that long after its target came back. 100 ms is
@@ -171,6 +174,20 @@ def raid_create(name: str, level: str, members: Sequence[str], uuid: str) -> Req
     return Request("bdev_raid_create", params)
 
 
+def raid_start_degraded(name: str) -> Request:
+    """A method of our patch: serve a mirror without the members that are missing."""
+    return Request("bdev_raid_start_degraded", {"name": name})
+
+
+def raid_remove_member(bdev: str) -> Request:
+    return Request("bdev_raid_remove_base_bdev", {"name": bdev})
+
+
+def raid_add_member(name: str, bdev: str) -> Request:
+    """Into a free place. What it holds is overwritten; answered when the rebuild has begun."""
+    return Request("bdev_raid_add_base_bdev", {"raid_bdev": name, "base_bdev": bdev})
+
+
 def delay_create(name: str, base: str, latency_us: int, uuid: str) -> Request:
     latencies = ("avg_read_latency", "p99_read_latency", "avg_write_latency", "p99_write_latency")
     params = {"name": name, "base_bdev_name": base, "uuid": uuid} | dict.fromkeys(latencies, latency_us)
@@ -181,10 +198,27 @@ def error_create(base: str) -> Request:
     return Request("bdev_error_create", {"base_name": base})
 
 
-def attach_remote(name: str, nqn: str, address: str, port: int) -> Request:
-    """Lost paths are tried again for ever: what a guest has in flight waits, as it would for a slow disk."""
-    endless = {"multipath": "multipath", "ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": 1}
-    return Request("bdev_nvme_attach_controller", _path(name, nqn, address, port) | endless)
+def attach_remote(remote: Remote, address: str, port: int, host: HostIdentity | None) -> Request:
+    """Lost paths are tried again for ever: what a guest has in flight waits, as it would for a slow disk.
+
+    `hostid` is a parameter of our patch.
+
+    :param host: who we are to it; None: SPDK's choice, another at each start.
+    """
+    params = _path(remote.name, remote.nqn, address, port)
+    params |= {"multipath": "multipath", "ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": 1}
+    params |= {"hostnqn": host.nqn, "hostid": host.id} if host else {}
+    params |= {name.rpartition(".")[2]: name for name in remote.key_files}
+    return Request("bdev_nvme_attach_controller", params)
+
+
+def add_key(name: str, path: str) -> Request:
+    """SPDK reads the file when it needs the key; it must be readable by its user alone (mode 0600)."""
+    return Request("keyring_file_add_key", {"name": name, "path": path})
+
+
+def remove_key(name: str) -> Request:
+    return Request("keyring_file_remove_key", {"name": name})
 
 
 def detach_remote(name: str) -> Request:

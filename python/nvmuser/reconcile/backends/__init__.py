@@ -109,5 +109,5 @@ def present(one: AnyObject, desired: Desired, actual: Actual) -> bool:
     if isinstance(one, Volume):
         bdev = find(one, desired, actual)
         ours = bdev is not None and is_ours(one, bdev, desired, actual)
-        return ours and not REGISTRY[one.backend].stays
+        return (ours or actual.is_incomplete(one.name, one.uuid)) and not REGISTRY[one.backend].stays
     return one.name in (actual.lvstores if one.kind == "pool" else actual.remotes)

@@ -1,0 +1,73 @@
+"""Limits of the kernel that many controllers and volumes run into: file descriptors, asynchronous I/O.
+
+Owns the figures, and the words with which each limit is raised. Nothing here changes a limit.
+"""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvmuser.errors import ConflictError
+from nvmuser.model.desired import Desired
+
+PER_CONTROLLER = 3
+"""Descriptors: two of SPDK's listener (measured: 8,021 with 4,000), and one for what comes with a guest."""
+PER_FILE = 2
+RESERVE = 256
+"""For the process itself: libraries, sockets, memory."""
+
+AIO_WANTED, AIO_LEAST = 4096, 128
+"""Events for asynchronous I/O that each core of a target takes: as many as there are up to the first, and it fails
+with less than the second (our patch of SPDK's module/bdev/aio: one context for all files of a core)."""
+
+_AIO = Path("/proc/sys/fs")
+
+
+def check_descriptors(desired: Desired) -> None:
+    """Enough file descriptors for all of this.
+
+    :raise ConflictError: this process, whose limit the target inherits, may not have so many.
+    """
+    files = sum(volume.backend == "file" for volume in desired.volumes())
+    controllers = len(desired.controllers())
+    needed = PER_CONTROLLER * controllers + PER_FILE * files + RESERVE
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise ConflictError(
+            f"{controllers} controllers and {files} file volumes need about {needed} file descriptors, the limit is "
+            f"{hard}: raise it (LimitNOFILE= of a systemd unit, `* hard nofile {needed}` in /etc/security/limits.conf) "
+            "and start the supervisor again"
+        )
+
+
+@dataclass(frozen=True)
+class AioEvents:
+    """What the machine has for asynchronous I/O, all processes together."""
+
+    used: int
+    limit: int
+
+    @property
+    def left(self) -> int:
+        return max(0, self.limit - self.used)
+
+    @property
+    def exhausted(self) -> bool:
+        """Too few are left for another core of a target."""
+        return self.left < AIO_LEAST
+
+    @property
+    def fix(self) -> str:
+        """The command that raises the limit."""
+        return f"sysctl -w fs.aio-max-nr={max(1 << 20, 2 * self.limit)}"
+
+    def __str__(self) -> str:
+        return f"fs.aio-max-nr is {self.limit}, of which {self.used} are in use"
+
+
+def aio_events(directory: Path = _AIO) -> AioEvents:
+    """:raise OSError: this kernel has no asynchronous I/O."""
+    used, limit = (int((directory / name).read_text(encoding="ascii")) for name in ("aio-nr", "aio-max-nr"))
+    return AioEvents(used, limit)

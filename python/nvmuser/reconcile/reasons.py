@@ -1,0 +1,63 @@
+"""Why SPDK refused a call, in words that lead a person out: where its own message does not name the cause.
+
+Owns the text of a call's failure. What follows from a failure is `nvmuser.reconcile.engine`'s.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from nvmuser.errors import NvmuserError, RpcServerError
+from nvmuser.hostfs import host_identity, limits
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import Remote
+from nvmuser.paths import StateDir
+from nvmuser.reconcile.calls import Call
+from nvmuser.reconcile.remotes import why_not
+
+_OPENS_FILES = ("bdev_aio_create", "nvmf_subsystem_add_ns", "bdev_raid_create", "bdev_lvol_create_lvstore")
+"""Methods after which a core takes its events for asynchronous I/O."""
+
+
+async def explain(call: Call, error: NvmuserError, desired: Desired, state: StateDir) -> str:
+    """As `reason`; a remote that could not be attached is asked itself."""
+    entry = desired.entries.get(call.object)
+    if call.request.method == "bdev_nvme_attach_controller" and entry and isinstance(entry.object, Remote):
+        params = call.request.params
+        host = host_identity.load(state)
+        if found := await why_not(entry.object, params["traddr"], int(params["trsvcid"]), host):
+            return found
+    return reason(call, error)
+
+
+def reason(call: Call, error: NvmuserError) -> str:
+    """One line: what failed, why, and the way out where there is one."""
+    if not isinstance(error, RpcServerError):
+        return str(error)
+    text = f"{call.verb} failed: {error.message} ({call.request.method})"
+    if cause := _cause(call, error):
+        text += f": {cause}"
+    return text
+
+
+def is_transient(error: NvmuserError) -> bool:
+    """Did SPDK refuse only for the moment? The same call may be made again."""
+    return isinstance(error, RpcServerError) and (
+        error.code == -errno.EAGAIN or error.message.endswith(os.strerror(errno.EAGAIN))
+    )
+
+
+def _cause(call: Call, error: RpcServerError) -> str:
+    if call.request.method in _OPENS_FILES and (events := _events()) and events.exhausted:
+        return f"no events for asynchronous I/O are left for its files: {events}: {events.fix}"
+    if call.request.method == "nvmf_create_subsystem" and "exist" not in error.message:
+        return "a target that an older nvmuser has started has room for 1,023: `nvmuser target restart`"
+    return ""
+
+
+def _events() -> limits.AioEvents | None:
+    try:
+        return limits.aio_events()
+    except OSError:
+        return None

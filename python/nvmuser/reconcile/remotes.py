@@ -1,0 +1,125 @@
+"""Where the paths of remotes lead, under which name we go there, and why one does not lead there.
+
+Owns the resolution of names: at each act of the engine, since what SPDK gets is an address. Which paths are attached
+and taken away is `nvmuser.reconcile.plan`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from nvmuser import fabrics
+from nvmuser.hostfs import host_identity
+from nvmuser.hostfs.host_identity import HostIdentity
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import Remote
+from nvmuser.model.remote_path import RemotePath
+from nvmuser.paths import StateDir
+from nvmuser.reconcile.actual import Actual, RemoteController
+
+_RESOLVE_S = 5.0
+_CONNECT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What is known of the way to remotes when a plan is made."""
+
+    host: HostIdentity | None = None
+    """Who we are to them; None: SPDK's choice."""
+    addresses: Mapping[RemotePath, tuple[str, ...]] = field(default_factory=dict)
+    """Of each path by name: its addresses, the one to take first."""
+    unresolved: Mapping[RemotePath, str] = field(default_factory=dict)
+    """Paths by names that cannot be resolved, and why."""
+
+    def to(self, path: RemotePath) -> tuple[str, ...]:
+        """The addresses of a path; none when its name cannot be resolved."""
+        return (path.literal,) if path.literal else self.addresses.get(path, ())
+
+
+def attached(path: RemotePath, present: RemoteController | None, ways: Ways) -> set[tuple[str, int]]:
+    """Which of the paths that SPDK has are this one, as SPDK writes them."""
+    wanted = ways.to(path)
+    there = present.paths if present else ()
+    return {(address, port) for address, port in there if port == path.port and _shortest(address) in wanted}
+
+
+def _shortest(address: str) -> str:
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(address))
+    return address
+
+
+async def explore(desired: Desired, actual: Actual, state: StateDir) -> Ways:
+    """Resolve every name. Where several addresses are possible, the first that takes a connection is preferred.
+
+    :raises SetupError: who we are to remotes is not known.
+    """
+    if not desired.remotes():
+        return Ways()
+    host = host_identity.load(state)
+    paths = {path: remote for remote in desired.remotes() for path in remote.paths if not path.literal}
+    found = await asyncio.gather(*(_resolve(path) for path in paths))
+    addresses: dict[RemotePath, tuple[str, ...]] = {}
+    unresolved: dict[RemotePath, str] = {}
+    for path, result in zip(paths, found, strict=True):
+        if isinstance(result, str):
+            unresolved[path] = result
+        else:
+            addresses[path] = result
+    known = Ways(host, addresses)
+    for path, remote in paths.items():
+        if len(addresses.get(path, ())) > 1 and not attached(path, actual.remotes.get(remote.name), known):
+            addresses[path] = await _open_first(addresses[path], path.port)
+    return Ways(host, addresses, unresolved)
+
+
+async def _resolve(path: RemotePath) -> tuple[str, ...] | str:
+    """Its addresses in the order of preference of RFC 6724, or why there are none."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(_RESOLVE_S):
+            found = await loop.getaddrinfo(path.address, path.port, type=socket.SOCK_STREAM)
+    except TimeoutError:
+        return f"no answer from the resolver within {_RESOLVE_S:g} s"
+    except OSError as error:
+        return error.strerror or str(error)
+    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+async def _open_first(addresses: tuple[str, ...], port: int) -> tuple[str, ...]:
+    """Those with a listener before the others."""
+
+    async def takes(address: str) -> bool:
+        try:
+            async with asyncio.timeout(_CONNECT_S):
+                _, writer = await asyncio.open_connection(address, port)
+        except (OSError, TimeoutError):
+            return False
+        writer.close()
+        return True
+
+    answers = await asyncio.gather(*map(takes, addresses))
+    return tuple(sorted(addresses, key=lambda address: not answers[addresses.index(address)]))
+
+
+def unresolved(paths: Iterable[RemotePath], ways: Ways) -> str:
+    """Which of these paths lead nowhere, and why; empty when all are resolved."""
+    return "; ".join(f"path {path}: cannot resolve {path.address}: {ways.unresolved[path]}"
+                     for path in paths if path in ways.unresolved)  # fmt: skip
+
+
+async def why_not(remote: Remote, address: str, port: int, host: HostIdentity) -> str:
+    """Why a path could not be attached, from the remote itself; empty when it says nothing against it."""
+    answer = await fabrics.ask(address, port, remote.nqn, host.nqn, host.id)
+    text = answer.text
+    if remote.psk and answer.stage != "unreachable":
+        text = "no TLS with it: it knows another key than --psk, or uses no TLS"
+    elif answer.stage == "authentication" and remote.dhchap_key:
+        text = "authentication failed: it and this host do not have the same keys (--dhchap-key, --dhchap-ctrlr-key)"
+    return text and f"path {RemotePath(address, port)}: {text}"

@@ -1,0 +1,178 @@
+"""Remotes, against a second real target: by name and IPv6, admitted or not, with keys; why one is not attached."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import zlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from bare_target import TargetFactory
+
+from nvmuser.errors import NvmuserError, TargetError, UsageError
+from nvmuser.hostfs import host_identity
+from nvmuser.model.change import Change
+from nvmuser.model.objects import Controller, Namespace, Remote, Volume
+from nvmuser.model.remote_path import RemotePath
+from nvmuser.paths import StateDir
+from nvmuser.reconcile.engine import Engine
+from nvmuser.rpc import Client
+
+NQN = "nqn.2026-11.org.example:far"
+
+
+@dataclass
+class Pair:
+    """An engine, and the target that it reaches over TCP."""
+
+    engine: Engine
+    far: Client
+    state: StateDir
+    port: int
+
+    async def admit(self, nqn: str, **keys: str) -> None:
+        await self.far.call("nvmf_subsystem_add_host", {"nqn": NQN, "host": nqn, **keys})
+
+    async def listen(self, address: str = "127.0.0.1", **options: object) -> None:
+        family = "IPv6" if ":" in address else "IPv4"
+        where = {"trtype": "TCP", "adrfam": family, "traddr": address, "trsvcid": str(self.port)}
+        await self.far.call("nvmf_subsystem_add_listener", {"nqn": NQN, "listen_address": where, **options})
+
+    async def attach(self, address: str, nqn: str = NQN, **fields: str) -> None:
+        remote = Remote("far", nqn=nqn, paths=(RemotePath(address, self.port),), **fields)
+        disk = Volume("disk", "remote", remote="far", remote_nsid=1)
+        outcome = await self.engine.change(Change(create=(remote, disk, Controller("x", (Namespace("disk"),)))))
+        assert outcome.problems == ()
+        assert (await self.engine.reconcile()).calls == 0
+        assert not (await self.engine.status()).drifted
+
+    async def refusal(self, address: str, nqn: str = NQN, **fields: str) -> str:
+        with pytest.raises(TargetError) as caught:
+            await self.attach(address, nqn, **fields)
+        assert self.engine.desired().wanted() == []
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, target_factory: TargetFactory) -> AsyncIterator[Pair]:
+    far, near = target_factory.start("far"), target_factory.start("near", polled=True)
+    state = StateDir(tmp_path / "st")
+    async with await Client.connect(far.rpc_socket) as rpc, await Client.connect(near.rpc_socket) as near_rpc:
+        engine = Engine(state, near_rpc)
+        await rpc.call("nvmf_create_transport", {"trtype": "TCP"})
+        await rpc.call("bdev_malloc_create", {"name": "m", "num_blocks": 65536, "block_size": 512})
+        await rpc.call("nvmf_create_subsystem", {"nqn": NQN, "allow_any_host": False, "serial_number": "FAR"})
+        await rpc.call("nvmf_subsystem_add_ns", {"nqn": NQN, "namespace": {"bdev_name": "m"}})
+        yield Pair(engine, rpc, state, free_port())
+        engine.close()
+
+
+def key_file(directory: Path, name: str, text: str) -> str:
+    path = directory / name
+    path.write_text(text)
+    path.chmod(0o600)
+    return str(path)
+
+
+def dhchap_key() -> str:
+    secret = os.urandom(32)
+    return f"DHHC-1:01:{base64.b64encode(secret + zlib.crc32(secret).to_bytes(4, 'little')).decode()}:"
+
+
+def tls_key() -> str:
+    secret = os.urandom(32)
+    return f"NVMeTLSkey-1:01:{base64.b64encode(secret + zlib.crc32(secret).to_bytes(4, 'little')).decode()}:"
+
+
+async def test_a_name_is_resolved_to_the_address_that_answers(pair: Pair) -> None:
+    await pair.admit(host_identity.load(pair.state).nqn)
+    await pair.listen()
+    await pair.attach("localhost")
+    assert pair.engine.rpc
+    (attached,) = await pair.engine.rpc.call("bdev_nvme_get_controllers")
+    assert attached["ctrlrs"][0]["trid"]["traddr"] == "127.0.0.1"
+
+
+async def test_ipv6_in_any_form(pair: Pair) -> None:
+    await pair.admit(host_identity.load(pair.state).nqn)
+    await pair.listen("::1")
+    await pair.attach("0:0::1")
+
+
+async def test_each_reason_is_its_own(pair: Pair) -> None:
+    host = host_identity.load(pair.state)
+    await pair.listen()
+    not_admitted = await pair.refusal("127.0.0.1")
+    assert f"it does not admit this host: have it admit {host.nqn}" in not_admitted
+    await pair.admit(host.nqn)
+    assert "it has no subsystem nqn.2026-11.org.example:none" in await pair.refusal(
+        "localhost", "nqn.2026-11.org.example:none"
+    )
+    assert "path no.such.invalid:" in (unknown := await pair.refusal("no.such.invalid"))
+    assert "cannot resolve no.such.invalid" in unknown
+    pair.port = free_port()
+    assert f"path 127.0.0.1:{pair.port}: the connection was refused: nothing listens there" in await pair.refusal(
+        "127.0.0.1"
+    )
+
+
+async def test_the_host_is_who_it_was_at_each_attachment(pair: Pair) -> None:
+    host = host_identity.keep(pair.state, "nqn.2026-11.org.example:us")
+    await pair.admit(host.nqn)
+    await pair.listen()
+    await pair.attach("127.0.0.1")
+    (seen,) = await pair.far.call("nvmf_subsystem_get_controllers", {"nqn": NQN})
+    assert (seen["hostnqn"], seen["hostid"]) == (host.nqn, host.id)
+
+
+async def test_both_show_who_they_are_by_keys(pair: Pair, tmp_path: Path) -> None:
+    ours, theirs = dhchap_key(), dhchap_key()
+    files = {"ours": key_file(tmp_path, "ours", ours), "theirs": key_file(tmp_path, "theirs", theirs)}
+    for name, path in files.items():
+        await pair.far.call("keyring_file_add_key", {"name": name, "path": path})
+    await pair.admit(host_identity.load(pair.state).nqn, dhchap_key="ours", dhchap_ctrlr_key="theirs")
+    await pair.listen()
+    assert "it demands authentication (DH-HMAC-CHAP): --dhchap-key" in await pair.refusal("127.0.0.1")
+    wrong = key_file(tmp_path, "wrong", dhchap_key())
+    reason = await pair.refusal("127.0.0.1", dhchap_key=wrong)
+    assert "authentication failed: it and this host do not have the same keys" in reason
+    assert "DHHC" not in reason
+    reason = await pair.refusal("127.0.0.1", dhchap_key=files["ours"], dhchap_ctrlr_key=wrong)
+    assert "authentication failed" in reason
+    await pair.attach("127.0.0.1", dhchap_key=files["ours"], dhchap_ctrlr_key=files["theirs"])
+    keys = ("controller/x", "volume/disk", "remote/far")
+    assert (await pair.engine.change(Change(delete=keys))).problems == ()
+    assert pair.engine.rpc
+    assert await pair.engine.rpc.call("keyring_get_keys") == []
+
+
+async def test_tls_by_a_pre_shared_key(pair: Pair, tmp_path: Path) -> None:
+    path = key_file(tmp_path, "psk", tls_key())
+    await pair.far.call("keyring_file_add_key", {"name": "psk", "path": path})
+    await pair.admit(host_identity.load(pair.state).nqn, psk="psk")
+    await pair.listen(secure_channel=True)
+    assert "it may want TLS (--psk)" in await pair.refusal("127.0.0.1")
+    other = key_file(tmp_path, "other", tls_key())
+    assert "no TLS with it: it knows another key" in await pair.refusal("127.0.0.1", psk=other)
+    await pair.attach("127.0.0.1", psk=path)
+
+
+async def test_a_key_that_others_may_read_is_refused_before_anything_is_done(pair: Pair, tmp_path: Path) -> None:
+    path = key_file(tmp_path, "open", dhchap_key())
+    os.chmod(path, 0o644)
+    with pytest.raises(UsageError, match=rf"dhchap_key {path}: others may read it: chmod 600"):
+        await pair.attach("127.0.0.1", dhchap_key=path)
+    for text, reason in (("secret", "does not hold one key of the form DHHC-1"), ("", "does not hold one key")):
+        with pytest.raises(NvmuserError, match=reason):
+            await pair.attach("127.0.0.1", dhchap_key=key_file(tmp_path, "malformed", text))

@@ -1,0 +1,107 @@
+"""Limits of the machine: named before anything is done, or where SPDK's message does not name them."""
+
+from __future__ import annotations
+
+import errno
+import resource
+from pathlib import Path
+
+import pytest
+
+from nvmuser.doctor import machine
+from nvmuser.errors import ConflictError, RpcServerError, RpcTimeoutError
+from nvmuser.hostfs import limits
+from nvmuser.model import identity
+from nvmuser.model.change import Change, next_desired
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import Controller, Namespace, Volume
+from nvmuser.paths import StateDir
+from nvmuser.reconcile import reasons
+from nvmuser.reconcile.actual import Actual, ActualNamespace, Bdev, Subsystem
+from nvmuser.reconcile.calls import Call
+from nvmuser.reconcile.declare import declared
+from nvmuser.reconcile.plan import plan
+from nvmuser.rpc import methods
+
+MANY = 300
+
+
+def many() -> tuple[Volume | Controller, ...]:
+    volumes = tuple(Volume(f"v{n}", "null", size=1 << 20, volatile=True) for n in range(MANY))
+    return (*volumes, *(Controller(f"c{n}", (Namespace(f"v{n}"),)) for n in range(MANY)))
+
+
+def test_descriptors_are_counted_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (256, 1024))
+    with pytest.raises(ConflictError, match=r"300 controllers and 0 file volumes need about 1156 .* limit is 1024"):
+        declared(Desired(), Change(create=many()), StateDir(tmp_path))
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (256, resource.RLIM_INFINITY))
+    declared(Desired(), Change(create=many()), StateDir(tmp_path))
+
+
+def test_controller_ids_are_the_lowest_free_ones_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = (Controller("a"), Controller("b", cntlid=1), Controller("c"))
+    desired = next_desired(Desired(), Change(create=create), lambda volume: volume)
+    assert [controller.cntlid for controller in desired.controllers()] == [2, 1, 3]
+    monkeypatch.setattr(identity, "CNTLID_MAX", 3)
+    with pytest.raises(ConflictError, match="controller d: all 3 controller ids are in use"):
+        next_desired(desired, Change(create=(Controller("d"),)), lambda volume: volume)
+
+
+def test_deleting_many_looks_at_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    desired = next_desired(Desired(), Change(create=many()), lambda volume: volume)
+    bdevs = {volume.name: Bdev(volume.name, volume.uuid, 1 << 20, 512) for volume in desired.volumes()}
+    subsystems = {
+        c.nqn: Subsystem(c.nqn, c.serial, c.cntlid, c.cntlid, True, (ActualNamespace(1, c.namespaces[0].volume),))
+        for c in desired.controllers()
+    }
+    looks = 0
+
+    def below(controller: Controller) -> tuple[str, ...]:
+        nonlocal looks
+        looks += 1
+        return tuple(f"volume/{namespace.volume}" for namespace in controller.namespaces)
+
+    monkeypatch.setattr(Controller, "below", property(below))
+    keys = tuple(one.key for one in desired.wanted())
+    gone = next_desired(desired, Change(delete=keys, wipe=True), lambda volume: volume)
+    calls = plan(gone, Actual(True, bdevs, subsystems), Path).calls
+    assert len(calls) == 2 * MANY
+    assert looks < 10 * MANY
+
+
+def test_a_failure_for_want_of_asynchronous_io_names_the_limit_and_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    call = Call(methods.add_namespace("nqn", 1, "a", uuid="", nguid="", eui64=""), "controller/x")
+    error = RpcServerError(call.request.method, {}, -32602, "Unable to add ns, subsystem in active state")
+    monkeypatch.setattr(limits, "aio_events", lambda: limits.AioEvents(1000, 1024))
+    assert reasons.reason(call, error) == (
+        "create failed: Unable to add ns, subsystem in active state (nvmf_subsystem_add_ns): no events for "
+        "asynchronous I/O are left for its files: fs.aio-max-nr is 1024, of which 1000 are in use: "
+        "sysctl -w fs.aio-max-nr=1048576"
+    )
+    monkeypatch.setattr(limits, "aio_events", lambda: limits.AioEvents(1000, 65536))
+    assert reasons.reason(call, error).endswith("active state (nvmf_subsystem_add_ns)")
+
+
+def test_the_kernel_is_asked_for_its_figures(tmp_path: Path) -> None:
+    (tmp_path / "aio-nr").write_text("12\n")
+    (tmp_path / "aio-max-nr").write_text("100\n")
+    assert limits.aio_events(tmp_path) == limits.AioEvents(12, 100)
+
+
+def test_doctor_looks_at_asynchronous_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for used, level in ((0, "ok"), (64000, "warning"), (65500, "failed")):
+        monkeypatch.setattr(limits, "aio_events", lambda used=used: limits.AioEvents(used, 65536))
+        (finding,) = machine.asynchronous_io(StateDir(tmp_path))
+        assert finding.level == level
+        assert level == "ok" or "sysctl -w fs.aio-max-nr=1048576" in finding.fix
+
+
+def test_what_is_refused_for_the_moment_is_told_from_what_fails() -> None:
+    busy = "Failed to configure rate limit: Resource temporarily unavailable"
+    assert reasons.is_transient(RpcServerError("bdev_set_qos_limit", {}, -32602, busy))
+    assert reasons.is_transient(RpcServerError("bdev_set_qos_limit", {}, -errno.EAGAIN, "later"))
+    assert not reasons.is_transient(RpcServerError("bdev_set_qos_limit", {}, -errno.EINVAL, "Invalid argument"))
+    assert not reasons.is_transient(RpcTimeoutError("no reply"))
