@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser import fabrics
 from nvmuser.errors import SetupError, UsageError
 from nvmuser.hostfs import host_identity
 from nvmuser.hostfs.host_identity import HostIdentity
@@ -18,7 +17,7 @@ from nvmuser.model.objects import Remote, object_from_json
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.model.spec import dump, export, parse
 from nvmuser.paths import StateDir
-from nvmuser.reconcile import remotes
+from nvmuser.reconcile import fabrics, remotes
 from nvmuser.reconcile.actual import Actual, RemoteController
 from nvmuser.reconcile.plan import Plan, plan
 from nvmuser.store import Store

@@ -191,7 +191,9 @@ class _Whole(Planner):
             if addresses and not there and (addresses[0], path.port) not in kept:
                 there = {(addresses[0], path.port)}
                 calls = calls or self._keys(remote)
-                request = methods.attach_remote(remote, addresses[0], path.port, self.ways.host)
+                request = methods.attach_remote(
+                    remote.name, remote.nqn, addresses[0], path.port, host=self.ways.host, keys=remote.key_files
+                )
                 # One after the other: the first makes the controller, the others are added to it.
                 calls.append(self._add(request, remote.key, calls[-1:]))
             kept |= there

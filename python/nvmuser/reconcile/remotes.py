@@ -13,13 +13,13 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from nvmuser import fabrics
 from nvmuser.hostfs import host_identity
 from nvmuser.hostfs.host_identity import HostIdentity
 from nvmuser.model.desired import Desired
 from nvmuser.model.objects import Remote
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
+from nvmuser.reconcile import fabrics
 from nvmuser.reconcile.actual import Actual, RemoteController
 
 _RESOLVE_S = 5.0

@@ -7,12 +7,11 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nvmuser.hostfs.host_identity import HostIdentity
-from nvmuser.model.objects import Remote
 
 ACCEPTOR_POLL_US = 100_000
 """How often each idle listener looks for a guest. At SPDK's 10 ms, 500 idle listeners halve the throughput of
@@ -198,17 +197,20 @@ def error_create(base: str) -> Request:
     return Request("bdev_error_create", {"base_name": base})
 
 
-def attach_remote(remote: Remote, address: str, port: int, host: HostIdentity | None) -> Request:
+def attach_remote(
+    name: str, nqn: str, address: str, port: int, *, host: HostIdentity | None = None, keys: Iterable[str] = ()
+) -> Request:
     """Lost paths are tried again for ever: what a guest has in flight waits, as it would for a slow disk.
 
     `hostid` is a parameter of our patch.
 
     :param host: who we are to it; None: SPDK's choice, another at each start.
+    :param keys: keys in SPDK's keyring, each named by the remote and the parameter that takes it: `store.psk`.
     """
-    params = _path(remote.name, remote.nqn, address, port)
+    params = _path(name, nqn, address, port)
     params |= {"multipath": "multipath", "ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": 1}
     params |= {"hostnqn": host.nqn, "hostid": host.id} if host else {}
-    params |= {name.rpartition(".")[2]: name for name in remote.key_files}
+    params |= {key.rpartition(".")[2]: key for key in keys}
     return Request("bdev_nvme_attach_controller", params)
 
 
