@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 from bare_target import BareTarget, TargetFactory
+from hypothesis import settings
+
+settings.register_profile("nvmuser", deadline=None)
+settings.load_profile("nvmuser")  # a loaded machine is no fault
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nvmuser.rpc.framing import FramingError, ObjectSplitter
@@ -22,7 +22,6 @@ _JSON = st.dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(_JSON, max_size=6), st.data(), st.booleans(), st.booleans())
 def test_objects_come_out_whole(objects: list[dict[str, Any]], data: st.DataObject, raw: bool, pretty: bool) -> None:
     texts = [json.dumps(one, ensure_ascii=not raw, indent=2 if pretty else None) for one in objects]
@@ -37,7 +36,6 @@ def test_objects_come_out_whole(objects: list[dict[str, Any]], data: st.DataObje
     assert splitter.pending == 0
 
 
-@settings(deadline=None)
 @given(st.lists(_JSON, min_size=1, max_size=6))
 def test_one_chunk_may_hold_many(objects: list[dict[str, Any]]) -> None:
     stream = b"".join(json.dumps(one).encode() for one in objects)
