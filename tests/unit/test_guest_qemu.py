@@ -225,3 +225,11 @@ def test_libvirt_gets_shared_memory_and_the_devices() -> None:
     assert args[0::2] == ["-blockdev", "-device", "-device"]
     assert [json.loads(arg or "")["socket"]["path"] for arg in args[3::2]] == [str(path) for path in SOCKETS]
     assert len({json.loads(arg or "")["addr"] for arg in args[3::2]}) == 2
+
+
+def test_an_iommu_must_tell_of_what_the_guest_maps() -> None:
+    """QEMU ends itself otherwise."""
+    with pytest.raises(UsageError, match="caching-mode=on"):
+        GuestSpec(qemu_args=("-device", "intel-iommu,intremap=off"))
+    GuestSpec(qemu_args=("-device", "intel-iommu,caching-mode=on"))
+    GuestSpec(qemu_args=("-device", "virtio-iommu-pci"))

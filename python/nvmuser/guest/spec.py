@@ -66,6 +66,10 @@ class GuestSpec:
             raise UsageError("the controller to boot from is not one of the guest's")
         if self.boot_from is not None and self.image is not None:
             raise UsageError("a guest boots from an image or from a controller, not from both")
+        for argument in self.qemu_args:
+            if argument.split(",")[0] == "intel-iommu" and "caching-mode=on" not in argument.split(","):
+                # QEMU ends itself when the guest's driver turns it on (hw/i386/intel_iommu.c).
+                raise UsageError("an intel-iommu beside NVMe controllers needs caching-mode=on")
         if self.own_system and self.append:
             raise UsageError("--append is for the appliance's kernel; an image brings its own command line")
 
