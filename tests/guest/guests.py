@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from nvmuser.guest import Guest, GuestSpec
-from nvmuser.guest.spec import HUGEPAGE, MIB, free_hugepages
+from nvmuser.guest.spec import MIB
+from nvmuser.hostfs import hugepages
 from nvmuser.rpc import Client
 
 GARBAGE = re.compile(r"process NVMe command opc|unsuccessful query for nsid|SEGV|Segmentation")
@@ -29,7 +30,7 @@ DISAPPEARS = APPEARS.replace("[ -b", "[ ! -b")
 
 Boot = Callable[[GuestSpec], Awaitable[Guest]]
 
-_HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+_HUGEPAGES = hugepages.POOL / "nr_hugepages"
 
 
 def fio_errors(output: bytes) -> tuple[int, int, int]:
@@ -49,14 +50,14 @@ def reserved_hugepages(size: int) -> Iterator[None]:
     """So much free hugepage memory, for a while. Skips the test where this user may not reserve any, or memory is too
     fragmented: no set-up can change that."""
     before = int(_HUGEPAGES.read_text())
-    missing = max(0, size - free_hugepages()) // HUGEPAGE
+    missing = max(0, size - hugepages.free_bytes()) // hugepages.PAGE
     try:
         if missing:
             _HUGEPAGES.write_text(str(before + missing))
     except PermissionError:
         pytest.skip("only root can reserve hugepages")
     try:
-        if free_hugepages() < size:
+        if hugepages.free_bytes() < size:
             pytest.skip(f"the kernel has no {size // MIB} MiB of contiguous 2 MiB pages left")
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Hugepages are lent for a block and given back, whatever happens in it; who may not is told what to do."""
+"""Hugepages are reserved for a block and given back, also after an error; other users get the command to run."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser.bench.measure import hugepages
-from nvmuser.guest.spec import MIB
-
-PAGE = 2 * MIB
+from nvmuser.bench.measure import hugepage_loan
+from nvmuser.bench.measure.hugepage_loan import borrowed_hugepages
+from nvmuser.hostfs import hugepages
+from nvmuser.hostfs.hugepages import PAGE, Pool
 
 
 class Kernel:
-    """Its file, of whose pages `used` are taken; it finds no more than `most`."""
+    """A kernel's file, of whose pages `used` are taken; it finds no more than `most`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
         self.file = directory / "nr_hugepages"
         self.file.write_text("10\n")
         self.used, self.most = 4, 100_000
-        monkeypatch.setattr(hugepages, "_RESERVED", self.file)
-        monkeypatch.setattr(hugepages, "_mounted", contextlib.nullcontext)
-        monkeypatch.setattr(hugepages, "free_hugepages", self.free)
-        monkeypatch.setattr(hugepages, "available_memory", lambda: 1 << 30)
-        monkeypatch.setattr(hugepages.os, "geteuid", lambda: 0)
+        monkeypatch.setattr(hugepages, "POOL", directory)
+        monkeypatch.setattr(hugepage_loan, "_mounted", contextlib.nullcontext)
+        monkeypatch.setattr(hugepages, "query_pool", lambda: Pool(self.pages, self.free() // PAGE))
+        monkeypatch.setattr(hugepage_loan, "available_memory", lambda: 1 << 30)
+        monkeypatch.setattr(hugepage_loan.os, "geteuid", lambda: 0)
 
     @property
     def pages(self) -> int:
@@ -43,20 +43,20 @@ def kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kernel]:
 
 
 def test_what_is_free_already_is_enough(kernel: Kernel) -> None:
-    with hugepages.lent(6 * PAGE) as lacking:
+    with borrowed_hugepages(6 * PAGE) as lacking:
         assert lacking is None
         assert kernel.pages == 10
 
 
 def test_root_gets_the_rest_reserved(kernel: Kernel) -> None:
-    with contextlib.suppress(KeyError), hugepages.lent(50 * PAGE) as lacking:
+    with contextlib.suppress(KeyError), borrowed_hugepages(50 * PAGE) as lacking:
         assert lacking is None
         assert kernel.free() == 50 * PAGE
         raise KeyError
 
 
 def test_two_at_once_each_give_back_their_own(kernel: Kernel) -> None:
-    first, second = hugepages.lent(50 * PAGE), hugepages.lent(70 * PAGE)
+    first, second = borrowed_hugepages(50 * PAGE), borrowed_hugepages(70 * PAGE)
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
@@ -64,21 +64,21 @@ def test_two_at_once_each_give_back_their_own(kernel: Kernel) -> None:
     second.__exit__(None, None, None)
 
 
-def test_others_are_told_the_number(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hugepages.os, "geteuid", lambda: 1000)
-    with hugepages.lent(50 * PAGE) as lacking:
+def test_others_get_the_command(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hugepage_loan.os, "geteuid", lambda: 1000)
+    with borrowed_hugepages(50 * PAGE) as lacking:
         assert lacking is not None
         assert "vm.nr_hugepages=54" in lacking
 
 
 def test_not_more_than_half_of_the_memory(kernel: Kernel) -> None:
-    with hugepages.lent(1 << 30) as lacking:
+    with borrowed_hugepages(1 << 30) as lacking:
         assert lacking is not None
         assert kernel.pages == 10
 
 
-def test_fragmented_memory_is_said(kernel: Kernel) -> None:
+def test_fragmented_memory_is_reported(kernel: Kernel) -> None:
     kernel.most = 20
-    with hugepages.lent(50 * PAGE) as lacking:
+    with borrowed_hugepages(50 * PAGE) as lacking:
         assert lacking is not None
         assert "fragmented" in lacking

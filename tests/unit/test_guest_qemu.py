@@ -16,6 +16,8 @@ from nvmuser.errors import GuestError, UsageError
 from nvmuser.guest import libvirt, migration, spec
 from nvmuser.guest.qemu import Boot, Runtime, arguments, attachment, plain
 from nvmuser.guest.spec import GIB, MIB, GuestSpec, check_sockets, image_format, use_hugepages
+from nvmuser.hostfs import hugepages
+from nvmuser.hostfs.hugepages import PAGE, Pool
 
 SOCKETS = (Path("/run/a,b/vm1/cntrl"), Path("/run/a,b/vm2/cntrl"))
 IMAGE = Path("/run/a,b/no-migration.vmdk")
@@ -174,23 +176,22 @@ def test_what_cannot_be_meant(options: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(("wanted", "free", "expected"), [(None, 2, True), (None, 0, False), (False, 2, False)])
 def test_which_memory(monkeypatch: pytest.MonkeyPatch, wanted: bool | None, free: int, expected: bool) -> None:
-    monkeypatch.setattr(spec, "free_hugepages", lambda: free * GIB)
+    monkeypatch.setattr(hugepages, "query_pool", lambda: Pool(1024, free * GIB // PAGE))
     monkeypatch.setattr(spec, "available_memory", lambda: 2 * GIB)
     assert use_hugepages(GuestSpec(hugepages=wanted)) is expected
 
 
 def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spec, "free_hugepages", lambda: 256 * MIB)
+    monkeypatch.setattr(hugepages, "query_pool", lambda: Pool(200, 128))
     monkeypatch.setattr(spec, "available_memory", lambda: 512 * MIB)
     with pytest.raises(GuestError, match="1024 MiB of memory wanted, 512 MiB are available"):
         use_hugepages(GuestSpec())
-    with pytest.raises(GuestError, match=r"vm\.nr_hugepages. must grow by 384"):
+    with pytest.raises(GuestError, match=r"256 MiB are free: sysctl vm\.nr_hugepages=584, or use --no"):
         use_hugepages(GuestSpec(hugepages=True))
 
 
-def test_this_machine_tells_its_memory() -> None:
+def test_available_memory_is_read_from_the_kernel() -> None:
     assert spec.available_memory() > 0
-    assert spec.free_hugepages() >= 0
 
 
 def test_a_socket_nobody_serves(tmp_path: Path) -> None:

@@ -199,10 +199,10 @@ async def _measure(
     options: dict[str, Any],
 ) -> Result:
     from nvmuser.bench.scenarios import demo as chain
-    from nvmuser.guest.spec import HUGEPAGE
+    from nvmuser.hostfs.hugepages import PAGE
     from nvmuser.model.sizes import parse_size, round_up
 
-    direct, cpus, memory = options["direct"], options["cpus"], round_up(parse_size(options["memory"]), HUGEPAGE)
+    direct, cpus, memory = options["direct"], options["cpus"], round_up(parse_size(options["memory"]), PAGE)
     libvfio = options["via"] == ("libvfio",)
     append = "nvme.poll_queues=1" if options["poll"] else ""
     if not controllers:

@@ -16,13 +16,14 @@ from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import counted
 from nvmuser.errors import ConflictError, NvmuserError, TargetNotRunning, UsageError
+from nvmuser.hostfs.hugepages import why_unusable
 from nvmuser.model.objects import TargetSettings
 from nvmuser.model.sizes import format_size, parse_size
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control, daemon
 from nvmuser.supervisor import logs as log_module
 from nvmuser.supervisor.settings import Settings
-from nvmuser.supervisor.spdk import Options, why_no_hugepages
+from nvmuser.supervisor.spdk import MEMORY_MIB, Options
 from nvmuser.supervisor.unit import unit
 from nvmuser.toolchain import find_spdk
 
@@ -100,7 +101,7 @@ def start(
     if foreground:
         daemon.become(state, options, said)
     began = time.monotonic()
-    reason = why_no_hugepages()
+    reason = why_unusable(MEMORY_MIB << 20)
     if Options(said.hugepages, cores).resolve_hugepages():
         click.echo("memory: hugepages")
     else:

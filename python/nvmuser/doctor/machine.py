@@ -9,9 +9,9 @@ from pathlib import Path
 
 from nvmuser.doctor.check import Finding
 from nvmuser.hostfs import limits
+from nvmuser.hostfs.hugepages import MOUNT_COMMAND, query_pool
 from nvmuser.paths import StateDir
 
-_HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 _WANTED_HUGEPAGES = 1024
 _HUGEPAGES_GAIN = "fewer TLB misses in the target, and vhost-user-blk as a peer of `bench compare`"
 _CONTROLLERS_WANTED = 200
@@ -21,14 +21,12 @@ _MEMLOCK_WANTED = 64 * 1024 * 1024
 def hugepages(_state: StateDir) -> Iterator[Finding]:
     """Huge pages of 2 MiB are reserved."""
     name = "hugepages"
-    try:
-        total = int((_HUGEPAGES / "nr_hugepages").read_text())
-        free = int((_HUGEPAGES / "free_hugepages").read_text())
-    except OSError:
+    pool = query_pool()
+    if pool is None:
         yield Finding(name, False, "this kernel has none of 2 MiB; the target runs without", gain=_HUGEPAGES_GAIN)
         return
-    text = f"{free} of {total} free (2 MiB)"
-    if total:
+    text = f"{pool.free} of {pool.total} free (2 MiB)"
+    if pool.total:
         yield Finding(name, True, text)
     else:
         fix = f"sysctl vm.nr_hugepages={_WANTED_HUGEPAGES}"
@@ -42,8 +40,7 @@ def hugetlbfs(_state: StateDir, mounts: Path = Path("/proc/mounts")) -> Iterator
     if points:
         yield Finding("hugetlbfs", True, f"mounted on {', '.join(points)}")
     else:
-        fix = "mkdir -p /dev/hugepages && mount -t hugetlbfs hugetlbfs /dev/hugepages"
-        yield Finding("hugetlbfs", False, "not mounted", fix, gain="use of huge pages")
+        yield Finding("hugetlbfs", False, "not mounted", MOUNT_COMMAND, gain="use of huge pages")
 
 
 def memory_lock(_state: StateDir) -> Iterator[Finding]:

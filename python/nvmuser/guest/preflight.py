@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER
 from nvmuser.guest.qmp import Backend, Facts
-from nvmuser.guest.spec import HUGEPAGE
+from nvmuser.hostfs.hugepages import PAGE
 from nvmuser.hostfs.sockets import answers
 
 _IOMMUS = ("intel-iommu", "amd-iommu", "virtio-iommu-pci")
@@ -68,17 +68,17 @@ def _memory(facts: Facts) -> Iterator[Problem]:
 
 def _pages(backend: Backend) -> Iterator[Problem]:
     page = backend.page_size
-    if backend.size % HUGEPAGE:
+    if backend.size % PAGE:
         yield Problem(
             f"the guest's memory {backend.name} has {backend.size} bytes",
             "make it a multiple of 2 MiB: SPDK maps memory in such pieces",
         )
-    if page and page != _SMALL_PAGE and page % HUGEPAGE:
+    if page and page != _SMALL_PAGE and page % PAGE:
         yield Problem(
             f"the guest's memory {backend.name} has pages of {page} bytes",
             "use a memfd or a file in tmpfs (4 KiB), or hugepages of 2 MiB or 1 GiB",
         )
-    if page >= HUGEPAGE and not backend.backed:
+    if page >= PAGE and not backend.backed:
         yield Problem(
             f"the hugepages of the guest's memory {backend.name} are not reserved",
             "start it with reserve=on or prealloc=on: when one is missing later, SPDK dies of the access",

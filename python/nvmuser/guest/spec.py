@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from nvmuser.errors import GuestError, UsageError
+from nvmuser.hostfs import hugepages
 from nvmuser.hostfs.sockets import answers, check_socket_path
 
 MIB = 1 << 20
 GIB = 1 << 30
-HUGEPAGE = 2 * MIB
-_HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 _MEMINFO = Path("/proc/meminfo")
 _SMALLEST = 256 * MIB
 _ROOT_PORTS = 32
@@ -54,7 +53,7 @@ class GuestSpec:
     def __post_init__(self) -> None:
         if self.cpus < 1:
             raise UsageError(f"a guest needs at least one CPU, not {self.cpus}")
-        if self.memory < _SMALLEST or self.memory % HUGEPAGE:
+        if self.memory < _SMALLEST or self.memory % hugepages.PAGE:
             raise UsageError(f"a guest's memory is a multiple of 2 MiB from 256 MiB on, not {self.memory} bytes")
         if len(set(self.sockets)) != len(self.sockets):
             raise UsageError("the same controller is given twice: an endpoint serves one connection")
@@ -84,23 +83,13 @@ class GuestSpec:
         return self.image is not None or self.boot_from is not None
 
 
-def free_hugepages() -> int:
-    """Bytes in 2 MiB pages that nobody uses or has reserved."""
-    try:
-        free = int((_HUGEPAGES / "free_hugepages").read_text(encoding="ascii"))
-        reserved = int((_HUGEPAGES / "resv_hugepages").read_text(encoding="ascii"))
-    except FileNotFoundError:
-        return 0
-    return (free - reserved) * HUGEPAGE
-
-
 def available_memory() -> int:
     """Bytes that can be had without swapping, as the kernel estimates them."""
     for line in _MEMINFO.read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
             return int(value.split()[0]) * 1024
-    raise GuestError(f"{_MEMINFO} does not tell MemAvailable")
+    raise GuestError(f"{_MEMINFO} has no MemAvailable")
 
 
 def use_hugepages(spec: GuestSpec) -> bool:
@@ -108,15 +97,13 @@ def use_hugepages(spec: GuestSpec) -> bool:
 
     :raise GuestError: there is not enough of what it needs.
     """
-    wanted, free = spec.memory, free_hugepages()
-    if spec.hugepages is not False and free >= wanted:
-        return True
-    if spec.hugepages:
-        missing = -(-(wanted - free) // HUGEPAGE)
-        raise GuestError(
-            f"{wanted // MIB} MiB of hugepages wanted, {free // MIB} MiB are free: "
-            f"`sysctl vm.nr_hugepages` must grow by {missing}, or use --no-hugepages"
-        )
+    wanted = spec.memory
+    if spec.hugepages is not False:
+        reason = hugepages.why_too_few(wanted)
+        if reason is None:
+            return True
+        if spec.hugepages:
+            raise GuestError(f"{reason}, or use --no-hugepages")
     if (available := available_memory()) < wanted:
         raise GuestError(
             f"{wanted // MIB} MiB of memory wanted, {available // MIB} MiB are available: use less --memory"

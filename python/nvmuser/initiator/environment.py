@@ -10,16 +10,14 @@ import contextlib
 import os
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nvmuser.errors import HostError
-from nvmuser.supervisor.spdk import why_no_hugepages
+from nvmuser.hostfs import hugepages as pages
 from nvmuser.toolchain import bindings
 
 MEMORY_MIB = 256
 """Room for queues (each command has a page for its list of pages) and for buffers."""
-_HUGEPAGES = Path("/dev/hugepages")
 _lock = threading.Lock()
 
 
@@ -74,14 +72,14 @@ def reason() -> str:
 def _start(memory_mib: int, hugepages: bool) -> Environment:
     global _environment
     lib = bindings.load(bindings.NVME).lib
-    if hugepages and (missing := why_no_hugepages(memory_mib)):
+    if hugepages and (missing := pages.why_unusable(memory_mib << 20)):
         raise HostError(f"no hugepages: {missing}")
     failed: int = lib.nvmuser_env_init(memory_mib, not hugepages, min(os.sched_getaffinity(0)))
     if failed:
         raise HostError(f"DPDK did not start: {os.strerror(-failed)}: {memory_mib} MiB of memory are needed")
     if hugepages:
         # They are not unlinked by DPDK, because they are one file: without this, a process that is killed keeps them.
-        for left in _HUGEPAGES.glob(f"spdk_pid{os.getpid()}map_*"):
+        for left in pages.MOUNT.glob(f"spdk_pid{os.getpid()}map_*"):
             with contextlib.suppress(OSError):
                 left.unlink()
     _environment = Environment(memory_mib, hugepages)

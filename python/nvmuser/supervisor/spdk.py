@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from nvmuser.errors import RpcError, SetupError, TargetError
+from nvmuser.hostfs import hugepages
 from nvmuser.paths import StateDir, cache_dir
 from nvmuser.rpc import Client
 from nvmuser.supervisor.process import Process
@@ -35,8 +36,6 @@ NO_TRACE = ("--num-trace-entries", "0")
 _START_DEADLINE = 60.0
 _STOP_GRACE = 10.0
 _MEMORY_FS = Path("/dev/shm")
-_HUGEPAGES = Path("/dev/hugepages")
-_FREE_2M = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Options:
 
     def resolve_hugepages(self) -> bool:
         """:raises TargetError: hugepages are asked for, but there are none."""
-        reason = why_no_hugepages()
+        reason = hugepages.why_unusable(MEMORY_MIB << 20)
         if self.hugepages and reason:
             raise TargetError(f"no hugepages: {reason}")
         return not reason if self.hugepages is None else self.hugepages
@@ -69,22 +68,6 @@ class Options:
         # The dynamic scheduler needs a second core, which it lets sleep while one is enough.
         count = 2 if self.profile == "balanced" else 1
         return self.cores or tuple(sorted(allowed)[-count:])
-
-
-def why_no_hugepages(memory_mib: int = MEMORY_MIB) -> str | None:
-    """What is missing for so much memory in hugepages, with the way to mend it; None when they can be used."""
-    if not os.path.ismount(_HUGEPAGES):
-        return f"no hugetlbfs on {_HUGEPAGES}: mkdir -p {_HUGEPAGES} && mount -t hugetlbfs nodev {_HUGEPAGES}"
-    if not os.access(_HUGEPAGES, os.W_OK):
-        return f"{_HUGEPAGES} is not writable for this user"
-    needed = memory_mib // 2
-    try:
-        free = int(_FREE_2M.read_text())
-    except OSError:
-        return "no 2 MiB hugepages on this machine"
-    if free < needed:
-        return f"{free} free 2 MiB hugepages, {needed} needed: sysctl vm.nr_hugepages={needed}"
-    return None
 
 
 def arguments(spdk: Spdk, rpc_socket: Path, options: Options) -> list[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nvmuser.errors import NvmuserError, RpcError, TargetError
+from nvmuser.hostfs import hugepages
 from nvmuser.model.change import Change
 from nvmuser.model.objects import Controller
 from nvmuser.paths import StateDir
@@ -29,7 +30,7 @@ from nvmuser.supervisor.endpoint import EndpointProcess
 from nvmuser.supervisor.history import History
 from nvmuser.supervisor.logs import LOGS, rotate
 from nvmuser.supervisor.settings import Settings
-from nvmuser.supervisor.spdk import Options, Target, choose_spdk, why_no_hugepages
+from nvmuser.supervisor.spdk import MEMORY_MIB, Options, Target, choose_spdk
 from nvmuser.supervisor.targets import Targets
 from nvmuser.toolchain import Spdk
 from nvmuser.toolchain.spdk import check_prefix
@@ -51,7 +52,8 @@ class Supervisor:
         self._state = state
         self._options = replace(options, hugepages=settings.hugepages)
         # Asked before the target takes them; whether there are enough is asked when one is started.
-        self._hugepages = not why_no_hugepages() if settings.hugepages is None else settings.hugepages
+        usable = not hugepages.why_unusable(MEMORY_MIB << 20)
+        self._hugepages = usable if settings.hugepages is None else settings.hugepages
         self._settings = settings
         self._endpoint = EndpointProcess(state)
         self._engine = Engine(state)

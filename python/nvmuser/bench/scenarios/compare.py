@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nvmuser.bench.measure import hugepages
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.disks import fill, output_directory
+from nvmuser.bench.measure.hugepage_loan import borrowed_hugepages
 from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.report import records
 from nvmuser.bench.rounds import session
@@ -77,7 +77,7 @@ def _files_on(plan: Plan, output: Path) -> Path:
 async def _common(plan: Plan, output: Path, report: Report) -> AsyncIterator[Setup]:
     """What all peers share, gone afterwards."""
     files = tempfile.TemporaryDirectory(dir=_files_on(plan, output), prefix="disks-")
-    with files, scratch("nvmuser-bench-") as sockets, hugepages.lent(plan.memory) as lacking:
+    with files, scratch("nvmuser-bench-") as sockets, borrowed_hugepages(plan.memory) as lacking:
         backing = {peer: Path(files.name) / peer for peer in plan.peers}
         report(Step(0, 1, "writing the disks' files"))
         for path in backing.values():

@@ -20,8 +20,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from nvmuser.bench.measure import hugepages
 from nvmuser.bench.measure.disks import fill, output_directory
+from nvmuser.bench.measure.hugepage_loan import borrowed_hugepages
 from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.report import analysis, page, plots, records
 from nvmuser.bench.report.analysis import Ratio
@@ -95,7 +95,7 @@ async def tune(plan: Plan, output: Path, tell: Report, *, resume: bool = False) 
         def opener(name: str, cpus: int) -> contextlib.AbstractAsyncContextManager[Any]:
             return open_variant(variants[name], cpus, disks / name, sockets / name, hugepages=lacking is None)
 
-        with hugepages.lent(plan.memory) as lacking, records.Writer(output / records.FILE, append=resume) as writer:
+        with borrowed_hugepages(plan.memory) as lacking, records.Writer(output / records.FILE, append=resume) as writer:
             await session.Session(rounds, opener, output, writer, tell, earlier).run()
     return records.read(output)
 

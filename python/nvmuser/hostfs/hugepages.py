@@ -1,0 +1,77 @@
+"""The machine's 2 MiB hugepages: how many are free, whether they can be used, how to get more.
+
+Owns the kernel's files about them and the words for what is missing. It does not decide who uses hugepages, and it
+reserves none: see `nvmuser.bench.measure.hugepages` for a loan. Source: Documentation/admin-guide/mm/hugetlbpage.rst
+of Linux.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+PAGE = 2 << 20
+"""Bytes of one hugepage. SPDK maps memory in pieces of this size, whatever the size of the pages."""
+MOUNT = Path("/dev/hugepages")
+MOUNT_COMMAND = f"mkdir -p {MOUNT} && mount -t hugetlbfs nodev {MOUNT}"
+POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+_NONE = "this kernel has no 2 MiB hugepages"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Hugepages of the machine, in pages. `free` leaves out pages that a process has reserved and not touched yet."""
+
+    total: int
+    free: int
+
+
+def query_pool() -> Pool | None:
+    """The pool as it is now; None when the kernel has no 2 MiB hugepages."""
+    try:
+        total, free, reserved = (_read(name) for name in ("nr_hugepages", "free_hugepages", "resv_hugepages"))
+    except OSError:
+        return None
+    return Pool(total, free - reserved)
+
+
+def free_bytes() -> int:
+    """Bytes in free hugepages."""
+    pool = query_pool()
+    return pool.free * PAGE if pool else 0
+
+
+def why_too_few(size: int) -> str | None:
+    """Why `size` bytes of hugepages are not free, with the command that helps; None when they are."""
+    pool = query_pool()
+    if pool is None:
+        return _NONE
+    missing = -(-size // PAGE) - pool.free
+    if missing <= 0:
+        return None
+    return (
+        f"{size >> 20} MiB of hugepages are needed, {pool.free * PAGE >> 20} MiB are free: "
+        f"sysctl vm.nr_hugepages={pool.total + missing}"
+    )
+
+
+def why_unusable(size: int) -> str | None:
+    """Why this process cannot have `size` bytes in hugepages, with the command that helps; None when it can."""
+    if not os.path.ismount(MOUNT):
+        return f"no hugetlbfs on {MOUNT}: {MOUNT_COMMAND}"
+    if not os.access(MOUNT, os.W_OK):
+        return f"{MOUNT} is not writable for this user"
+    return why_too_few(size)
+
+
+def resize_pool(pages: int) -> None:
+    """Change the number of hugepages of the machine by `pages`, as far as the kernel finds memory.
+
+    :raises OSError: the kernel has none, or this process may not change their number.
+    """
+    (POOL / "nr_hugepages").write_text(f"{max(0, _read('nr_hugepages') + pages)}\n", encoding="ascii")
+
+
+def _read(name: str) -> int:
+    return int((POOL / name).read_text(encoding="ascii"))
