@@ -26,7 +26,7 @@ from raw_nvme import (
     serve,
 )
 
-from nvmf_vfio.state.registers import DOORBELLS, Register
+from nvmf_vfio.state.registers import DOORBELLS
 
 SUCCESS, INVALID_FIELD, SEQUENCE_ERROR = 0x00, 0x02, 0x0C
 ONES = 0xFFFFFFFF
@@ -81,27 +81,6 @@ def test_a_doorbell_out_of_range_stops_nobody_else(
     for number in (0, 1):
         bad.client.write(DOORBELLS + 8 * number, 4, 0xFFFF)
     is_well(good)
-
-
-def test_more_outstanding_than_the_queue_has_entries(
-    nvmf_target: BareTarget, tmp_path: Path, connect_raw: Callable[[Path], RawNvme]
-) -> None:
-    """A fetched entry is free for the next command; the target's requests, one an entry, are not."""
-    slow = {
-        f"{direction}_{kind}": 100_000 for direction in ("avg", "p99") for kind in ("read_latency", "write_latency")
-    }
-    call(nvmf_target, ("bdev_delay_create", {"name": "slow", "base_bdev_name": "m", **slow}))
-    raw = connect_raw(serve(nvmf_target, tmp_path / "c", "slow"))
-    raw.enable()
-    raw.create_queue(entries=4, completions=64)
-    for _ in range(2):
-        for _ in range(3):
-            raw.put(read_or_write(READ, 1, (raw.allocate(), 0)), 1)
-        raw.ring(1)
-        for _ in range(2):
-            # When the second is read, what the doorbell told of before the first has been fetched.
-            raw.client.read(Register.CSTS, 4)
-    assert {raw.take(1).status for _ in range(6)} == {SUCCESS}
 
 
 @pytest.mark.parametrize("into_page", [0, 4092])
