@@ -16,6 +16,8 @@ from nvmuser.rpc.methods import Request
 
 MIB = 1 << 20
 NQN = "nqn.2026-11.org.nvmuser"
+MEMBER = 4 * MIB
+"""Where a concatenation goes on in its second member."""
 GROWN = 6 * MIB
 """Where a volume that was grown after its snapshot goes on: behind this its parent has nothing."""
 
@@ -59,10 +61,11 @@ def sparse(path: Path, size: int) -> Path:
 
 def files(directory: Path, block_size: int) -> list[Request]:
     """Files of this block size: a volume, members of a mirror and of a concatenation, the base of a pool."""
-    names = [f"{kind}-{block_size}" for kind in ("file", "m0", "m1", "k0", "k1", "base")]
+    kinds = {"file": 64 * MIB, "m0": 64 * MIB, "m1": 64 * MIB, "k0": MEMBER, "k1": MEMBER, "base": 64 * MIB}
+    sizes = {f"{kind}-{block_size}": size for kind, size in kinds.items()}
     return [
-        methods.aio_create(name, str(sparse(directory / name, 64 * MIB)), block_size, uuid(block_size + number))
-        for number, name in enumerate(names)
+        methods.aio_create(name, str(sparse(directory / name, size)), block_size, uuid(block_size + number))
+        for number, (name, size) in enumerate(sizes.items())
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from backing import GROWN, MIB, every_backend, names, owner
+from backing import GROWN, MEMBER, MIB, every_backend, names, owner
 
 from nvmuser import initiator
 from nvmuser.errors import NvmeStatusError, UsageError
@@ -77,7 +77,7 @@ def content(buffer: initiator.Scattered) -> bytes:
 def transfers(size: int, block_size: int, rng: random.Random) -> Iterator[tuple[int, int]]:
     """Offsets and sizes: from a block to what a controller takes, across the places where a volume has seams."""
     sizes = sorted({block_size, PAGE, 3 * PAGE, 64 << 10, LARGEST - block_size, LARGEST})
-    for seam in (0, 64 << 10, MIB, GROWN, size):
+    for seam in (0, 64 << 10, MIB, MEMBER, GROWN, size):
         for length in sizes:
             first = max(0, min(size - length, seam - rng.randrange(0, length + 1, block_size)))
             yield first, length
