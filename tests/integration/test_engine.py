@@ -15,6 +15,7 @@ from nvmuser import initiator
 from nvmuser.errors import ConflictError, HostConnectionError, NvmuserError, TargetError, UsageError
 from nvmuser.model import change as changes
 from nvmuser.model.change import Change
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, Limits, Namespace, Pool, Remote, Volume
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
@@ -85,10 +86,10 @@ async def test_namespaces_move_and_volumes_grow(engine: Engine, state: StateDir)
 async def test_delete_is_refused_while_in_use_and_then_complete(engine: Engine, state: StateDir) -> None:
     await engine.change(Change(create=(volume("a"), Controller("x", (Namespace("a"),)))))
     with pytest.raises(ConflictError, match="volume a: in use by controller x"):
-        await engine.change(Change(delete=("volume/a",), wipe=True))
+        await engine.change(Change(delete=(Key("volume", "a"),), wipe=True))
     with pytest.raises(UsageError, match="--yes"):
-        await engine.change(Change(delete=("volume/a", "controller/x")))
-    outcome = await engine.change(Change(delete=("volume/a", "controller/x"), wipe=True))
+        await engine.change(Change(delete=(Key("volume", "a"), Key("controller", "x"))))
+    outcome = await engine.change(Change(delete=(Key("volume", "a"), Key("controller", "x")), wipe=True))
     assert outcome.problems == ()
     assert not (state.volumes / "a").exists()
     assert not state.target_dir("x").exists()
@@ -163,9 +164,9 @@ async def test_drift_is_seen_and_repaired(engine: Engine) -> None:
     await engine.rpc.call("bdev_set_qos_limit", {"name": "b", "rw_ios_per_sec": 3000})
     status = await engine.status()
     assert status.foreign == ("bdev stranger",)
-    assert set(status.drifted) == {"controller/x", "volume/b"}
+    assert set(status.drifted) == {Key("controller", "x"), Key("volume", "b")}
     await engine.rpc.call("bdev_aio_delete", {"name": "b"})
-    assert "volume/b" in (await engine.status()).missing
+    assert Key("volume", "b") in (await engine.status()).missing
     await engine.reconcile()
     await again_nothing(engine)
     assert len(await engine.rpc.call("bdev_get_bdevs")) == 3
@@ -177,7 +178,7 @@ async def test_a_missing_backing_file_is_never_made_anew(engine: Engine, state: 
     await engine.rpc.call("bdev_aio_delete", {"name": "a"})
     (state.volumes / "a").rename(state.volumes / "gone")
     outcome = await engine.reconcile()
-    assert [one.object for one in outcome.problems] == ["volume/a"]
+    assert [one.object for one in outcome.problems] == [Key("volume", "a")]
     assert "is gone" in outcome.problems[0].message
     assert not (state.volumes / "a").exists()
     (state.volumes / "gone").rename(state.volumes / "a")
@@ -197,7 +198,7 @@ async def test_a_backing_file_belongs_to_one(engine: Engine, tmp_path: Path, sta
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert path.stat().st_size == MIB
     # it was not ours: deleting the volume lets it be
-    await engine.change(Change(delete=("volume/a",)))
+    await engine.change(Change(delete=(Key("volume", "a"),)))
     assert path.read_bytes() == b"x" * MIB
 
 
@@ -211,12 +212,20 @@ async def test_pool_snapshot_clone(engine: Engine, state: StateDir, target_facto
     await engine.change(Change(create=(Controller("x", (Namespace("a"), Namespace("copy"))),)))
     await again_nothing(engine)
     with pytest.raises(ConflictError, match="volume snap: in use by volume copy"):
-        await engine.change(Change(delete=("volume/snap",), wipe=True))
+        await engine.change(Change(delete=(Key("volume", "snap"),), wipe=True))
     await engine.change(Change(update=(replace(copy, inflated=True),)))
     await again_nothing(engine)
     with pytest.raises(ConflictError, match="volume a: in use by"):
-        await engine.change(Change(delete=("volume/a",), wipe=True))
-    keys = ("volume/a", "volume/b", "volume/copy", "volume/snap", "volume/disk", "pool/fast", "controller/x")
+        await engine.change(Change(delete=(Key("volume", "a"),), wipe=True))
+    keys = (
+        Key("volume", "a"),
+        Key("volume", "b"),
+        Key("volume", "copy"),
+        Key("volume", "snap"),
+        Key("volume", "disk"),
+        Key("pool", "fast"),
+        Key("controller", "x"),
+    )
     outcome = await engine.change(Change(delete=keys, wipe=True))
     assert outcome.problems == ()
     assert engine.rpc
@@ -249,7 +258,11 @@ async def test_pool_comes_back_after_a_crash_with_its_data(state: StateDir, targ
     async with await Client.connect(target.rpc_socket) as rpc:
         engine.rpc = rpc
         outcome = await engine.reconcile()
-        assert {one.object for one in outcome.problems} == {"pool/p", "volume/a", "controller/x"}
+        assert {one.object for one in outcome.problems} == {
+            Key("pool", "p"),
+            Key("volume", "a"),
+            Key("controller", "x"),
+        }
         assert await rpc.call("bdev_lvol_get_lvstores") == []
     engine.close()
 
@@ -349,7 +362,7 @@ async def test_remote_over_tcp(state: StateDir, target_factory: TargetFactory) -
         assert (await engine.change(Change(update=(remote,)))).calls == 1
         with pytest.raises(NvmuserError):
             await engine.change(Change(create=(Volume("none", "remote", remote="far", remote_nsid=9),)))
-        keys = ("controller/x", "volume/disk", "remote/far")
+        keys = (Key("controller", "x"), Key("volume", "disk"), Key("remote", "far"))
         assert (await engine.change(Change(delete=keys))).problems == ()
         assert await near_rpc.call("bdev_nvme_get_controllers") == []
         engine.close()

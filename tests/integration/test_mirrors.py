@@ -14,6 +14,7 @@ from bare_target import TargetFactory
 from nvmuser import initiator
 from nvmuser.errors import ConflictError
 from nvmuser.model.change import Change, replace_member
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.engine import Engine
@@ -76,7 +77,7 @@ async def rebuilt(engine: Engine) -> None:
 
 async def replaced(engine: Engine, old: str, new: str) -> None:
     """`volume replace-member`, and its rebuild."""
-    mirror = engine.desired().get("volume/m")
+    mirror = engine.desired().get(Key("volume", "m"))
     assert isinstance(mirror, Volume)
     await engine.change(Change(create=(Volume(new, size=SIZE),)))
     await engine.change(Change(update=(replace_member(mirror, old, new),)))
@@ -92,7 +93,7 @@ async def test_lost_degraded_replaced_and_the_other_lost(state: StateDir, target
     (state.volumes / "a").unlink()
     async with running(state, target_factory) as engine:
         outcome = await engine.reconcile()
-        assert {problem.object for problem in outcome.problems} == {"volume/a"}
+        assert {problem.object for problem in outcome.problems} == {Key("volume", "a")}
         (mirror,) = (await engine.status()).mirrors
         assert (mirror.raid.online, mirror.in_sync, mirror.missing) == (True, ("b",), ("a",))
         assert await read(state, 3) == first
@@ -102,7 +103,7 @@ async def test_lost_degraded_replaced_and_the_other_lost(state: StateDir, target
         assert await read(state, 3) == second
         await replaced(engine, "a", "c")
         await write(state, 5000, third)
-        assert (await engine.change(Change(delete=("volume/a",), wipe=True))).problems == ()
+        assert (await engine.change(Change(delete=(Key("volume", "a"),), wipe=True))).problems == ()
     (state.volumes / "b").unlink()
     async with running(state, target_factory) as engine:
         await engine.reconcile()
@@ -127,7 +128,7 @@ async def test_a_member_that_comes_back_is_rebuilt_never_read(state: StateDir, t
     (state.volumes / "b").rename(state.volumes / "away")
     async with running(state, target_factory) as engine:
         problems = {problem.object: problem.message for problem in (await engine.reconcile()).problems}
-        assert "only a is there, which missed writes; bring b back" in problems["volume/m"]
+        assert "only a is there, which missed writes; bring b back" in problems[Key("volume", "m")]
     (state.volumes / "away").rename(state.volumes / "b")
     async with running(state, target_factory) as engine:
         await engine.reconcile()
@@ -148,14 +149,14 @@ async def test_a_healthy_member_is_replaced_and_the_last_good_one_is_not(
         await write(state, 7, data)
         await replaced(engine, "a", "c")
         assert await read(state, 7) == data
-        mirror = engine.desired().get("volume/m")
+        mirror = engine.desired().get(Key("volume", "m"))
         assert isinstance(mirror, Volume)
         with pytest.raises(ConflictError, match="members cannot change"):
             await engine.change(Change(update=(Volume(**{**vars(mirror), "members": ("c",) * 3}),)))
     (state.volumes / "c").unlink()
     async with running(state, target_factory) as engine:
         await engine.reconcile()
-        mirror = engine.desired().get("volume/m")
+        mirror = engine.desired().get(Key("volume", "m"))
         assert isinstance(mirror, Volume)
         await engine.change(Change(create=(Volume("d", size=SIZE),)))
         with pytest.raises(ConflictError, match="newest data is on b alone"):

@@ -16,6 +16,7 @@ from bare_target import TargetFactory
 from nvmuser.errors import NvmuserError, TargetError, UsageError
 from nvmuser.hostfs import host_identity
 from nvmuser.model.change import Change
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, Remote, Volume
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
@@ -151,7 +152,7 @@ async def test_both_show_who_they_are_by_keys(pair: Pair, tmp_path: Path) -> Non
     reason = await pair.refusal("127.0.0.1", dhchap_key=files["ours"], dhchap_ctrlr_key=wrong)
     assert "authentication failed" in reason
     await pair.attach("127.0.0.1", dhchap_key=files["ours"], dhchap_ctrlr_key=files["theirs"])
-    keys = ("controller/x", "volume/disk", "remote/far")
+    keys = (Key("controller", "x"), Key("volume", "disk"), Key("remote", "far"))
     assert (await pair.engine.change(Change(delete=keys))).problems == ()
     assert pair.engine.rpc
     assert await pair.engine.rpc.call("keyring_get_keys") == []

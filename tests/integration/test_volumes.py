@@ -10,9 +10,10 @@ import pytest
 from bare_target import BareTarget
 
 from nvmuser.model.change import Change
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Pool, Volume
 from nvmuser.paths import StateDir
-from nvmuser.reconcile.actual import look
+from nvmuser.reconcile.actual import query
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.space import pools
 from nvmuser.rpc import Client
@@ -97,11 +98,11 @@ async def test_what_a_pool_has_and_has_promised(engine: Engine) -> None:
     assert (await engine.change(Change(create=create))).problems == ()
     assert engine.rpc
     desired = engine._store.load()
-    space = pools(desired, await look(engine.rpc))["p"]
+    space = pools(desired, await query(engine.rpc))["p"]
     assert space.total - 20 * MIB == space.free
     assert (space.promised, space.short) == (100 * MIB, True)
     assert (await engine.status()).space == (str(space),)
-    await engine.change(Change(delete=("volume/thin",), wipe=True))
+    await engine.change(Change(delete=(Key("volume", "thin"),), wipe=True))
     assert (await engine.status()).space == ()
 
 

@@ -26,7 +26,7 @@ def check(condition: object, reason: str) -> None:
 
 @dataclass
 class ModelSpdk:
-    """Mutable; `actual` is what `nvmuser.reconcile.actual.look` would return."""
+    """Mutable; `actual` is what `nvmuser.reconcile.actual.query` would return."""
 
     transport: bool = False
     bdevs: dict[str, Bdev] = field(default_factory=dict)

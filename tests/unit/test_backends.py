@@ -13,6 +13,7 @@ from nvmuser.errors import ConflictError, UsageError
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Pool, Volume
 from nvmuser.reconcile import backends
 from nvmuser.reconcile.backends.base import SpdkBackend
@@ -83,7 +84,7 @@ def test_what_cannot_grow_says_so_before_anything_is_done() -> None:
         Volume("m", "malloc", size=MIB, volatile=True), Volume("a", size=MIB), Volume("e", "error", base="a")
     )
     for name, size in (("m", 2 * MIB), ("e", MIB)):
-        before = made.get(f"volume/{name}")
+        before = made.get(Key("volume", name))
         assert isinstance(before, Volume)
         data = before.to_json() | {"size": size}
         with pytest.raises(ConflictError, match=f"volume {name}: an? .* volume cannot grow"):
@@ -92,7 +93,7 @@ def test_what_cannot_grow_says_so_before_anything_is_done() -> None:
 
 def test_what_a_store_holds_since_long_ago_can_be_read() -> None:
     old = Volume.from_json({"kind": "volume", "name": "a", "size": MIB, "pool": "p"})
-    assert old.below == ("pool/p",)
+    assert old.depends_on == (Key("pool", "p"),)
     assert Pool("p", base="a").cluster_size == 4 * MIB
 
 

@@ -15,6 +15,7 @@ import pytest
 from nvmuser.cli.main import main
 from nvmuser.errors import ConflictError
 from nvmuser.model.change import Change
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.outcome import Outcome
@@ -192,7 +193,7 @@ async def test_a_supervisor_that_lives_gets_the_change(tmp_path: Path) -> None:
         assert (outcome.calls, len(outcome.objects), outcome.pending) == (3, 1000, False)
         assert seen == [Change(create=(one,) * 1000).to_json()]
         with pytest.raises(ConflictError, match=r"^volume a: in use by controller c"):
-            await control.submit(state, Change(delete=("volume/a",)))
+            await control.submit(state, Change(delete=(Key("volume", "a"),)))
     assert not state.store.exists()
 
 

@@ -17,6 +17,7 @@ from nvmuser.errors import ConflictError, NvmuserError, RpcConnectionError, RpcS
 from nvmuser.hostfs import files, listeners, locks
 from nvmuser.hostfs.device_dirs import Devices
 from nvmuser.model.change import Change
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, Namespace, Pool, Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import engine as engine_module
@@ -67,10 +68,10 @@ class ModelRpc:
 
 @pytest.fixture
 def rpc(monkeypatch: pytest.MonkeyPatch) -> ModelRpc:
-    async def look(rpc: ModelRpc) -> Actual:
+    async def query(rpc: ModelRpc) -> Actual:
         return rpc.spdk.actual
 
-    monkeypatch.setattr(engine_module, "look", look)
+    monkeypatch.setattr(engine_module, "query", query)
     return ModelRpc()
 
 
@@ -93,14 +94,14 @@ OBJECTS: tuple[AnyObject, ...] = (
 GONE = Change(delete=tuple(one.key for one in OBJECTS), wipe=True)
 
 
-def assert_whole(state: StateDir, rpc: ModelRpc, keys: set[str]) -> None:
+def assert_whole(state: StateDir, rpc: ModelRpc, keys: set[Key]) -> None:
     """Exactly these are wanted, SPDK agrees, and the files are theirs."""
     with Store(state.store) as store:
         desired = store.load()
     assert set(desired.entries) == keys
     found = plan(desired, rpc.spdk.actual, state.target_dir)
     assert (found.calls, found.conflicts, found.waiting) == ((), (), frozenset())
-    volumes = {key.split("/")[1] for key in keys if key in ("volume/a", "volume/disk")}
+    volumes = {key.name for key in keys if key in (Key("volume", "a"), Key("volume", "disk"))}
     assert {path.name for path in state.volumes.iterdir()} == volumes
     devices = set(vfio_dir.numbers(state.devices()).values())
     assert devices <= {state.socket(one.name) for one in desired.controllers()}
@@ -211,11 +212,11 @@ async def test_a_target_that_dies_meanwhile_leaves_the_change_for_the_next(state
 async def test_a_target_that_does_not_answer_leaves_the_change_for_the_next(
     state: StateDir, rpc: ModelRpc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def look(rpc: ModelRpc) -> Actual:
+    async def query(rpc: ModelRpc) -> Actual:
         raise RpcConnectionError("gone")
 
     with monkeypatch.context() as patch, contextlib.closing(engine_on(state, rpc)) as engine:
-        patch.setattr(engine_module, "look", look)
+        patch.setattr(engine_module, "query", query)
         assert (await engine.change(Change(create=OBJECTS))).pending
     with contextlib.closing(engine_on(state, rpc)) as engine:
         assert (await engine.reconcile()).problems == ()
@@ -229,7 +230,7 @@ async def test_without_a_target(state: StateDir) -> None:
         assert (state.volumes / "a").stat().st_size == MIB
         with pytest.raises(TargetError, match="not running"):
             await engine.status()
-        await engine.change(Change(delete=("volume/a", "controller/x"), wipe=True))
+        await engine.change(Change(delete=(Key("volume", "a"), Key("controller", "x")), wipe=True))
         assert list(state.volumes.iterdir()) == []
         await engine.change(Change(create=(Volume("a", size=MIB),)))
 
@@ -238,13 +239,13 @@ async def test_what_a_disk_keeps_is_deleted_by_a_target_only(state: StateDir, rp
     with contextlib.closing(engine_on(state, rpc)) as engine:
         await engine.change(Change(create=OBJECTS))
         engine.rpc = None
-        await engine.change(Change(delete=("controller/x", "volume/l", "pool/p"), wipe=True))
-        assert {"pool/p", "volume/l"} <= set(engine._store.load().entries)
+        await engine.change(Change(delete=(Key("controller", "x"), Key("volume", "l"), Key("pool", "p")), wipe=True))
+        assert {Key("pool", "p"), Key("volume", "l")} <= set(engine._store.load().entries)
         with pytest.raises(ConflictError, match="its deletion is not finished yet"):
             await engine.change(Change(create=(Pool("p", base="disk"),)))
         engine.rpc = cast(Client, rpc)
         await engine.reconcile()
-        assert_whole(state, rpc, {"volume/a", "volume/disk"})
+        assert_whole(state, rpc, {Key("volume", "a"), Key("volume", "disk")})
 
 
 async def test_what_no_target_has_made_is_gone_at_once(state: StateDir) -> None:
@@ -269,12 +270,12 @@ async def test_what_a_target_may_have_made_is_not_gone_without_one(state: StateD
             await engine.change(Change(create=(OBJECTS[3],)))
     rpc.trap = lambda effect: None
     with contextlib.closing(engine_on(state, None)) as engine:
-        assert not engine._store.load().entries["volume/l"].provisioned
-        await engine.change(Change(delete=("volume/l",), wipe=True))
-        assert engine._store.load().entries["volume/l"].deleting
+        assert not engine._store.load().entries[Key("volume", "l")].provisioned
+        await engine.change(Change(delete=(Key("volume", "l"),), wipe=True))
+        assert engine._store.load().entries[Key("volume", "l")].deleting
         engine.rpc = cast(Client, rpc)
         await engine.reconcile()
-        assert_whole(state, rpc, {"volume/a", "volume/disk", "pool/p"})
+        assert_whole(state, rpc, {Key("volume", "a"), Key("volume", "disk"), Key("pool", "p")})
 
 
 async def test_a_full_disk(state: StateDir, rpc: ModelRpc, monkeypatch: pytest.MonkeyPatch) -> None:

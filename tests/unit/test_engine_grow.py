@@ -25,10 +25,10 @@ from nvmuser.store import Store
 
 @pytest.fixture
 def rpc(monkeypatch: pytest.MonkeyPatch) -> ModelRpc:
-    async def look(rpc: ModelRpc) -> Actual:
+    async def query(rpc: ModelRpc) -> Actual:
         return rpc.spdk.actual
 
-    monkeypatch.setattr(engine_module, "look", look)
+    monkeypatch.setattr(engine_module, "query", query)
     return ModelRpc()
 
 

@@ -18,6 +18,7 @@ from nvmuser.errors import SetupError, TargetError
 from nvmuser.hostfs import files, locks
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Entry
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import engine as engine_module
@@ -47,7 +48,7 @@ async def test_volumes_that_may_not_be_locked_are_served_and_said(
             patch.setattr(locks, "lock_for", refuse)
             outcome = await engine.change(Change(create=(A, X)))
         assert outcome.problems == ()
-        assert sorted(engine._store.load().entries) == ["controller/x", "volume/a"]
+        assert sorted(engine._store.load().entries) == [Key("controller", "x"), Key("volume", "a")]
         assert "a" in target.spdk.bdevs
         (warning,) = engine.warnings
         assert warning.startswith("volumes are not locked against other programs: /v/a: cannot lock it")
@@ -81,7 +82,7 @@ async def test_an_error_after_the_work_takes_it_back_or_says_what_stands(
             assert not rpc.spdk.bdevs
         else:
             assert "recorded all the same, since that could not be undone" in str(failure.value)
-            assert sorted(engine._store.load().entries) == ["controller/x", "volume/a"]
+            assert sorted(engine._store.load().entries) == [Key("controller", "x"), Key("volume", "a")]
 
 
 async def test_a_deletion_that_is_recorded_meanwhile_stays(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
@@ -97,7 +98,7 @@ async def test_a_deletion_that_is_recorded_meanwhile_stays(state: StateDir, monk
     with contextlib.closing(engine_on(state, None)) as engine:
         await engine.change(Change(create=(A,)))
     with Store(state.store) as store:
-        assert not store.load().entries or store.load().entries["volume/a"].deleting
+        assert not store.load().entries or store.load().entries[Key("volume", "a")].deleting
 
 
 async def test_what_another_has_changed_meanwhile_is_not_taken_back(
@@ -111,7 +112,7 @@ async def test_what_another_has_changed_meanwhile_is_not_taken_back(
         if effect != "before nvmf_create_subsystem":
             return
         with Store(state.store) as other, other.transaction():
-            entry = other.load().entries["volume/a"]
+            entry = other.load().entries[Key("volume", "a")]
             assert isinstance(entry.object, Volume)
             grown.append(replace(entry.object, size=8 * MIB))
             other.put([replace(entry, object=grown[0])])
@@ -121,8 +122,8 @@ async def test_what_another_has_changed_meanwhile_is_not_taken_back(
     with contextlib.closing(engine_on(state, rpc)) as engine, contextlib.suppress(TargetError):
         await engine.change(Change(create=(A, B, X)))
     with Store(state.store) as store:
-        assert store.load().entries["volume/a"].object == grown[0]
-        assert "controller/x" not in store.load().entries
+        assert store.load().entries[Key("volume", "a")].object == grown[0]
+        assert Key("controller", "x") not in store.load().entries
 
 
 def test_a_process_that_has_ended_has_nothing_to_lock(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from nvmuser.hostfs import limits
 from nvmuser.model import identity
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import reasons
@@ -57,12 +58,12 @@ def test_deleting_many_looks_at_each_once(monkeypatch: pytest.MonkeyPatch) -> No
     }
     looks = 0
 
-    def below(controller: Controller) -> tuple[str, ...]:
+    def depends_on(controller: Controller) -> tuple[Key, ...]:
         nonlocal looks
         looks += 1
-        return tuple(f"volume/{namespace.volume}" for namespace in controller.namespaces)
+        return tuple(Key("volume", namespace.volume) for namespace in controller.namespaces)
 
-    monkeypatch.setattr(Controller, "below", property(below))
+    monkeypatch.setattr(Controller, "depends_on", property(depends_on))
     keys = tuple(one.key for one in desired.wanted())
     gone = next_desired(desired, Change(delete=keys, wipe=True), lambda volume: volume)
     calls = plan(gone, Actual(True, bdevs, subsystems), Path).calls
@@ -73,7 +74,7 @@ def test_deleting_many_looks_at_each_once(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_failure_for_want_of_asynchronous_io_names_the_limit_and_the_way_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    call = Call(methods.add_namespace("nqn", 1, "a", uuid="", nguid="", eui64=""), "controller/x")
+    call = Call(methods.add_namespace("nqn", 1, "a", uuid="", nguid="", eui64=""), Key("controller", "x"))
     error = RpcServerError(call.request.method, {}, -32602, "Unable to add ns, subsystem in active state")
     monkeypatch.setattr(limits, "aio_events", lambda: limits.AioEvents(1000, 1024))
     assert reasons.reason(call, error) == (

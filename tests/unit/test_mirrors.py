@@ -11,6 +11,7 @@ from nvmuser.cli.target import mirror_line
 from nvmuser.errors import ConflictError
 from nvmuser.model.change import Change, next_desired, replace_member
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 from nvmuser.model.spec import export
 from nvmuser.reconcile import mirrors
@@ -28,7 +29,7 @@ def wanted() -> Desired:
 
 
 def mirror_of(desired: Desired) -> Volume:
-    volume = desired.get("volume/m")
+    volume = desired.get(Key("volume", "m"))
     assert isinstance(volume, Volume)
     return volume
 
@@ -43,19 +44,21 @@ def spdk(desired: Desired, files: str, members: str, rebuilding: str = "", *, on
     return Actual(bdevs=bdevs, raids={"m": Raid("m", uuid, online, tuple(members), rebuilding, 43)})
 
 
-def planned(desired: Desired, actual: Actual, *without: str) -> Plan:
+def planned(desired: Desired, actual: Actual, *without: Key) -> Plan:
     return plan(desired, actual, Path, frozenset(without))
 
 
 def calls(found: Plan) -> list[tuple[str, dict[str, object]]]:
-    return [(call.request.method, dict(call.request.params)) for call in found.calls if call.object == "volume/m"]
+    return [
+        (call.request.method, dict(call.request.params)) for call in found.calls if call.object == Key("volume", "m")
+    ]
 
 
 def test_a_mirror_waits_for_its_members_until_it_is_started_without() -> None:
     desired = wanted()
     actual = spdk(desired, "bc", "b", online=False)
-    assert "volume/m" in planned(desired, actual).waiting
-    assert calls(planned(desired, actual, "volume/m")) == [("bdev_raid_start_degraded", {"name": "m"})]
+    assert Key("volume", "m") in planned(desired, actual).waiting
+    assert calls(planned(desired, actual, Key("volume", "m"))) == [("bdev_raid_start_degraded", {"name": "m"})]
 
 
 def test_what_misses_writes_is_recorded_and_never_served() -> None:
@@ -63,11 +66,11 @@ def test_what_misses_writes_is_recorded_and_never_served() -> None:
     (entry,), refused = mirrors.degraded(desired, spdk(desired, "bc", "b", online=False))
     assert isinstance(entry.object, Volume)
     assert (entry.object.stale, refused) == (("a",), {})
-    desired = Desired({**desired.entries, "volume/m": entry})
+    desired = Desired({**desired.entries, Key("volume", "m"): entry})
     assert "stale" not in str(export(desired))
     entries, refused = mirrors.degraded(desired, spdk(desired, "ac", "a", online=False))
     assert entries == []
-    assert refused["volume/m"].message == "not served: only a is there, which missed writes; bring b back"
+    assert refused[Key("volume", "m")].message == "not served: only a is there, which missed writes; bring b back"
     (entry,) = mirrors.noted(desired, spdk(desired, "abc", "ab"))
     assert isinstance(entry.object, Volume)
     assert entry.object.stale == ()
@@ -88,7 +91,9 @@ def test_a_member_that_is_there_is_added_once_nothing_is_being_rebuilt() -> None
 def test_a_member_is_replaced_in_order_and_its_volume_may_go_at_once() -> None:
     desired = wanted()
     after = replace_member(mirror_of(desired), "a", "c")
-    desired = next_desired(desired, Change(update=(after,), delete=("volume/a",), wipe=True), lambda volume: volume)
+    desired = next_desired(
+        desired, Change(update=(after,), delete=(Key("volume", "a"),), wipe=True), lambda volume: volume
+    )
     found = planned(desired, _with_old(desired))
     methods = [call.request.method for call in found.calls]
     assert methods == ["bdev_raid_remove_base_bdev", "bdev_aio_delete", "bdev_raid_add_base_bdev"]
@@ -105,7 +110,7 @@ def _with_old(desired: Desired) -> Actual:
 def test_the_last_member_with_the_data_stays() -> None:
     desired = wanted()
     mirror = replace(mirror_of(desired), stale=("a",))
-    entries = {**desired.entries, "volume/m": replace(desired.entries["volume/m"], object=mirror)}
+    entries = {**desired.entries, Key("volume", "m"): replace(desired.entries[Key("volume", "m")], object=mirror)}
     with pytest.raises(ConflictError, match="the newest data is on b alone"):
         next_desired(Desired(entries), Change(update=(replace_member(mirror, "b", "c"),)), lambda volume: volume)
     after = next_desired(Desired(entries), Change(update=(replace_member(mirror, "a", "c"),)), lambda volume: volume)

@@ -11,6 +11,7 @@ import pytest
 from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, UsageError
 from nvmuser.model.change import Change, attach, detach, next_desired
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Limits, Namespace, Pool, Volume, object_from_json
 
 NULL = {"backend": "null", "volatile": True, "size": 1 << 20}
@@ -64,7 +65,7 @@ def test_unknown_and_mistyped_fields() -> None:
 
 def test_identities_are_made_once() -> None:
     desired = declare(Desired(), Volume("a", **NULL), Controller("c", (Namespace("a"),)))  # type: ignore[arg-type]
-    volume, controller = desired.get("volume/a"), desired.get("controller/c")
+    volume, controller = desired.get(Key("volume", "a")), desired.get(Key("controller", "c"))
     assert isinstance(volume, Volume)
     assert isinstance(controller, Controller)
     assert re.fullmatch(r"[0-9a-f-]{36}", volume.uuid)
@@ -73,7 +74,7 @@ def test_identities_are_made_once() -> None:
     assert (controller.nqn, controller.cntlid, len(controller.serial)) == ("nqn.2026-11.org.nvmuser:c", 1, 20)
     # an update that leaves them out keeps them; one that names others is refused
     again = declare(desired, update=(Controller("c"), Volume("a", limits=Limits(iops=1000), **NULL)))  # type: ignore[arg-type]
-    after = again.get("volume/a")
+    after = again.get(Key("volume", "a"))
     assert isinstance(after, Volume)
     assert (after.uuid, after.nguid, after.eui64) == (volume.uuid, volume.nguid, volume.eui64)
     with pytest.raises(ConflictError, match=r"its serial is .* for ever, not OTHER"):
@@ -135,7 +136,15 @@ def test_attach_and_detach() -> None:
 
 
 def test_a_change_travels_as_json() -> None:
-    change = Change((Volume("a", **NULL),), (Controller("c", (Namespace("a"),)),), ("pool/p",), True)  # type: ignore[arg-type]
+    change = Change((Volume("a", **NULL),), (Controller("c", (Namespace("a"),)),), (Key("pool", "p"),), True)  # type: ignore[arg-type]
     assert Change.from_json(change.to_json()) == change
     with pytest.raises(UsageError, match="unknown field"):
         Change.from_json({"creat": []})
+
+
+def test_a_key_is_text_at_the_edges_alone() -> None:
+    key = Volume("a.b-c", **NULL).key  # type: ignore[arg-type]
+    assert (f"{key}", key.words, Key.parse(f"{key}")) == ("volume/a.b-c", "volume a.b-c", key)
+    assert Change.from_json({"delete": ["pool/p"]}).to_json()["delete"] == ["pool/p"]
+    with pytest.raises(UsageError, match="expected kind/name, such as volume/a"):
+        Change.from_json({"delete": ["volume a"]})

@@ -10,6 +10,7 @@ import pytest
 from nvmuser.errors import ConflictError, TargetError
 from nvmuser.model.change import Change, losses, next_desired
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.supervisor import occupancy
 
@@ -25,7 +26,7 @@ def desired() -> Desired:
 def test_what_is_lost(desired: Desired) -> None:
     c = desired.controller("c")
     first, second = c.namespaces
-    assert losses(desired, Change(delete=("controller/c", "volume/x"))) == {"c": "the controller"}
+    assert losses(desired, Change(delete=(Key("controller", "c"), Key("volume", "x")))) == {"c": "the controller"}
     assert losses(desired, Change(update=(replace(c, namespaces=(first,)),))) == {"c": "volume b"}
     assert losses(desired, Change(update=(replace(c, namespaces=()),))) == {"c": "volumes a, b"}
     swapped = (replace(first, nsid=second.nsid), replace(second, nsid=first.nsid))

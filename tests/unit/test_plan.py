@@ -15,6 +15,7 @@ from spdk_model import ModelSpdk, Refused
 from nvmuser.errors import NvmuserError
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, Limits, Namespace, Pool, TargetSettings, Volume
 from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual, Bdev
@@ -104,7 +105,7 @@ def assert_agrees(desired: Desired, spdk: ModelSpdk) -> None:
         assert ("VFIOUSER", str(directory(controller.name))) in subsystem.listeners
         shown = {ns.nsid: ns for ns in subsystem.namespaces}
         for namespace in controller.namespaces:
-            volume = desired.get(f"volume/{namespace.volume}")
+            volume = desired.get(Key("volume", namespace.volume))
             assert isinstance(volume, Volume)
             found = shown[namespace.nsid]
             assert (found.uuid, found.nguid, found.eui64) == (volume.uuid, volume.nguid, volume.eui64)
@@ -252,7 +253,7 @@ def test_a_deleted_volume_that_a_stranger_shows_stays() -> None:
     spdk.nvmf_delete_subsystem("nqn.2026-11.org.nvmuser:c")
     spdk.nvmf_create_subsystem("nqn.2020-01.x:s", "S", "m", True, 32, 1, 9)
     spdk.nvmf_subsystem_add_ns("nqn.2020-01.x:s", {"nsid": 1, "bdev_name": "a"})
-    desired = declare(desired, delete=("controller/c", "volume/a", "volume/b"))
+    desired = declare(desired, delete=(Key("controller", "c"), Key("volume", "a"), Key("volume", "b")))
     found = plan(desired, spdk.actual, directory)
     assert [call.request.params for call in found.calls] == [{"name": "b"}]
     assert "nqn.2020-01.x:s, which is not ours" in str(found.conflicts[0])
@@ -263,12 +264,12 @@ def test_a_pool_is_made_once_only() -> None:
     desired = declare(Desired(), create=(base, Pool("p", base="a")))
     spdk = ModelSpdk()
     desired = settle(desired, spdk)
-    assert desired.entries["pool/p"].provisioned
+    assert desired.entries[Key("pool", "p")].provisioned
     spdk = ModelSpdk()
     desired = settle(desired, spdk)
     assert list(spdk.bdevs) == ["a"]
     assert not spdk.lvstores
-    assert plan(desired, spdk.actual, directory).waiting == {"pool/p"}
+    assert plan(desired, spdk.actual, directory).waiting == {Key("pool", "p")}
 
 
 def test_a_pool_grows_with_what_it_lies_on() -> None:
@@ -298,7 +299,7 @@ def test_how_the_target_runs_is_mended_by_another_process() -> None:
     assert [one.message for one in found.restart] == [
         "profile balanced, not eco, cores 1 2, not 3: takes effect with `nvmuser target restart`"
     ]
-    assert status_of(desired, Actual(profile="eco"), found).drifted == ("target/spdk",)
+    assert status_of(desired, Actual(profile="eco"), found).drifted == (Key("target", "spdk"),)
     assert plan(Desired(), Actual(profile="eco"), directory).restart == ()
 
 
@@ -309,7 +310,7 @@ def test_only_what_holds_metadata_is_examined() -> None:
     assert backends.to_examine(desired, Actual()) == []
     made = {key: replace(entry, provisioned=True) for key, entry in desired.entries.items()}
     assert backends.to_examine(Desired(made), Actual()) == ["a", "b", "c"]
-    there = {"a": Bdev("a", made["volume/a"].object.uuid, 64 * MIB, 512)}  # type: ignore[union-attr]
+    there = {"a": Bdev("a", made[Key("volume", "a")].object.uuid, 64 * MIB, 512)}  # type: ignore[union-attr]
     assert backends.to_examine(Desired(made), Actual(bdevs=there)) == ["b", "c"]
 
 

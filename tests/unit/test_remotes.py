@@ -13,6 +13,7 @@ from nvmuser.errors import SetupError, UsageError
 from nvmuser.hostfs import host_identity
 from nvmuser.hostfs.host_identity import HostIdentity
 from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Remote, object_from_json
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.model.spec import dump, export, parse
@@ -60,7 +61,7 @@ def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
             store.put([Entry(new)])
         store._db.execute("UPDATE object SET spec = ?", (json.dumps(old),))
     with Store(tmp_path / "store.sqlite") as store:
-        assert store.load().get("remote/far") == new
+        assert store.load().get(Key("remote", "far")) == new
     text = f"remotes:\n  - name: far\n    nqn: {NQN}\n    paths: [{{name: 10.0.0.1, port: 4421}}, {{name: '::1'}}]\n"
     assert parse(text, "old.yaml").objects == (new,)
     written = dump(export(Desired({new.key: Entry(new)})))

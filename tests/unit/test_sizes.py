@@ -13,6 +13,7 @@ from nvmuser.errors import ConflictError, UsageError
 from nvmuser.model import spec as specs
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.names import check_name
 from nvmuser.model.objects import Pool, Volume
 from nvmuser.model.sizes import MIB, approximate, format_size, parse_size, round_up
@@ -75,7 +76,7 @@ def test_approximate_sizes_are_short(size: int, text: str) -> None:
 
 @pytest.mark.parametrize("name", ["pvc-0f1e2d3c-4b5a-4697-8879-6a5b4c3d2e1f", "a" * 63, "0", "a.b_c-d"])
 def test_names_that_people_bring(name: str) -> None:
-    assert Volume(name, size=MIB).key == f"volume/{name}"
+    assert Volume(name, size=MIB).key == Key("volume", name)
     check_name("guest", name)
 
 
@@ -87,7 +88,7 @@ def declare(desired: Desired, *objects: Any, **change: Any) -> Desired:
 
 
 def size_of(desired: Desired, name: str) -> int:
-    found = desired.get(f"volume/{name}")
+    found = desired.get(Key("volume", name))
     assert isinstance(found, Volume)
     return found.size
 

@@ -15,6 +15,7 @@ from nvmuser.errors import UsageError
 from nvmuser.hostfs.space import file_systems
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Pool, Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.actual import Actual, Bdev, Lvstore
@@ -72,7 +73,7 @@ def test_what_is_written_is_promised_no_more(state: StateDir, free: Callable[[in
     with open(state.volumes / "a", "r+b") as file:
         file.write(bytes(range(256)) * 4096 * 30)
     free(30)
-    a = one.get("volume/a")
+    a = one.get(Key("volume", "a"))
     assert isinstance(a, Volume)
     with pytest.raises(UsageError, match="volume a: 40M of it are not written yet, more than the 30M free on"):
         change(one, state, update=(replace(a, size=70 * MIB),))
@@ -85,7 +86,7 @@ def test_what_is_written_is_promised_no_more(state: StateDir, free: Callable[[in
 def test_growth_is_counted(state: StateDir, free: Callable[[int], None]) -> None:
     free(60)
     one = change(Desired(), state, Volume("a", size=20 * MIB), Volume("b", size=20 * MIB))
-    a = one.get("volume/a")
+    a = one.get(Key("volume", "a"))
     assert isinstance(a, Volume)
     with pytest.raises(UsageError, match="volume a: with it, 70M would be promised to 2 volumes"):
         change(one, state, update=(replace(a, size=50 * MIB),))
@@ -103,7 +104,7 @@ def test_other_changes_are_not_held_up(state: StateDir, free: Callable[[int], No
     one = change(Desired(), state, Volume("a", size=40 * MIB))
     free(0)
     declared(one, Change(create=(Volume("n", "null", size=MIB, volatile=True),)), state)
-    declared(one, Change(delete=("volume/a",), wipe=True), state)
+    declared(one, Change(delete=(Key("volume", "a"),), wipe=True), state)
 
 
 def test_doctor_says_what_is_promised_and_there(

@@ -12,6 +12,7 @@ from nvmuser.errors import NotFoundError, UsageError
 from nvmuser.model import spec as specs
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Volume
 
 TEXT = """
@@ -51,10 +52,10 @@ def declared(text: str, desired: Desired | None = None, **options: bool) -> tupl
 
 def test_everything_can_be_said() -> None:
     desired, _ = declared(TEXT)
-    assert sorted(desired.entries) == [
+    assert sorted(map(str, desired.entries)) == [
         "controller/vm1", "pool/fast", "remote/store", "volume/db", "volume/disk", "volume/far", "volume/friday",
     ]  # fmt: skip
-    controller = desired.get("controller/vm1")
+    controller = desired.get(Key("controller", "vm1"))
     assert isinstance(controller, Controller)
     assert [(ns.nsid, ns.volume) for ns in controller.namespaces] == [(1, "db"), (2, "far")]
 
@@ -78,7 +79,7 @@ def test_prune_takes_away_what_is_not_named() -> None:
     desired, _ = declared(TEXT)
     text = "volumes: [{name: disk, size: 20G}]"
     _, change = declared(text, desired, prune=True, wipe=True)
-    assert set(change.delete) == set(desired.entries) - {"volume/disk"}
+    assert set(change.delete) == set(desired.entries) - {Key("volume", "disk")}
     (update,) = change.update
     assert isinstance(update, Volume)
     assert update.size == 20 << 30
@@ -149,4 +150,4 @@ def test_the_documented_example_is_one() -> None:
     found = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert found
     desired, _ = declared(found[1])
-    assert "volume/db-friday" in desired.entries
+    assert Key("volume", "db-friday") in desired.entries

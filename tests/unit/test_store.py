@@ -14,6 +14,7 @@ import pytest
 
 from nvmuser.errors import ConflictError, SetupError
 from nvmuser.model.desired import Entry
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, Limits, Namespace, Pool, Remote, Volume
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.store import Store, schema
@@ -78,7 +79,7 @@ def test_a_later_migration_keeps_what_is_there(tmp_path: Path, monkeypatch: pyte
     step = "CREATE TABLE extra (x); INSERT INTO extra VALUES (1)"
     monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, step))
     with Store(tmp_path / "s") as store:
-        assert list(store.load().entries) == ["volume/a"]
+        assert list(store.load().entries) == [Key("volume", "a")]
         assert store._db.execute("SELECT x FROM extra").fetchone() == (1,)
 
 
@@ -90,7 +91,7 @@ def test_a_migration_that_fails_leaves_the_old_schema(tmp_path: Path, monkeypatc
         with pytest.raises(SetupError, match="NONSENSE"):
             Store(tmp_path / "s")
     with Store(tmp_path / "s") as store:
-        assert list(store.load().entries) == ["volume/a"]
+        assert list(store.load().entries) == [Key("volume", "a")]
 
 
 def test_not_a_store(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from nvmuser.errors import ConflictError, SetupError
 from nvmuser.model.desired import Entry
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import TargetSettings, Volume
 from nvmuser.store import Store, schema
 
@@ -34,9 +35,16 @@ def digest(directory: Path) -> dict[str, str]:
 def test_a_store_of_an_older_nvmuser_opens_with_all_that_is_in_it(tmp_path: Path) -> None:
     with Store(old_store(tmp_path / "s")) as store:
         entries = store.load().entries
-        assert sorted(entries) == ["controller/c", "pool/p", "remote/r", "target/spdk", "volume/a", "volume/f"]
-        assert entries["remote/r"].deleting
-        assert (entries["volume/a"].provisioned, entries["volume/f"].provisioned) == (True, False)
+        assert sorted(entries) == [
+            Key("controller", "c"),
+            Key("pool", "p"),
+            Key("remote", "r"),
+            Key("target", "spdk"),
+            Key("volume", "a"),
+            Key("volume", "f"),
+        ]
+        assert entries[Key("remote", "r")].deleting
+        assert (entries[Key("volume", "a")].provisioned, entries[Key("volume", "f")].provisioned) == (True, False)
         assert store.load().target == TargetSettings(profile="eco", cores=(1,))
         with store.transaction():
             store.put([Entry(A)])
@@ -96,11 +104,11 @@ def test_without_room_it_is_read_and_what_is_refused_leaves_it_whole(tmp_path: P
         store._db.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(SetupError, match=r"no room to record it: database or disk is full"), store.transaction():
             store.put([Entry(Volume(f"v{number}", size=1 << 20)) for number in range(500)])
-        assert list(store.load().entries) == ["volume/a"]
+        assert list(store.load().entries) == [Key("volume", "a")]
         with store.transaction():
-            store.mark(["volume/a"])
+            store.mark([Key("volume", "a")])
     with Store(tmp_path / "s") as store:
-        assert store.load().entries == {"volume/a": Entry(A, provisioned=True)}
+        assert store.load().entries == {Key("volume", "a"): Entry(A, provisioned=True)}
 
 
 def test_what_is_marked_stays_as_another_has_left_it(tmp_path: Path) -> None:
@@ -110,9 +118,9 @@ def test_what_is_marked_stays_as_another_has_left_it(tmp_path: Path) -> None:
         with two.transaction():
             two.put([Entry(A, deleting=True)])
         with one.transaction():
-            one.mark(["volume/a"])
+            one.mark([Key("volume", "a")])
         assert one.load() == two.load()
-        assert two.load().entries == {"volume/a": Entry(A, provisioned=True, deleting=True)}
+        assert two.load().entries == {Key("volume", "a"): Entry(A, provisioned=True, deleting=True)}
 
 
 def test_a_thread_in_a_transaction_keeps_no_other_waiting(tmp_path: Path) -> None:
@@ -133,8 +141,8 @@ def test_a_thread_in_a_transaction_keeps_no_other_waiting(tmp_path: Path) -> Non
         assert store.load().entries == {}
         go_on.set()
         writer.join()
-        assert list(store.load().entries) == ["volume/a"]
+        assert list(store.load().entries) == [Key("volume", "a")]
         with contextlib.suppress(ConflictError), store.transaction():
             store.put([Entry(B)])
             raise ConflictError("no")
-        assert list(store.load().entries) == ["volume/a"]
+        assert list(store.load().entries) == [Key("volume", "a")]

@@ -14,6 +14,7 @@ from nvmuser.model import change as changes
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.identity import device_in_guest
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.model.sizes import approximate
 from nvmuser.paths import StateDir
@@ -102,7 +103,7 @@ def delete(state: StateDir, name: str, force: bool, as_json: bool) -> None:
     \b
     nvmuser controller delete vm1
     """
-    outcome = run(control.submit(state, Change(delete=(f"controller/{name}",), force=force)))
+    outcome = run(control.submit(state, Change(delete=(Key("controller", name),), force=force)))
     say_object(outcome, as_json, f"controller {name} deleted")
 
 
@@ -149,7 +150,7 @@ def detach(state: StateDir, name: str, volume: str, force: bool, as_json: bool) 
 def _described(one: Controller, desired: Desired, state: StateDir) -> dict[str, Any]:
     namespaces = []
     for ns in one.namespaces:
-        volume = desired.get(f"volume/{ns.volume}")
+        volume = desired.get(Key("volume", ns.volume))
         assert isinstance(volume, Volume)
         namespaces.append(
             {

@@ -13,6 +13,7 @@ from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.hostfs.space import Space
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Pool
 from nvmuser.model.sizes import approximate, parse_size
 from nvmuser.paths import StateDir
@@ -84,5 +85,5 @@ def _described(one: Pool, desired: Desired, space: Space | None) -> dict[str, An
 @click.pass_obj
 def delete(state: StateDir, name: str, yes: bool, as_json: bool) -> None:
     """Take a pool away; its volumes have to go first."""
-    outcome = run(control.submit(state, Change(delete=(f"pool/{name}",), wipe=yes)))
+    outcome = run(control.submit(state, Change(delete=(Key("pool", name),), wipe=yes)))
     say_object(outcome, as_json, f"pool {name} deleted")

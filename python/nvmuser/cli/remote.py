@@ -12,6 +12,7 @@ from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.hostfs import host_identity
 from nvmuser.model.change import Change
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Remote
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
@@ -85,7 +86,7 @@ def list_(state: StateDir, as_json: bool) -> None:
 @click.pass_obj
 def delete(state: StateDir, name: str, as_json: bool) -> None:
     """Detach a remote; the volumes from it have to go first. Its data stays where it is."""
-    outcome = run(control.submit(state, Change(delete=(f"remote/{name}",))))
+    outcome = run(control.submit(state, Change(delete=(Key("remote", name),))))
     say_object(outcome, as_json, f"remote {name} detached")
 
 

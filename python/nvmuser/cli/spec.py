@@ -21,6 +21,7 @@ from nvmuser.model import spec as specs
 from nvmuser.model import spec_schema
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 from nvmuser.model.sizes import format_size
 from nvmuser.paths import StateDir
@@ -62,7 +63,7 @@ def apply(state: StateDir, path: str, prune: bool, yes: bool, force: bool, dry_r
     except NvmuserError as error:
         raise spec.explain(error) from error
     if as_json:
-        say(outcome.to_json() | {"changed": sorted(change.keys)})
+        say(outcome.to_json() | {"changed": [str(key) for key in sorted(change.keys)]})
     else:
         _print(change, outcome)
 
@@ -180,7 +181,7 @@ def _print(change: Change, outcome: Outcome) -> None:
         ("deleted", list(change.delete)),
     ):
         for key in keys:
-            click.echo(f"{word} {key.replace('/', ' ', 1)}{rounding.get(key, '')}")
+            click.echo(f"{word} {key.words}{rounding.get(key, '')}")
     if not change.keys and outcome.calls:
         click.echo(f"repaired with {counted(outcome.calls, 'call')}")
     if outcome.pending and change.keys:
@@ -189,10 +190,10 @@ def _print(change: Change, outcome: Outcome) -> None:
         click.echo(f"note: {problem}")
 
 
-def _rounding(change: Change, outcome: Outcome) -> dict[str, str]:
+def _rounding(change: Change, outcome: Outcome) -> dict[Key, str]:
     """What to say of volumes that have become larger than asked, because SPDK has no such size."""
     asked = {one.key: one.size for one in (*change.create, *change.update) if isinstance(one, Volume) and one.size}
-    made = {f"volume/{one['name']}": int(one.get("size", 0)) for one in outcome.objects if one["kind"] == "volume"}
+    made = {Key("volume", one["name"]): int(one.get("size", 0)) for one in outcome.objects if one["kind"] == "volume"}
     return {
         key: f", {format_size(made[key])}: rounded up from {format_size(size)}"
         for key, size in asked.items()
@@ -205,10 +206,10 @@ def _text(field: str, value: Any) -> str:
 
 
 def _lines(change: Change, desired: Desired) -> list[str]:
-    lines = [f"+ {one.key.replace('/', ' ', 1)}" for one in change.create]
+    lines = [f"+ {one.key.words}" for one in change.create]
     for one in change.update:
         before, after = desired.get(one.key).to_json(), one.to_json()
         fields = [key for key in {**before, **after} if before.get(key) != after.get(key)]
         changed = ", ".join(f"{key}: {_text(key, before.get(key))} → {_text(key, after.get(key))}" for key in fields)
-        lines.append(f"~ {one.key.replace('/', ' ', 1)}  {changed}")
-    return lines + [f"- {key.replace('/', ' ', 1)}" for key in change.delete]
+        lines.append(f"~ {one.key.words}  {changed}")
+    return lines + [f"- {key.words}" for key in change.delete]

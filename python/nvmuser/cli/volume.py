@@ -19,6 +19,7 @@ from nvmuser.model.backends import BACKENDS
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.identity import device_in_guest
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import NO_LIMITS, Limits, Volume
 from nvmuser.model.sizes import approximate, format_size, parse_size
 from nvmuser.paths import StateDir
@@ -137,7 +138,7 @@ def delete(state: StateDir, name: str, yes: bool, keep_file: bool, as_json: bool
     nvmuser volume delete scratch --yes
     nvmuser volume delete data --keep-file
     """
-    change = Change(delete=(f"volume/{name}",), wipe=yes, keep_files=keep_file)
+    change = Change(delete=(Key("volume", name),), wipe=yes, keep_files=keep_file)
     path = _in(control.load(state), name).path if keep_file else ""
     outcome = run(control.submit(state, change))
     say_object(outcome, as_json, f"volume {name} deleted" + (f"; its file stays: {path}" if path else ""))
@@ -277,7 +278,7 @@ def _rounding(outcome: Outcome, asked: int) -> str:
 
 
 def _in(desired: Desired, name: str) -> Volume:
-    one = desired.get(f"volume/{name}")
+    one = desired.get(Key("volume", name))
     assert isinstance(one, Volume)
     return one
 

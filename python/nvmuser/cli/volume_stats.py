@@ -12,6 +12,7 @@ from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, run, say
 from nvmuser.errors import NotFoundError, RpcConnectionError, TargetNotRunning
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.statistics import Counters, Statistics, collect
 from nvmuser.rpc import Client
@@ -38,7 +39,7 @@ def stats(state: StateDir, names: tuple[str, ...], interval: float | None, as_js
     """
     desired = control.load(state)
     for name in names:
-        desired.get(f"volume/{name}")
+        desired.get(Key("volume", name))
     found = run(_counted(state, desired, interval))
     chosen = [found[name] for name in names or sorted(found) if name in found]
     if absent := [name for name in names if name not in found]:

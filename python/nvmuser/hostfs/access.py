@@ -24,7 +24,7 @@ _EVERYBODY = "0666"
 def group_of(controller: Controller) -> int:
     """The group that gets in; ours when none is named.
 
-    :raise UsageError: there is no such user or group.
+    :raises UsageError: there is no such user or group.
     """
     try:
         if controller.group:
@@ -38,7 +38,7 @@ def group_of(controller: Controller) -> int:
 def grant(state: StateDir, controller: Controller) -> None:
     """Make the directory, or put it right. What exists with other rights is changed, also a socket in it.
 
-    :raise UsageError, ConflictError: the group is unknown or not ours to give, or the directory is somebody
+    :raises UsageError, ConflictError: the group is unknown or not ours to give, or the directory is somebody
         else's.
     """
     shared = bool(controller.owner or controller.group or controller.mode == _EVERYBODY)
@@ -75,7 +75,7 @@ def grant(state: StateDir, controller: Controller) -> None:
 def settle(state: StateDir, controller: Controller) -> None:
     """The socket that the endpoint has made belongs to whom it is for. Nothing happens where there is none.
 
-    :raise UsageError, ConflictError: the user is unknown, or not ours to give it to.
+    :raises UsageError, ConflictError: the user is unknown, or not ours to give it to.
     """
     socket, root = state.socket(controller.name), os.geteuid() == 0
     try:

@@ -31,7 +31,7 @@ class Devices:
     def provide(self, controller: Controller) -> Path:
         """The directory of a controller, made if it is not there.
 
-        :raise ConflictError: it cannot be made.
+        :raises ConflictError: it cannot be made.
         """
         socket = self._state.socket(controller.name, direct=self._direct)
         try:
@@ -40,7 +40,7 @@ class Devices:
             raise ConflictError(f"controller {controller.name}: no directory for libvfio: {error}") from error
 
     def remove(self, controller: Controller) -> None:
-        """:raise ConflictError: something of somebody else is in it."""
+        """:raises ConflictError: something of somebody else is in it."""
         try:
             self._known.forget(self._state.socket(controller.name, direct=self._direct))
         except (OSError, ValueError) as error:

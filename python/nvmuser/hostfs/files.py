@@ -17,6 +17,7 @@ from pathlib import Path
 
 from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, SetupError, UsageError
 from nvmuser.hostfs import locks
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 from nvmuser.paths import StateDir
 
@@ -26,7 +27,7 @@ _AT_ONCE = 64
 def prepare(volume: Volume, state: StateDir) -> Volume:
     """A declared file volume with its path and size, after looking at the machine. Nothing is made yet.
 
-    :raise UsageError, ConflictError, SetupError: it cannot be; one line says why.
+    :raises UsageError, ConflictError, SetupError: it cannot be; one line says why.
     """
     if volume.backend != "file":
         return volume
@@ -57,7 +58,7 @@ def _existing(volume: Volume, path: Path, info: os.stat_result) -> Volume:
 
 
 def size_of(path: str) -> int:
-    """Of a file or block device. :raise NotFoundError, SetupError: it cannot be opened."""
+    """Of a file or block device. :raises NotFoundError, SetupError: it cannot be opened."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -72,7 +73,7 @@ def size_of(path: str) -> int:
         os.close(fd)
 
 
-def each(work: Callable[[Volume], None], volumes: Sequence[Volume]) -> dict[str, NvmuserError]:
+def each(work: Callable[[Volume], None], volumes: Sequence[Volume]) -> dict[Key, NvmuserError]:
     """Do it for all of them; returns the errors by the volumes' keys.
 
     At once, because each waits for the disk, which takes many in the time of one.
@@ -99,7 +100,7 @@ def provision(volume: Volume) -> None:
     It goes on with what an earlier, interrupted attempt of this same volume left; its caller calls it only
     for volumes that have not been provisioned, so that nothing served is ever touched.
 
-    :raise NvmuserError: it could not be made; nothing is left behind.
+    :raises NvmuserError: it could not be made; nothing is left behind.
     """
     if not volume.owned:
         return
@@ -142,7 +143,7 @@ def _untouched(fd: int, volume: Volume) -> bool:
 def check_or_grow(volume: Volume) -> None:
     """The backing is there and large enough; one that we made is grown to the size that is wanted.
 
-    :raise NvmuserError: it is not, which means that data is missing.
+    :raises NvmuserError: it is not, which means that data is missing.
     """
     size = size_of(volume.path)
     if size >= volume.size:
@@ -159,7 +160,7 @@ def shrink_back(volume: Volume) -> None:
     """Give a file of ours its size again after a growth that came to nothing. For its caller to know that nobody has
     seen more of it.
 
-    :raise SetupError: it could not be done.
+    :raises SetupError: it could not be done.
     """
     if not volume.owned:
         return
@@ -200,7 +201,7 @@ def remove(volume: Volume) -> None:
 
 
 def sync(volume: Volume) -> None:
-    """What was written to it is on the disk when this returns. :raise SetupError: it is not."""
+    """What was written to it is on the disk when this returns. :raises SetupError: it is not."""
     try:
         fd = os.open(volume.path, os.O_RDWR | os.O_CLOEXEC)
         try:

@@ -15,7 +15,7 @@ from nvmuser.paths import StateDir
 
 
 def check_paths(state: StateDir, controller: str) -> None:
-    """:raise UsageError: a socket of this controller would have too long a path."""
+    """:raises UsageError: a socket of this controller would have too long a path."""
     for direct in (False, True):
         check_socket_path(state.socket(controller, direct=direct))
 
@@ -23,7 +23,7 @@ def check_paths(state: StateDir, controller: str) -> None:
 def prepare(state: StateDir, controller: str) -> None:
     """The directory is there, ours, and without a socket that nobody serves.
 
-    :raise ConflictError: it is somebody else's, or somebody answers in it.
+    :raises ConflictError: it is somebody else's, or somebody answers in it.
     """
     directory = os.fspath(state.target_dir(controller))
     try:

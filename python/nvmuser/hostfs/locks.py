@@ -33,9 +33,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def check_free(path: str) -> None:
-    """:raise ConflictError: somebody holds a lock on it, who is named if the kernel tells.
+    """:raises ConflictError: somebody holds a lock on it, who is named if the kernel tells.
 
-    :raise NotFoundError, SetupError: it is missing or may not be opened.
+    :raises NotFoundError, SetupError: it is missing or may not be opened.
     """
     with _opened(path) as fd:
         if not _try_lock(fd):
@@ -47,7 +47,7 @@ def lock_for(pid: int, paths: Iterable[str]) -> list[tuple[str, ConflictError]]:
 
     Returns each path that somebody else has locked, with the error. A process that has ended has nothing open.
 
-    :raise SetupError: this machine does not let us look at, or take, that process's descriptors.
+    :raises SetupError: this machine does not let us look at, or take, that process's descriptors.
     """
     wanted = {os.path.realpath(path): path for path in paths}
     if not wanted:

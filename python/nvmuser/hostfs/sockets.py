@@ -18,7 +18,7 @@ from nvmuser.paths import SUN_PATH_MAX
 
 
 def check_socket_path(path: Path) -> None:
-    """:raise UsageError: the path does not fit into a socket address."""
+    """:raises UsageError: the path does not fit into a socket address."""
     size = len(os.fsencode(path))
     if size > SUN_PATH_MAX:
         raise UsageError(
@@ -47,7 +47,7 @@ def answers(path: Path) -> bool:
 def remove_stale(path: Path) -> bool:
     """Remove a socket that nobody serves. True when there was one.
 
-    :raise ConflictError: somebody answers, it is not a socket, or it belongs to somebody else.
+    :raises ConflictError: somebody answers, it is not a socket, or it belongs to somebody else.
     """
     try:
         info = path.lstat()
@@ -66,7 +66,7 @@ def remove_stale(path: Path) -> bool:
 def listen_unix(path: Path, mode: int) -> socket.socket:
     """A listening socket at `path`, never with more rights than `mode`, not even for a moment.
 
-    :raise ConflictError: see `remove_stale`.
+    :raises ConflictError: see `remove_stale`.
     """
     check_socket_path(path)
     remove_stale(path)

@@ -91,7 +91,7 @@ def allocated(info: os.stat_result) -> int:
 def check(after: Desired, change: Change) -> None:
     """What is new or grown fits beside all that is promised already; thin volumes take the risk, and are not counted.
 
-    :raise UsageError: it does not fit.
+    :raises UsageError: it does not fit.
     """
     keys = {one.key for one in (*change.create, *change.update)}
     firm = [one for one in after.volumes() if one.backend == "file" and not one.thin]

@@ -14,6 +14,7 @@ from nvmuser.errors import ConflictError, StaleError, UsageError
 from nvmuser.model import extent, identity
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, Namespace, Remote, Volume, object_from_json
 from nvmuser.model.sizes import format_size
 
@@ -25,8 +26,7 @@ class Change:
     create: tuple[AnyObject, ...] = ()
     update: tuple[AnyObject, ...] = ()
     """Whole objects, in place of those of the same name. Identities that they leave empty stay."""
-    delete: tuple[str, ...] = ()
-    """Keys."""
+    delete: tuple[Key, ...] = ()
     wipe: bool = False
     """Data may be deleted along with what is deleted."""
     expect: tuple[AnyObject, ...] = ()
@@ -40,7 +40,7 @@ class Change:
         return {
             "create": [one.to_json() for one in self.create],
             "update": [one.to_json() for one in self.update],
-            "delete": list(self.delete),
+            "delete": list(map(str, self.delete)),
             "wipe": self.wipe,
             "keep_files": self.keep_files,
             "expect": [one.to_json() for one in self.expect],
@@ -49,13 +49,13 @@ class Change:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """:raise UsageError: it is not a change."""
+        """:raises UsageError: it is not a change."""
         if unknown := set(data) - {"create", "update", "delete", "wipe", "keep_files", "expect", "force"}:
             raise UsageError(f"change: unknown field {unknown.pop()!r}")
         return cls(
             create=tuple(map(object_from_json, data.get("create", ()))),
             update=tuple(map(object_from_json, data.get("update", ()))),
-            delete=tuple(map(str, data.get("delete", ()))),
+            delete=tuple(Key.parse(str(key)) for key in data.get("delete", ())),
             wipe=bool(data.get("wipe", False)),
             keep_files=bool(data.get("keep_files", False)),
             expect=tuple(map(object_from_json, data.get("expect", ()))),
@@ -63,7 +63,7 @@ class Change:
         )
 
     @property
-    def keys(self) -> set[str]:
+    def keys(self) -> set[Key]:
         return {one.key for one in (*self.create, *self.update)} | set(self.delete)
 
 
@@ -77,19 +77,18 @@ def losses(desired: Desired, change: Change) -> dict[str, str]:
             gone = [namespace.volume for namespace in before if (namespace.nsid, namespace.volume) not in kept]
             if gone:
                 lost[one.name] = f"volume{'s' * (len(gone) > 1)} {', '.join(gone)}"
-    kinds = (key.split("/", 1) for key in change.delete)
-    return lost | {name: "the controller" for kind, name in kinds if kind == "controller"}
+    return lost | {key.name: "the controller" for key in change.delete if key.kind == "controller"}
 
 
 def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], Volume]) -> Desired:
     """What is wanted after `change`.
 
     :param prepare: completes a new volume with what only the machine knows: its path and its size.
-    :raise ConflictError, NotFoundError, UsageError: it cannot be; one line says why.
+    :raises ConflictError, NotFoundError, UsageError: it cannot be; one line says why.
     """
     for one in change.expect:
         if _declared(desired.get(one.key)) != _declared(one):
-            raise StaleError(f"{_words(one.key)}: somebody else has just changed it; look again")
+            raise StaleError(f"{one.key.words}: somebody else has just changed it; look again")
     entries = dict(desired.entries)
     for key in change.delete:
         going = _going(desired.get(key), change)
@@ -103,10 +102,10 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
         if present := entries.get(one.key):
             if present.deleting:
                 raise ConflictError(
-                    f"{_words(one.key)}: its deletion is not finished yet, which needs a target: "
+                    f"{one.key.words}: its deletion is not finished yet, which needs a target: "
                     "`nvmuser target start`, or see what is in its way with `nvmuser status`"
                 )
-            raise ConflictError(f"{_words(one.key)}: exists already; choose another name")
+            raise ConflictError(f"{one.key.words}: exists already; choose another name")
         entries[one.key] = Entry(_identified(one, cntlids, prepare, find))
     for one in change.update:
         before = desired.get(one.key)
@@ -115,7 +114,7 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
     users_of = after.all_users() if change.delete else {}
     for key in change.delete:
         if users := users_of.get(key):
-            raise ConflictError(f"{_words(key)}: in use by {', '.join(users)}")
+            raise ConflictError(f"{key.words}: in use by {', '.join(users)}")
     after.check()
     return after
 
@@ -125,7 +124,7 @@ def _declared(one: AnyObject) -> AnyObject:
     return replace(one, stale=()) if isinstance(one, Volume) else one
 
 
-def _finder(entries: Mapping[str, Entry]) -> extent.Find:
+def _finder(entries: Mapping[Key, Entry]) -> extent.Find:
     return lambda key: entry.object if (entry := entries.get(key)) else None
 
 
@@ -137,7 +136,7 @@ def _bottom_up(objects: Sequence[AnyObject]) -> Iterator[AnyObject]:
     def visit(one: AnyObject) -> Iterator[AnyObject]:
         if id(one) not in seen:
             seen.add(id(one))
-            for key in one.below:
+            for key in one.depends_on:
                 if key in by_key:
                     yield from visit(by_key[key])
             yield one
@@ -149,12 +148,12 @@ def _bottom_up(objects: Sequence[AnyObject]) -> Iterator[AnyObject]:
 def _going(one: AnyObject, change: Change) -> AnyObject:
     """What is being deleted; without its file, if that stays.
 
-    :raise UsageError: a file is to stay of what has none.
+    :raises UsageError: a file is to stay of what has none.
     """
     if not change.keep_files:
         return one
     if not isinstance(one, Volume) or one.backend != "file":
-        raise UsageError(f"{_words(one.key)}: it has no file that could be kept")
+        raise UsageError(f"{one.key.words}: it has no file that could be kept")
     return replace(one, owned=False)
 
 
@@ -162,9 +161,9 @@ def _check_data_loss(entry: Entry, wipe: bool) -> None:
     one = entry.object
     loses = isinstance(one, Volume) and (one.owned or BACKENDS[one.backend].erased)
     if loses and not wipe:
-        raise UsageError(f"{_words(one.key)}: deleting it deletes its data; pass --yes to confirm")
+        raise UsageError(f"{one.key.words}: deleting it deletes its data; pass --yes to confirm")
     if one.kind == "pool" and not wipe:
-        raise UsageError(f"{_words(one.key)}: deleting it erases the volume below; pass --yes to confirm")
+        raise UsageError(f"{one.key.words}: deleting it erases the volume below; pass --yes to confirm")
 
 
 def _identified(
@@ -201,16 +200,16 @@ def _updated(before: AnyObject, after: AnyObject, find: extent.Find) -> AnyObjec
     for field in before.identity:
         mine, theirs = getattr(before, field), getattr(after, field)
         if theirs and theirs != mine:
-            raise ConflictError(f"{_words(before.key)}: its {field} is {mine} for ever, not {theirs}")
+            raise ConflictError(f"{before.key.words}: its {field} is {mine} for ever, not {theirs}")
     after = replace(after, **{field: getattr(before, field) for field in before.identity})
     for field in _FIXED[before.kind]:
         if getattr(before, field) != getattr(after, field):
-            raise ConflictError(f"{_words(before.key)}: its {field} cannot change; make another {before.kind}")
+            raise ConflictError(f"{before.key.words}: its {field} cannot change; make another {before.kind}")
     if isinstance(before, Volume) and isinstance(after, Volume) and after != before:
         after = extent.rounded(after, find) if after.size != before.size else after
         _check_size(before, after)
         if before.thin != after.thin and before.backend != "file":
-            raise ConflictError(f"{_words(before.key)}: its thin cannot change; make another volume")
+            raise ConflictError(f"{before.key.words}: its thin cannot change; make another volume")
         _check_members(before, after)
         new = set(after.members) - set(before.members)
         after = replace(after, stale=tuple(name for name in after.members if name in {*before.stale, *new}))
@@ -222,11 +221,11 @@ def _updated(before: AnyObject, after: AnyObject, find: extent.Find) -> AnyObjec
 def _check_size(before: Volume, after: Volume) -> None:
     if after.size < before.size:
         raise ConflictError(
-            f"{_words(before.key)}: cannot shrink from {format_size(before.size)} to {format_size(after.size)}; "
+            f"{before.key.words}: cannot shrink from {format_size(before.size)} to {format_size(after.size)}; "
             "a guest would lose data"
         )
     if after.size > before.size and not BACKENDS[after.backend].grows:
-        raise ConflictError(f"{_words(before.key)}: a {after.backend} volume cannot grow")
+        raise ConflictError(f"{before.key.words}: a {after.backend} volume cannot grow")
 
 
 def _check_members(before: Volume, after: Volume) -> None:
@@ -234,14 +233,14 @@ def _check_members(before: Volume, after: Volume) -> None:
     if before.members == after.members:
         return
     if before.backend != "raid1" or len(before.members) != len(after.members):
-        raise ConflictError(f"{_words(before.key)}: its members cannot change; make another volume")
+        raise ConflictError(f"{before.key.words}: its members cannot change; make another volume")
     if not set(before.members) & set(after.members) - set(before.stale):
         kept = " or ".join(member for member in before.members if member not in before.stale)
-        raise ConflictError(f"{_words(before.key)}: the newest data is on {kept} alone, which has to stay a member")
+        raise ConflictError(f"{before.key.words}: the newest data is on {kept} alone, which has to stay a member")
 
 
 def replace_member(mirror: Volume, old: str, new: str) -> Volume:
-    """With `new` in the place of `old`. :raise ConflictError: `old` is none, or `new` is one already."""
+    """With `new` in the place of `old`. :raises ConflictError: `old` is none, or `new` is one already."""
     if old not in mirror.members:
         members = ", ".join(mirror.members) or "none"
         raise ConflictError(f"volume {mirror.name}: {old} is no member of it; its members: {members}")
@@ -258,12 +257,8 @@ def attach(controller: Controller, volume: str, nsid: int = 0) -> Controller:
 
 
 def detach(controller: Controller, volume: str) -> Controller:
-    """With one namespace less. :raise ConflictError: there is none of this volume."""
+    """With one namespace less. :raises ConflictError: there is none of this volume."""
     left = tuple(one for one in controller.namespaces if one.volume != volume)
     if len(left) == len(controller.namespaces):
         raise ConflictError(f"volume {volume}: not attached to controller {controller.name}")
     return replace(controller, namespaces=left)
-
-
-def _words(key: str) -> str:
-    return key.replace("/", " ", 1)

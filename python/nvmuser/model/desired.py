@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from nvmuser.errors import ConflictError, NotFoundError, UsageError
 from nvmuser.model.backends import BACKENDS
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, Pool, Remote, TargetSettings, Volume
 
 
@@ -29,15 +30,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Desired:
-    """Everything in the store, by key (`volume/a`)."""
+    """Everything in the store, by key."""
 
-    entries: Mapping[str, Entry] = field(default_factory=dict)
+    entries: Mapping[Key, Entry] = field(default_factory=dict)
 
-    def get(self, key: str) -> AnyObject:
-        """:raise NotFoundError: nothing wanted bears it."""
+    def get(self, key: Key) -> AnyObject:
+        """:raises NotFoundError: nothing wanted bears it."""
         entry = self.entries.get(key)
         if entry is None or entry.deleting:
-            raise NotFoundError(f"{key.replace('/', ' ', 1)}: no such {key.split('/')[0]}")
+            raise NotFoundError(f"{key.words}: no such {key.kind}")
         return entry.object
 
     def wanted(self) -> list[AnyObject]:
@@ -53,8 +54,8 @@ class Desired:
         return [one for one in self.wanted() if isinstance(one, Controller)]
 
     def controller(self, name: str) -> Controller:
-        """:raise NotFoundError: there is no such controller."""
-        one = self.get(f"controller/{name}")
+        """:raises NotFoundError: there is no such controller."""
+        one = self.get(Key("controller", name))
         assert isinstance(one, Controller)
         return one
 
@@ -69,27 +70,27 @@ class Desired:
         """How the target is to be run; nobody has to say it."""
         return next((one for one in self.wanted() if isinstance(one, TargetSettings)), TargetSettings())
 
-    def users(self, key: str) -> list[str]:
+    def users(self, key: Key) -> list[str]:
         """Who lies on it or shows it, in words: `controller a`."""
         return self.all_users().get(key, [])
 
-    def all_users(self) -> dict[str, list[str]]:
+    def all_users(self) -> dict[Key, list[str]]:
         """The users of everything that has some, by its key. Where many are asked for, ask once."""
-        found: dict[str, list[str]] = {}
+        found: dict[Key, list[str]] = {}
         for one in self.wanted():
-            for key in dict.fromkeys(one.below):
-                found.setdefault(key, []).append(_words(one.key))
+            for key in dict.fromkeys(one.depends_on):
+                found.setdefault(key, []).append(one.key.words)
         return found
 
     def check(self) -> None:
-        """:raise NotFoundError, ConflictError, UsageError: the objects do not go together; one line says
+        """:raises NotFoundError, ConflictError, UsageError: the objects do not go together; one line says
         why."""
         wanted = self.wanted()
         keys = {one.key for one in wanted}
         for one in wanted:
-            for key in one.below:
+            for key in one.depends_on:
                 if key not in keys:
-                    raise NotFoundError(f"{_words(one.key)}: there is no {_words(key)}")
+                    raise NotFoundError(f"{one.key.words}: there is no {key.words}")
         self._check_users(wanted)
         self._check_unique()
         self._check_cycles()
@@ -98,14 +99,14 @@ class Desired:
 
     def _check_users(self, wanted: Iterable[AnyObject]) -> None:
         """SPDK claims a bdev for one user; snapshots, pools and remotes have many."""
-        taken: dict[str, AnyObject] = {}
+        taken: dict[Key, AnyObject] = {}
         for one in wanted:
-            for key in one.below:
-                if not key.startswith("volume/") or (isinstance(one, Volume) and (one.snapshot_of or one.clone_of)):
+            for key in one.depends_on:
+                if key.kind != "volume" or (isinstance(one, Volume) and (one.snapshot_of or one.clone_of)):
                     continue
                 if key in taken:
                     raise ConflictError(
-                        f"{_words(key)}: in use by {_words(taken[key].key)}, so not free for {_words(one.key)}"
+                        f"{key.words}: in use by {taken[key].key.words}, so not free for {one.key.words}"
                     )
                 taken[key] = one
 
@@ -117,20 +118,20 @@ class Desired:
             ("path", [(one.path, one.key) for one in volumes]),
             ("UUID", [(one.uuid, one.key) for one in volumes]),
         ):
-            first: dict[str, str] = {}
+            first: dict[str, Key] = {}
             for value, key in values:
                 if value and value in first:
-                    raise ConflictError(f"{_words(key)}: its {what}, {value}, is {_words(first[value])}'s already")
+                    raise ConflictError(f"{key.words}: its {what}, {value}, is {first[value].words}'s already")
                 first[value] = key
 
     def _check_cycles(self) -> None:
-        done: set[str] = set()
+        done: set[Key] = set()
 
-        def visit(key: str, above: tuple[str, ...]) -> None:
+        def visit(key: Key, above: tuple[Key, ...]) -> None:
             if key in above:
-                raise UsageError(f"{_words(key)}: lies on itself, through {', '.join(map(_words, above))}")
+                raise UsageError(f"{key.words}: lies on itself, through {', '.join(key.words for key in above)}")
             if key not in done:
-                for below in self.get(key).below:
+                for below in self.get(key).depends_on:
                     visit(below, (*above, key))
                 done.add(key)
 
@@ -140,9 +141,9 @@ class Desired:
     def _check_volatile(self) -> None:
         """What lies on volatile data is volatile: it has to say so."""
         for one in self.volumes():
-            lying_on = [self.get(key) for key in one.below if key.startswith("volume/")]
-            for pool in [self.get(key) for key in one.below if key.startswith("pool/")]:
-                lying_on += [self.get(key) for key in pool.below]
+            lying_on = [self.get(key) for key in one.depends_on if key.kind == "volume"]
+            for pool in [self.get(key) for key in one.depends_on if key.kind == "pool"]:
+                lying_on += [self.get(key) for key in pool.depends_on]
             for below in lying_on:
                 if isinstance(below, Volume) and below.volatile and not one.volatile:
                     raise UsageError(
@@ -155,13 +156,13 @@ class Desired:
         if self.target.profile != "eco":
             return
         polling = {f"remote {one.name}" for one in self.remotes()}
-        below = [key for one in self.controllers() for key in one.below]
-        seen: set[str] = set()
+        below = [key for one in self.controllers() for key in one.depends_on]
+        seen: set[Key] = set()
         while below:
             one = self.get(key := below.pop())
             if key not in seen and isinstance(one, Volume) and not BACKENDS[one.backend].interrupts:
                 polling.add(f"volume {one.name} ({one.backend})")
-            below += [] if key in seen else one.below
+            below += [] if key in seen else one.depends_on
             seen.add(key)
         if polling:
             raise ConflictError(
@@ -171,19 +172,15 @@ class Desired:
 
     def surviving(self, controller: Controller) -> bool:
         """Does every volume of it keep its data when the target dies?"""
-        volumes = [self.get(key) for key in controller.below]
+        volumes = [self.get(key) for key in controller.depends_on]
         return all(isinstance(one, Volume) and not one.volatile for one in volumes)
 
     def check_surviving(self, controller: Controller) -> None:
-        """:raise UsageError: a volume of it would die with the target, and that has not been
+        """:raises UsageError: a volume of it would die with the target, and that has not been
         accepted."""
-        for one in map(self.get, controller.below):
+        for one in map(self.get, controller.depends_on):
             if isinstance(one, Volume) and one.volatile and not controller.volatile_ok:
                 raise UsageError(
                     f"controller {controller.name}: the data of volume {one.name} dies with the target, so that no "
                     "guest survives it; take a file volume, or pass --volatile-ok to accept that"
                 )
-
-
-def _words(key: str) -> str:
-    return key.replace("/", " ", 1)

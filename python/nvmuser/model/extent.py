@@ -8,10 +8,11 @@ from dataclasses import replace
 
 from nvmuser.errors import UsageError
 from nvmuser.model.backends import BACKENDS
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Pool, Volume
 from nvmuser.model.sizes import format_size, round_up
 
-Find = Callable[[str], AnyObject | None]
+Find = Callable[[Key], AnyObject | None]
 """An object by its key; None when there is none."""
 
 
@@ -21,7 +22,7 @@ def rounded(volume: Volume, find: Find) -> Volume:
     SPDK counts some sizes in MiB and hands out pools in whole clusters (`lvol_resize` in lib/lvol/lvol.c).
     """
     unit = BACKENDS[volume.backend].unit
-    pool = find(f"pool/{volume.pool}") if volume.pool else None
+    pool = find(Key("pool", volume.pool)) if volume.pool else None
     if isinstance(pool, Pool):
         unit = max(unit, pool.cluster_size)
     return replace(volume, size=round_up(volume.size, unit)) if volume.size % unit else volume
@@ -30,7 +31,7 @@ def rounded(volume: Volume, find: Find) -> Volume:
 def begun(volume: Volume, find: Find) -> Volume:
     """A new volume with its size.
 
-    :raise UsageError: it is a snapshot or a clone of what cannot have one.
+    :raises UsageError: it is a snapshot or a clone of what cannot have one.
     """
     if volume.snapshot_of or volume.clone_of:
         volume = _derived(volume, find)
@@ -42,7 +43,7 @@ def _derived(volume: Volume, find: Find) -> Volume:
         return UsageError(f"volume {volume.name}: {reason}")
 
     word, name = ("snapshot", volume.snapshot_of) if volume.snapshot_of else ("clone", volume.clone_of)
-    source = find(f"volume/{name}")
+    source = find(Key("volume", name))
     if not isinstance(source, Volume):
         return volume  # that it is missing is said by `Desired.check`
     if source.pool != volume.pool:

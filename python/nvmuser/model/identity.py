@@ -45,7 +45,7 @@ def identify_controller(controller: Controller, free: Iterator[int]) -> Controll
     """With every identifier that is still empty.
 
     :param free: controller ids, of which it takes the first.
-    :raise ConflictError: there is none left.
+    :raises ConflictError: there is none left.
     """
     cntlid = controller.cntlid or next(free, 0)
     if not cntlid:

@@ -15,7 +15,7 @@ _NAME = re.compile(NAME)
 
 
 def check_name(kind: str, name: str) -> None:
-    """:raise UsageError: it is no name."""
+    """:raises UsageError: it is no name."""
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"{kind} name {name!r}: 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or a digit"

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 from nvmuser.errors import UsageError
 from nvmuser.model import codec
 from nvmuser.model.backends import BACKENDS, check_declared
+from nvmuser.model.keys import Key
 from nvmuser.model.names import NAME, check_name
 from nvmuser.model.remote_path import RemotePath
 
@@ -56,13 +57,13 @@ class Object:
         check_name(self.kind, self.name)
 
     @property
-    def key(self) -> str:
-        return f"{self.kind}/{self.name}"
+    def key(self) -> Key:
+        return Key(self.kind, self.name)
 
     def check_declared(self) -> None:
         """Asked when it is declared, not whenever it is read: what a store holds since long ago stays readable.
 
-        :raise UsageError: it cannot be declared so.
+        :raises UsageError: it cannot be declared so.
         """
 
     def to_json(self) -> dict[str, Any]:
@@ -182,14 +183,14 @@ class Volume(Object):
             raise UsageError(f"volume {self.name}: {reason}")
 
     @property
-    def below(self) -> tuple[str, ...]:
+    def depends_on(self) -> tuple[Key, ...]:
         """Keys of the objects that this lies on, and that so must come first and go last."""
         volumes = (*self.members, *filter(None, (self.base, self.snapshot_of, self.clone_of)))
         if self.inflated:
             volumes = tuple(name for name in volumes if name != self.clone_of)
-        keys = [f"volume/{name}" for name in volumes]
-        keys += [f"pool/{self.pool}"] if self.pool else []
-        keys += [f"remote/{self.remote}"] if self.remote else []
+        keys = [Key("volume", name) for name in volumes]
+        keys += [Key("pool", self.pool)] if self.pool else []
+        keys += [Key("remote", self.remote)] if self.remote else []
         return tuple(keys)
 
 
@@ -210,8 +211,8 @@ class Pool(Object):
             raise UsageError(f"pool {self.name}: cluster size {self.cluster_size}: a power of two from 64K")
 
     @property
-    def below(self) -> tuple[str, ...]:
-        return (f"volume/{self.base}",)
+    def depends_on(self) -> tuple[Key, ...]:
+        return (Key("volume", self.base),)
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ class Remote(Object):
             raise UsageError(f"remote {self.name}: NQN {self.nqn!r} is not of the form nqn.yyyy-mm.domain:name")
 
     @property
-    def below(self) -> tuple[str, ...]:
+    def depends_on(self) -> tuple[Key, ...]:
         return ()
 
 
@@ -307,8 +308,8 @@ class Controller(Object):
             raise UsageError(f"controller {self.name}: NSIDs are 1 to {MAX_NAMESPACES}, each once")
 
     @property
-    def below(self) -> tuple[str, ...]:
-        return tuple(f"volume/{one.volume}" for one in self.namespaces)
+    def depends_on(self) -> tuple[Key, ...]:
+        return tuple(Key("volume", one.volume) for one in self.namespaces)
 
 
 @dataclass(frozen=True)
@@ -336,7 +337,7 @@ class TargetSettings(Object):
             raise UsageError("target: cores are CPU numbers from 0, each once")
 
     @property
-    def below(self) -> tuple[str, ...]:
+    def depends_on(self) -> tuple[Key, ...]:
         return ()
 
 
@@ -345,7 +346,7 @@ KINDS: dict[str, type[AnyObject]] = {kind.kind: kind for kind in (Volume, Pool, 
 
 
 def object_from_json(data: Mapping[str, Any]) -> AnyObject:
-    """:raise UsageError: it is no object that we know."""
+    """:raises UsageError: it is no object that we know."""
     kind = KINDS.get(str(data.get("kind")))
     if kind is None:
         raise UsageError(f"kind {data.get('kind')!r}: choose from {', '.join(KINDS)}")

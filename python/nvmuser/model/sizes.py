@@ -23,7 +23,7 @@ def parse_size(text: str | int) -> int:
 
     A fraction that is no whole number of sectors is rounded up to 4096 bytes: never less than what was asked for.
 
-    :raise UsageError: it is not a size.
+    :raises UsageError: it is not a size.
     """
     stripped = str(text).strip()
     number = _NUMBER.match(stripped)

@@ -18,6 +18,7 @@ from nvmuser.model import extent
 from nvmuser.model.change import Change
 from nvmuser.model.codec import FieldError
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, TargetSettings, Volume, object_from_json
 from nvmuser.model.sizes import format_size, parse_size
 
@@ -45,19 +46,20 @@ class Spec:
     """What a file declares, and where in it each object stands."""
 
     objects: tuple[AnyObject, ...]
-    places: Mapping[str, str]
+    places: Mapping[Key, str]
     """Key of an object → `spec.yaml:12: volumes[3]`."""
 
     def explain(self, error: NvmuserError) -> NvmuserError:
         """The error with the place of the object that it is about, if it is in the file."""
-        key = str(error).split(":", 1)[0].replace(" ", "/", 1)
-        place = self.places.get(TargetSettings().key if key == ONE else key)
-        told = str(error).removeprefix(f"{ONE}: ")
-        return type(error)(f"{place}: {told}") if place and type(error).__init__ is Exception.__init__ else error
+        subject = str(error).split(":", 1)[0]
+        kind, _, name = subject.partition(" ")
+        place = self.places.get(TargetSettings().key if subject == ONE else Key(kind, name))
+        reason = str(error).removeprefix(f"{ONE}: ")
+        return type(error)(f"{place}: {reason}") if place and type(error).__init__ is Exception.__init__ else error
 
 
 def parse(text: str, source: str) -> Spec:
-    """:raise UsageError: it is not a specification; the message says where and why."""
+    """:raises UsageError: it is not a specification; the message says where and why."""
     try:
         root = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
@@ -75,7 +77,7 @@ class _Reader:
 
     def __init__(self, source: str) -> None:
         self._source = source
-        self.places: dict[str, str] = {}
+        self.places: dict[Key, str] = {}
 
     def objects(self, root: yaml.Node) -> Iterator[AnyObject]:
         for key, section in self._pairs(root, ()):

@@ -178,8 +178,8 @@ class Actual:
         return found
 
 
-async def look(rpc: Client) -> Actual:
-    """Everything at once. :raise RpcError: SPDK could not be asked."""
+async def query(rpc: Client) -> Actual:
+    """Everything at once. :raises RpcError: SPDK could not be asked."""
     transports, bdevs, subsystems, lvstores, remotes, raids, keys, scheduler, reactors = await asyncio.gather(
         rpc.call("nvmf_get_transports"),
         rpc.call("bdev_get_bdevs"),

@@ -6,6 +6,7 @@ from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nvmuser.model.keys import Key
 from nvmuser.rpc.methods import Request
 
 
@@ -14,8 +15,8 @@ class Call:
     """One request, and which others (by their place in the plan) must have succeeded before."""
 
     request: Request
-    object: str
-    """Key of what it is for."""
+    object: Key
+    """What it is for."""
     after: tuple[int, ...] = ()
     provisions: bool = False
     """Its success makes the object's data: never to be made again."""
@@ -26,24 +27,24 @@ class Call:
 class Problem:
     """What stands in the way of an object; no call can mend it."""
 
-    object: str
+    object: Key
     message: str
 
     def __str__(self) -> str:
-        return f"{self.object.replace('/', ' ', 1)}: {self.message}"
+        return f"{self.object.words}: {self.message}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"object": self.object, "message": self.message}
+        return {"object": str(self.object), "message": self.message}
 
 
 @dataclass(frozen=True)
 class Plan:
     calls: tuple[Call, ...] = ()
     conflicts: tuple[Problem, ...] = ()
-    waiting: frozenset[str] = frozenset()
+    waiting: frozenset[Key] = frozenset()
     """Objects that come by themselves, or cannot come before something else has."""
     foreign: tuple[str, ...] = ()
-    adopted: frozenset[str] = frozenset()
+    adopted: frozenset[Key] = frozenset()
     """Objects that hold data, are there, and are ours."""
     restart: tuple[Problem, ...] = ()
     """What only another process can mend: how the target is run."""
@@ -60,7 +61,7 @@ class Plan:
             waves[mine].append(call)
         return waves
 
-    def runnable(self, problems: Container[str]) -> list[Call]:
+    def runnable(self, problems: Container[Key]) -> list[Call]:
         """The calls without those for an object that has a problem, and what comes after them. Deletions stay."""
         if not problems:
             return list(self.calls)

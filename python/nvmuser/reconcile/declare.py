@@ -16,7 +16,7 @@ from nvmuser.paths import StateDir
 
 
 def declared(before: Desired, change: Change, state: StateDir) -> Desired:
-    """:raise NvmuserError: the change cannot be; one line says why."""
+    """:raises NvmuserError: the change cannot be; one line says why."""
     after = next_desired(before, change, lambda volume: files.prepare(volume, state))
     space.check(after, change)
     for one in (*change.create, *change.update):
@@ -36,7 +36,7 @@ def declared(before: Desired, change: Change, state: StateDir) -> Desired:
 def check_cores(settings: TargetSettings) -> None:
     """Before they are kept: with others no target would start any more, not even after a crash.
 
-    :raise UsageError: a core is not ours.
+    :raises UsageError: a core is not ours.
     """
     allowed = os.sched_getaffinity(0)
     if foreign := set(settings.cores) - allowed:

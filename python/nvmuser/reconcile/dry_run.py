@@ -10,7 +10,7 @@ from typing import Any
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.paths import StateDir
-from nvmuser.reconcile.actual import Actual, look
+from nvmuser.reconcile.actual import Actual, query
 from nvmuser.reconcile.declare import declared
 from nvmuser.reconcile.plan import plan
 from nvmuser.reconcile.remotes import explore
@@ -21,10 +21,10 @@ async def dry_run(desired: Desired, change: Change, state: StateDir, rpc: Client
     """The calls to SPDK, in waves.
 
     :param rpc: the target's; None while there is none.
-    :raise NvmuserError: the change cannot be.
+    :raises NvmuserError: the change cannot be.
     """
     after = declared(desired, change, state)
-    actual = await look(rpc) if rpc else Actual()
+    actual = await query(rpc) if rpc else Actual()
     ways = await explore(after, actual, state)
     waves = plan(after, actual, state.target_dir, ways=ways).waves()
     return [[{"method": call.request.method, "params": dict(call.request.params)} for call in wave] for wave in waves]

@@ -28,11 +28,12 @@ from nvmuser.hostfs.sockets import answers
 from nvmuser.hostfs.space import file_systems
 from nvmuser.model.change import Change, losses, next_desired
 from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, TargetSettings
 from nvmuser.model.sizes import format_size
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import backends, reasons
-from nvmuser.reconcile.actual import Actual, look
+from nvmuser.reconcile.actual import Actual, query
 from nvmuser.reconcile.declare import check_cores, declared
 from nvmuser.reconcile.execute import Result, execute
 from nvmuser.reconcile.gates import directories
@@ -94,7 +95,7 @@ class Engine:
     def declare(self, settings: TargetSettings) -> None:
         """Record how targets are to be run.
 
-        :raise ConflictError: a volume in use does not go with it. :raise UsageError: a core is not ours.
+        :raises ConflictError: a volume in use does not go with it. :raises UsageError: a core is not ours.
         """
         check_cores(settings)
         with self._store.transaction():
@@ -136,7 +137,7 @@ class Engine:
         await asyncio.gather(*(rpc.call(one.method, one.params) for one in calls), return_exceptions=True)
 
     def sync_files(self) -> None:
-        """Every file volume is on the disk when this returns. :raise TargetError: one is not."""
+        """Every file volume is on the disk when this returns. :raises TargetError: one is not."""
         volumes = [one for one in self._store.load().volumes() if one.backend == "file"]
         if failures := files.each(files.sync, volumes):
             raise TargetError("; ".join(map(str, failures.values())))
@@ -149,7 +150,7 @@ class Engine:
         When SPDK or the machine refuses, what was recorded and done is undone, and the reason is raised. When
         the target dies meanwhile, the change stands, and takes effect with the next one.
 
-        :raise NvmuserError: nothing has changed, or the message says what has.
+        :raises NvmuserError: nothing has changed, or the message says what has.
         """
         before, after = await asyncio.to_thread(self._record, change)
         try:
@@ -163,7 +164,7 @@ class Engine:
             raise TargetError(f"{error}; {left}") from error
         mentioned = {one.key for one in (*change.create, *change.update)}
         # How the target is run has to wait for the next one: that is no refusal.
-        mine = [one for one in outcome.problems if one.object in change.keys and not one.object.startswith("target/")]
+        mine = [one for one in outcome.problems if one.object in change.keys and one.object.kind != TargetSettings.kind]
         if mine and not outcome.pending:
             left = await self._undo(before, after, change, mine)
             raise TargetError(f"{'; '.join(map(str, mine))}; {left}")
@@ -178,23 +179,23 @@ class Engine:
             self._store.put(after.entries[key] for key in change.keys)
         return before, after
 
-    async def reconcile(self, all_or_nothing: Collection[str] = ()) -> Outcome:
+    async def reconcile(self, all_or_nothing: Collection[Key] = ()) -> Outcome:
         """Carry out what is wanted and not so, until nothing is left or nothing moves.
 
         :param all_or_nothing: keys of objects: if this machine is not ready for one of them, nothing is done in SPDK.
-        :raise RpcError: SPDK cannot be asked what it has.
+        :raises RpcError: SPDK cannot be asked what it has.
         """
         if self.rpc is None:
             return await asyncio.to_thread(self._offline)
-        calls, problems, current, actual = 0, dict[str, Problem](), Plan(), Actual()
+        calls, problems, current, actual = 0, dict[Key, Problem](), Plan(), Actual()
         machine = await asyncio.to_thread(self._ready_machine)
         if not machine.keys().isdisjoint(all_or_nothing):
             return Outcome(0, tuple(machine.values()))
-        without: frozenset[str] = frozenset()
+        without: frozenset[Key] = frozenset()
         ways: Ways | None = None
         for _ in range(_ROUNDS):
             problems = dict(machine)
-            actual = await look(self.rpc)
+            actual = await query(self.rpc)
             desired = await asyncio.to_thread(self._rebuilds.note, actual)
             ways = ways or await explore(desired, actual, self._state)
             current = plan(desired, actual, self._directory, without, ways)
@@ -227,18 +228,18 @@ class Engine:
         """What SPDK has; nothing where there is none that answers."""
         if self.rpc:
             with contextlib.suppress(RpcError):
-                return await look(self.rpc)
+                return await query(self.rpc)
         return Actual()
 
     async def status(self) -> Status:
         """How what is wanted and what SPDK has compare. Changes nothing.
 
-        :raise TargetNotRunning: there is no SPDK to look at.
+        :raises TargetNotRunning: there is no SPDK to look at.
         """
         if self.rpc is None:
             raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
         desired = self._store.load()
-        actual = await look(self.rpc)
+        actual = await query(self.rpc)
         ways = await explore(desired, actual, self._state)
         found = status_of(desired, actual, plan(desired, actual, self._directory, ways=ways))
         spaces = [*file_systems(desired.volumes()), *pools(desired, actual).values()]
@@ -246,11 +247,11 @@ class Engine:
 
     # -- steps -----------------------------------------------------------------------------------------------
 
-    def _ready_machine(self) -> dict[str, Problem]:
+    def _ready_machine(self) -> dict[Key, Problem]:
         """Files and directories. It waits for the disk."""
         return self._provision() | self._grant()
 
-    def _provision(self) -> dict[str, Problem]:
+    def _provision(self) -> dict[Key, Problem]:
         """Backing files: made for new volumes, looked at for the others."""
         desired = self._store.load()
         volumes = [one for one in desired.volumes() if one.backend == "file"]
@@ -260,9 +261,9 @@ class Engine:
         self._mark(one.key for one in new if one.key not in errors)
         return {key: Problem(key, str(error)) for key, error in errors.items()}
 
-    def _grant(self) -> dict[str, Problem]:
+    def _grant(self) -> dict[Key, Problem]:
         """Those who may connect can reach the sockets."""
-        problems: dict[str, Problem] = {}
+        problems: dict[Key, Problem] = {}
         for controller in self._store.load().controllers():
             try:
                 access.grant(self._state, controller)
@@ -270,17 +271,17 @@ class Engine:
                 problems[controller.key] = Problem(controller.key, str(error))
         return problems
 
-    def _adopt(self, desired: Desired, keys: Iterable[str]) -> None:
+    def _adopt(self, desired: Desired, keys: Iterable[Key]) -> None:
         """What holds data and is there needs no making, whoever was interrupted before it could say so."""
         new = [entry for key in keys if not (entry := desired.entries[key]).provisioned]
         self._mark(entry.object.key for entry in new if backends.made_once(entry.object))
 
-    def _mark(self, keys: Iterable[str], *, asked: bool = False) -> None:
+    def _mark(self, keys: Iterable[Key], *, asked: bool = False) -> None:
         if keys := list(keys):
             with self._store.transaction():
                 self._store.mark(keys, asked=asked)
 
-    async def _examine_and_run(self, calls: list[Call], names: list[str], problems: dict[str, Problem]) -> Result:
+    async def _examine_and_run(self, calls: list[Call], names: list[str], problems: dict[Key, Problem]) -> Result:
         """:param names: bdevs that hold SPDK's own metadata, to be looked for when they come."""
         assert self.rpc is not None
         examined = [self.rpc.post(one.method, one.params) for one in map(methods.examine, names)]
@@ -288,12 +289,12 @@ class Engine:
         await asyncio.gather(*examined, return_exceptions=True)
         return await self._run(calls, problems)
 
-    async def _run(self, calls: list[Call], problems: dict[str, Problem]) -> Result:
+    async def _run(self, calls: list[Call], problems: dict[Key, Problem]) -> Result:
         assert self.rpc is not None
         gate, failures = directories(calls, self._state)
 
         def ready(call: Call) -> None:
-            """This machine is ready for the call. :raise NvmuserError: it cannot be made."""
+            """This machine is ready for the call. :raises NvmuserError: it cannot be made."""
             if call.request.method == "bdev_aio_create":
                 locks.check_free(call.request.params["filename"])
             elif call.request.method == "nvmf_subsystem_add_listener" and call.object in failures:
@@ -312,7 +313,7 @@ class Engine:
             problems.setdefault(call.object, Problem(call.object, "waits for what failed below it"))
         return result
 
-    def _lock(self) -> dict[str, Problem]:
+    def _lock(self) -> dict[Key, Problem]:
         """What the target has open belongs to it alone."""
         volumes = {v.path: v for v in self._store.load().volumes() if v.backend == "file"}
         pid = self.rpc.peer_pid if self.rpc else None
@@ -327,13 +328,13 @@ class Engine:
         self.warnings = ()
         return {volumes[path].key: Problem(volumes[path].key, str(error)) for path, error in failures}
 
-    def _forget_deleted(self, actual: Actual) -> dict[str, Problem]:
+    def _forget_deleted(self, actual: Actual) -> dict[Key, Problem]:
         """Remove the files and the tombstones of what SPDK does not have any more."""
         desired = self._store.load()
         deleted = [entry for entry in desired.entries.values() if entry.deleting]
         return self._bury([entry for entry in deleted if not backends.present(entry.object, desired, actual)])
 
-    def _bury(self, gone: list[Entry]) -> dict[str, Problem]:
+    def _bury(self, gone: list[Entry]) -> dict[Key, Problem]:
         errors = tidy(self._state, gone)
         if buried := [entry.object.key for entry in gone if entry.object.key not in errors]:
             with self._store.transaction():
@@ -356,7 +357,7 @@ class Engine:
 
         Returns what has changed all the same, in words: what a guest has seen grow cannot shrink.
 
-        :raise TargetError: it could not be; the message has the reasons for this and for that.
+        :raises TargetError: it could not be; the message has the reasons for this and for that.
         """
         why = "; ".join(map(str, reasons))
         actual = await self._look_if_possible()

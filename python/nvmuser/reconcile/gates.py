@@ -7,24 +7,25 @@ from collections.abc import Sequence
 
 from nvmuser.errors import NvmuserError
 from nvmuser.hostfs import listeners
+from nvmuser.model.keys import Key
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.calls import Call
 from nvmuser.reconcile.execute import Gate
 
 
-def directories(calls: Sequence[Call], state: StateDir) -> tuple[Gate, dict[str, NvmuserError]]:
+def directories(calls: Sequence[Call], state: StateDir) -> tuple[Gate, dict[Key, NvmuserError]]:
     """Directories of listeners are made beside the first calls: on a slow disk they take as long as SPDK does.
 
     Returns the gate, and what failed by the key of its controller, once the gate is open.
     """
     numbers = [n for n, call in enumerate(calls) if call.request.method == "nvmf_subsystem_add_listener"]
-    failures: dict[str, NvmuserError] = {}
+    failures: dict[Key, NvmuserError] = {}
 
     def prepare() -> None:
         for number in numbers:
             key = calls[number].object
             try:
-                listeners.prepare(state, key.split("/")[1])
+                listeners.prepare(state, key.name)
             except NvmuserError as error:
                 failures[key] = error
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual, Raid
@@ -78,7 +79,7 @@ def find(volume: Volume, desired: Desired, actual: Actual) -> Mirror | None:
         return None
     names = []
     for member in volume.members:
-        entry = desired.entries.get(f"volume/{member}")
+        entry = desired.entries.get(Key("volume", member))
         found = backends.find(entry.object, desired, actual) if entry and isinstance(entry.object, Volume) else None
         names.append(found.name if found else None)
     return Mirror(volume, raid, tuple(names))
@@ -108,13 +109,13 @@ def waiting(desired: Desired, actual: Actual) -> bool:
     return any(not mirror.raid.online for mirror in each(desired, actual))
 
 
-def degraded(desired: Desired, actual: Actual) -> tuple[list[Entry], dict[str, Problem]]:
+def degraded(desired: Desired, actual: Actual) -> tuple[list[Entry], dict[Key, Problem]]:
     """Entries of mirrors that may be started without what they wait for, and what is wrong with the others.
 
     To be recorded before they are started: what is missing then misses writes.
     """
     entries: list[Entry] = []
-    refused: dict[str, Problem] = {}
+    refused: dict[Key, Problem] = {}
     for mirror in each(desired, actual):
         if mirror.raid.online or not desired.entries[mirror.volume.key].provisioned:
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from nvmuser.model.keys import Key
 from nvmuser.reconcile.calls import Problem
 
 
@@ -33,7 +34,7 @@ class Outcome:
     def from_json(cls, data: dict[str, Any]) -> Outcome:
         return cls(
             calls=data["calls"],
-            problems=tuple(Problem(one["object"], one["message"]) for one in data["problems"]),
+            problems=tuple(Problem(Key.parse(one["object"]), one["message"]) for one in data["problems"]),
             foreign=tuple(data["foreign"]),
             pending=data["pending"],
             objects=tuple(data["objects"]),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import MAX_NAMESPACES, NO_LIMITS, AnyObject, Controller, Namespace, Pool, Remote, Volume
 from nvmuser.reconcile import backends, mirrors, remotes
 from nvmuser.reconcile.actual import Actual, ActualNamespace, Bdev, Subsystem
@@ -28,7 +29,7 @@ def plan(
     desired: Desired,
     actual: Actual,
     directory: Callable[[str], Path],
-    without: frozenset[str] = frozenset(),
+    without: frozenset[Key] = frozenset(),
     ways: remotes.Ways = NO_WAYS,
 ) -> Plan:
     """The calls from `actual` to `desired`.
@@ -75,16 +76,16 @@ class _Whole(Planner):
 
     def transport(self) -> None:
         if not self.actual.transport and self.desired.controllers():
-            self._transport = (self._add(methods.create_transport(), "transport/VFIOUSER"),)
+            self._transport = (self._add(methods.create_transport(), Key("transport", "VFIOUSER")),)
 
-    def ensure(self, key: str) -> tuple[int, ...] | None:
+    def ensure(self, key: Key) -> tuple[int, ...] | None:
         """The calls after which it is there; None when it cannot be yet, or at all."""
         if key not in self._ready:
             self._ready[key] = None  # what lies on itself is never ready; `Desired.check` refuses it
             one = self.desired.get(key)
-            before = [self.ensure(below) for below in one.below]
+            before = [self.ensure(below) for below in one.depends_on]
             ready = [call for calls in before if calls is not None for call in calls]
-            ready += [call for below in one.below for call in self._free(below)]
+            ready += [call for below in one.depends_on for call in self._free(below)]
             if isinstance(one, Controller):
                 self._ready[key] = self._controller(one)
             elif None in before and not self._stands(one):
@@ -149,7 +150,7 @@ class _Whole(Planner):
     def _members_come(self, mirror: mirrors.Mirror) -> None:
         """One member that is there and not in the mirror: it is rebuilt. The next one has to wait for its end."""
         for member in mirror.missing:
-            key = f"volume/{member}"
+            key = Key("volume", member)
             volume = self.desired.get(key)
             ready = self.ensure(key)
             if ready is None or not isinstance(volume, Volume) or mirror.raid.rebuilding:
@@ -161,7 +162,7 @@ class _Whole(Planner):
 
     def _pool(self, pool: Pool, after: list[int]) -> tuple[int, ...] | None:
         if pool.name not in self.actual.lvstores:
-            base = self.desired.get(f"volume/{pool.base}")
+            base = self.desired.get(Key("volume", pool.base))
             assert isinstance(base, Volume)
             if self.desired.entries[pool.key].provisioned:
                 self.waiting.add(pool.key)
@@ -247,7 +248,7 @@ class _Whole(Planner):
         there = {one.nsid: one for one in present.namespaces}
         added: list[int] = []
         for one in controller.namespaces:
-            volume = self.desired.get(f"volume/{one.volume}")
+            volume = self.desired.get(Key("volume", one.volume))
             assert isinstance(volume, Volume)
             ready = self.ensure(volume.key)
             found = there.get(one.nsid)

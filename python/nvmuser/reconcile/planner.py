@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, Pool, Remote, TargetSettings, Volume
 from nvmuser.reconcile import backends, mirrors, remotes
 from nvmuser.reconcile.actual import Actual, ActualNamespace, Bdev, Subsystem
@@ -26,26 +27,26 @@ class Planner:
     desired: Desired
     actual: Actual
     directory: Callable[[str], Path]
-    without: frozenset[str] = frozenset()
+    without: frozenset[Key] = frozenset()
     """Keys of mirrors to be started without the members that are missing."""
     ways: remotes.Ways = field(default_factory=remotes.Ways)
     """Where the paths of remotes lead."""
     calls: list[Call] = field(default_factory=list)
     conflicts: list[Problem] = field(default_factory=list)
-    waiting: set[str] = field(default_factory=set)
-    adopted: set[str] = field(default_factory=set)
-    _ready: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
+    waiting: set[Key] = field(default_factory=set)
+    adopted: set[Key] = field(default_factory=set)
+    _ready: dict[Key, tuple[int, ...] | None] = field(default_factory=dict)
     """Key → the calls after which it is there; None: it will not be there."""
     _released: dict[str, list[int]] = field(default_factory=dict)
     """bdev → the calls after which nothing of ours that goes has it any more."""
     _transport: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        self._lying_on: dict[str, list[Volume | Pool]] = {}
+        self._lying_on: dict[Key, list[Volume | Pool]] = {}
         """Key of what goes → what lies on it, and goes before it."""
         for one in self.desired.deleted():
             if isinstance(one, Volume | Pool):
-                for key in one.below:
+                for key in one.depends_on:
                     self._lying_on.setdefault(key, []).append(one)
         self._by_bdev: dict[str, Volume] = {}
         for entry in self.desired.entries.values():
@@ -67,25 +68,25 @@ class Planner:
     # -- helpers -------------------------------------------------------------------------------------------
 
     def _add(
-        self, request: Request, key: str, after: Iterable[int] = (), *, verb: str = "create", provisions: bool = False
+        self, request: Request, key: Key, after: Iterable[int] = (), *, verb: str = "create", provisions: bool = False
     ) -> int:
         self.calls.append(Call(request, key, tuple(dict.fromkeys(after)), provisions, verb))
         return len(self.calls) - 1
 
-    def _conflict(self, key: str, message: str) -> None:
+    def _conflict(self, key: Key, message: str) -> None:
         self.conflicts.append(Problem(key, message))
 
     def _ours(self, volume: Volume) -> Bdev | None:
         bdev = backends.find(volume, self.desired, self.actual)
         return bdev if bdev and backends.is_ours(volume, bdev, self.desired, self.actual) else None
 
-    def _bdev(self, key: str) -> str | None:
+    def _bdev(self, key: Key) -> str | None:
         """SPDK's name of a volume, by our key; None when it is not there, or no volume."""
         entry = self.desired.entries.get(key)
         bdev = self._ours(entry.object) if entry and isinstance(entry.object, Volume) else None
         return bdev.name if bdev else None
 
-    def _free(self, key: str) -> list[int]:
+    def _free(self, key: Key) -> list[int]:
         """The calls after which a volume has no user that goes."""
         bdev = self._bdev(key)
         return self._released.get(bdev, []) if bdev else []
@@ -96,7 +97,7 @@ class Planner:
 
     def _our_store(self, pool: Pool) -> bool:
         """Is the lvstore of that name on the volume that this pool is said to lie on?"""
-        entry = self.desired.entries.get(f"volume/{pool.base}")
+        entry = self.desired.entries.get(Key("volume", pool.base))
         store = self.actual.lvstores[pool.name]
         base = self._ours(entry.object) if entry and isinstance(entry.object, Volume) else None
         return base is not None and store.base in (base.name, *base.aliases)
@@ -110,7 +111,7 @@ class Planner:
                 self._controller_goes(entry.object, whole=entry.deleting)
         for mirror in mirrors.each(self.desired, self.actual):
             self._members_go(mirror)
-        gone: dict[str, tuple[int, ...]] = {}
+        gone: dict[Key, tuple[int, ...]] = {}
         for one in self.desired.deleted():
             if not isinstance(one, Controller | TargetSettings):
                 self._goes(one, gone)
@@ -151,7 +152,7 @@ class Planner:
             and (actual.uuid, actual.nguid.upper(), actual.eui64.upper()) == (shown.uuid, shown.nguid, shown.eui64)
         )
 
-    def _goes(self, one: Volume | Pool | Remote, gone: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    def _goes(self, one: Volume | Pool | Remote, gone: dict[Key, tuple[int, ...]]) -> tuple[int, ...]:
         """The calls after which it is gone; what lies on it goes before."""
         if one.key in gone:
             return gone[one.key]
@@ -165,13 +166,13 @@ class Planner:
                 request = None
         if request:
             call = self._add(request, one.key, after, verb="delete")
-            for below in one.below:
+            for below in one.depends_on:
                 if name := self._bdev(below):
                     self._released.setdefault(name, []).append(call)
             after = [call]
-            for key in one.key_files if isinstance(one, Remote) else ():
-                if key in self.actual.keys:
-                    after = [self._add(methods.remove_key(key), one.key, after, verb="delete")]
+            for name in one.key_files if isinstance(one, Remote) else ():
+                if name in self.actual.keys:
+                    after = [self._add(methods.remove_key(name), one.key, after, verb="delete")]
         gone[one.key] = tuple(after)
         return gone[one.key]
 

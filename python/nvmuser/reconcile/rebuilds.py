@@ -9,8 +9,9 @@ import asyncio
 
 from nvmuser.errors import RpcError
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.reconcile import mirrors
-from nvmuser.reconcile.actual import Actual, look
+from nvmuser.reconcile.actual import Actual, query
 from nvmuser.reconcile.calls import Problem
 from nvmuser.rpc.client import Client
 from nvmuser.store import Store
@@ -44,7 +45,7 @@ class Rebuilds:
             self._store.put(mirrors.noted(self._store.load(), actual))
         return self._store.load()
 
-    async def degrade(self, rpc: Client, actual: Actual) -> tuple[frozenset[str] | None, dict[str, Problem]]:
+    async def degrade(self, rpc: Client, actual: Actual) -> tuple[frozenset[Key] | None, dict[Key, Problem]]:
         """Record which members will miss writes, where a mirror waits for them and may do without.
 
         Returns the keys of these mirrors, and what is wrong with others that wait; None: more has come since `actual`.
@@ -53,12 +54,12 @@ class Rebuilds:
             return frozenset(), {}
         # SPDK may still be looking at what has come, and find a pool that a member is in.
         await rpc.call("bdev_wait_for_examine")
-        now = await look(rpc)
+        now = await query(rpc)
         if now.bdevs.keys() != actual.bdevs.keys() or now.raids != actual.raids:
             return None, {}
         return await asyncio.to_thread(self._degrade, now)
 
-    def _degrade(self, actual: Actual) -> tuple[frozenset[str], dict[str, Problem]]:
+    def _degrade(self, actual: Actual) -> tuple[frozenset[Key], dict[Key, Problem]]:
         with self._store.transaction():
             entries, refused = mirrors.degraded(self._store.load(), actual)
             self._store.put(entries)
@@ -69,7 +70,7 @@ class Rebuilds:
         while rebuilding:
             await asyncio.sleep(_LOOK_EACH_S)
             try:
-                actual = await look(rpc)
+                actual = await query(rpc)
             except RpcError:
                 return  # the next target is looked at when it is there
             rebuilding = any(raid.rebuilding for raid in actual.raids.values())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.reconcile import mirrors
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.plan import Plan
@@ -15,10 +16,10 @@ from nvmuser.reconcile.plan import Plan
 class Status:
     """Keys of objects, by how they fare, and what is not ours in words."""
 
-    in_sync: tuple[str, ...]
-    drifted: tuple[str, ...]
+    in_sync: tuple[Key, ...]
+    drifted: tuple[Key, ...]
     """There, but not as it should be: the next act repairs it, or says why it cannot."""
-    missing: tuple[str, ...]
+    missing: tuple[Key, ...]
     foreign: tuple[str, ...]
     conflicts: tuple[str, ...]
     space: tuple[str, ...] = ()
@@ -28,9 +29,9 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "in_sync": list(self.in_sync),
-            "drifted": list(self.drifted),
-            "missing": list(self.missing),
+            "in_sync": list(map(str, self.in_sync)),
+            "drifted": list(map(str, self.drifted)),
+            "missing": list(map(str, self.missing)),
             "foreign": list(self.foreign),
             "conflicts": list(self.conflicts),
             "space": list(self.space),

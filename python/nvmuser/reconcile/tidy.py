@@ -8,11 +8,12 @@ from nvmuser.errors import NvmuserError
 from nvmuser.hostfs import files, listeners
 from nvmuser.hostfs.device_dirs import Devices
 from nvmuser.model.desired import Entry
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Volume
 from nvmuser.paths import StateDir
 
 
-def tidy(state: StateDir, gone: Sequence[Entry]) -> dict[str, NvmuserError]:
+def tidy(state: StateDir, gone: Sequence[Entry]) -> dict[Key, NvmuserError]:
     """Remove it. SPDK has them no more; returns the errors by the objects' keys."""
     volumes = {entry.object: entry.provisioned for entry in gone if isinstance(entry.object, Volume)}
 

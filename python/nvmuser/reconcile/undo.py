@@ -7,6 +7,7 @@ from dataclasses import replace
 from nvmuser.hostfs import files
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual
@@ -18,7 +19,7 @@ def take_back(store: Store, before: Desired, after: Desired, change: Change, act
 
     :param actual: what SPDK has; without a target, nothing.
     :return: volumes that have grown for good, with their size.
-    :raise SetupError: it could not be recorded, or a file not be made smaller.
+    :raises SetupError: it could not be recorded, or a file not be made smaller.
     """
     grown = take_back_growth(before, change, actual)
     with store.transaction():
@@ -30,7 +31,7 @@ def take_back(store: Store, before: Desired, after: Desired, change: Change, act
     return grown
 
 
-def _unchanged(key: str, now: Desired, after: Desired) -> bool:
+def _unchanged(key: Key, now: Desired, after: Desired) -> bool:
     """Is it as the change has left it?"""
     entry, left = now.entries.get(key), after.entries[key]
     return entry is not None and (entry.object, entry.deleting) == (left.object, left.deleting)
@@ -41,7 +42,7 @@ def take_back_growth(before: Desired, change: Change, actual: Actual) -> list[Vo
 
     :param actual: what SPDK has; without a target, nothing.
     :return: volumes that have grown for good, with their size: SPDK has shown it, and an open bdev cannot shrink.
-    :raise SetupError: a file could not be made smaller.
+    :raises SetupError: a file could not be made smaller.
     """
     grown: list[Volume] = []
     for volume in change.update:

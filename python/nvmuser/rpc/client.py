@@ -158,11 +158,11 @@ class Client:
 
         :param timeout: seconds from when the request is sent (waiting for a slot in the window is not the
             server's delay); None for no deadline.
-        :raise RpcServerError: the server refused; or the error of `nvmuser.errors` that our own server names.
-        :raise RpcTimeoutError: no reply in time. The call may still be carried out; its late reply is
+        :raises RpcServerError: the server refused; or the error of `nvmuser.errors` that our own server names.
+        :raises RpcTimeoutError: no reply in time. The call may still be carried out; its late reply is
             dropped.
-        :raise RpcConnectionError: the connection ended. The call may have been carried out.
-        :raise UsageError: the request is larger than the server takes; nothing was sent.
+        :raises RpcConnectionError: the connection ended. The call may have been carried out.
+        :raises UsageError: the request is larger than the server takes; nothing was sent.
         """
         limit = self._timeout if isinstance(timeout, _Default) else timeout
         async with self._slots:

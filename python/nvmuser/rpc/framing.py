@@ -42,7 +42,7 @@ class ObjectSplitter:
     def feed(self, chunk: bytes) -> list[bytes]:
         """Take `chunk`, return every object that it completes.
 
-        :raise FramingError: when there is something else than whitespace between objects, or an object
+        :raises FramingError: when there is something else than whitespace between objects, or an object
             exceeds the limit.
         """
         self._buffer += chunk

@@ -25,7 +25,7 @@ MIGRATIONS: tuple[str, ...] = (
 def check_version(connection: sqlite3.Connection) -> int:
     """The version of a store, of which nothing is changed.
 
-    :raise SetupError: it was written by a newer nvmuser.
+    :raises SetupError: it was written by a newer nvmuser.
     """
     version = _version(connection)
     if version > len(MIGRATIONS):
@@ -38,7 +38,7 @@ def check_version(connection: sqlite3.Connection) -> int:
 def migrate(connection: sqlite3.Connection) -> None:
     """Bring the schema up to date, all of it or nothing.
 
-    :raise SetupError: the store was written by a newer nvmuser.
+    :raises SetupError: the store was written by a newer nvmuser.
     """
     if _version(connection) == len(MIGRATIONS):
         return

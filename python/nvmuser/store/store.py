@@ -26,6 +26,7 @@ from typing import Self
 from nvmuser.errors import ConflictError, NvmuserError, SetupError
 from nvmuser.hostfs.permissions import denied
 from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, object_from_json
 from nvmuser.store.schema import check_version, migrate
 
@@ -155,7 +156,7 @@ class Store:
             ),
         )
 
-    def mark(self, keys: Iterable[str], *, asked: bool = False) -> None:
+    def mark(self, keys: Iterable[Key], *, asked: bool = False) -> None:
         """Record that they are made, or only `asked` for, and nothing else: another process may have changed them."""
         keys = list(keys)
         if self._cached:
@@ -165,16 +166,16 @@ class Store:
         value = _ASKED if asked else _MADE
         self._db.executemany(
             "UPDATE object SET provisioned = ? WHERE kind = ? AND name = ?",
-            ((value, *key.split("/", 1)) for key in keys),
+            ((value, *key) for key in keys),
         )
 
-    def remove(self, keys: Iterable[str]) -> None:
+    def remove(self, keys: Iterable[Key]) -> None:
         """Forget. Nothing happens to what is not there."""
         keys = list(keys)
         self._remember(dict.fromkeys(keys))
-        self._db.executemany("DELETE FROM object WHERE kind = ? AND name = ?", (key.split("/", 1) for key in keys))
+        self._db.executemany("DELETE FROM object WHERE kind = ? AND name = ?", keys)
 
-    def _remember(self, changed: Mapping[str, Entry | None]) -> None:
+    def _remember(self, changed: Mapping[Key, Entry | None]) -> None:
         """What this connection writes need not be read again; what another has written meanwhile is."""
         if self._cached:
             version, before = self._cached

@@ -18,7 +18,7 @@ from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.objects import AnyObject
 from nvmuser.paths import StateDir
-from nvmuser.reconcile.actual import Actual, look
+from nvmuser.reconcile.actual import Actual, query
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc.client import Client
@@ -135,7 +135,7 @@ async def actual(state: StateDir) -> Actual | None:
         return None
     try:
         async with await Client.connect(state.rpc_socket) as rpc:
-            return await look(rpc)
+            return await query(rpc)
     except NvmuserError:
         return None
 

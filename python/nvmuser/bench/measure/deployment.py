@@ -15,6 +15,7 @@ from typing import Self
 from nvmuser.errors import TargetError
 from nvmuser.hostfs.device_dirs import Devices
 from nvmuser.model.change import Change
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
@@ -59,7 +60,9 @@ class Deployment:
 
     async def forget(self, name: str) -> None:
         """Delete what `disk` made; the backing stays."""
-        await self.control.call("change", {"change": Change(delete=(f"controller/{name}", f"volume/{name}")).to_json()})
+        await self.control.call(
+            "change", {"change": Change(delete=(Key("controller", name), Key("volume", name))).to_json()}
+        )
         self._disks.remove(name)
 
     async def processes(self, *, direct: bool = False) -> dict[str, list[int]]:

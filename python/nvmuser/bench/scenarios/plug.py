@@ -25,6 +25,7 @@ from nvmuser.guest.qmp import connected
 from nvmuser.guest.spec import MIB
 from nvmuser.model import change as changes
 from nvmuser.model.change import Change
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control
@@ -98,7 +99,7 @@ async def _round(guest: Guest, state: StateDir, monitor: Path, number: int, resu
         await asyncio.to_thread(_bare_device_add, monitor, device(state.socket(f"p{second}"), port))
 
     async def attach() -> None:
-        base = control.load(state).get(f"controller/{_BASE}")
+        base = control.load(state).get(Key("controller", _BASE))
         assert isinstance(base, Controller)
         await control.submit(state, Change(update=(changes.attach(base, f"a{number}"),)))
 

@@ -7,6 +7,7 @@ is `nvmuser.reconcile.plan`'s. What a person may declare of each is `nvmuser.mod
 from __future__ import annotations
 
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, Volume
 from nvmuser.reconcile.actual import Actual, Bdev
 from nvmuser.reconcile.backends.base import SpdkBackend
@@ -42,7 +43,7 @@ def _below(volume: Volume, desired: Desired) -> dict[str, str]:
 
 def _volume(name: str, desired: Desired) -> Volume | None:
     """Wanted, or being deleted."""
-    entry = desired.entries.get(f"volume/{name}")
+    entry = desired.entries.get(Key("volume", name))
     return entry.object if entry and isinstance(entry.object, Volume) else None
 
 
@@ -91,12 +92,12 @@ def to_examine(desired: Desired, actual: Actual) -> list[str]:
 
     SPDK is told not to look anywhere else: what a guest writes to its volume must not become a pool of the host's.
     """
-    below: set[str] = set()
+    below: set[Key] = set()
     for entry in desired.entries.values():
         one = entry.object
         passes_on = isinstance(one, Volume) and REGISTRY[one.backend].passes_on
         if (made_once(one) and entry.provisioned) or passes_on:
-            below |= {key for key in one.below if key.startswith("volume/")}
+            below |= {key for key in one.depends_on if key.kind == "volume"}
     volumes = [one for one in desired.wanted() if isinstance(one, Volume) and one.key in below]
     return [bdev_name(one, desired) for one in volumes if find(one, desired, actual) is None]
 
