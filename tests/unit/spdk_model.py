@@ -12,7 +12,7 @@ from typing import Any
 
 from nvmuser.model.objects import NO_LIMITS, Limits
 from nvmuser.reconcile.actual import Actual, ActualNamespace, Bdev, Lvstore, RemoteController, Subsystem
-from nvmuser.reconcile.plan import Plan
+from nvmuser.reconcile.calls import Plan
 
 
 class Refused(Exception):

@@ -19,7 +19,7 @@ from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import reasons
 from nvmuser.reconcile.actual import Actual, ActualNamespace, Bdev, Subsystem
-from nvmuser.reconcile.calls import Call
+from nvmuser.reconcile.calls import Call, Needs
 from nvmuser.reconcile.declare import declared
 from nvmuser.reconcile.plan import plan
 from nvmuser.rpc import methods
@@ -74,11 +74,12 @@ def test_deleting_many_looks_at_each_once(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_failure_for_want_of_asynchronous_io_names_the_limit_and_the_way_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    call = Call(methods.add_namespace("nqn", 1, "a", uuid="", nguid="", eui64=""), Key("controller", "x"))
+    request = methods.add_namespace("nqn", 1, "a", uuid="", nguid="", eui64="")
+    call = Call(request, Key("controller", "x"), "add", needs=Needs(events=True))
     error = RpcServerError(call.request.method, {}, -32602, "Unable to add ns, subsystem in active state")
     monkeypatch.setattr(limits, "aio_events", lambda: limits.AioEvents(1000, 1024))
     assert reasons.reason(call, error) == (
-        "create failed: Unable to add ns, subsystem in active state (nvmf_subsystem_add_ns): no events for "
+        "add failed: Unable to add ns, subsystem in active state (nvmf_subsystem_add_ns): no events for "
         "asynchronous I/O are left for its files: fs.aio-max-nr is 1024, of which 1000 are in use: "
         "sysctl -w fs.aio-max-nr=1048576"
     )

@@ -16,7 +16,8 @@ from nvmuser.model.objects import Volume
 from nvmuser.model.spec import export
 from nvmuser.reconcile import mirrors
 from nvmuser.reconcile.actual import Actual, Bdev, Raid
-from nvmuser.reconcile.plan import Plan, plan
+from nvmuser.reconcile.calls import Plan
+from nvmuser.reconcile.plan import plan
 
 MIB = 1 << 20
 

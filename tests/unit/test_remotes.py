@@ -20,7 +20,9 @@ from nvmuser.model.spec import dump, export, parse
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import fabrics, remotes
 from nvmuser.reconcile.actual import Actual, RemoteController
-from nvmuser.reconcile.plan import Plan, plan
+from nvmuser.reconcile.calls import Plan
+from nvmuser.reconcile.plan import plan
+from nvmuser.reconcile.status import Status, status_of
 from nvmuser.store import Store
 
 NQN = "nqn.2026-11.org.example:far"
@@ -69,8 +71,8 @@ def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
     assert parse(written, "new.yaml").objects == (new,)
 
 
-def planned(remote: Remote, actual: Actual, ways: remotes.Ways) -> Plan:
-    return plan(Desired({remote.key: Entry(remote)}), actual, Path, ways=ways)
+def planned(remote: Remote, actual: Actual, routes: remotes.Routes) -> Plan:
+    return plan(Desired({remote.key: Entry(remote)}), actual, Path, routes=routes)
 
 
 def far(*paths: tuple[str, int]) -> Actual:
@@ -80,7 +82,7 @@ def far(*paths: tuple[str, int]) -> Actual:
 def test_a_name_that_leads_elsewhere_is_followed_and_one_that_is_lost_keeps_what_it_has() -> None:
     path = RemotePath("store.example")
     remote = Remote("far", nqn=NQN, paths=(path,))
-    moved = planned(remote, far(("10.0.0.1", 4420)), remotes.Ways(HOST, {path: ("10.0.0.2",)}))
+    moved = planned(remote, far(("10.0.0.1", 4420)), remotes.Routes(HOST, {path: ("10.0.0.2",)}))
     assert [(call.request.method, call.request.params["traddr"]) for call in moved.calls] == [
         ("bdev_nvme_attach_controller", "10.0.0.2"),
         ("bdev_nvme_detach_controller", "10.0.0.1"),
@@ -88,8 +90,8 @@ def test_a_name_that_leads_elsewhere_is_followed_and_one_that_is_lost_keeps_what
     assert moved.calls[0].request.params["hostnqn"] == HOST.nqn
     assert moved.calls[0].request.params["hostid"] == HOST.id
     assert moved.calls[1].after == (0,)
-    assert planned(remote, far(("10.0.0.1", 4420)), remotes.Ways(HOST, {path: ("10.0.0.9", "10.0.0.1")})).calls == ()
-    lost = planned(remote, far(("10.0.0.1", 4420)), remotes.Ways(HOST, {}, {path: "no such host"}))
+    assert planned(remote, far(("10.0.0.1", 4420)), remotes.Routes(HOST, {path: ("10.0.0.9", "10.0.0.1")})).calls == ()
+    lost = planned(remote, far(("10.0.0.1", 4420)), remotes.Routes(HOST, {}, {path: "no such host"}))
     assert lost.calls == ()
     assert [str(conflict) for conflict in lost.conflicts] == [
         "remote far: path store.example:4420: cannot resolve store.example: no such host"
@@ -98,16 +100,31 @@ def test_a_name_that_leads_elsewhere_is_followed_and_one_that_is_lost_keeps_what
 
 def test_two_names_of_one_address_are_one_path() -> None:
     paths = (RemotePath("one.example"), RemotePath("two.example"))
-    ways = remotes.Ways(HOST, dict.fromkeys(paths, ("10.0.0.1",)))
-    assert len(planned(Remote("far", nqn=NQN, paths=paths), Actual(), ways).calls) == 1
+    routes = remotes.Routes(HOST, dict.fromkeys(paths, ("10.0.0.1",)))
+    assert len(planned(Remote("far", nqn=NQN, paths=paths), Actual(), routes).calls) == 1
+
+
+def test_a_remote_that_lacks_a_path_or_has_another_key_is_there_and_drifted() -> None:
+    remote = Remote("far", nqn=NQN, paths=(RemotePath("10.0.0.1"), RemotePath("10.0.0.2")), psk="/p")
+    desired = Desired({remote.key: Entry(remote)})
+
+    def status(actual: Actual) -> Status:
+        return status_of(desired, actual, plan(desired, actual, Path))
+
+    assert status(Actual()).missing == (remote.key,)
+    for there in (
+        replace(far(("10.0.0.1", 4420)), keys={"far.psk": "/p"}),
+        replace(far(("10.0.0.1", 4420)), keys={"far.psk": "/other"}),
+    ):
+        assert (status(there).missing, status(there).drifted) == ((), (remote.key,))
 
 
 def test_keys_are_files_that_spdk_reads_and_go_with_the_remote() -> None:
     remote = Remote("far", nqn=NQN, paths=(RemotePath("10.0.0.1"),), dhchap_key="/k", psk="/p")
-    methods = [call.request.method for call in planned(remote, Actual(), remotes.Ways(HOST)).calls]
+    methods = [call.request.method for call in planned(remote, Actual(), remotes.Routes(HOST)).calls]
     assert methods == ["keyring_file_add_key", "keyring_file_add_key", "bdev_nvme_attach_controller"]
     known = replace(far(("10.0.0.1", 4420)), keys={"far.dhchap_key": "/k", "far.psk": "/p"})
-    assert planned(remote, known, remotes.Ways(HOST)).calls == ()
+    assert planned(remote, known, remotes.Routes(HOST)).calls == ()
     gone = plan(Desired({remote.key: Entry(remote, deleting=True)}), known, Path)
     assert [call.request.method for call in gone.calls] == [
         "bdev_nvme_detach_controller", "keyring_file_remove_key", "keyring_file_remove_key",

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from nvmuser.model.keys import Key
 from nvmuser.rpc.methods import Request
+
+Verb = Literal["create", "add", "change", "limit", "grow", "inflate", "start", "rebuild", "replace", "delete"]
+"""What a call does to its object: `create` makes the object itself, `add` a part of it."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a call takes besides SPDK: made ready before it, looked at when it fails."""
+
+    file: str = ""
+    """Path of a file that SPDK opens, which no other program may have locked."""
+    directory: bool = False
+    """The directory of its controller's listener."""
+    events: bool = False
+    """A core's events for asynchronous I/O (fs.aio-max-nr in Linux's Documentation/admin-guide/sysctl/fs.rst)."""
+    path: tuple[str, int] | None = None
+    """Address and port of a remote's listener."""
+
+
+NO_NEEDS = Needs()
 
 
 @dataclass(frozen=True)
@@ -17,15 +37,16 @@ class Call:
     request: Request
     object: Key
     """What it is for."""
+    verb: Verb = "create"
     after: tuple[int, ...] = ()
     provisions: bool = False
     """Its success makes the object's data: never to be made again."""
-    verb: str = "create"
+    needs: Needs = NO_NEEDS
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What stands in the way of an object; no call can mend it."""
+    """What stands in the way of an object; no call can fix it."""
 
     object: Key
     message: str
@@ -39,6 +60,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Plan:
+    """What leads from what SPDK has to what is wanted, and what does not."""
+
     calls: tuple[Call, ...] = ()
     conflicts: tuple[Problem, ...] = ()
     waiting: frozenset[Key] = frozenset()
@@ -47,7 +70,7 @@ class Plan:
     adopted: frozenset[Key] = frozenset()
     """Objects that hold data, are there, and are ours."""
     restart: tuple[Problem, ...] = ()
-    """What only another process can mend: how the target is run."""
+    """What only another process can fix: how the target is run."""
 
     def waves(self) -> list[list[Call]]:
         """What can be in flight together, in order."""

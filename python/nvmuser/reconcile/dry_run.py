@@ -25,6 +25,6 @@ async def dry_run(desired: Desired, change: Change, state: StateDir, rpc: Client
     """
     after = declared(desired, change, state)
     actual = await query(rpc) if rpc else Actual()
-    ways = await explore(after, actual, state)
-    waves = plan(after, actual, state.target_dir, ways=ways).waves()
+    routes = await explore(after, actual, state)
+    waves = plan(after, actual, state.target_dir, routes=routes).waves()
     return [[{"method": call.request.method, "params": dict(call.request.params)} for call in wave] for wave in waves]

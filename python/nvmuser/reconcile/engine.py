@@ -34,13 +34,14 @@ from nvmuser.model.sizes import format_size
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import backends, reasons
 from nvmuser.reconcile.actual import Actual, query
+from nvmuser.reconcile.calls import Call, Plan, Problem
 from nvmuser.reconcile.declare import check_cores, declared
 from nvmuser.reconcile.execute import Result, execute
 from nvmuser.reconcile.gates import directories
 from nvmuser.reconcile.outcome import Outcome
-from nvmuser.reconcile.plan import Call, Plan, Problem, plan
+from nvmuser.reconcile.plan import plan
 from nvmuser.reconcile.rebuilds import Rebuilds
-from nvmuser.reconcile.remotes import Ways, explore
+from nvmuser.reconcile.remotes import Routes, explore
 from nvmuser.reconcile.space import pools
 from nvmuser.reconcile.status import Status, status_of
 from nvmuser.reconcile.tidy import tidy
@@ -192,13 +193,13 @@ class Engine:
         if not machine.keys().isdisjoint(all_or_nothing):
             return Outcome(0, tuple(machine.values()))
         without: frozenset[Key] = frozenset()
-        ways: Ways | None = None
+        routes: Routes | None = None
         for _ in range(_ROUNDS):
             problems = dict(machine)
             actual = await query(self.rpc)
             desired = await asyncio.to_thread(self._rebuilds.note, actual)
-            ways = ways or await explore(desired, actual, self._state)
-            current = plan(desired, actual, self._directory, without, ways)
+            routes = routes or await explore(desired, actual, self._state)
+            current = plan(desired, actual, self._directory, without, routes)
             await asyncio.to_thread(self._adopt, desired, current.adopted)
             runnable = current.runnable(problems)
             if runnable:
@@ -240,8 +241,8 @@ class Engine:
             raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
         desired = self._store.load()
         actual = await query(self.rpc)
-        ways = await explore(desired, actual, self._state)
-        found = status_of(desired, actual, plan(desired, actual, self._directory, ways=ways))
+        routes = await explore(desired, actual, self._state)
+        found = status_of(desired, actual, plan(desired, actual, self._directory, routes=routes))
         spaces = [*file_systems(desired.volumes()), *pools(desired, actual).values()]
         return replace(found, space=tuple(str(space) for space in spaces if space.short))
 
@@ -295,9 +296,9 @@ class Engine:
 
         def ready(call: Call) -> None:
             """This machine is ready for the call. :raises NvmuserError: it cannot be made."""
-            if call.request.method == "bdev_aio_create":
-                locks.check_free(call.request.params["filename"])
-            elif call.request.method == "nvmf_subsystem_add_listener" and call.object in failures:
+            if call.needs.file:
+                locks.check_free(call.needs.file)
+            elif call.needs.directory and call.object in failures:
                 raise failures[call.object]
 
         desired = self._store.load()

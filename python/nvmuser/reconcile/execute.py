@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nvmuser.errors import NvmuserError, RpcConnectionError, RpcTimeoutError
-from nvmuser.reconcile.plan import Call
+from nvmuser.reconcile.calls import Call
 from nvmuser.rpc.client import WINDOW, Client
 
 _CALL_TIMEOUT_S = 60.0

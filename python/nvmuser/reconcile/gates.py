@@ -18,7 +18,7 @@ def directories(calls: Sequence[Call], state: StateDir) -> tuple[Gate, dict[Key,
 
     Returns the gate, and what failed by the key of its controller, once the gate is open.
     """
-    numbers = [n for n, call in enumerate(calls) if call.request.method == "nvmf_subsystem_add_listener"]
+    numbers = [n for n, call in enumerate(calls) if call.needs.directory]
     failures: dict[Key, NvmuserError] = {}
 
     def prepare() -> None:

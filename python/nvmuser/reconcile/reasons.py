@@ -16,17 +16,13 @@ from nvmuser.paths import StateDir
 from nvmuser.reconcile.calls import Call
 from nvmuser.reconcile.remotes import why_not
 
-_OPENS_FILES = ("bdev_aio_create", "nvmf_subsystem_add_ns", "bdev_raid_create", "bdev_lvol_create_lvstore")
-"""Methods after which a core takes its events for asynchronous I/O."""
-
 
 async def explain(call: Call, error: NvmuserError, desired: Desired, state: StateDir) -> str:
     """As `reason`; a remote that could not be attached is asked itself."""
     entry = desired.entries.get(call.object)
-    if call.request.method == "bdev_nvme_attach_controller" and entry and isinstance(entry.object, Remote):
-        params = call.request.params
+    if call.needs.path and entry and isinstance(entry.object, Remote):
         host = host_identity.load(state)
-        if found := await why_not(entry.object, params["traddr"], int(params["trsvcid"]), host):
+        if found := await why_not(entry.object, *call.needs.path, host):
             return found
     return reason(call, error)
 
@@ -49,9 +45,9 @@ def is_transient(error: NvmuserError) -> bool:
 
 
 def _cause(call: Call, error: RpcServerError) -> str:
-    if call.request.method in _OPENS_FILES and (events := _events()) and events.exhausted:
+    if call.needs.events and (events := _events()) and events.exhausted:
         return f"no events for asynchronous I/O are left for its files: {events}: {events.fix}"
-    if call.request.method == "nvmf_create_subsystem" and "exist" not in error.message:
+    if call.object.kind == "controller" and call.verb == "create" and "exist" not in error.message:
         return "a target that an older nvmuser has started has room for 1,023: `nvmuser target restart`"
     return ""
 

@@ -27,8 +27,8 @@ _CONNECT_S = 2.0
 
 
 @dataclass(frozen=True)
-class Ways:
-    """What is known of the way to remotes when a plan is made."""
+class Routes:
+    """What is known of the network paths to remotes when a plan is made."""
 
     host: HostIdentity | None = None
     """Who we are to them; None: SPDK's choice."""
@@ -42,9 +42,9 @@ class Ways:
         return (path.literal,) if path.literal else self.addresses.get(path, ())
 
 
-def attached(path: RemotePath, present: RemoteController | None, ways: Ways) -> set[tuple[str, int]]:
+def attached(path: RemotePath, present: RemoteController | None, routes: Routes) -> set[tuple[str, int]]:
     """Which of the paths that SPDK has are this one, as SPDK writes them."""
-    wanted = ways.to(path)
+    wanted = routes.to(path)
     there = present.paths if present else ()
     return {(address, port) for address, port in there if port == path.port and _shortest(address) in wanted}
 
@@ -55,13 +55,13 @@ def _shortest(address: str) -> str:
     return address
 
 
-async def explore(desired: Desired, actual: Actual, state: StateDir) -> Ways:
+async def explore(desired: Desired, actual: Actual, state: StateDir) -> Routes:
     """Resolve every name. Where several addresses are possible, the first that takes a connection is preferred.
 
     :raises SetupError: who we are to remotes is not known.
     """
     if not desired.remotes():
-        return Ways()
+        return Routes()
     host = host_identity.load(state)
     paths = {path: remote for remote in desired.remotes() for path in remote.paths if not path.literal}
     found = await asyncio.gather(*(_resolve(path) for path in paths))
@@ -72,11 +72,11 @@ async def explore(desired: Desired, actual: Actual, state: StateDir) -> Ways:
             unresolved[path] = result
         else:
             addresses[path] = result
-    known = Ways(host, addresses)
+    known = Routes(host, addresses)
     for path, remote in paths.items():
         if len(addresses.get(path, ())) > 1 and not attached(path, actual.remotes.get(remote.name), known):
             addresses[path] = await _open_first(addresses[path], path.port)
-    return Ways(host, addresses, unresolved)
+    return Routes(host, addresses, unresolved)
 
 
 async def _resolve(path: RemotePath) -> tuple[str, ...] | str:
@@ -108,10 +108,10 @@ async def _open_first(addresses: tuple[str, ...], port: int) -> tuple[str, ...]:
     return tuple(sorted(addresses, key=lambda address: not answers[addresses.index(address)]))
 
 
-def unresolved(paths: Iterable[RemotePath], ways: Ways) -> str:
+def unresolved(paths: Iterable[RemotePath], routes: Routes) -> str:
     """Which of these paths lead nowhere, and why; empty when all are resolved."""
-    return "; ".join(f"path {path}: cannot resolve {path.address}: {ways.unresolved[path]}"
-                     for path in paths if path in ways.unresolved)  # fmt: skip
+    return "; ".join(f"path {path}: cannot resolve {path.address}: {routes.unresolved[path]}"
+                     for path in paths if path in routes.unresolved)  # fmt: skip
 
 
 async def why_not(remote: Remote, address: str, port: int, host: HostIdentity) -> str:

@@ -9,7 +9,7 @@ from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.reconcile import mirrors
 from nvmuser.reconcile.actual import Actual
-from nvmuser.reconcile.plan import Plan
+from nvmuser.reconcile.calls import Plan
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,16 @@ class Status:
 
 def status_of(desired: Desired, actual: Actual, plan: Plan) -> Status:
     """`plan` is the one from `actual` to `desired`."""
-    created = {call.object for call in plan.calls if call.verb == "create" and "add_" not in call.request.method} | set(
-        plan.waiting
-    )
-    touched = {call.object for call in plan.calls} | {one.object for one in (*plan.conflicts, *plan.restart)}
-    wanted = [one.key for one in desired.wanted()]
+    created = {call.object for call in plan.calls if call.verb == "create"} | plan.waiting
+    touched = {call.object for call in plan.calls} | {problem.object for problem in (*plan.conflicts, *plan.restart)}
+    wanted = [wanted.key for wanted in desired.wanted()]
     present_controllers = {
-        one.key for one in desired.controllers() if (s := actual.subsystems.get(one.nqn)) and s.serial == one.serial
+        controller.key
+        for controller in desired.controllers()
+        if (found := actual.subsystems.get(controller.nqn)) and found.serial == controller.serial
     }
     missing = {key for key in wanted if key in created and key not in present_controllers}
-    drifted = {key for key in wanted if key in touched | (set(plan.waiting) & present_controllers)} - missing
+    drifted = {key for key in wanted if key in touched | (plan.waiting & present_controllers)} - missing
     return Status(
         in_sync=tuple(key for key in wanted if key not in missing | drifted),
         drifted=tuple(key for key in wanted if key in drifted),

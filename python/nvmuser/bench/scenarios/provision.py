@@ -25,8 +25,9 @@ from nvmuser.model.desired import Desired
 from nvmuser.model.objects import AnyObject, Controller, Namespace, Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.actual import Actual
+from nvmuser.reconcile.calls import Call
 from nvmuser.reconcile.engine import Engine
-from nvmuser.reconcile.plan import Call, plan
+from nvmuser.reconcile.plan import plan
 from nvmuser.rpc.client import WINDOW
 from nvmuser.store import Store
 from nvmuser.supervisor.spdk import Options, Target

@@ -19,6 +19,7 @@ from nvmuser.reconcile.backends.malloc import Malloc
 from nvmuser.reconcile.backends.null import Null
 from nvmuser.reconcile.backends.raid import Concat, Raid1
 from nvmuser.reconcile.backends.remote import Remote
+from nvmuser.reconcile.calls import Needs
 from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
@@ -64,6 +65,11 @@ def is_ours(volume: Volume, bdev: Bdev, desired: Desired, actual: Actual) -> boo
 def create(volume: Volume, desired: Desired) -> Request | None:
     """None: it comes with what it lies on."""
     return REGISTRY[volume.backend].create(volume, _below(volume, desired))
+
+
+def needs(volume: Volume) -> Needs:
+    """What the creation of a volume takes besides SPDK."""
+    return REGISTRY[volume.backend].needs(volume)
 
 
 def grow(volume: Volume, desired: Desired) -> Request | None:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from nvmuser.model.objects import Volume
 from nvmuser.reconcile.actual import Actual, Bdev
+from nvmuser.reconcile.calls import NO_NEEDS, Needs
 from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
@@ -46,6 +47,10 @@ class SpdkBackend:
     def create(self, volume: Volume, below: Below) -> Request | None:
         """None: it comes with what it lies on."""
         raise NotImplementedError
+
+    def needs(self, volume: Volume) -> Needs:
+        """What its creation takes besides SPDK."""
+        return NO_NEEDS
 
     def grow(self, volume: Volume, bdev: str) -> Request | None:
         """To the size that is wanted. None: this backend cannot."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from nvmuser.model.objects import Volume
 from nvmuser.reconcile.backends.base import Below, SpdkBackend
+from nvmuser.reconcile.calls import Needs
 from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
@@ -19,6 +20,9 @@ class File(SpdkBackend):
 
     def create(self, volume: Volume, below: Below) -> Request:
         return methods.aio_create(volume.name, volume.path, volume.block_size, volume.uuid)
+
+    def needs(self, volume: Volume) -> Needs:
+        return Needs(file=volume.path, events=True)
 
     def grow(self, volume: Volume, bdev: str) -> Request:
         return methods.aio_rescan(bdev)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nvmuser.model.objects import Volume
 from nvmuser.reconcile.backends.base import Below, SpdkBackend
+from nvmuser.reconcile.calls import Needs
 from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
@@ -13,6 +14,10 @@ class _Raid(SpdkBackend):
 
     def create(self, volume: Volume, below: Below) -> Request:
         return methods.raid_create(volume.name, self.name, [below[one] for one in volume.members], volume.uuid)
+
+    def needs(self, volume: Volume) -> Needs:
+        """It opens its members, of which any may be a file."""
+        return Needs(events=True)
 
 
 class Raid1(_Raid):
