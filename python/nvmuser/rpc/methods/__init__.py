@@ -1,0 +1,83 @@
+"""SPDK's methods that nvmuser uses, typed: each function returns the request to make. Everything else is for
+`nvmuser rpc`.
+
+Parameter names and units are SPDK's own (its `schema/schema.json`); sizes go in as bytes and are converted here. Each
+docstring names the file of SPDK 26.01 that carries the method out. Nothing is sent here: a call that SPDK refuses
+raises `RpcServerError` in `Client`, with a code that is a negative errno, or one of JSON-RPC's own where a docstring
+says so.
+"""
+
+from nvmuser.rpc.methods.bdevs import (
+    aio_create,
+    aio_rescan,
+    delay_create,
+    delete_bdev,
+    error_create,
+    examine,
+    malloc_create,
+    null_create,
+    null_resize,
+    set_limits,
+)
+from nvmuser.rpc.methods.lvols import (
+    lvol_clone,
+    lvol_create,
+    lvol_inflate,
+    lvol_resize,
+    lvol_snapshot,
+    lvstore_create,
+    lvstore_delete,
+    lvstore_grow,
+)
+from nvmuser.rpc.methods.nvmf import (
+    add_listener,
+    add_namespace,
+    allow_any_host,
+    create_subsystem,
+    create_transport,
+    delete_subsystem,
+    remove_listener,
+    remove_namespace,
+)
+from nvmuser.rpc.methods.raids import raid_add_member, raid_create, raid_remove_member, raid_start_degraded
+from nvmuser.rpc.methods.remotes import add_key, attach_remote, detach_path, detach_remote, remove_key
+from nvmuser.rpc.methods.request import Request
+
+__all__ = [
+    "Request",
+    "add_key",
+    "add_listener",
+    "add_namespace",
+    "aio_create",
+    "aio_rescan",
+    "allow_any_host",
+    "attach_remote",
+    "create_subsystem",
+    "create_transport",
+    "delay_create",
+    "delete_bdev",
+    "delete_subsystem",
+    "detach_path",
+    "detach_remote",
+    "error_create",
+    "examine",
+    "lvol_clone",
+    "lvol_create",
+    "lvol_inflate",
+    "lvol_resize",
+    "lvol_snapshot",
+    "lvstore_create",
+    "lvstore_delete",
+    "lvstore_grow",
+    "malloc_create",
+    "null_create",
+    "null_resize",
+    "raid_add_member",
+    "raid_create",
+    "raid_remove_member",
+    "raid_start_degraded",
+    "remove_key",
+    "remove_listener",
+    "remove_namespace",
+    "set_limits",
+]
