@@ -293,7 +293,7 @@ async def test_a_full_disk(state: StateDir, rpc: ModelRpc, monkeypatch: pytest.M
 async def test_paths(state: StateDir, tmp_path: Path, rpc: ModelRpc) -> None:
     with contextlib.closing(engine_on(state, rpc)) as engine:
         for volume, reason in (
-            (Volume("a", path=str(tmp_path / "none")), "does not exist; say --size"),
+            (Volume("a", path=str(tmp_path / "none")), "does not exist; pass --size"),
             (Volume("a", path=str(tmp_path)), "neither a file nor a block device"),
             (Volume("a", path="/proc/none/x", size=MIB), "more than the 0 bytes free"),
             (Volume("a", path="/" + "x" * 300, size=MIB), "File name too long"),

@@ -47,7 +47,7 @@ def test_bad_volumes(fields: dict[str, Any], reason: str) -> None:
 
 
 def test_limits_are_multiples_of_a_thousand() -> None:
-    with pytest.raises(UsageError, match="say 2000 or another multiple of 1000"):
+    with pytest.raises(UsageError, match="take 2000 or another multiple of 1000"):
         Limits(iops=1500)
     assert Limits(iops=2000).iops == 2000
 

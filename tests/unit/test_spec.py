@@ -111,7 +111,7 @@ def test_namespaces_keep_their_numbers() -> None:
             "controllers:\n- name: c\n  namespaces:\n  - nsid: 1",
             "spec.yaml:4: controllers[0].namespaces[0]: missing volume",
         ),
-        ("volumes:\n- name: a\n  name: b", "spec.yaml:3: volumes[0].name: said twice"),
+        ("volumes:\n- name: a\n  name: b", "spec.yaml:3: volumes[0].name: given twice"),
         (
             "volumes:\n- {name: a, size: 1G}\n- {name: a, size: 1G}",
             "spec.yaml:3: volumes[1]: volume a: declared already at spec.yaml:2",
@@ -130,7 +130,7 @@ def test_namespaces_keep_their_numbers() -> None:
         ("volumes: [null]", "volumes[0]: expected a mapping"),
         ("[" * 5000, "spec.yaml"),
         ("\0", "spec.yaml: "),
-        ("volumes:\n- name: a\n  size: 1G\n  limits: {iops: 1500}", "say 2000 or another multiple"),
+        ("volumes:\n- name: a\n  size: 1G\n  limits: {iops: 1500}", "take 2000 or another multiple"),
     ],
 )
 def test_errors_say_where(text: str, message: str) -> None:

@@ -27,7 +27,7 @@ _AT_ONCE = 64
 def prepare(volume: Volume, state: StateDir) -> Volume:
     """A declared file volume with its path and size, after looking at the machine. Nothing is made yet.
 
-    :raises UsageError, ConflictError, SetupError: it cannot be; one line says why.
+    :raises UsageError, ConflictError, SetupError: it is not possible; the message has the reason.
     """
     if volume.backend != "file":
         return volume
@@ -36,7 +36,7 @@ def prepare(volume: Volume, state: StateDir) -> Volume:
         info = path.stat()
     except FileNotFoundError:
         if not volume.size:
-            raise UsageError(f"{path}: does not exist; say --size to make it") from None
+            raise UsageError(f"{path}: does not exist; pass --size to make it") from None
         return replace(volume, path=str(path), owned=True)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
@@ -215,7 +215,7 @@ def sync(volume: Volume) -> None:
 def _sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # file systems without it say EINVAL
+        with contextlib.suppress(OSError):  # EINVAL from file systems without it
             os.fsync(fd)
     finally:
         os.close(fd)

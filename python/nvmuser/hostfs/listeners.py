@@ -1,4 +1,4 @@
-"""The directories of SPDK's listeners: made before SPDK is told, tidied after.
+"""The directories of SPDK's listeners: made before SPDK needs them, tidied after.
 
 Owns the directory of each controller under the state directory; a directory of somebody else is refused.
 """

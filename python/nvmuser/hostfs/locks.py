@@ -1,4 +1,4 @@
-"""Locks on the backing files of volumes: whoever may write holds them, for as long as it may.
+"""Locks on the backing files of volumes: a writer holds them for as long as it may write.
 
 SPDK takes no lock. The lock is therefore put on SPDK's own open file (`pidfd_getfd` gives us its descriptor,
 and flock and OFD locks belong to the open file, not to a process): it lives exactly as long as the target has
@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def check_free(path: str) -> None:
-    """:raises ConflictError: somebody holds a lock on it, who is named if the kernel tells.
+    """:raises ConflictError: somebody holds a lock on it, who is named if the kernel knows.
 
     :raises NotFoundError, SetupError: it is missing or may not be opened.
     """

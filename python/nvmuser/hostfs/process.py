@@ -52,7 +52,7 @@ class HeldProcess:
 
     @classmethod
     def open(cls, pid: int, on_end: Callable[[], None] | None = None) -> Self:
-        """Hold a child that has not been reaped, or whoever else has this pid now.
+        """Hold a child that has not been reaped, or another process that has this pid now.
 
         :raises OSError: there is none.
         """

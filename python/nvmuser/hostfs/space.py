@@ -34,7 +34,7 @@ class Space:
 
     @property
     def short(self) -> bool:
-        """More is promised than there is: a guest may be told that its disk is full while it has room."""
+        """More is promised than there is: a guest may get errors of a full disk while its disk has room."""
         return self.promised > self.free
 
     def __str__(self) -> str:
@@ -93,14 +93,14 @@ def check(after: Desired, change: Change) -> None:
 
     :raises UsageError: it does not fit.
     """
-    keys = {one.key for one in (*change.create, *change.update)}
-    firm = [one for one in after.volumes() if one.backend == "file" and not one.thin]
+    keys = {declared.key for declared in (*change.create, *change.update)}
+    firm = [volume for volume in after.volumes() if volume.backend == "file" and not volume.thin]
     changed = {volume.name for volume in firm if volume.key in keys}
     for space in file_systems(firm) if changed else ():
         mine = [name for name in space.volumes if name in changed]
         if not mine or not space.short:
             continue
-        volume = next(one for one in firm if one.name == mine[0])
+        volume = next(volume for volume in firm if volume.name == mine[0])
         if space.promised == volume.size:
             text = f"{format_size(volume.size)} is more than the {approximate(space.free)} free on the {space.where}"
         elif len(space.volumes) == 1:

@@ -1,1 +1,1 @@
-"""What a person declares, without I/O: objects, what they mean together, changes, specification files."""
+"""What a person declares, without I/O: objects, the rules across them, changes, specification files."""

@@ -28,7 +28,7 @@ class Backend:
     """Fields that must be given, of which `needs` speaks."""
     needs: str = ""
     volatile: bool = False
-    """Its data dies with the target: that has to be said."""
+    """Its data dies with the target, which a declaration has to accept."""
     grows: bool = False
     unit: int = 1
     """Bytes that SPDK counts its sizes in: a size is rounded up to whole ones, for a volume in a pool to whole
@@ -100,7 +100,7 @@ def check_declared(volume: Volume) -> str:
     for other in BACKENDS.values():
         for field in other.takes:
             if field not in backend.takes and getattr(volume, field):
-                whose = ", ".join(one.name for one in BACKENDS.values() if field in one.takes)
+                whose = ", ".join(backend.name for backend in BACKENDS.values() if field in backend.takes)
                 return f"{field} is for {whose}; this is {backend.article} {backend.name} volume: leave it out"
     if volume.snapshot_of and (volume.thin or volume.clone_of):
         return "a snapshot takes no thin and no clone_of"

@@ -25,12 +25,12 @@ class Change:
 
     create: tuple[AnyObject, ...] = ()
     update: tuple[AnyObject, ...] = ()
-    """Whole objects, in place of those of the same name. Identities that they leave empty stay."""
+    """Whole objects that replace those of the same name. Identities that they leave empty stay."""
     delete: tuple[Key, ...] = ()
     wipe: bool = False
     """Data may be deleted along with what is deleted."""
     expect: tuple[AnyObject, ...] = ()
-    """As they were when this was thought out. When one is not so any more, nothing is done."""
+    """Expected current objects (optimistic locking): when one differs, nothing is done."""
     keep_files: bool = False
     """Files of volumes that are deleted stay, also those that we made."""
     force: bool = False
@@ -38,12 +38,12 @@ class Change:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "create": [one.to_json() for one in self.create],
-            "update": [one.to_json() for one in self.update],
+            "create": [declared.to_json() for declared in self.create],
+            "update": [declared.to_json() for declared in self.update],
             "delete": list(map(str, self.delete)),
             "wipe": self.wipe,
             "keep_files": self.keep_files,
-            "expect": [one.to_json() for one in self.expect],
+            "expect": [declared.to_json() for declared in self.expect],
             "force": self.force,
         }
 
@@ -64,19 +64,19 @@ class Change:
 
     @property
     def keys(self) -> set[Key]:
-        return {one.key for one in (*self.create, *self.update)} | set(self.delete)
+        return {declared.key for declared in (*self.create, *self.update)} | set(self.delete)
 
 
 def losses(desired: Desired, change: Change) -> dict[str, str]:
     """Which controllers a change takes something away from that a guest may use, and what, in words."""
     lost: dict[str, str] = {}
-    for one in change.update:
-        if isinstance(one, Controller) and one.key in desired.entries:
-            kept = {(namespace.nsid, namespace.volume) for namespace in _numbered(one).namespaces}
-            before = desired.controller(one.name).namespaces
+    for updated in change.update:
+        if isinstance(updated, Controller) and updated.key in desired.entries:
+            kept = {(namespace.nsid, namespace.volume) for namespace in _numbered(updated).namespaces}
+            before = desired.controller(updated.name).namespaces
             gone = [namespace.volume for namespace in before if (namespace.nsid, namespace.volume) not in kept]
             if gone:
-                lost[one.name] = f"volume{'s' * (len(gone) > 1)} {', '.join(gone)}"
+                lost[updated.name] = f"volume{'s' * (len(gone) > 1)} {', '.join(gone)}"
     return lost | {key.name: "the controller" for key in change.delete if key.kind == "controller"}
 
 
@@ -84,11 +84,11 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
     """What is wanted after `change`.
 
     :param prepare: completes a new volume with what only the machine knows: its path and its size.
-    :raises ConflictError, NotFoundError, UsageError: it cannot be; one line says why.
+    :raises ConflictError, NotFoundError, UsageError: it is not possible; the message has the reason.
     """
-    for one in change.expect:
-        if _declared(desired.get(one.key)) != _declared(one):
-            raise StaleError(f"{one.key.words}: somebody else has just changed it; look again")
+    for expected in change.expect:
+        if _declared(desired.get(expected.key)) != _declared(expected):
+            raise StaleError(f"{expected.key.words}: somebody else has just changed it; look again")
     entries = dict(desired.entries)
     for key in change.delete:
         going = _going(desired.get(key), change)
@@ -96,20 +96,20 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
         _check_data_loss(entry, change.wipe)
         entries[key] = entry
     known = (*(entry.object for entry in entries.values()), *change.create)
-    cntlids = identity.free_cntlids(one for one in known if isinstance(one, Controller))
+    cntlids = identity.free_cntlids(declared for declared in known if isinstance(declared, Controller))
     find = _finder(entries)
-    for one in _bottom_up(change.create):
-        if present := entries.get(one.key):
+    for declared in _bottom_up(change.create):
+        if present := entries.get(declared.key):
             if present.deleting:
                 raise ConflictError(
-                    f"{one.key.words}: its deletion is not finished yet, which needs a target: "
+                    f"{declared.key.words}: its deletion is not finished yet, which needs a target: "
                     "`nvmuser target start`, or see what is in its way with `nvmuser status`"
                 )
-            raise ConflictError(f"{one.key.words}: exists already; choose another name")
-        entries[one.key] = Entry(_identified(one, cntlids, prepare, find))
-    for one in change.update:
-        before = desired.get(one.key)
-        entries[one.key] = replace(entries[one.key], object=_updated(before, one, find))
+            raise ConflictError(f"{declared.key.words}: exists already; choose another name")
+        entries[declared.key] = Entry(_identified(declared, cntlids, prepare, find))
+    for updated in change.update:
+        before = desired.get(updated.key)
+        entries[updated.key] = replace(entries[updated.key], object=_updated(before, updated, find))
     after = Desired(entries)
     users_of = after.all_users() if change.delete else {}
     for key in change.delete:
@@ -130,7 +130,7 @@ def _finder(entries: Mapping[Key, Entry]) -> extent.Find:
 
 def _bottom_up(objects: Sequence[AnyObject]) -> Iterator[AnyObject]:
     """Each after what it lies on: a clone has the size of its snapshot."""
-    by_key = {one.key: one for one in objects}
+    by_key = {declared.key: declared for declared in objects}
     seen: set[int] = set()
 
     def visit(one: AnyObject) -> Iterator[AnyObject]:
@@ -141,12 +141,12 @@ def _bottom_up(objects: Sequence[AnyObject]) -> Iterator[AnyObject]:
                     yield from visit(by_key[key])
             yield one
 
-    for one in objects:
-        yield from visit(one)
+    for declared in objects:
+        yield from visit(declared)
 
 
 def _going(one: AnyObject, change: Change) -> AnyObject:
-    """What is being deleted; without its file, if that stays.
+    """What is being deleted; without its file where that is kept.
 
     :raises UsageError: a file is to stay of what has none.
     """
@@ -179,9 +179,9 @@ def _identified(
 
 def _numbered(controller: Controller) -> Controller:
     """Namespaces without a number get the lowest that are free."""
-    used = {one.nsid for one in controller.namespaces}
+    used = {namespace.nsid for namespace in controller.namespaces}
     free = (number for number in range(1, len(controller.namespaces) + len(used) + 1) if number not in used)
-    numbered = (replace(one, nsid=one.nsid or next(free)) for one in controller.namespaces)
+    numbered = (replace(namespace, nsid=namespace.nsid or next(free)) for namespace in controller.namespaces)
     return replace(controller, namespaces=tuple(sorted(numbered, key=lambda one: one.nsid)))
 
 
@@ -251,14 +251,14 @@ def replace_member(mirror: Volume, old: str, new: str) -> Volume:
 
 def attach(controller: Controller, volume: str, nsid: int = 0) -> Controller:
     """With one namespace more."""
-    if any(one.volume == volume for one in controller.namespaces):
+    if any(namespace.volume == volume for namespace in controller.namespaces):
         raise ConflictError(f"volume {volume}: attached to controller {controller.name} already")
     return _numbered(replace(controller, namespaces=(*controller.namespaces, Namespace(volume, nsid))))
 
 
 def detach(controller: Controller, volume: str) -> Controller:
     """With one namespace less. :raises ConflictError: there is none of this volume."""
-    left = tuple(one for one in controller.namespaces if one.volume != volume)
+    left = tuple(namespace for namespace in controller.namespaces if namespace.volume != volume)
     if len(left) == len(controller.namespaces):
         raise ConflictError(f"volume {volume}: not attached to controller {controller.name}")
     return replace(controller, namespaces=left)

@@ -48,10 +48,10 @@ class Desired:
         return [entry.object for entry in self.entries.values() if entry.deleting]
 
     def volumes(self) -> list[Volume]:
-        return [one for one in self.wanted() if isinstance(one, Volume)]
+        return [wanted for wanted in self.wanted() if isinstance(wanted, Volume)]
 
     def controllers(self) -> list[Controller]:
-        return [one for one in self.wanted() if isinstance(one, Controller)]
+        return [wanted for wanted in self.wanted() if isinstance(wanted, Controller)]
 
     def controller(self, name: str) -> Controller:
         """:raises NotFoundError: there is no such controller."""
@@ -60,31 +60,31 @@ class Desired:
         return one
 
     def pools(self) -> list[Pool]:
-        return [one for one in self.wanted() if isinstance(one, Pool)]
+        return [wanted for wanted in self.wanted() if isinstance(wanted, Pool)]
 
     def remotes(self) -> list[Remote]:
-        return [one for one in self.wanted() if isinstance(one, Remote)]
+        return [wanted for wanted in self.wanted() if isinstance(wanted, Remote)]
 
     @property
     def target(self) -> TargetSettings:
-        """How the target is to be run; nobody has to say it."""
-        return next((one for one in self.wanted() if isinstance(one, TargetSettings)), TargetSettings())
+        """How the target is to be run; the defaults where nothing is declared."""
+        return next((wanted for wanted in self.wanted() if isinstance(wanted, TargetSettings)), TargetSettings())
 
     def users(self, key: Key) -> list[str]:
-        """Who lies on it or shows it, in words: `controller a`."""
+        """What lies on it or shows it, in words: `controller a`."""
         return self.all_users().get(key, [])
 
     def all_users(self) -> dict[Key, list[str]]:
         """The users of everything that has some, by its key. Where many are asked for, ask once."""
         found: dict[Key, list[str]] = {}
-        for one in self.wanted():
-            for key in dict.fromkeys(one.depends_on):
-                found.setdefault(key, []).append(one.key.words)
+        for wanted in self.wanted():
+            for key in dict.fromkeys(wanted.depends_on):
+                found.setdefault(key, []).append(wanted.key.words)
         return found
 
     def check(self) -> None:
-        """:raises NotFoundError, ConflictError, UsageError: the objects do not go together; one line says
-        why."""
+        """:raises NotFoundError, ConflictError, UsageError: the objects do not go together; the
+        message has the reason."""
         wanted = self.wanted()
         keys = {one.key for one in wanted}
         for one in wanted:
@@ -113,10 +113,10 @@ class Desired:
     def _check_unique(self) -> None:
         controllers, volumes = self.controllers(), self.volumes()
         for what, values in (
-            ("NQN", [(one.nqn, one.key) for one in controllers]),
-            ("serial number", [(one.serial, one.key) for one in controllers]),
-            ("path", [(one.path, one.key) for one in volumes]),
-            ("UUID", [(one.uuid, one.key) for one in volumes]),
+            ("NQN", [(controller.nqn, controller.key) for controller in controllers]),
+            ("serial number", [(controller.serial, controller.key) for controller in controllers]),
+            ("path", [(volume.path, volume.key) for volume in volumes]),
+            ("UUID", [(volume.uuid, volume.key) for volume in volumes]),
         ):
             first: dict[str, Key] = {}
             for value, key in values:
@@ -135,19 +135,19 @@ class Desired:
                     visit(below, (*above, key))
                 done.add(key)
 
-        for one in self.wanted():
-            visit(one.key, ())
+        for wanted in self.wanted():
+            visit(wanted.key, ())
 
     def _check_volatile(self) -> None:
-        """What lies on volatile data is volatile: it has to say so."""
-        for one in self.volumes():
-            lying_on = [self.get(key) for key in one.depends_on if key.kind == "volume"]
-            for pool in [self.get(key) for key in one.depends_on if key.kind == "pool"]:
+        """What lies on volatile data has to be declared volatile."""
+        for volume in self.volumes():
+            lying_on = [self.get(key) for key in volume.depends_on if key.kind == "volume"]
+            for pool in [self.get(key) for key in volume.depends_on if key.kind == "pool"]:
                 lying_on += [self.get(key) for key in pool.depends_on]
             for below in lying_on:
-                if isinstance(below, Volume) and below.volatile and not one.volatile:
+                if isinstance(below, Volume) and below.volatile and not volume.volatile:
                     raise UsageError(
-                        f"volume {one.name}: lies on volume {below.name}, whose data dies with the target; "
+                        f"volume {volume.name}: lies on volume {below.name}, whose data dies with the target; "
                         "pass --volatile to accept that"
                     )
 
@@ -155,8 +155,8 @@ class Desired:
         """In interrupt mode, whatever needs a poller would keep a core busy, or not be there at all."""
         if self.target.profile != "eco":
             return
-        polling = {f"remote {one.name}" for one in self.remotes()}
-        below = [key for one in self.controllers() for key in one.depends_on]
+        polling = {f"remote {remote.name}" for remote in self.remotes()}
+        below = [key for controller in self.controllers() for key in controller.depends_on]
         seen: set[Key] = set()
         while below:
             one = self.get(key := below.pop())
@@ -173,7 +173,7 @@ class Desired:
     def surviving(self, controller: Controller) -> bool:
         """Does every volume of it keep its data when the target dies?"""
         volumes = [self.get(key) for key in controller.depends_on]
-        return all(isinstance(one, Volume) and not one.volatile for one in volumes)
+        return all(isinstance(volume, Volume) and not volume.volatile for volume in volumes)
 
     def check_surviving(self, controller: Controller) -> None:
         """:raises UsageError: a volume of it would die with the target, and that has not been

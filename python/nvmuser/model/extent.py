@@ -45,7 +45,7 @@ def _derived(volume: Volume, find: Find) -> Volume:
     word, name = ("snapshot", volume.snapshot_of) if volume.snapshot_of else ("clone", volume.clone_of)
     source = find(Key("volume", name))
     if not isinstance(source, Volume):
-        return volume  # that it is missing is said by `Desired.check`
+        return volume  # `Desired.check` reports that it is missing
     if source.pool != volume.pool:
         where = f"in pool {source.pool}" if source.pool else "in no pool"
         raise refuse(f"a {word} is in the same pool as what it is of; volume {name} is {where}")

@@ -24,7 +24,7 @@ def eui64() -> str:
 
 
 def identify_volume(volume: Volume) -> Volume:
-    """With every identifier that is still empty. A guest tells a namespace again by all three of them."""
+    """With every identifier that is still empty. A guest recognises a namespace by all three of them."""
     extended = volume.eui64 or eui64()
     return replace(
         volume,

@@ -1,8 +1,8 @@
 """What a person declares: volumes, pools, remotes, controllers, how the target is run. Frozen, validated, and
 JSON both ways.
 
-Owns the shape of each object alone. What objects mean together (references, uniqueness) is
-`nvmuser.model.desired`'s, where identities come from is `nvmuser.model.identity`'s, and how SPDK is told is
+Owns the shape of each object alone. The rules across objects (references, uniqueness) are
+`nvmuser.model.desired`'s, where identities come from is `nvmuser.model.identity`'s, and how they are made in SPDK is
 `nvmuser.reconcile.backends`'.
 """
 
@@ -34,7 +34,7 @@ MAX_NAMESPACES = 32
 """SPDK's default `max_namespaces` of a subsystem; more cost memory in each."""
 
 KIOPS = 1000
-"""SPDK rounds I/O limits up to multiples of this; we refuse others, so that what is said is what is done."""
+"""SPDK rounds I/O limits up to multiples of this; we refuse others, so that a limit is what it was set to."""
 
 
 Rules = Mapping[str, Mapping[str, Any]]
@@ -93,7 +93,7 @@ class Limits:
         if self.iops % KIOPS or self.iops < 0:
             up = max(0, -(-self.iops // KIOPS) * KIOPS)
             raise UsageError(
-                f"limit of {self.iops} IOPS: SPDK counts in thousands; say {up} or another multiple of 1000"
+                f"limit of {self.iops} IOPS: SPDK counts in thousands; take {up} or another multiple of 1000"
             )
         if min(self.mbps, self.read_mbps, self.write_mbps) < 0:
             raise UsageError("a bandwidth limit is a number of MiB/s, 0 for none")
@@ -303,13 +303,15 @@ class Controller(Object):
             raise UsageError(f"controller {self.name}: serial {self.serial!r}: at most {SERIAL_MAX} ASCII characters")
         if len(self.namespaces) > MAX_NAMESPACES:
             raise UsageError(f"controller {self.name}: {len(self.namespaces)} namespaces; at most {MAX_NAMESPACES}")
-        numbers = [one.nsid for one in self.namespaces if one.nsid]
-        if len(set(numbers)) < len(numbers) or any(not 0 <= one.nsid <= MAX_NAMESPACES for one in self.namespaces):
+        numbers = [namespace.nsid for namespace in self.namespaces if namespace.nsid]
+        if len(set(numbers)) < len(numbers) or any(
+            not 0 <= namespace.nsid <= MAX_NAMESPACES for namespace in self.namespaces
+        ):
             raise UsageError(f"controller {self.name}: NSIDs are 1 to {MAX_NAMESPACES}, each once")
 
     @property
     def depends_on(self) -> tuple[Key, ...]:
-        return tuple(Key("volume", one.volume) for one in self.namespaces)
+        return tuple(Key("volume", namespace.volume) for namespace in self.namespaces)
 
 
 @dataclass(frozen=True)

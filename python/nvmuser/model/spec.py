@@ -1,7 +1,7 @@
 """The file that declares everything at once: read with positions, compared, written.
 
-Owns the document's shape (YAML, of which JSON is a part) and the way from it to a `Change`. What objects mean
-is the model's. An error says where: `spec.yaml:12: volumes[3].size: …`.
+Owns the document's shape (YAML, of which JSON is a part) and the way from it to a `Change`. What objects are
+is the model's. An error names the place: `spec.yaml:12: volumes[3].size: …`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ONE = "target"
 """The section that is no list."""
 SIZES = ("size", "cluster_size")
 _DEEPEST = 8
-"""Nothing that can be said is deeper; an alias can be endless."""
+"""Nothing valid is deeper; an alias can be endless."""
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 NOT_FOR_PEOPLE = ("owned", "stale")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -59,7 +59,7 @@ class Spec:
 
 
 def parse(text: str, source: str) -> Spec:
-    """:raises UsageError: it is not a specification; the message says where and why."""
+    """:raises UsageError: it is not a specification; the message has the place and the reason."""
     try:
         root = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
@@ -136,7 +136,7 @@ class _Reader:
             if not isinstance(key, yaml.ScalarNode):
                 raise self._error(key, path, "expected the name of a field")
             if key.value in seen:
-                raise self._error(key, (*path, key.value), "said twice")
+                raise self._error(key, (*path, key.value), "given twice")
             seen.add(key.value)
             yield key.value, value
 
@@ -184,26 +184,28 @@ def _text(path: Path) -> str:
 
 
 def difference(desired: Desired, spec: Spec, *, prune: bool, wipe: bool) -> Change:
-    """What has to change, so that what `spec` says is so. With `prune`, what it does not name goes."""
-    named = {one.key: one for one in spec.objects}
+    """The change that makes `spec` true. With `prune`, what it does not name goes."""
+    named = {declared.key: declared for declared in spec.objects}
     create: list[AnyObject] = []
     update: list[AnyObject] = []
     expect: list[AnyObject] = []
     find = {**{key: entry.object for key, entry in desired.entries.items()}, **named}.get
-    for one in spec.objects:
-        entry = desired.entries.get(one.key)
+    for declared in spec.objects:
+        entry = desired.entries.get(declared.key)
         if entry is None or entry.deleting:
-            create.append(one)
-        elif (merged := _merged(entry.object, one, find)) != entry.object:
+            create.append(declared)
+        elif (merged := _merged(entry.object, declared, find)) != entry.object:
             update.append(merged)
             expect.append(entry.object)
     # How the target is run is no thing that could go.
-    delete = [one.key for one in desired.wanted() if one.key not in named and one.kind != ONE] if prune else []
+    delete = (
+        [wanted.key for wanted in desired.wanted() if wanted.key not in named and wanted.kind != ONE] if prune else []
+    )
     return Change(tuple(create), tuple(update), tuple(delete), wipe, tuple(expect))
 
 
 def _merged(present: AnyObject, one: AnyObject, find: extent.Find) -> AnyObject:
-    """`one`, with what a person need not say taken from `present`."""
+    """`one`, completed from `present` where a person may leave a field out."""
     keep = [field for field in present.identity if not getattr(one, field)]
     if isinstance(one, Volume):
         keep += [*NOT_FOR_PEOPLE, *(field for field in ("path", "size") if not getattr(one, field))]
@@ -231,9 +233,10 @@ def export(desired: Desired, volumes: str = "", *, texts: bool = True) -> dict[s
         document[ONE] = _written(settings.object, volumes, texts)
     for section, kind in SECTIONS.items():
         found = [
-            _written(one, volumes, texts)
-            for one in desired.wanted()
-            if one.kind == kind and (section == "snapshots") == (isinstance(one, Volume) and bool(one.snapshot_of))
+            _written(wanted, volumes, texts)
+            for wanted in desired.wanted()
+            if wanted.kind == kind
+            and (section == "snapshots") == (isinstance(wanted, Volume) and bool(wanted.snapshot_of))
         ]
         if found:
             document[section] = found

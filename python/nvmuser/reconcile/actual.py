@@ -84,15 +84,17 @@ class Subsystem:
             any_host=data.get("allow_any_host", False),
             namespaces=tuple(
                 ActualNamespace(
-                    nsid=one["nsid"],
-                    bdev=one["bdev_name"],
-                    uuid=one.get("uuid", ""),
-                    nguid=one.get("nguid", ""),
-                    eui64=one.get("eui64", ""),
+                    nsid=namespace["nsid"],
+                    bdev=namespace["bdev_name"],
+                    uuid=namespace.get("uuid", ""),
+                    nguid=namespace.get("nguid", ""),
+                    eui64=namespace.get("eui64", ""),
                 )
-                for one in data.get("namespaces", ())
+                for namespace in data.get("namespaces", ())
             ),
-            listeners=tuple((one["trtype"].upper(), one["traddr"]) for one in data.get("listen_addresses", ())),
+            listeners=tuple(
+                (listener["trtype"].upper(), listener["traddr"]) for listener in data.get("listen_addresses", ())
+            ),
         )
 
 
@@ -192,39 +194,43 @@ async def query(rpc: Client) -> Actual:
         rpc.call("framework_get_reactors"),
     )
     return Actual(
-        transport=any(one["trtype"] == "VFIOUSER" for one in transports),
-        bdevs={one["name"]: Bdev.from_spdk(one) for one in bdevs},
-        subsystems={one["nqn"]: Subsystem.from_spdk(one) for one in subsystems if one.get("subtype") == "NVMe"},
-        lvstores={
-            one["name"]: Lvstore(
-                name=one["name"],
-                uuid=one["uuid"],
-                base=one["base_bdev"],
-                cluster_size=one["cluster_size"],
-                total_clusters=one["total_data_clusters"],
-                free_clusters=one["free_clusters"],
-            )
-            for one in lvstores
+        transport=any(transport["trtype"] == "VFIOUSER" for transport in transports),
+        bdevs={bdev["name"]: Bdev.from_spdk(bdev) for bdev in bdevs},
+        subsystems={
+            subsystem["nqn"]: Subsystem.from_spdk(subsystem)
+            for subsystem in subsystems
+            if subsystem.get("subtype") == "NVMe"
         },
-        remotes={one["name"]: _remote(one) for one in remotes},
+        lvstores={
+            store["name"]: Lvstore(
+                name=store["name"],
+                uuid=store["uuid"],
+                base=store["base_bdev"],
+                cluster_size=store["cluster_size"],
+                total_clusters=store["total_data_clusters"],
+                free_clusters=store["free_clusters"],
+            )
+            for store in lvstores
+        },
+        remotes={remote["name"]: _remote(remote) for remote in remotes},
         keys={key["name"]: key["path"] for key in keys if "path" in key},
         raids={raid["name"]: Raid.from_spdk(raid) for raid in raids},
         profile=_profile(scheduler, reactors["reactors"]),
-        cores=tuple(sorted(one["lcore"] for one in reactors["reactors"])),
+        cores=tuple(sorted(reactor["lcore"] for reactor in reactors["reactors"])),
     )
 
 
 def _profile(scheduler: Mapping[str, Any], reactors: Sequence[Mapping[str, Any]]) -> str:
     """The dynamic scheduler puts reactors to sleep too, but never all of them."""
-    if all(one["in_interrupt"] for one in reactors):
+    if all(reactor["in_interrupt"] for reactor in reactors):
         return "eco"
     return "balanced" if scheduler["scheduler_name"] == "dynamic" else "throughput"
 
 
 def _remote(data: Mapping[str, Any]) -> RemoteController:
-    addresses = [one["trid"] for one in data.get("ctrlrs", ())]
+    addresses = [controller["trid"] for controller in data.get("ctrlrs", ())]
     # With multipath, further paths of a controller are listed as alternates of its first.
-    addresses += [trid for one in data.get("ctrlrs", ()) for trid in one.get("alternate_trids", ())]
+    addresses += [trid for controller in data.get("ctrlrs", ()) for trid in controller.get("alternate_trids", ())]
     return RemoteController(
         name=data["name"],
         nqn=addresses[0].get("subnqn", "") if addresses else "",

@@ -16,17 +16,17 @@ from nvmuser.paths import StateDir
 
 
 def declared(before: Desired, change: Change, state: StateDir) -> Desired:
-    """:raises NvmuserError: the change cannot be; one line says why."""
+    """:raises NvmuserError: the change is not possible; the message has the reason."""
     after = next_desired(before, change, lambda volume: files.prepare(volume, state))
     space.check(after, change)
-    for one in (*change.create, *change.update):
-        if isinstance(one, Controller):
-            access.group_of(one)
-        elif isinstance(one, TargetSettings):
-            check_cores(one)
-        elif isinstance(one, Remote):
-            key_files.check(one)
-    new = [one.name for one in change.create if isinstance(one, Controller)]
+    for wanted in (*change.create, *change.update):
+        if isinstance(wanted, Controller):
+            access.group_of(wanted)
+        elif isinstance(wanted, TargetSettings):
+            check_cores(wanted)
+        elif isinstance(wanted, Remote):
+            key_files.check(wanted)
+    new = [wanted.name for wanted in change.create if isinstance(wanted, Controller)]
     if new:
         limits.check_descriptors(after)
     listeners.check_paths(state, max(new, key=len, default=""))
@@ -34,7 +34,7 @@ def declared(before: Desired, change: Change, state: StateDir) -> Desired:
 
 
 def check_cores(settings: TargetSettings) -> None:
-    """Before they are kept: with others no target would start any more, not even after a crash.
+    """Check cores before they are recorded: with others no target would start, not even after a crash.
 
     :raises UsageError: a core is not ours.
     """

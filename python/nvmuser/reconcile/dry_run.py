@@ -1,4 +1,4 @@
-"""What a change would lead to, as far as can be said without doing anything.
+"""What a change would lead to, as far as can be known without doing anything.
 
 It opens no store of its own: there need be none, and none is made.
 """

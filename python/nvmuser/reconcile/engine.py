@@ -1,5 +1,4 @@
-"""Makes SPDK agree with the store. Every command, every specification and every recovery is the same act
-here.
+"""Makes SPDK agree with the store. Every command, every specification and every recovery is the same act here.
 
 Owns the order of a change: the store first, then files, then SPDK, then a second look. One engine executes at
 a time: the supervisor's, while it lives. It owns no process, and the connection to SPDK is lent to it.
@@ -51,7 +50,7 @@ from nvmuser.rpc.client import Client
 from nvmuser.store import Store
 
 _ROUNDS = 8
-"""Times that it looks again. Two are usual; each layer of volumes on pools on volumes can need one more."""
+"""Rounds of query and repair. Two are usual; each layer of volumes on pools on volumes can need one more."""
 
 _PAUSE_S = 0.05
 """Before what SPDK has refused only for the moment is asked for again."""
@@ -62,7 +61,7 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """The executor of one state directory. Not for two tasks at once: its caller takes turns."""
+    """The executor of one state directory. Its caller serialises the acts."""
 
     def __init__(self, state: StateDir, rpc: Client | None = None) -> None:
         self._state = state
@@ -72,7 +71,7 @@ class Engine:
         self.rpc = rpc
         """The target's; None while there is none."""
         self.warnings: tuple[str, ...] = ()
-        """What holds, and is less safe than it should be."""
+        """What works, but is less safe than it should be."""
 
     def close(self) -> None:
         """May be called again. The connection to SPDK is not closed: it was lent."""
@@ -108,17 +107,21 @@ class Engine:
     def controllers(self) -> list[str]:
         """Names of those that guests may connect to through the endpoint, which promises that they survive."""
         desired = self._store.load()
-        return [one.name for one in desired.controllers() if one.volatile_ok or desired.surviving(one)]
+        return [
+            controller.name
+            for controller in desired.controllers()
+            if controller.volatile_ok or desired.surviving(controller)
+        ]
 
     def losses(self, change: Change) -> dict[Controller, str]:
-        """What a change takes away from controllers; nothing if it is forced."""
+        """What a change takes away from controllers; empty if it is forced."""
         desired = self._store.load()
         lost = {} if change.force else losses(desired, change)
-        known = {one.name: one for one in desired.controllers()}
+        known = {controller.name: controller for controller in desired.controllers()}
         return {known[name]: what for name, what in lost.items() if name in known}
 
     def open_sockets(self) -> None:
-        """The endpoint has made the sockets: they belong to whom they are for."""
+        """Set owner and mode of the sockets that the endpoint has made."""
         for controller in self._store.load().controllers():
             try:
                 access.settle(self._state, controller)
@@ -126,7 +129,7 @@ class Engine:
                 log.warning("%s", error)
 
     async def release(self, rpc: Client) -> None:
-        """Take the guests away from a target that is about to end: their I/O is finished when this returns.
+        """Disconnect the guests from a target that is about to end: their I/O is finished when this returns.
 
         SPDK 26.01 crashes when it shuts down while a guest's end still pauses and resumes its subsystem;
         listeners are removed in line with that.
@@ -135,11 +138,11 @@ class Engine:
             methods.remove_listener(c.nqn, str(self._state.target_dir(c.name)))
             for c in self._store.load().controllers()
         ]
-        await asyncio.gather(*(rpc.call(one.method, one.params) for one in calls), return_exceptions=True)
+        await asyncio.gather(*(rpc.call(request.method, request.params) for request in calls), return_exceptions=True)
 
     def sync_files(self) -> None:
-        """Every file volume is on the disk when this returns. :raises TargetError: one is not."""
-        volumes = [one for one in self._store.load().volumes() if one.backend == "file"]
+        """Flush every file volume to its disk. :raises TargetError: one is not."""
+        volumes = [volume for volume in self._store.load().volumes() if volume.backend == "file"]
         if failures := files.each(files.sync, volumes):
             raise TargetError("; ".join(map(str, failures.values())))
 
@@ -151,7 +154,7 @@ class Engine:
         When SPDK or the machine refuses, what was recorded and done is undone, and the reason is raised. When
         the target dies meanwhile, the change stands, and takes effect with the next one.
 
-        :raises NvmuserError: nothing has changed, or the message says what has.
+        :raises NvmuserError: nothing has changed, or the message has what did.
         """
         before, after = await asyncio.to_thread(self._record, change)
         try:
@@ -163,9 +166,13 @@ class Engine:
             reasons = [Problem(key, str(error)) for key in list(change.keys)[:1]]
             left = await self._undo(before, after, change, reasons)
             raise TargetError(f"{error}; {left}") from error
-        mentioned = {one.key for one in (*change.create, *change.update)}
+        mentioned = {declared.key for declared in (*change.create, *change.update)}
         # How the target is run has to wait for the next one: that is no refusal.
-        mine = [one for one in outcome.problems if one.object in change.keys and one.object.kind != TargetSettings.kind]
+        mine = [
+            problem
+            for problem in outcome.problems
+            if problem.object in change.keys and problem.object.kind != TargetSettings.kind
+        ]
         if mine and not outcome.pending:
             left = await self._undo(before, after, change, mine)
             raise TargetError(f"{'; '.join(map(str, mine))}; {left}")
@@ -173,7 +180,7 @@ class Engine:
         return replace(outcome, objects=objects)
 
     def _record(self, change: Change) -> tuple[Desired, Desired]:
-        """What was wanted before and what is from now on. On the disk when this returns, which may take long."""
+        """Record a change, and flush it to the disk, which may be slow. Returns both states."""
         with self._store.transaction():
             before = self._store.load()
             after = declared(before, change, self._state)
@@ -181,7 +188,7 @@ class Engine:
         return before, after
 
     async def reconcile(self, all_or_nothing: Collection[Key] = ()) -> Outcome:
-        """Carry out what is wanted and not so, until nothing is left or nothing moves.
+        """Carry out what is wanted, until nothing is left to do or no progress is possible.
 
         :param all_or_nothing: keys of objects: if this machine is not ready for one of them, nothing is done in SPDK.
         :raises RpcError: SPDK cannot be asked what it has.
@@ -220,8 +227,8 @@ class Engine:
         self._rebuilds.watch(self.rpc, actual)
         problems |= await asyncio.to_thread(self._lock)
         problems |= await asyncio.to_thread(self._forget_deleted, actual)
-        problems |= {one.object: one for one in (*current.conflicts, *current.restart)}
-        # What waits when nothing moves any more will not come.
+        problems |= {problem.object: problem for problem in (*current.conflicts, *current.restart)}
+        # Report objects that still wait when no progress is possible.
         problems |= {key: Problem(key, _LOST) for key in current.waiting - problems.keys()}
         return Outcome(calls, tuple(problems.values()), current.foreign)
 
@@ -255,15 +262,15 @@ class Engine:
     def _provision(self) -> dict[Key, Problem]:
         """Backing files: made for new volumes, looked at for the others."""
         desired = self._store.load()
-        volumes = [one for one in desired.volumes() if one.backend == "file"]
-        new = [one for one in volumes if not desired.entries[one.key].provisioned]
-        old = [one for one in volumes if desired.entries[one.key].provisioned]
+        volumes = [volume for volume in desired.volumes() if volume.backend == "file"]
+        new = [volume for volume in volumes if not desired.entries[volume.key].provisioned]
+        old = [volume for volume in volumes if desired.entries[volume.key].provisioned]
         errors = files.each(files.provision, new) | files.each(files.check_or_grow, old)
-        self._mark(one.key for one in new if one.key not in errors)
+        self._mark(volume.key for volume in new if volume.key not in errors)
         return {key: Problem(key, str(error)) for key, error in errors.items()}
 
     def _grant(self) -> dict[Key, Problem]:
-        """Those who may connect can reach the sockets."""
+        """Let those who may connect reach the sockets."""
         problems: dict[Key, Problem] = {}
         for controller in self._store.load().controllers():
             try:
@@ -273,7 +280,7 @@ class Engine:
         return problems
 
     def _adopt(self, desired: Desired, keys: Iterable[Key]) -> None:
-        """What holds data and is there needs no making, whoever was interrupted before it could say so."""
+        """Mark objects found in SPDK as provisioned: an earlier run may have died before it recorded them."""
         new = [entry for key in keys if not (entry := desired.entries[key]).provisioned]
         self._mark(entry.object.key for entry in new if backends.made_once(entry.object))
 
@@ -295,7 +302,7 @@ class Engine:
         gate, failures = directories(calls, self._state)
 
         def ready(call: Call) -> None:
-            """This machine is ready for the call. :raises NvmuserError: it cannot be made."""
+            """Check that this machine is ready for the call. :raises NvmuserError: it is not."""
             if call.needs.file:
                 locks.check_free(call.needs.file)
             elif call.needs.directory and call.object in failures:
@@ -315,7 +322,7 @@ class Engine:
         return result
 
     def _lock(self) -> dict[Key, Problem]:
-        """What the target has open belongs to it alone."""
+        """Lock the files that the target has open for it alone."""
         volumes = {v.path: v for v in self._store.load().volumes() if v.backend == "file"}
         pid = self.rpc.peer_pid if self.rpc else None
         if not pid:
@@ -354,7 +361,7 @@ class Engine:
         return Outcome(0, tuple(problems.values()), pending=not problems)
 
     async def _undo(self, before: Desired, after: Desired, change: Change, reasons: list[Problem]) -> str:
-        """Back to what was wanted before; what this change made is taken away again.
+        """Restore what was wanted before, and take away what this change made.
 
         Returns what has changed all the same, in words: what a guest has seen grow cannot shrink.
 
@@ -371,7 +378,7 @@ class Engine:
         except NvmuserError as error:
             log.warning("not undone yet: %s", error)
             return "it is undone when the target answers"
-        if left := [one for one in outcome.problems if one.object in change.keys]:
+        if left := [problem for problem in outcome.problems if problem.object in change.keys]:
             raise TargetError(f"{why}; not undone: {'; '.join(map(str, left))}")
         if grown:
             sizes = ", ".join(f"volume {volume.name} has {format_size(volume.size)}" for volume in grown)

@@ -116,7 +116,7 @@ class _Execution:
             self._guarded(go_on)
 
     def _guarded(self, step: Callable[[], None]) -> None:
-        """In a callback nobody would hear of a defect, and `run` would wait for ever: it is told here."""
+        """Run `step`. An exception in a callback would be lost, and `run` would hang: it is passed to `run`."""
         if self._finished.done():
             return
         try:

@@ -53,7 +53,7 @@ async def ask(address: str, port: int, nqn: str, host_nqn: str, host_id: str) ->
     except (EOFError, ConnectionError):
         return Answer("silent", "it ends connections without a word of NVMe/TCP: it may want TLS (--psk)")
     except TimeoutError:
-        return Answer("silent", f"it takes connections, and says no word of NVMe/TCP within {_DEADLINE_S:g} s")
+        return Answer("silent", f"it accepts connections, and sends no NVMe/TCP within {_DEADLINE_S:g} s")
     finally:
         writer.close()
         with contextlib.suppress(OSError):

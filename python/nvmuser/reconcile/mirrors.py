@@ -1,4 +1,4 @@
-"""Mirrors that lack a member: what of them is there, who has missed writes, and what a person is to know.
+"""Mirrors that lack a member: what of them is there, which members have missed writes, and how it is reported.
 
 Pure. When a mirror is started without a member is `nvmuser.reconcile.engine`'s decision, with which calls
 `nvmuser.reconcile.plan`'s.
@@ -96,7 +96,7 @@ def why_not_without(mirror: Mirror) -> str:
 
 
 def noted(desired: Desired, actual: Actual) -> list[Entry]:
-    """Entries of mirrors that run, with the members that miss writes; those that say so already are left out."""
+    """Entries of mirrors that run, with the members that miss writes; those that record it already are left out."""
     return [
         _with_stale(mirror, desired)
         for mirror in each(desired, actual)

@@ -24,7 +24,7 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         return {
             "calls": self.calls,
-            "problems": [one.to_json() for one in self.problems],
+            "problems": [problem.to_json() for problem in self.problems],
             "foreign": list(self.foreign),
             "pending": self.pending,
             "objects": list(self.objects),
@@ -34,7 +34,7 @@ class Outcome:
     def from_json(cls, data: dict[str, Any]) -> Outcome:
         return cls(
             calls=data["calls"],
-            problems=tuple(Problem(Key.parse(one["object"]), one["message"]) for one in data["problems"]),
+            problems=tuple(Problem(Key.parse(problem["object"]), problem["message"]) for problem in data["problems"]),
             foreign=tuple(data["foreign"]),
             pending=data["pending"],
             objects=tuple(data["objects"]),

@@ -115,7 +115,7 @@ def unresolved(paths: Iterable[RemotePath], routes: Routes) -> str:
 
 
 async def why_not(remote: Remote, address: str, port: int, host: HostIdentity) -> str:
-    """Why a path could not be attached, from the remote itself; empty when it says nothing against it."""
+    """Why a path could not be attached, from the remote itself; empty when it has no objection."""
     answer = await fabrics.ask(address, port, remote.nqn, host.nqn, host.id)
     text = answer.text
     if remote.psk and answer.stage != "unreachable":

@@ -18,7 +18,7 @@ class Status:
 
     in_sync: tuple[Key, ...]
     drifted: tuple[Key, ...]
-    """There, but not as it should be: the next act repairs it, or says why it cannot."""
+    """There, but not as it should be: the next act repairs it, or reports why it cannot."""
     missing: tuple[Key, ...]
     foreign: tuple[str, ...]
     conflicts: tuple[str, ...]

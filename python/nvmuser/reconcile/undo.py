@@ -1,4 +1,4 @@
-"""What has to be taken back of a change that came to nothing, besides what the store says."""
+"""What has to be taken back of a change that came to nothing, and recorded."""
 
 from __future__ import annotations
 

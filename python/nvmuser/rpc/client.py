@@ -242,7 +242,7 @@ class Client:
     def _dispatch(self, message: dict[str, Any]) -> None:
         call_id = message.get("id")
         if call_id is None and "error" in message:
-            # The server could not even read the id; which call that was cannot be told.
+            # The server could not even read the id; which call that was is not known.
             raise RpcConnectionError(f"the server did not understand a request: {message['error']}")
         if posted := self._posted.pop(call_id, None) if isinstance(call_id, int) else None:
             result, method, params = posted

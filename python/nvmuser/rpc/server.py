@@ -1,7 +1,7 @@
 """A JSON-RPC 2.0 server on a UNIX socket, framed as SPDK's own, so that one client serves both.
 
 Owns the socket's file and the connections. It does not decide what a method means, nor run two requests in
-any order: each request is a task of its own, and what must not overlap is the handler's business.
+any order: each request is a task of its own, and what must not overlap is for the handler to ensure.
 """
 
 from __future__ import annotations

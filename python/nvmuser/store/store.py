@@ -1,6 +1,6 @@
 """The SQLite file of what is wanted: transactional, durable, one writer at a time.
 
-Owns the file and its connection. It does not know what objects mean: `nvmuser.model.desired` has the rules, and
+Owns the file and its connection. It does not know the rules across objects: `nvmuser.model.desired` has them, and
 nothing is committed here that its caller has not checked.
 
 A rollback journal with `synchronous=FULL`: a committed change is on the disk, and a process killed at any point leaves
@@ -53,7 +53,7 @@ class Store:
         except OSError as error:
             raise SetupError(f"{path.parent}: {error.strerror}; use another --state-dir") from error
         with self._explained():
-            # Autocommit mode: transactions begin and end where this module says so.
+            # Autocommit mode: transactions begin and end where this module does it.
             self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
             try:
                 check_version(self._db)
@@ -198,7 +198,7 @@ class Store:
             raise SetupError(f"{self.path}: not usable as a store: {error}") from error
 
     def _reason(self, error: sqlite3.OperationalError) -> str:
-        """SQLite's own words, but for a full file system, of which it says 'disk I/O error'."""
+        """SQLite's own words, except for a full file system, which it reports as 'disk I/O error'."""
         is_io = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
         if is_io and os.statvfs(self.path.parent).f_bavail == 0:
             return "its file system is full: make room, or move the state directory"

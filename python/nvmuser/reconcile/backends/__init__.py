@@ -1,4 +1,4 @@
-"""How each backend is told to SPDK: one class for each, in a module of its own, and a registry of them.
+"""How each backend is made in SPDK: one class for each, in a module of its own, and a registry of them.
 
 Owns what all of them share: the names of what a volume lies on, and whether a bdev is ours. Pure; the order of things
 is `nvmuser.reconcile.plan`'s. What a person may declare of each is `nvmuser.model.backends`'.
@@ -11,20 +11,31 @@ from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, Volume
 from nvmuser.reconcile.actual import Actual, Bdev
 from nvmuser.reconcile.backends.base import SpdkBackend
-from nvmuser.reconcile.backends.delay import Delay
-from nvmuser.reconcile.backends.error import Error
-from nvmuser.reconcile.backends.file import File
-from nvmuser.reconcile.backends.lvol import Lvol
-from nvmuser.reconcile.backends.malloc import Malloc
-from nvmuser.reconcile.backends.null import Null
-from nvmuser.reconcile.backends.raid import Concat, Raid1
-from nvmuser.reconcile.backends.remote import Remote
+from nvmuser.reconcile.backends.delay import DelayBackend
+from nvmuser.reconcile.backends.error import ErrorBackend
+from nvmuser.reconcile.backends.file import FileBackend
+from nvmuser.reconcile.backends.lvol import LvolBackend
+from nvmuser.reconcile.backends.malloc import MallocBackend
+from nvmuser.reconcile.backends.null import NullBackend
+from nvmuser.reconcile.backends.raid import ConcatBackend, Raid1Backend
+from nvmuser.reconcile.backends.remote import RemoteBackend
 from nvmuser.reconcile.calls import Needs
 from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
 REGISTRY: dict[str, SpdkBackend] = {
-    one.name: one for one in (File(), Malloc(), Null(), Lvol(), Remote(), Raid1(), Concat(), Delay(), Error())
+    backend.name: backend
+    for backend in (
+        FileBackend(),
+        MallocBackend(),
+        NullBackend(),
+        LvolBackend(),
+        RemoteBackend(),
+        Raid1Backend(),
+        ConcatBackend(),
+        DelayBackend(),
+        ErrorBackend(),
+    )
 }
 
 
@@ -96,7 +107,7 @@ def made_once(one: AnyObject) -> bool:
 def to_examine(desired: Desired, actual: Actual) -> list[str]:
     """Names of bdevs that are not there yet and hold SPDK's own metadata, which it has to look for when they come.
 
-    SPDK is told not to look anywhere else: what a guest writes to its volume must not become a pool of the host's.
+    SPDK is configured to look nowhere else: what a guest writes to its volume must not become a pool of the host's.
     """
     below: set[Key] = set()
     for entry in desired.entries.values():
@@ -104,8 +115,8 @@ def to_examine(desired: Desired, actual: Actual) -> list[str]:
         passes_on = isinstance(one, Volume) and REGISTRY[one.backend].passes_on
         if (made_once(one) and entry.provisioned) or passes_on:
             below |= {key for key in one.depends_on if key.kind == "volume"}
-    volumes = [one for one in desired.wanted() if isinstance(one, Volume) and one.key in below]
-    return [bdev_name(one, desired) for one in volumes if find(one, desired, actual) is None]
+    volumes = [wanted for wanted in desired.wanted() if isinstance(wanted, Volume) and wanted.key in below]
+    return [bdev_name(volume, desired) for volume in volumes if find(volume, desired, actual) is None]
 
 
 def present(one: AnyObject, desired: Desired, actual: Actual) -> bool:

@@ -8,7 +8,7 @@ from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
 
-class Delay(SpdkBackend):
+class DelayBackend(SpdkBackend):
     name = "delay"
     module = "delay"
     passes_on = True

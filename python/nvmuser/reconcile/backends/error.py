@@ -8,7 +8,7 @@ from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
 
-class Error(SpdkBackend):
+class ErrorBackend(SpdkBackend):
     name = "error"
     module = "error"
     passes_on = True

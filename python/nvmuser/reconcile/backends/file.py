@@ -12,7 +12,7 @@ from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
 
-class File(SpdkBackend):
+class FileBackend(SpdkBackend):
     """The file is made and grown by `nvmuser.hostfs.files`, before SPDK is asked to look at it."""
 
     name = "file"

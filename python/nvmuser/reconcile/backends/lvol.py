@@ -9,7 +9,7 @@ from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
 
-class Lvol(SpdkBackend):
+class LvolBackend(SpdkBackend):
     name = "lvol"
     module = "lvol"
     made_once = True

@@ -8,7 +8,7 @@ from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
 
-class Malloc(SpdkBackend):
+class MallocBackend(SpdkBackend):
     name = "malloc"
     module = "malloc"
 

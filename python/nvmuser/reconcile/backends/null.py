@@ -8,7 +8,7 @@ from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
 
-class Null(SpdkBackend):
+class NullBackend(SpdkBackend):
     name = "null"
     module = "null"
 

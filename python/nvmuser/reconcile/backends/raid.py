@@ -13,21 +13,21 @@ class _Raid(SpdkBackend):
     module = "raid"
 
     def create(self, volume: Volume, below: Below) -> Request:
-        return methods.raid_create(volume.name, self.name, [below[one] for one in volume.members], volume.uuid)
+        return methods.raid_create(volume.name, self.name, [below[member] for member in volume.members], volume.uuid)
 
     def needs(self, volume: Volume) -> Needs:
         """It opens its members, of which any may be a file."""
         return Needs(events=True)
 
 
-class Raid1(_Raid):
+class Raid1Backend(_Raid):
     """With a superblock on its members, by which SPDK finds it again."""
 
     name = "raid1"
     made_once = True
 
 
-class Concat(_Raid):
+class ConcatBackend(_Raid):
     """Without one: it holds nothing but its members' order, which is declared."""
 
     name = "concat"

@@ -7,7 +7,7 @@ from nvmuser.reconcile.actual import Actual, Bdev
 from nvmuser.reconcile.backends.base import Below, SpdkBackend
 
 
-class Remote(SpdkBackend):
+class RemoteBackend(SpdkBackend):
     name = "remote"
     stays = True
     """As long as the remote is attached."""

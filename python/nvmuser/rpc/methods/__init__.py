@@ -4,7 +4,7 @@
 Parameter names and units are SPDK's own (its `schema/schema.json`); sizes go in as bytes and are converted here. Each
 docstring names the file of SPDK 26.01 that carries the method out. Nothing is sent here: a call that SPDK refuses
 raises `RpcServerError` in `Client`, with a code that is a negative errno, or one of JSON-RPC's own where a docstring
-says so.
+has that.
 """
 
 from nvmuser.rpc.methods.bdevs import (

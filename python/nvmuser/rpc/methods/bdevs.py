@@ -20,7 +20,7 @@ def aio_create(name: str, path: str, block_size: int, uuid: str) -> Request:
 
     :param block_size: bytes.
 
-    Errors: what open(2) says of the file; EEXIST for a name or UUID in use.
+    Errors: those of open(2) for the file; EEXIST for a name or UUID in use.
     """
     params = {"name": name, "filename": path, "block_size": block_size, "fallocate": True, "uuid": uuid}
     return Request("bdev_aio_create", params)
@@ -79,7 +79,7 @@ def delay_create(name: str, base: str, latency_us: int, uuid: str) -> Request:
 
 
 def error_create(base: str) -> Request:
-    """A bdev `EE_<base>` that passes I/O on, or fails as `bdev_error_inject_error` says.
+    """A bdev `EE_<base>` that passes I/O on, or fails as `bdev_error_inject_error` asks.
 
     module/bdev/error/vbdev_error_rpc.c.
 

@@ -20,8 +20,8 @@ def attach_remote(
     :param host: who we are to it; None: SPDK's choice, another at each start.
     :param keys: keys in SPDK's keyring, each named by the remote and the parameter that takes it: `store.psk`.
 
-    Errors: EALREADY for a path that is attached; else an errno that does not say why, so that the remote itself is asked
-    (`nvmuser.reconcile.remotes`).
+    Errors: EALREADY for a path that is attached; else an errno without the reason, for which
+    `nvmuser.reconcile.remotes` asks the remote.
     """
     params = _path(name, nqn, address, port)
     params |= {"multipath": "multipath", "ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": 1}
