@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from nvmf_vfio.keeper.channel import Channel
-from nvmf_vfio.keeper.fd_store import Kept, Record, Vault
+from nvmf_vfio.keeper.fd_store import FdStore, Record, StoredFd
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 from nvmf_vfio.protocol.header import MAX_MESSAGE, Flag, Header, ProtocolError
 from nvmf_vfio.protocol.wire import Closed, Wire
@@ -49,8 +49,8 @@ class Endpoint:
         """Connections on which nobody has spoken yet."""
         self._refused: set[socket.socket] = set()
         """Of these, those that were told that the controller is busy, and have not left yet."""
-        self._vaults: dict[str, Vault] = {}
-        self._kept: dict[str, Descriptor] = {}
+        self._stores: dict[str, FdStore] = {}
+        self._stored: dict[str, Descriptor] = {}
         self._channel: Channel | None = None
         self._target_state = "gone"
         self._serial = 0
@@ -74,7 +74,7 @@ class Endpoint:
     def _told(self, message: dict[str, Any], descriptors: list[Descriptor]) -> None:
         match message["op"]:
             case "kept":
-                self._kept.update(zip(message["names"], descriptors, strict=True))
+                self._stored.update(zip(message["names"], descriptors, strict=True))
                 return
             case "start":
                 self._start()
@@ -95,8 +95,8 @@ class Endpoint:
             self._fresh = False
             self._resume()
         else:
-            for vault in self._vaults.values():
-                vault.offer()
+            for store in self._stores.values():
+                store.push_all()
 
     def _target(self, state: str) -> None:
         self._target_state = state
@@ -211,17 +211,17 @@ class Endpoint:
 
     def _welcome(self, name: str, sock: socket.socket) -> None:
         self._serial += 1
-        vault = self._vault(f"{name}/{self._serial}")
+        store = self._store(f"{name}/{self._serial}")
         try:
-            vault.adopt(f"{vault.prefix}/conn", Descriptor(os.dup(sock.fileno())), put=True)
+            store.adopt(f"{store.prefix}/conn", Descriptor(os.dup(sock.fileno())), push=True)
             record = Record.create(name)
-            vault.adopt(f"{vault.prefix}/record", record, put=True)
+            store.adopt(f"{store.prefix}/record", record, push=True)
         except OSError as error:
             log.error("%s: a guest cannot connect: %s", name, error)
-            vault.close()
+            store.close()
             sock.close()
             return
-        session = self._session(name, Wire(sock, limit=MAX_MESSAGE), record, vault)
+        session = self._session(name, Wire(sock, limit=MAX_MESSAGE), record, store)
         log.info("%s: guest connected", name)
         session.start()
         if self._target_state == "ready":
@@ -233,7 +233,7 @@ class Endpoint:
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
-    def _vault(self, prefix: str) -> Vault:
+    def _store(self, prefix: str) -> FdStore:
         def put(name: str, descriptor: Descriptor) -> None:
             if self._channel:
                 self._channel.send("put", [descriptor], name=name)
@@ -242,51 +242,51 @@ class Endpoint:
             if self._channel:
                 self._channel.send("drop", name=name)
 
-        return Vault(prefix, put, drop)
+        return FdStore(prefix, put, drop)
 
-    def _session(self, name: str, wire: Wire, record: Descriptor, vault: Vault) -> Session:
+    def _session(self, name: str, wire: Wire, record: Descriptor, store: FdStore) -> Session:
         def ended() -> None:
             if self._sessions.get(name) is session:
-                del self._sessions[name], self._vaults[name]
+                del self._sessions[name], self._stores[name]
 
         session = Session(
             name,
             self._targets / name / "cntrl",
             wire,
             record,
-            vault,
+            store,
             is_target_ready=lambda: self._target_state == "ready",
             on_end=ended,
         )
         self._sessions[name] = session
-        self._vaults[name] = vault
+        self._stores[name] = store
         return session
 
     def _resume(self) -> None:
         """Take over the guests of an endpoint that was killed."""
         groups: dict[str, dict[str, Descriptor]] = {}
-        for name, descriptor in self._kept.items():
+        for name, descriptor in self._stored.items():
             groups.setdefault(name.rpartition("/")[0], {})[name] = descriptor
-        self._kept = {}
+        self._stored = {}
         for prefix, descriptors in sorted(groups.items(), key=lambda group: int(group[0].rpartition("/")[2])):
             controller, _, serial = prefix.partition("/")
             self._serial = max(self._serial, int(serial))
             if older := self._sessions.get(controller):
                 # Its guest had gone, and the keeper had not been told.
                 older.close()
-            vault = self._vault(prefix)
-            kept: dict[str, Kept] = {name: vault.adopt(name, held) for name, held in descriptors.items()}
-            self._resume_session(controller, vault, kept)
+            store = self._store(prefix)
+            stored: dict[str, StoredFd] = {name: store.adopt(name, held) for name, held in descriptors.items()}
+            self._resume_session(controller, store, stored)
 
-    def _resume_session(self, controller: str, vault: Vault, kept: dict[str, Kept]) -> None:
-        connection, record = kept.get(f"{vault.prefix}/conn"), kept.get(f"{vault.prefix}/record")
+    def _resume_session(self, controller: str, store: FdStore, stored: dict[str, StoredFd]) -> None:
+        connection, record = stored.get(f"{store.prefix}/conn"), stored.get(f"{store.prefix}/record")
         if connection is None or record is None:
-            vault.close()
+            store.close()
             return
         sock = socket.socket(fileno=os.dup(connection.descriptor.fileno()))
-        session = self._session(controller, Wire(sock, limit=MAX_MESSAGE), record.descriptor, vault)
+        session = self._session(controller, Wire(sock, limit=MAX_MESSAGE), record.descriptor, store)
         try:
-            session.resume(kept)
+            session.resume(stored)
             log.info("%s: guest taken over", controller)
         except (Closed, ProtocolError, OSError, KeyError, TypeError, ValueError) as error:
             # Also a record of another version's layout: the other guests must come back all the same.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from nvmf_vfio.keeper.fd_store import Kept
+from nvmf_vfio.keeper.fd_store import StoredFd
 from nvmf_vfio.protocol.header import FROM_TARGET, Command, Header, ProtocolError
 from nvmf_vfio.protocol.messages import RegionAccess, RegionWriteMulti, Request, decode_request
 from nvmf_vfio.state.controller import CONFIG
@@ -26,7 +26,7 @@ class Pending:
     body: bytes
     command: Command
     request: Request
-    kept: list[Kept]
+    stored: list[StoredFd]
     since: float
     sent: bool = False
     """Whether an answer is under way; the others wait for a target, because only it can answer."""
@@ -82,10 +82,10 @@ def is_admin_doorbell(request: Request) -> bool:
     )
 
 
-def release(kept: list[Kept]) -> None:
+def release(stored: list[StoredFd]) -> None:
     """Close descriptors that nobody remembers, here and in the keeper."""
-    while kept:
-        kept.pop().release()
+    while stored:
+        stored.pop().release()
 
 
 def changes_state(request: Request) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from nvmf_vfio import replies
-from nvmf_vfio.keeper.fd_store import Kept, Vault
+from nvmf_vfio.keeper.fd_store import FdStore, StoredFd
 from nvmf_vfio.keeper.journal import Journal
 from nvmf_vfio.pending import Pending, Statistics, changes_state, decode, is_admin_doorbell, release
 from nvmf_vfio.protocol.descriptors import Descriptor
@@ -45,7 +45,7 @@ _MAX_REFUSALS_LOGGED = 16
 class Session:
     """A connected guest.
 
-    :param vault: already holds the connection and the record (`conn`, `record`).
+    :param store: already holds the connection and the record (`conn`, `record`).
     :param on_end: called once when the guest has gone.
     """
 
@@ -55,7 +55,7 @@ class Session:
         target: Path,
         wire: Wire,
         record: Descriptor,
-        vault: Vault,
+        store: FdStore,
         *,
         is_target_ready: Callable[[], bool],
         on_end: Callable[[], None],
@@ -64,10 +64,10 @@ class Session:
         self.statistics = Statistics()
         self.controller = Controller()
         self._wire = wire
-        self._vault = vault
+        self._store = store
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._journal = Journal(record, vault, on_failure=self._fail, on_late=self._late)
+        self._journal = Journal(record, store, on_failure=self._fail, on_late=self._late)
         self._uplink = Uplink(
             name,
             target,
@@ -87,7 +87,7 @@ class Session:
         """Begin to serve the guest."""
         self._wire.attach(self._guest_readable, self._fail)
 
-    def resume(self, kept: dict[str, Kept]) -> None:
+    def resume(self, stored: dict[str, StoredFd]) -> None:
         """Take over from an endpoint that was killed: what it recorded is what happened.
 
         A request that was recorded but is still on the socket was not taken yet. A request that was taken has not been
@@ -98,19 +98,19 @@ class Session:
         if document is None:
             raise ProtocolError("the record is empty")
         try:
-            self.controller.load_json(document, kept)
+            self.controller.load_json(document, stored)
             self.statistics = Statistics(**document["statistics"])
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError(f"the record makes no sense: {error!r}") from error
         self.controller.target_lost()
         self.statistics.lost_at = time.monotonic()
         unread = self._wire.peek()
-        self._journal.restore(unread, kept)
+        self._journal.restore(unread, stored)
         if unread:
             unread.close()
         self.start()
         self._answer_pending()
-        self._vault.retain(self.controller.kept_names())
+        self._store.remove_others(self.controller.fd_names())
 
     def close(self) -> None:
         """End everything that belongs to this guest. Idempotent."""
@@ -123,7 +123,7 @@ class Session:
             # The keeper's copy of the descriptor keeps the connection open a little longer than `close` here.
             self._wire.socket.shutdown(socket.SHUT_RDWR)
         self._wire.close()
-        self._vault.close()
+        self._store.close()
         self._on_end()
 
     def _fail(self, reason: str) -> None:
@@ -227,27 +227,27 @@ class Session:
             self._journal.note_partial(partial=False)
             self._refuse(header, errno.EINVAL, error)
             return
-        kept: list[Kept] = []
+        stored: list[StoredFd] = []
         try:
             while message.descriptors:
-                kept.append(self._vault.keep(message.descriptors.pop(0)))
+                stored.append(self._store.push(message.descriptors.pop(0)))
         except OSError:
             message.close()
             raise
-        pending = Pending(header, message.body, command, request, kept, self._loop.time())
+        pending = Pending(header, message.body, command, request, stored, self._loop.time())
         if header.wants_reply:
             self._journal.add(pending)
         if not self._wire.consume():
-            release(kept)
+            release(stored)
         self._handle(pending)
 
     def _handle(self, pending: Pending) -> None:
         """A request that is recorded and off the socket: pass it on, or answer it."""
         request = pending.request
         try:
-            self.controller.check(request, [kept.descriptor for kept in pending.kept])
+            self.controller.check(request, [stored.descriptor for stored in pending.stored])
         except Refused as error:
-            release(pending.kept)
+            release(pending.stored)
             self._finish(pending)
             self._refuse(pending.header, error.errno, error)
             return
@@ -303,7 +303,7 @@ class Session:
                 self.controller.memory.unmap(DmaUnmap(0, pending.request.address, pending.request.size))
                 self._save()
             else:
-                release(pending.kept)
+                release(pending.stored)
             self._finish(pending)
             self._reply(pending.header, error=reply.header.error)
             return
@@ -360,7 +360,7 @@ class Session:
     def _remember(self, pending: Pending) -> None:
         pending.remembered = True
         self._uplink.tell_too(pending)
-        self.controller.remember(pending.request, pending.kept)
+        self.controller.remember(pending.request, pending.stored)
         if changes_state(pending.request):
             self._save()
 

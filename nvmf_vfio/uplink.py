@@ -160,8 +160,8 @@ class Uplink:
         """The driver disables its controller: what it sets up next is its own."""
         proxy, self.proxy = self.proxy, None
         if proxy:
-            _, kept = self._controller.interrupts.admin
-            proxy.end(kept.descriptor if kept else None)
+            _, stored = self._controller.interrupts.admin
+            proxy.end(stored.descriptor if stored else None)
 
     # -- messages ----------------------------------------------------------------------------------------------
 
@@ -179,7 +179,7 @@ class Uplink:
             capabilities = {k: v for k, v in pending.request.capabilities.items() if k != "twin_socket"}
             pending.request = Version(pending.request.major, pending.request.minor, capabilities)
             pending.body = pending.request.pack()
-        copies = [kept.descriptor.duplicate() for kept in pending.kept]
+        copies = [stored.descriptor.duplicate() for stored in pending.stored]
         self.link.request(pending.command, pending.body, copies, lambda reply: on_reply(pending, reply))
 
     def _requested(self, message: Message) -> None:
@@ -211,7 +211,7 @@ class Uplink:
         request = pending.request
         is_config = isinstance(request, RegionAccess) and bool(request.data) and request.region == CONFIG
         if is_config or isinstance(request, DmaMap | DmaUnmap | SetIrqs | Reset):
-            copies = [kept.descriptor.duplicate() for kept in pending.kept]
+            copies = [stored.descriptor.duplicate() for stored in pending.stored]
             self.link.request(pending.command, pending.body, copies, Message.close)
 
     async def prefetch(self) -> None:

@@ -130,33 +130,33 @@ class Channel:
         self._socket.close()
 
 
-class Keeper:
+class HeldFds:
     """The supervisor's side of `put` and `drop`: descriptors that outlive the endpoint."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Descriptor] = {}
+        self._held: dict[str, Descriptor] = {}
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._held)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._kept
+        return name in self._held
 
-    def put(self, name: str, descriptor: Descriptor) -> None:
-        self.drop(name)
-        self._kept[name] = descriptor
+    def push(self, name: str, descriptor: Descriptor) -> None:
+        self.pop(name)
+        self._held[name] = descriptor
 
-    def drop(self, name: str) -> None:
-        if held := self._kept.pop(name, None):
+    def pop(self, name: str) -> None:
+        if held := self._held.pop(name, None):
             held.close()
 
     def restore(self, channel: Channel) -> None:
         """Give everything to a fresh endpoint."""
-        names = sorted(self._kept)
+        names = sorted(self._held)
         for first in range(0, len(names), MAX_DESCRIPTORS):
             batch = names[first : first + MAX_DESCRIPTORS]
-            channel.send("kept", [self._kept[name] for name in batch], names=batch)
+            channel.send("kept", [self._held[name] for name in batch], names=batch)
 
     def close(self) -> None:
-        for name in list(self._kept):
-            self.drop(name)
+        for name in list(self._held):
+            self.pop(name)

@@ -1,7 +1,7 @@
-"""What must outlive the endpoint process: descriptors in the keeper's hands, and the record of a session in a memfd.
+"""State that outlives the endpoint process: descriptors copied to the supervisor, and a session's record in a memfd.
 
-Owns the names under which descriptors are kept and the layout of a record. The keeper itself (the supervisor) owns the
-copies; `nvmf_vfio.keeper.channel` carries them there.
+Owns the names under which descriptors are stored and the layout of a record. The supervisor owns the copies;
+`nvmf_vfio.keeper.channel` carries them there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _File = tuple[int, int, int]
 
 
 def _file(descriptor: Descriptor) -> _File | None:
-    """Which file this is, when it is a regular one. All eventfds have one inode."""
+    """Identify a regular file; None for others, since all eventfds have one inode."""
     facts = os.fstat(descriptor.fileno())
     if not stat.S_ISREG(facts.st_mode):
         return None
@@ -35,50 +35,51 @@ class RecordFull(Exception):
     """The document is larger than a record can be."""
 
 
-class Kept:
-    """A descriptor of which the keeper has a copy, under `name`. It may have several users."""
+class StoredFd:
+    """A descriptor of which the supervisor has a copy, under `name`. It may have several users."""
 
-    __slots__ = ("_users", "_vault", "descriptor", "file", "name")
+    __slots__ = ("_store", "_users", "descriptor", "file", "name")
 
-    def __init__(self, vault: Vault, name: str, descriptor: Descriptor) -> None:
-        self._vault = vault
+    def __init__(self, store: FdStore, name: str, descriptor: Descriptor) -> None:
+        self._store = store
         self._users = 0
         self.name = name
         self.descriptor = descriptor
         self.file = _file(descriptor)
 
-    def share(self) -> Kept:
-        """For one more user, who releases it."""
+    def share(self) -> StoredFd:
+        """Count one more user, who releases it."""
         self._users += 1
         return self
 
     def release(self) -> None:
-        """By its last user: close it here, and in the keeper once no record names it."""
+        """End one use; the last one closes the descriptor here, and in the supervisor once no record names it."""
         self._users -= 1
         if self._users <= 0:
             self.descriptor.close()
-            self._vault.forget(self)
+            self._store.remove(self)
 
 
-class Vault:
-    """The kept descriptors of one session.
+class FdStore:
+    """The stored descriptors of one session.
 
-    :param put: hands a copy to the keeper; `drop` makes the keeper close it.
+    :param push: hands a copy to the supervisor, under a name.
+    :param pop: makes the supervisor close its copy.
     """
 
-    def __init__(self, prefix: str, put: Callable[[str, Descriptor], None], drop: Callable[[str], None]) -> None:
+    def __init__(self, prefix: str, push: Callable[[str, Descriptor], None], pop: Callable[[str], None]) -> None:
         self.prefix = prefix
-        self._put = put
-        self._drop = drop
-        self._kept: dict[str, Kept] = {}
-        self._by_file: dict[_File, Kept] = {}
-        self._forgotten: list[str] = []
+        self._push = push
+        self._pop = pop
+        self._stored: dict[str, StoredFd] = {}
+        self._by_file: dict[_File, StoredFd] = {}
+        self._removed: list[str] = []
         self._next = 0
 
-    def keep(self, descriptor: Descriptor) -> Kept:
-        """Take a descriptor over and hand a copy to the keeper.
+    def push(self, descriptor: Descriptor) -> StoredFd:
+        """Take a descriptor over and hand a copy to the supervisor.
 
-        A guest's memory is in few files, of which it maps thousands of pieces: a file is kept once.
+        A guest's memory is in few files, of which it maps thousands of pieces: a file is stored once.
         """
         file = _file(descriptor)
         if file is not None and (known := self._by_file.get(file)):
@@ -86,56 +87,56 @@ class Vault:
             return known.share()
         name = f"{self.prefix}/{self._next}"
         self._next += 1
-        return self.adopt(name, descriptor, put=True).share()
+        return self.adopt(name, descriptor, push=True).share()
 
-    def adopt(self, name: str, descriptor: Descriptor, *, put: bool = False) -> Kept:
-        """Take over a descriptor that the keeper already has under `name` (or, with `put`, is to get)."""
-        # It has its owner before anything can fail.
-        self._kept[name] = kept = Kept(self, name, descriptor)
-        if kept.file is not None:
-            self._by_file[kept.file] = kept
-        if put:
-            self._put(name, descriptor)
+    def adopt(self, name: str, descriptor: Descriptor, *, push: bool = False) -> StoredFd:
+        """Take over a descriptor that the supervisor already has under `name` (or, with `push`, receives now)."""
+        # The descriptor has its owner before anything can fail.
+        self._stored[name] = stored = StoredFd(self, name, descriptor)
+        if stored.file is not None:
+            self._by_file[stored.file] = stored
+        if push:
+            self._push(name, descriptor)
         serial = name.rpartition("/")[2]
         if serial.isdigit():
             self._next = max(self._next, int(serial) + 1)
-        return kept
+        return stored
 
-    def forget(self, kept: Kept) -> None:
-        """The keeper closes its copy at the next `settle`: until then the record may still name it."""
-        if self._kept.pop(kept.name, None):
-            self._forgotten.append(kept.name)
-        if kept.file is not None and self._by_file.get(kept.file) is kept:
-            del self._by_file[kept.file]
+    def remove(self, stored: StoredFd) -> None:
+        """Remove a descriptor. The supervisor closes its copy at `commit`: until then the record may still name it."""
+        if self._stored.pop(stored.name, None):
+            self._removed.append(stored.name)
+        if stored.file is not None and self._by_file.get(stored.file) is stored:
+            del self._by_file[stored.file]
 
-    def settle(self) -> None:
-        """No record names what was forgotten."""
-        forgotten, self._forgotten = self._forgotten, []
-        for name in forgotten:
-            self._drop(name)
+    def commit(self) -> None:
+        """Have the supervisor close what was removed: the record that has just been written does not name it."""
+        removed, self._removed = self._removed, []
+        for name in removed:
+            self._pop(name)
 
-    def retain(self, names: set[str]) -> None:
+    def remove_others(self, names: set[str]) -> None:
         """Release the numbered descriptors that are not in `names`: handed over, but in no record yet, by an endpoint
         that was killed."""
-        for name, kept in list(self._kept.items()):
+        for name, stored in list(self._stored.items()):
             if name not in names and name.rpartition("/")[2].isdigit():
-                kept.release()
+                stored.release()
 
-    def offer(self) -> None:
-        """Hand every descriptor to a keeper that is new."""
-        for name, kept in self._kept.items():
-            self._put(name, kept.descriptor)
+    def push_all(self) -> None:
+        """Hand every descriptor to a new supervisor."""
+        for name, stored in self._stored.items():
+            self._push(name, stored.descriptor)
 
     def close(self) -> None:
         """Release everything."""
-        for kept in list(self._kept.values()):
-            kept.descriptor.close()
-            self.forget(kept)
-        self.settle()
+        for stored in list(self._stored.values()):
+            stored.descriptor.close()
+            self.remove(stored)
+        self.commit()
 
 
 class Encoded(str):
-    """JSON text, as a value of a document's outermost object: what is long and changes little is encoded once."""
+    """JSON text, as a value of a document's outermost object. Long values that rarely change are encoded once."""
 
     __slots__ = ()
 
@@ -171,6 +172,10 @@ class Record:
 
     @staticmethod
     def create(name: str) -> Descriptor:
+        """Make an empty memfd for a record; `name` shows in /proc/PID/fd.
+
+        :raises OSError: no descriptor or no memory is left.
+        """
         return Descriptor(os.memfd_create(name, os.MFD_CLOEXEC))
 
     def _slots(self) -> list[tuple[int, Any]]:
@@ -205,5 +210,5 @@ class Record:
 
 
 def _checksum(generation: int, data: bytes) -> int:
-    """Of both: a slot with a new generation and the document of an old one is not whole."""
+    """Cover both: a slot with a new generation and the document of an old one is not whole."""
     return zlib.crc32(data, generation & 0xFFFFFFFF)

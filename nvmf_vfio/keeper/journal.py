@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from nvmf_vfio.keeper.fd_store import Kept, Record, RecordFull, Vault
+from nvmf_vfio.keeper.fd_store import FdStore, Record, RecordFull, StoredFd
 from nvmf_vfio.pending import Pending, release
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmf_vfio.protocol.header import MAX_MESSAGE, Header, ProtocolError
@@ -31,7 +31,7 @@ bytes, but sends all maps of a transaction without waiting. All are in the recor
 class Journal:
     """The record of one session.
 
-    :param vault: told when what has been forgotten is in no record any more.
+    :param store: told when what has been forgotten is in no record any more.
     :param on_failure: called from the event loop, with the reason, when something cannot be recorded.
     :param on_late: called with a request that was expected to be answered by now.
     """
@@ -39,14 +39,14 @@ class Journal:
     def __init__(
         self,
         record: Descriptor,
-        vault: Vault,
+        store: FdStore,
         *,
         on_failure: Callable[[str], None],
         on_late: Callable[[Pending], None],
     ) -> None:
         self._state = Record(record)
         self._requests = Record(record, _PENDING_SLOT)
-        self._vault = vault
+        self._store = store
         self._on_failure = on_failure
         self._on_late = on_late
         self._check: asyncio.TimerHandle | None = None
@@ -61,7 +61,7 @@ class Journal:
         """The controller's document that an earlier process left; None when there is none."""
         return self._state.document
 
-    def restore(self, unread: Message | None, kept: dict[str, Kept]) -> None:
+    def restore(self, unread: Message | None, stored: dict[str, StoredFd]) -> None:
         """Take the requests over that an earlier process had taken and not answered.
 
         :param unread: the message that is still on the socket: recorded perhaps, but not taken.
@@ -73,7 +73,7 @@ class Journal:
         for packed, body_text, names, remembered in requests:
             header = Header.unpack(bytes.fromhex(packed), limit=MAX_MESSAGE)
             body = bytes.fromhex(body_text)
-            descriptors = [kept[name].share() for name in names if name in kept]
+            descriptors = [stored[name].share() for name in names if name in stored]
             if unread and (unread.header.pack(), unread.body) == (header.pack(), body):
                 release(descriptors)
                 continue
@@ -149,7 +149,7 @@ class Journal:
         self._partial_recorded = False
         # The descriptors of what is remembered are the controller's, and may have been released since.
         document = [
-            [p.header.pack().hex(), p.body.hex(), [] if p.remembered else [k.name for k in p.kept], p.remembered]
+            [p.header.pack().hex(), p.body.hex(), [] if p.remembered else [k.name for k in p.stored], p.remembered]
             for p in self._pending.values()
         ]
         self._write(self._requests, document)
@@ -163,7 +163,7 @@ class Journal:
             # Told from the event loop: others may be in the middle of telling every guest.
             self._loop.call_soon(self._on_failure, f"cannot record: {error}")
         else:
-            self._vault.settle()
+            self._store.commit()
 
     def close(self) -> None:
         """Nothing is written any more: the record's memory goes back to the keeper."""

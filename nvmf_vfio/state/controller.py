@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 
-from nvmf_vfio.keeper.fd_store import Kept
+from nvmf_vfio.keeper.fd_store import StoredFd
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import (
@@ -47,7 +47,7 @@ from nvmf_vfio.state.registers import (
     CSTS_RDY,
     CSTS_SHST_COMPLETE,
     DOORBELLS,
-    SHOWN,
+    FORCED_BITS,
     AdminQueues,
     Register,
 )
@@ -134,15 +134,15 @@ class Controller:
                 self.admin.disable()
         return new
 
-    def remember(self, request: Request, kept: list[Kept]) -> None:
+    def remember(self, request: Request, stored: list[StoredFd]) -> None:
         """A request has taken effect. Takes over the descriptors that came with it."""
         match request:
             case DmaMap():
-                self.memory.map(request, kept[0] if kept else None)
+                self.memory.map(request, stored[0] if stored else None)
             case DmaUnmap():
                 self.memory.unmap(request)
             case SetIrqs():
-                self.interrupts.remember(request, kept)
+                self.interrupts.remember(request, stored)
             case Version():
                 self.version = request
             case RegionAccess() | RegionWriteMulti():
@@ -235,7 +235,7 @@ class Controller:
             self.seen_ready = self.seen_ready or bool(ready and self.cc & CC_EN)
         patched = bytearray(data)
         for offset in range(request.offset, request.offset + len(data)):
-            patched[offset - request.offset] |= SHOWN.get(offset, 0)
+            patched[offset - request.offset] |= FORCED_BITS.get(offset, 0)
             if Register.AQA <= offset < Register.ACQ + 8:
                 # The target may have others, see `nvmf_vfio.proxy`.
                 patched[offset - request.offset] = self.registers[offset]
@@ -247,7 +247,7 @@ class Controller:
             source = bytes(self.config_space)
         elif request.region == BAR0 and request.offset < _REGISTERS_SIZE:
             image = self.registers + bytes(Register.CRTO + 4 - len(self.registers))
-            for offset, bits in SHOWN.items():
+            for offset, bits in FORCED_BITS.items():
                 image[offset] |= bits
             image[Register.CSTS : Register.CSTS + 4] = self.csts.to_bytes(4, "little")
             source = bytes(image)
@@ -289,7 +289,7 @@ class Controller:
         """What a new target must be told after VERSION, in order; registers come last, see `replay_registers`. The
         descriptors are copies for the caller."""
         for region in self.memory.regions:
-            copies = [region.kept.descriptor.duplicate()] if region.kept else []
+            copies = [region.stored.descriptor.duplicate()] if region.stored else []
             yield Command.DMA_MAP, region.map.pack(), copies
         yield from self.interrupts.replay()
         for (offset, count), data in self.config_writes.items():
@@ -329,10 +329,10 @@ class Controller:
 
     # -- the record ----------------------------------------------------------------------------------------------
 
-    def kept_names(self) -> set[str]:
+    def fd_names(self) -> set[str]:
         """The names of the descriptors that are remembered."""
-        names = {region.kept.name for region in self.memory.regions if region.kept}
-        return names | self.interrupts.kept_names()
+        names = {region.stored.name for region in self.memory.regions if region.stored}
+        return names | self.interrupts.fd_names()
 
     def to_json(self) -> dict[str, Any]:
         version = [self.version.major, self.version.minor, self.version.capabilities] if self.version else None
@@ -350,11 +350,11 @@ class Controller:
             "admin": self.admin.to_json(),
         }
 
-    def load_json(self, document: dict[str, Any], kept: dict[str, Kept]) -> None:
+    def load_json(self, document: dict[str, Any], stored: dict[str, StoredFd]) -> None:
         if document["version"]:
             self.version = Version(*document["version"])
-        self.memory.load_json(document["memory"], kept)
-        self.interrupts.load_json(document["irqs"], kept)
+        self.memory.load_json(document["memory"], stored)
+        self.interrupts.load_json(document["irqs"], stored)
         for offset, size, data in document["config_writes"]:
             self.config_writes[(offset, size)] = bytes.fromhex(data)
         self.config_space = bytearray.fromhex(document["config_space"])

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from nvmf_vfio.keeper.fd_store import Kept
+from nvmf_vfio.keeper.fd_store import StoredFd
 from nvmf_vfio.protocol.descriptors import Descriptor, is_eventfd
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import SetIrqs
@@ -29,14 +29,14 @@ class Interrupts:
     """See the module."""
 
     def __init__(self) -> None:
-        self._vectors: dict[int, dict[int, Kept]] = {}
+        self._vectors: dict[int, dict[int, StoredFd]] = {}
 
     def check(self, request: SetIrqs, descriptors: list[Descriptor]) -> None:
         """Whether a request may be passed on and remembered.
 
         :raises Refused: with the errno to answer.
         """
-        if descriptors and len(descriptors) + self._kept_beside(request) > _MAX_INTERRUPTS:
+        if descriptors and len(descriptors) + self._stored_beside(request) > _MAX_INTERRUPTS:
             raise Refused(errno.ENOSPC, f"more than {_MAX_INTERRUPTS} interrupts")
         if descriptors and not request.flags & SetIrqs.TRIGGER:
             # SPDK's libvfio-user, as patched here, says the same; without a target nobody would listen to it.
@@ -46,16 +46,16 @@ class Interrupts:
         if not all(map(is_eventfd, descriptors)):
             raise Refused(errno.EINVAL, "an interrupt's descriptor is not an eventfd")
 
-    def _kept_beside(self, request: SetIrqs) -> int:
+    def _stored_beside(self, request: SetIrqs) -> int:
         """The interrupts that there will be beside those that the request sets."""
         new = range(request.start, request.start + request.count)
         replaced = sum(vector in new for vector in self._vectors.get(request.index, {}))
         return sum(map(len, self._vectors.values())) - replaced
 
-    def remember(self, request: SetIrqs, kept: list[Kept]) -> None:
+    def remember(self, request: SetIrqs, stored: list[StoredFd]) -> None:
         """A request has taken effect. Takes over the descriptors that came with it."""
         if not request.flags & SetIrqs.TRIGGER or request.flags & SetIrqs.DATA_BOOL:
-            for unused in kept:
+            for unused in stored:
                 unused.release()
             return
         vectors = self._vectors.setdefault(request.index, {})
@@ -65,9 +65,9 @@ class Interrupts:
                 return
             gone = range(SetIrqs.MAX_VECTORS)
         for vector in [v for v in vectors if v in gone]:
-            if (old := vectors.pop(vector)) not in kept:
+            if (old := vectors.pop(vector)) not in stored:
                 old.release()
-        vectors.update(zip(range(request.start, request.start + len(kept)), kept, strict=True))
+        vectors.update(zip(range(request.start, request.start + len(stored)), stored, strict=True))
 
     def replay(self) -> Iterator[tuple[Command, bytes, list[Descriptor]]]:
         """What a new target must be told. The descriptors are copies for the caller."""
@@ -78,33 +78,33 @@ class Interrupts:
                 yield Command.DEVICE_SET_IRQS, request.pack(), copies
 
     @property
-    def admin(self) -> tuple[int, Kept | None]:
+    def admin(self) -> tuple[int, StoredFd | None]:
         """The kind of interrupt that the guest has set up, and vector 0 of it; the admin queue has no other."""
         for index in (_MSIX, _MSI, INTX):
-            if kept := self._vectors.get(index, {}).get(0):
-                return index, kept
+            if stored := self._vectors.get(index, {}).get(0):
+                return index, stored
         return _MSIX, None
 
     def signal_admin(self) -> None:
         """Signal the guest's admin interrupt."""
-        _index, kept = self.admin
-        if kept:
-            os.set_blocking(kept.descriptor.fileno(), False)
+        _index, stored = self.admin
+        if stored:
+            os.set_blocking(stored.descriptor.fileno(), False)
             try:
-                os.eventfd_write(kept.descriptor.fileno(), 1)
+                os.eventfd_write(stored.descriptor.fileno(), 1)
             except BlockingIOError:
                 # A full counter means that the signal is pending anyway.
                 return
 
-    def kept_names(self) -> set[str]:
-        return {kept.name for vectors in self._vectors.values() for kept in vectors.values()}
+    def fd_names(self) -> set[str]:
+        return {stored.name for vectors in self._vectors.values() for stored in vectors.values()}
 
     def to_json(self) -> list[Any]:
-        return [[index, v, kept.name] for index, vectors in self._vectors.items() for v, kept in vectors.items()]
+        return [[index, v, stored.name] for index, vectors in self._vectors.items() for v, stored in vectors.items()]
 
-    def load_json(self, document: list[Any], kept: dict[str, Kept]) -> None:
+    def load_json(self, document: list[Any], stored: dict[str, StoredFd]) -> None:
         for index, vector, name in document:
-            self._vectors.setdefault(index, {})[vector] = kept[name].share()
+            self._vectors.setdefault(index, {})[vector] = stored[name].share()
 
 
 def _runs(vectors: list[int], longest: int) -> Iterator[list[int]]:

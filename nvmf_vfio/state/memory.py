@@ -15,7 +15,7 @@ from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass
 from typing import Any
 
-from nvmf_vfio.keeper.fd_store import Encoded, Kept
+from nvmf_vfio.keeper.fd_store import Encoded, StoredFd
 from nvmf_vfio.protocol.descriptors import Descriptor, is_guest_memory
 from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap
 
@@ -43,7 +43,7 @@ class Region:
     """One DMA map, with the file behind it when it is shared memory."""
 
     map: DmaMap
-    kept: Kept | None
+    stored: StoredFd | None
     text: str
     """In the record, see `GuestMemory.to_json`."""
 
@@ -90,15 +90,15 @@ class GuestMemory:
             first -= 1
         return self.regions[first : bisect_left(self.regions, end, key=_address)]
 
-    def map(self, request: DmaMap, kept: Kept | None) -> None:
+    def map(self, request: DmaMap, stored: StoredFd | None) -> None:
         """Remember a map that has been accepted. Takes the descriptor over."""
         for region in self._between(request.address, request.end):
-            if kept is not None and region.kept is kept and region.map == request:
+            if stored is not None and region.stored is stored and region.map == request:
                 # Remembered by an endpoint that was killed before it had answered.
-                kept.release()
+                stored.release()
                 return
         self.unmap(DmaUnmap(0, request.address, request.size))
-        self._insert(request, kept)
+        self._insert(request, stored)
 
     def unmap(self, request: DmaUnmap) -> None:
         """Forget the maps that lie within the request's range."""
@@ -111,8 +111,8 @@ class GuestMemory:
         for region in gone:
             if self.regions:
                 del self.regions[bisect_left(self.regions, region.map.address, key=_address)]
-            if region.kept:
-                region.kept.release()
+            if region.stored:
+                region.stored.release()
 
     def read(self, address: int, size: int) -> bytes:
         """:raises GuestMemoryError: if not all of it lies in one shared map."""
@@ -154,8 +154,8 @@ class GuestMemory:
         if index >= 0:
             region = self.regions[index]
             inside = address + size <= region.map.end
-            if inside and region.kept is not None and region.map.flags & access:
-                return region.kept.descriptor, region.map.offset + address - region.map.address
+            if inside and region.stored is not None and region.map.flags & access:
+                return region.stored.descriptor, region.map.offset + address - region.map.address
         raise GuestMemoryError(f"{size} bytes at {address:#x} are not in the guest's shared memory")
 
     def to_json(self) -> Encoded:
@@ -164,27 +164,27 @@ class GuestMemory:
         maps = ",".join(region.text for region in self.regions)
         return Encoded(f'{{"names":{json.dumps(list(self._numbers))},"maps":[{maps}]}}')
 
-    def load_json(self, document: Any, kept: dict[str, Kept]) -> None:
+    def load_json(self, document: Any, stored: dict[str, StoredFd]) -> None:
         """:param document: what `to_json` made, decoded; or the list of an earlier version's."""
         maps = document
         if isinstance(document, dict):
             maps = [[*place, document["names"][number]] for *place, number in document["maps"]]
         for flags, offset, address, size, name in maps:
-            self._insert(DmaMap(flags, offset, address, size), kept[name].share() if name else None)
+            self._insert(DmaMap(flags, offset, address, size), stored[name].share() if name else None)
 
-    def _insert(self, request: DmaMap, kept: Kept | None) -> None:
+    def _insert(self, request: DmaMap, stored: StoredFd | None) -> None:
         if len(self._numbers) > len(self.regions) + _SPARE_NAMES:
             self._number_anew()
-        insort(self.regions, Region(request, kept, self._text(request, kept)))
+        insort(self.regions, Region(request, stored, self._text(request, stored)))
 
-    def _text(self, request: DmaMap, kept: Kept | None) -> str:
-        number = self._numbers.setdefault(kept.name if kept else None, len(self._numbers))
+    def _text(self, request: DmaMap, stored: StoredFd | None) -> str:
+        number = self._numbers.setdefault(stored.name if stored else None, len(self._numbers))
         return f"[{request.flags},{request.offset},{request.address},{request.size},{number}]"
 
     def _number_anew(self) -> None:
         """Most names are of descriptors that are gone."""
         self._numbers.clear()
-        self.regions = [Region(r.map, r.kept, self._text(r.map, r.kept)) for r in self.regions]
+        self.regions = [Region(r.map, r.stored, self._text(r.map, r.stored)) for r in self.regions]
 
 
 def _address(region: Region) -> int:

@@ -31,7 +31,7 @@ BAR0 = 0
 """The region that holds the registers (linux/vfio.h, VFIO_PCI_BAR0_REGION_INDEX)."""
 DOORBELLS = 0x1000
 """Offset of the first doorbell (section 3.1.24)."""
-SHOWN = {3: 0xFF, 7: 0x08, Register.CRTO: 0xFF, Register.CRTO + 1: 0xFF}
+FORCED_BITS = {3: 0xFF, 7: 0x08, Register.CRTO: 0xFF, Register.CRTO + 1: 0xFF}
 """Bits that a guest sees set, by their byte in BAR0: how long a driver is to wait for CSTS.RDY, in units of 500 ms.
 
 CAP.TO (bits 31:24) can say 127.5 s at most. CAP.CRMS.CRWMS (bit 59) says that CRTO.CRWMT (bits 15:0) holds the longer

@@ -38,7 +38,7 @@ async def test_memory_of_idle_controllers(tmp_path: Path) -> None:
                     driver.csts()
 
             await asyncio.to_thread(set_up)
-            await until(lambda: len(supervisor.keeper) == 4 * GUESTS)
+            await until(lambda: len(supervisor.fds) == 4 * GUESTS)
             connected = anonymous_kib(process.pid)
             for driver in drivers:
                 driver.close()

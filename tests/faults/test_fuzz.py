@@ -86,12 +86,12 @@ async def victim(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterato
             await asyncio.to_thread(driver.set_up)
             victim = Victim(tmp_path, process, supervisor, driver, 0, 0)
             await asyncio.to_thread(victim.attack, [(b"", [])])
-            await until(lambda: len(supervisor.keeper) == 4)
+            await until(lambda: len(supervisor.fds) == 4)
             victim.descriptors, victim.memory_kib = victim.descriptors_open(), victim.anonymous_kib()
             yield victim
             await asyncio.to_thread(victim.is_well)
             await until(lambda: victim.descriptors_open() == victim.descriptors)
-            await until(lambda: len(supervisor.keeper) == 4)
+            await until(lambda: len(supervisor.fds) == 4)
             assert victim.anonymous_kib() - victim.memory_kib < MEMORY_KIB
             assert "Traceback" not in (tmp_path / "endpoint.log").read_text()
             driver.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nvmf_vfio.protocol.descriptors import Descriptor
-from nvmuser.supervisor.fd_store import StoredKeeper
+from nvmuser.supervisor.fd_store import SystemdFds
 
 
 class Manager:
@@ -47,9 +47,9 @@ class Manager:
         names = list(self.stored)
         prelude = (
             "import os; os.environ['LISTEN_PID'] = str(os.getpid())\n"
-            "from nvmuser.supervisor.fd_store import StoredKeeper\n"
-            "keeper = StoredKeeper()\n"
-            "held = keeper._kept\n"
+            "from nvmuser.supervisor.fd_store import SystemdFds\n"
+            "fds = SystemdFds()\n"
+            "held = fds._held\n"
         )
         # Their own numbers may be the ones that they shall get: first all far away, then down.
         moves = [f"exec {100 + i}<&{self.stored[name].fileno()}" for i, name in enumerate(names)]
@@ -94,64 +94,64 @@ def eventfd() -> Descriptor:
 
 
 def test_what_is_kept_is_stored_and_what_is_dropped_is_removed(manager: Manager) -> None:
-    keeper = StoredKeeper()
-    keeper.put("c0/1/conn", memfd(b"guest"))
+    fds = SystemdFds()
+    fds.push("c0/1/conn", memfd(b"guest"))
     manager.listen()
     assert os.pread(manager.stored["nvmuser/c0/1/conn"].fileno(), 5, 0) == b"guest"
-    keeper.drop("c0/1/conn")
-    keeper.drop("c0/1/conn")
+    fds.pop("c0/1/conn")
+    fds.pop("c0/1/conn")
     manager.listen()
     assert not manager.stored
 
 
-def test_a_file_with_many_names_is_stored_once_and_as_long_as_one_of_them_is_kept(manager: Manager) -> None:
-    keeper = StoredKeeper()
+def test_a_file_with_many_names_is_stored_once_and_as_long_as_one_of_them_is_held(manager: Manager) -> None:
+    fds = SystemdFds()
     memory, interrupt = memfd(b"memory"), eventfd()
-    keeper.put("c0/1/0", memory)
-    keeper.put("c0/1/1", memory.duplicate())
-    keeper.put("c1/2/0", memory.duplicate())
-    keeper.put("c0/1/2", interrupt)
-    keeper.put("c0/1/3", interrupt.duplicate())
-    keeper.put("c0/1/4", eventfd())
-    keeper.drop("c0/1/0")
-    keeper.drop("c0/1/2")
+    fds.push("c0/1/0", memory)
+    fds.push("c0/1/1", memory.duplicate())
+    fds.push("c1/2/0", memory.duplicate())
+    fds.push("c0/1/2", interrupt)
+    fds.push("c0/1/3", interrupt.duplicate())
+    fds.push("c0/1/4", eventfd())
+    fds.pop("c0/1/0")
+    fds.pop("c0/1/2")
     manager.listen()
     script = "print(sorted(held), os.pread(held['c1/2/0'].fileno(), 6, 0), os.pread(held['c0/1/1'].fileno(), 6, 0))"
     names = ["c0/1/1", "c0/1/3", "c0/1/4", "c1/2/0"]
     assert manager.starts_the_next(script) == f"{names} b'memory' b'memory'"
     for name in names:
-        keeper.drop(name)
+        fds.pop(name)
     manager.listen()
     assert not manager.stored
 
 
 def test_the_next_one_goes_on_with_the_index(manager: Manager) -> None:
-    keeper = StoredKeeper()
+    fds = SystemdFds()
     memory = memfd(b"memory")
-    keeper.put("c0/1/0", memory)
-    keeper.put("c0/1/1", memory.duplicate())
+    fds.push("c0/1/0", memory)
+    fds.push("c0/1/1", memory.duplicate())
     manager.listen()
-    manager.starts_the_next("keeper.drop('c0/1/0')")
+    manager.starts_the_next("fds.pop('c0/1/0')")
     manager.listen()
     assert manager.starts_the_next("print(sorted(held), os.pread(held['c0/1/1'].fileno(), 6, 0))") == (
         "['c0/1/1'] b'memory'"
     )
-    manager.starts_the_next("keeper.drop('c0/1/1')")
+    manager.starts_the_next("fds.pop('c0/1/1')")
     manager.listen()
     assert not manager.stored
 
 
 def test_what_is_in_no_index_is_given_back_and_what_is_not_ours_left_alone(manager: Manager) -> None:
     manager.stored = {"nvmuser/c0/1/0": memfd(b"lost"), "stdin": memfd(b"another's")}
-    assert manager.starts_the_next("print(len(keeper))") == "0"
+    assert manager.starts_the_next("print(len(fds))") == "0"
     manager.listen()
     assert list(manager.stored) == ["stdin"]
 
 
-def test_without_systemd_it_is_a_plain_keeper(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_systemd_it_is_a_plain_dictionary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    keeper = StoredKeeper()
-    keeper.put("a", memfd(b""))
-    assert "a" in keeper
-    keeper.close()
-    assert len(keeper) == 0
+    fds = SystemdFds()
+    fds.push("a", memfd(b""))
+    assert "a" in fds
+    fds.close()
+    assert len(fds) == 0

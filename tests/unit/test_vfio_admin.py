@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from vfio_fakes import memory
 
-from nvmf_vfio.keeper.fd_store import Vault
+from nvmf_vfio.keeper.fd_store import FdStore
 from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap
 from nvmf_vfio.state.admin import AdminQueue
 from nvmf_vfio.state.memory import GuestMemory, GuestMemoryError
@@ -24,10 +24,10 @@ class Rig:
     """Guest memory with both rings, the driver that fills one and the controller that fills the other."""
 
     def __init__(self, submissions: int, completions: int) -> None:
-        self.vault = Vault("test", lambda _name, _descriptor: None, lambda _name: None)
+        self.store = FdStore("test", lambda _name, _descriptor: None, lambda _name: None)
         self.guest = GuestMemory()
         self.held = memory(SIZE)
-        self.guest.map(DmaMap(3, 0, 0, SIZE), self.vault.keep(self.held.duplicate()))
+        self.guest.map(DmaMap(3, 0, 0, SIZE), self.store.push(self.held.duplicate()))
         self.queues = AdminQueues(SQ, submissions, CQ, completions)
         self.admin = AdminQueue()
         self.admin.enable(self.queues)
@@ -65,7 +65,7 @@ class Rig:
         return dword0, identifier, status >> 1, status & 1
 
     def close(self) -> None:
-        self.vault.close()
+        self.store.close()
         self.held.close()
 
 

@@ -11,7 +11,7 @@ import pytest
 from vfio_fakes import descriptors_open, eventfd, memory, until
 
 from nvmf_vfio.keeper import channel as channel_module
-from nvmf_vfio.keeper.channel import MAX_DESCRIPTORS, Channel, Keeper
+from nvmf_vfio.keeper.channel import MAX_DESCRIPTORS, Channel, HeldFds
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 
 
@@ -102,12 +102,12 @@ async def test_more_descriptors_than_fit_end_the_channel() -> None:
 
 async def test_a_keeper_gives_everything_back(ends: tuple[End, End]) -> None:
     left, right = ends
-    keeper = Keeper()
+    fds = HeldFds()
     for number in range(MAX_DESCRIPTORS + 5):
-        keeper.put(f"a/1/{number:03}", eventfd())
-    keeper.restore(left.channel)
+        fds.push(f"a/1/{number:03}", eventfd())
+    fds.restore(left.channel)
     await until(lambda: len(right.heard) == 2)
     names = [name for message in right.heard for name in message["names"]]
     assert names == [f"a/1/{number:03}" for number in range(MAX_DESCRIPTORS + 5)]
-    assert len(right.descriptors) == len(names) == len(keeper)
-    keeper.close()
+    assert len(right.descriptors) == len(names) == len(fds)
+    fds.close()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from vfio_fakes import ACQ, ASQ, descriptors_open, eventfd, memory, signals
 
-from nvmf_vfio.keeper.fd_store import Vault, _encode
+from nvmf_vfio.keeper.fd_store import FdStore, _encode
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import DmaMap, RegionAccess, RegionWriteMulti, Reset, SetIrqs
@@ -25,7 +25,7 @@ class Guest:
     """A controller and the guest that talks to it."""
 
     def __init__(self) -> None:
-        self.vault = Vault("test", lambda _name, _descriptor: None, lambda _name: None)
+        self.store = FdStore("test", lambda _name, _descriptor: None, lambda _name: None)
         self.controller = Controller()
         self.controller.phase = Phase.LIVE
         self.controller.remember(Version(0, 1, {}), [])
@@ -35,7 +35,7 @@ class Guest:
         return self.controller.phase
 
     def map(self, address: int = 0) -> None:
-        self.controller.remember(DmaMap(3, 0, address, MIB), [self.vault.keep(memory())])
+        self.controller.remember(DmaMap(3, 0, address, MIB), [self.store.push(memory())])
 
     def interrupts(self, held: list[Descriptor], start: int = 0, index: int = 2) -> None:
         request = SetIrqs(EVENTFDS | ACTION, index, start, len(held))
@@ -44,7 +44,7 @@ class Guest:
         except Refused:
             close_all(held)
             raise
-        self.controller.remember(request, [self.vault.keep(one) for one in held])
+        self.controller.remember(request, [self.store.push(one) for one in held])
 
     def write(self, offset: int, data: bytes, region: int = BAR0) -> None:
         request = RegionAccess(offset, region, len(data), data)
@@ -86,7 +86,7 @@ def guest() -> Iterator[Guest]:
     guest = Guest()
     guest.map()
     yield guest
-    guest.vault.close()
+    guest.store.close()
     assert descriptors_open() == before
 
 
@@ -211,7 +211,7 @@ def test_interrupts_replaced_and_taken_away(guest: Guest) -> None:
     assert descriptors_open() == before + 2
     guest.controller.remember(SetIrqs(SetIrqs.DATA_NONE | ACTION, 2, 0, 0), [])
     assert descriptors_open() == before
-    guest.controller.remember(SetIrqs(EVENTFDS | SetIrqs.MASK, 2, 0, 1), [guest.vault.keep(eventfd())])
+    guest.controller.remember(SetIrqs(EVENTFDS | SetIrqs.MASK, 2, 0, 1), [guest.store.push(eventfd())])
     assert descriptors_open() == before
 
 
@@ -285,7 +285,7 @@ def test_the_record_holds_everything(guest: Guest) -> None:
     guest.controller.replies[(Command.VERSION, b"x")] = b"y"
     document = json.loads(_encode(guest.controller.to_json()))
     successor = Controller()
-    successor.load_json(document, dict(guest.vault._kept))
+    successor.load_json(document, dict(guest.store._stored))
     assert json.loads(_encode(successor.to_json())) == document
     successor.target_lost()
     assert successor.phase is Phase.FAILED

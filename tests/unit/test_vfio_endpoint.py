@@ -18,7 +18,7 @@ from vfio_fakes import (
     until,
 )
 
-from nvmf_vfio.keeper.channel import Keeper
+from nvmf_vfio.keeper.channel import HeldFds
 from nvmf_vfio.keeper.fd_store import Record
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmf_vfio.protocol.header import Command
@@ -33,10 +33,10 @@ StartEndpoint = Callable[[], contextlib.AbstractAsyncContextManager[Supervisor]]
 
 
 @pytest.fixture
-async def keeper() -> AsyncIterator[Keeper]:
-    keeper = Keeper()
-    yield keeper
-    keeper.close()
+async def fds() -> AsyncIterator[HeldFds]:
+    fds = HeldFds()
+    yield fds
+    fds.close()
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ async def target(tmp_path: Path) -> AsyncIterator[FakeTarget]:
 
 
 @pytest.fixture
-def endpoint(tmp_path: Path, keeper: Keeper) -> StartEndpoint:
-    """An endpoint that serves controller a and is killed at the end; the keeper is always the same."""
+def endpoint(tmp_path: Path, fds: HeldFds) -> StartEndpoint:
+    """An endpoint that serves controller a and is killed at the end; the fds is always the same."""
 
     @contextlib.asynccontextmanager
     async def start() -> AsyncIterator[Supervisor]:
-        async with endpoint_process(tmp_path, keeper) as (_, supervisor):
+        async with endpoint_process(tmp_path, fds) as (_, supervisor):
             supervisor.begin(["a"])
             await supervisor.status()
             yield supervisor
@@ -87,7 +87,7 @@ async def online(supervisor: Supervisor) -> dict[str, object]:
 
 
 async def test_a_guest_stays_connected_when_its_endpoint_is_killed(
-    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+    endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver]
 ) -> None:
     async with endpoint() as supervisor:
         supervisor.tell("target", state="ready")
@@ -95,8 +95,8 @@ async def test_a_guest_stays_connected_when_its_endpoint_is_killed(
         await do(driver.set_up)
         assert await do(driver.csts) == CSTS_RDY
         await do(driver.submit, OPC_ASYNC_EVENT_REQUEST, 5)
-        await until(lambda: len(keeper) == 4)
-    assert len(keeper) == 4, "connection, record, memory, interrupt"
+        await until(lambda: len(fds) == 4)
+    assert len(fds) == 4, "connection, record, memory, interrupt"
 
     async with endpoint() as supervisor:
         assert await do(driver.csts) == CSTS_CFS | CSTS_RDY
@@ -109,11 +109,11 @@ async def test_a_guest_stays_connected_when_its_endpoint_is_killed(
         assert await do(driver.csts) == CSTS_RDY
         assert (await online(supervisor))["recoveries"] == 1
         driver.close()
-        await until(lambda: len(keeper) == 0)
+        await until(lambda: len(fds) == 0)
 
 
 async def test_what_was_asked_before_the_kill_is_answered_after_it(
-    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+    endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver]
 ) -> None:
     async with endpoint() as supervisor:
         supervisor.tell("target", state="ready")
@@ -122,7 +122,7 @@ async def test_what_was_asked_before_the_kill_is_answered_after_it(
         target.held.add(Command.DMA_MAP)
         with memory() as more:
             first = driver.client.send(Command.DMA_MAP, DmaMap(3, 0, 1 << 30, MIB).pack(), [more])
-        await until(lambda: len(target.asked(Command.DMA_MAP)) == 2 and len(keeper) == 5)
+        await until(lambda: len(target.asked(Command.DMA_MAP)) == 2 and len(fds) == 5)
     with memory() as more:
         second = driver.client.send(Command.DMA_MAP, DmaMap(3, 0, 1 << 31, MIB).pack(), [more])
     target.held.clear()
@@ -134,12 +134,12 @@ async def test_what_was_asked_before_the_kill_is_answered_after_it(
         await online(supervisor)
         assert [m.address for m in target.maps] == [0, 1 << 30, 1 << 31]
         await do(driver.client.unmap, 1 << 30, MIB)
-        await until(lambda: len(keeper) == 5)
+        await until(lambda: len(fds) == 5)
     driver.close()
 
 
 async def test_killed_again_and_again(
-    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+    endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver]
 ) -> None:
     driver = None
     for round_ in range(4):
@@ -151,22 +151,22 @@ async def test_killed_again_and_again(
             await online(supervisor)
             with memory() as more:
                 await do(driver.client.map, (round_ + 1) << 30, MIB, more)
-            await until(lambda: len(keeper) == 4 + round_ + 1)  # noqa: B023 (awaited at once)
+            await until(lambda: len(fds) == 4 + round_ + 1)  # noqa: B023 (awaited at once)
     assert driver
     driver.close()
 
 
 async def test_a_guest_that_left_meanwhile(
-    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+    endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver]
 ) -> None:
     async with endpoint() as supervisor:
         supervisor.tell("target", state="ready")
         driver = connect()
         await do(driver.set_up)
-        await until(lambda: len(keeper) == 4)
+        await until(lambda: len(fds) == 4)
     driver.close()
     async with endpoint() as supervisor:
-        await until(lambda: len(keeper) == 0)
+        await until(lambda: len(fds) == 0)
         supervisor.tell("target", state="ready")
         again = connect()
         await do(again.set_up)
@@ -175,42 +175,42 @@ async def test_a_guest_that_left_meanwhile(
 
 
 async def test_remains_of_an_earlier_guest_do_not_displace_the_present_one(
-    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+    endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver]
 ) -> None:
-    """The keeper had not been told yet that a session had ended when the endpoint was killed."""
+    """The fds had not been told yet that a session had ended when the endpoint was killed."""
     async with endpoint() as supervisor:
         supervisor.tell("target", state="ready")
         driver = connect()
         await do(driver.set_up)
-        await until(lambda: len(keeper) == 4)
-        stale = {name: held.duplicate() for name, held in keeper._kept.items()}
+        await until(lambda: len(fds) == 4)
+        stale = {name: held.duplicate() for name, held in fds._held.items()}
         driver.close()
-        await until(lambda: len(keeper) == 0 and target.wire is None)
+        await until(lambda: len(fds) == 0 and target.wire is None)
         present = connect()
         await do(present.set_up)
-        await until(lambda: len(keeper) == 4)
-    assert not set(stale) & set(keeper._kept)
+        await until(lambda: len(fds) == 4)
+    assert not set(stale) & set(fds._held)
     for name, held in stale.items():
-        keeper.put(name, held)
+        fds.push(name, held)
     async with endpoint() as supervisor:
         supervisor.tell("target", state="ready")
         await online(supervisor)
-        await until(lambda: len(keeper) == 4)
+        await until(lambda: len(fds) == 4)
         assert await do(present.csts) == CSTS_RDY
 
 
 @pytest.mark.parametrize("lost", ["conn", "record", "0"])
 async def test_a_guest_whose_remains_are_incomplete_is_let_go(
-    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver], lost: str
+    endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver], lost: str
 ) -> None:
     async with endpoint() as supervisor:
         supervisor.tell("target", state="ready")
         driver = connect()
         await do(driver.set_up)
-        await until(lambda: len(keeper) == 4)
-    keeper.drop(f"a/1/{lost}")
+        await until(lambda: len(fds) == 4)
+    fds.pop(f"a/1/{lost}")
     async with endpoint() as supervisor:
-        await until(lambda: len(keeper) == 0)
+        await until(lambda: len(fds) == 0)
         assert await do(driver.client.is_closed)
         supervisor.tell("target", state="ready")
         again = connect()
@@ -220,14 +220,14 @@ async def test_a_guest_whose_remains_are_incomplete_is_let_go(
 
 
 async def test_garbage_in_a_record_harms_that_guest_alone(
-    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+    endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver]
 ) -> None:
     async with endpoint() as supervisor:
         supervisor.tell("target", state="ready")
         driver = connect()
         await do(driver.set_up)
-        await until(lambda: len(keeper) == 4)
-    os.ftruncate(keeper._kept["a/1/record"].fileno(), 100)
+        await until(lambda: len(fds) == 4)
+    os.ftruncate(fds._held["a/1/record"].fileno(), 100)
     async with endpoint() as supervisor:
         assert await do(driver.client.is_closed)
         assert (await supervisor.status())["controllers"] == 1
@@ -235,7 +235,7 @@ async def test_garbage_in_a_record_harms_that_guest_alone(
 
 
 async def test_a_message_in_pieces_when_the_endpoint_is_killed(
-    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+    endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver]
 ) -> None:
     """Half a message is lost with the process that had read it; once it was whole, nothing is."""
     async with endpoint() as supervisor:
@@ -248,7 +248,7 @@ async def test_a_message_in_pieces_when_the_endpoint_is_killed(
         rest = b"\0\5\0\x30\0\0\0\0\0\0\0\0\0\0\0" + RegionInfo(32, 0, 0).pack()
         driver.client.send_raw(rest)
         assert (await do(driver.client.receive)).header.error == 0
-        await until(lambda: len(keeper) == 4)
+        await until(lambda: len(fds) == 4)
     async with endpoint() as supervisor:
         assert await do(driver.csts) == CSTS_RDY
         driver.client.send_raw(bytes([1]))
@@ -267,7 +267,7 @@ async def test_a_new_supervisor_gets_everything_once_more(
         await first.status()
         driver = connect()
         await do(driver.set_up)
-        await until(lambda: len(first.keeper) == 4)
+        await until(lambda: len(first.fds) == 4)
         first.close()
         second = Supervisor()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -277,10 +277,10 @@ async def test_a_new_supervisor_gets_everything_once_more(
         assert second.heard("hello")[0]["fresh"] is False
         assert second.heard("hello")[0]["pid"] == process.pid
         second.begin(["a"])
-        await until(lambda: len(second.keeper) == 4)
+        await until(lambda: len(second.fds) == 4)
         assert await do(driver.csts) == CSTS_RDY
         driver.close()
-        await until(lambda: len(second.keeper) == 0)
+        await until(lambda: len(second.fds) == 0)
         second.close()
 
 
@@ -301,25 +301,25 @@ async def test_stop_and_what_is_left_behind(tmp_path: Path) -> None:
 
 
 async def test_a_keeper_holds_one_copy_of_a_name() -> None:
-    keeper = Keeper()
+    fds = HeldFds()
     held = memory()
-    keeper.put("x", held.duplicate())
-    keeper.put("x", Descriptor(held.detach()))
-    assert len(keeper) == 1
-    keeper.drop("x")
-    keeper.drop("x")
-    assert len(keeper) == 0
+    fds.push("x", held.duplicate())
+    fds.push("x", Descriptor(held.detach()))
+    assert len(fds) == 1
+    fds.pop("x")
+    fds.pop("x")
+    assert len(fds) == 0
 
 
 async def test_a_record_of_another_layout_harms_that_guest_alone(
-    endpoint: StartEndpoint, target: FakeTarget, keeper: Keeper, connect: Callable[[], Driver]
+    endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver]
 ) -> None:
     async with endpoint() as supervisor:
         supervisor.tell("target", state="ready")
         driver = connect()
         await do(driver.set_up)
-        await until(lambda: len(keeper) == 4)
-    Record(keeper._kept["a/1/record"], 2).write([["not", "a request"]])
+        await until(lambda: len(fds) == 4)
+    Record(fds._held["a/1/record"], 2).write([["not", "a request"]])
     async with endpoint() as supervisor:
         assert await do(driver.client.is_closed)
         assert (await supervisor.status())["controllers"] == 1

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vfio_fakes import descriptors_open, eventfd
 
-from nvmf_vfio.keeper.fd_store import Record, RecordFull, Vault
+from nvmf_vfio.keeper.fd_store import FdStore, Record, RecordFull
 from nvmf_vfio.protocol.descriptors import Descriptor
 
 MIB = 1 << 20
@@ -84,43 +84,43 @@ def test_a_document_that_is_too_large_harms_nothing() -> None:
         assert reopened(descriptor, 2) == "neighbour"
 
 
-class Keeper:
+class Supervisor:
     """Notes what it is told."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str]] = []
-        self.vault = Vault("c/1", lambda name, _: self.told.append(("put", name)), self.drop)
+        self.store = FdStore("c/1", lambda name, _: self.told.append(("put", name)), self.drop)
 
     def drop(self, name: str) -> None:
         self.told.append(("drop", name))
 
 
 def test_the_keeper_drops_only_what_no_record_names() -> None:
-    keeper = Keeper()
-    kept = keeper.vault.keep(eventfd())
+    fds = Supervisor()
+    kept = fds.store.push(eventfd())
     kept.release()
-    assert keeper.told == [("put", "c/1/0")]
-    keeper.vault.settle()
-    keeper.vault.settle()
-    assert keeper.told == [("put", "c/1/0"), ("drop", "c/1/0")]
+    assert fds.told == [("put", "c/1/0")]
+    fds.store.commit()
+    fds.store.commit()
+    assert fds.told == [("put", "c/1/0"), ("drop", "c/1/0")]
 
 
 def test_names_are_not_used_again() -> None:
-    keeper = Keeper()
-    keeper.vault.adopt("c/1/7", eventfd())
-    assert keeper.vault.keep(eventfd()).name == "c/1/8"
-    keeper.vault.close()
+    fds = Supervisor()
+    fds.store.adopt("c/1/7", eventfd())
+    assert fds.store.push(eventfd()).name == "c/1/8"
+    fds.store.close()
 
 
 def test_closing_releases_everything_once() -> None:
     before = descriptors_open()
-    keeper = Keeper()
-    kept = [keeper.vault.keep(eventfd()) for _ in range(3)]
+    fds = Supervisor()
+    kept = [fds.store.push(eventfd()) for _ in range(3)]
     kept[0].release()
-    keeper.vault.close()
-    keeper.vault.close()
+    fds.store.close()
+    fds.store.close()
     assert descriptors_open() == before
-    assert [what for what, _ in keeper.told].count("drop") == 3
+    assert [what for what, _ in fds.told].count("drop") == 3
 
 
 def test_a_descriptor_has_its_owner_when_the_keeper_cannot_be_told() -> None:
@@ -129,20 +129,20 @@ def test_a_descriptor_has_its_owner_when_the_keeper_cannot_be_told() -> None:
     def fail(_name: str, _descriptor: Descriptor) -> None:
         raise OSError
 
-    vault = Vault("c/1", fail, lambda _name: None)
+    store = FdStore("c/1", fail, lambda _name: None)
     with pytest.raises(OSError):  # noqa: PT011 (any will do)
-        vault.keep(eventfd())
-    vault.close()
+        store.push(eventfd())
+    store.close()
     assert descriptors_open() == before
 
 
 def test_what_no_record_names_is_let_go() -> None:
-    keeper = Keeper()
+    fds = Supervisor()
     for name in ("c/1/conn", "c/1/record", "c/1/0", "c/1/1"):
-        keeper.vault.adopt(name, eventfd())
-    keeper.vault.retain({"c/1/1"})
-    keeper.vault.settle()
-    assert keeper.told == [("drop", "c/1/0")]
-    keeper.vault.offer()
-    assert [name for what, name in keeper.told if what == "put"] == ["c/1/conn", "c/1/record", "c/1/1"]
-    keeper.vault.close()
+        fds.store.adopt(name, eventfd())
+    fds.store.remove_others({"c/1/1"})
+    fds.store.commit()
+    assert fds.told == [("drop", "c/1/0")]
+    fds.store.push_all()
+    assert [name for what, name in fds.told if what == "put"] == ["c/1/conn", "c/1/record", "c/1/1"]
+    fds.store.close()

@@ -35,16 +35,16 @@ def flood(world: World, count: int, memory: Descriptor) -> None:
 
 
 async def test_maps_sent_without_waiting(world: World) -> None:
-    """QEMU sends those of a transaction so. One descriptor is kept, here and by the keeper."""
+    """QEMU sends those of a transaction so. One descriptor is kept, here and by the fds."""
     target, driver = await world.running()
-    kept = len(world.supervisor.keeper)
+    kept = len(world.supervisor.fds)
     before = descriptors_open()
     with memory(FEW * BLOCK) as blocks:
         await do(flood, world, FEW, blocks)
     assert len(target.maps) == FEW + 1
     assert len(world.session.controller.memory.regions) == FEW + 1
-    await until(lambda: len(world.supervisor.keeper) == kept + 1)
-    assert descriptors_open() - before - FEW == 2, "the fake target keeps one for each; here, and the keeper's"
+    await until(lambda: len(world.supervisor.fds) == kept + 1)
+    assert descriptors_open() - before - FEW == 2, "the fake target keeps one for each; here, and the fds's"
     await do(driver.client.unmap, FIRST, BLOCK)
     assert world.session.controller.memory.read(FIRST + 2 * BLOCK, 4) == bytes(4)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vfio_fakes import descriptors_open, eventfd, memory
 
-from nvmf_vfio.keeper.fd_store import Kept, Vault
+from nvmf_vfio.keeper.fd_store import FdStore, StoredFd
 from nvmf_vfio.protocol.descriptors import Descriptor, is_eventfd, is_guest_memory
 from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap
 from nvmf_vfio.state.memory import MAX_MAPS, GuestMemory, GuestMemoryError, Refused
@@ -20,13 +20,13 @@ PAGE = 0x1000
 
 
 class Guest:
-    """A table of maps, and a vault of which nothing is expected."""
+    """A table of maps, and a store of which nothing is expected."""
 
     def __init__(self) -> None:
-        self.vault = Vault("test", lambda _name, _descriptor: None, lambda _name: None)
+        self.store = FdStore("test", lambda _name, _descriptor: None, lambda _name: None)
         self.memory = GuestMemory()
 
-    def map(self, address: int, size: int, offset: int = 0, *, flags: int = 3, shared: bool = True) -> Kept | None:
+    def map(self, address: int, size: int, offset: int = 0, *, flags: int = 3, shared: bool = True) -> StoredFd | None:
         request = DmaMap(flags, offset, address, size)
         held = [memory(offset + size)] if shared else []
         try:
@@ -36,7 +36,7 @@ class Guest:
             for descriptor in held:
                 descriptor.close()
             raise
-        kept = self.vault.keep(held[0]) if held else None
+        kept = self.store.push(held[0]) if held else None
         self.memory.map(request, kept)
         return kept
 
@@ -46,7 +46,7 @@ def guest() -> Iterator[Guest]:
     before = descriptors_open()
     guest = Guest()
     yield guest
-    guest.vault.close()
+    guest.store.close()
     assert descriptors_open() == before
 
 
@@ -72,7 +72,7 @@ def test_only_what_lies_in_one_map_is_touched(address: int, data: bytes) -> None
             guest.memory.write(address, data)
         with pytest.raises(GuestMemoryError):
             guest.memory.read(address, len(data))
-    guest.vault.close()
+    guest.store.close()
 
 
 @pytest.mark.parametrize("address", [(1 << 64) - 8, (1 << 64) - 1, 1 << 64, 1 << 70])
@@ -117,7 +117,7 @@ def test_memory_whose_size_is_no_multiple_of_a_page(guest: Guest) -> None:
 def test_memory_that_cannot_be_written(guest: Guest) -> None:
     with memory(PAGE) as held:
         read_only = Descriptor(os.open(f"/proc/self/fd/{held.fileno()}", os.O_RDONLY))
-    guest.memory.map(DmaMap(3, 0, 0, PAGE), guest.vault.keep(read_only))
+    guest.memory.map(DmaMap(3, 0, 0, PAGE), guest.store.push(read_only))
     with pytest.raises(GuestMemoryError):
         guest.memory.write(0, b"x")
 
@@ -174,7 +174,7 @@ def test_a_map_that_is_replaced_takes_no_room(guest: Guest) -> None:
 
 def test_one_file_is_kept_once(guest: Guest) -> None:
     with memory(4 * PAGE) as held:
-        kept = [guest.vault.keep(held.duplicate()) for _ in range(4)]
+        kept = [guest.store.push(held.duplicate()) for _ in range(4)]
     assert all(other is kept[0] for other in kept)
     for number, other in enumerate(kept):
         guest.memory.map(DmaMap(3, number * PAGE, number * PAGE, PAGE), other)
@@ -227,6 +227,6 @@ def test_huge_pages(guest: Guest) -> None:
     held = Descriptor(os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB | os.MFD_HUGE_2MB))
     os.ftruncate(held.fileno(), 2 << 20)
     assert is_guest_memory(held)
-    guest.memory.map(DmaMap(3, 0, 0, 2 << 20), guest.vault.keep(held))
+    guest.memory.map(DmaMap(3, 0, 0, 2 << 20), guest.store.push(held))
     guest.memory.write(0x1234, b"huge")
     assert guest.memory.read(0x1234, 4) == b"huge"

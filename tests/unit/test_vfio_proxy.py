@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 from vfio_fakes import memory, signals, until
 
-from nvmf_vfio.keeper.fd_store import Vault
+from nvmf_vfio.keeper.fd_store import FdStore
 from nvmf_vfio.link import TargetError
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 from nvmf_vfio.protocol.header import Command
@@ -83,9 +83,9 @@ class Rig:
     """A guest's admin queue of so many entries, and the proxy that carries it on."""
 
     def __init__(self, completions: int) -> None:
-        self.vault = Vault("test", lambda _name, _descriptor: None, lambda _name: None)
+        self.store = FdStore("test", lambda _name, _descriptor: None, lambda _name: None)
         self.guest, self.held = GuestMemory(), memory(SIZE)
-        self.guest.map(DmaMap(3, 0, 0, SIZE), self.vault.keep(self.held.duplicate()))
+        self.guest.map(DmaMap(3, 0, 0, SIZE), self.store.push(self.held.duplicate()))
         self.admin = AdminQueue()
         self.admin.enable(AdminQueues(SQ, 4096, CQ, completions))
         self.link = Link()
@@ -96,7 +96,7 @@ class Rig:
 
     def close(self) -> None:
         self.proxy.close()
-        self.vault.close()
+        self.store.close()
         self.held.close()
         if self.link.rings:
             self.link.rings.close()

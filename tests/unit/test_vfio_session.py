@@ -139,7 +139,7 @@ async def test_the_next_guest_has_a_fresh_connection(world: World) -> None:
     other = world.driver()
     await do(other.set_up)
     assert await do(other.csts) == CSTS_RDY
-    assert len(world.supervisor.keeper) == 4, "connection, record, memory, interrupt"
+    assert len(world.supervisor.fds) == 4, "connection, record, memory, interrupt"
 
 
 async def test_a_target_that_maps_its_doorbells_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
-from nvmf_vfio.keeper.channel import Channel, Keeper
+from nvmf_vfio.keeper.channel import Channel, HeldFds
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 from nvmf_vfio.protocol.header import MAX_TARGET_MESSAGE, Command, Flag, Header, ProtocolError
 from nvmf_vfio.protocol.messages import (
@@ -461,10 +461,10 @@ class Driver:
 
 
 class Supervisor:
-    """The supervisor's end of the channel, with its keeper."""
+    """The supervisor's end of the channel, with its fds."""
 
-    def __init__(self, keeper: Keeper | None = None) -> None:
-        self.keeper = Keeper() if keeper is None else keeper
+    def __init__(self, fds: HeldFds | None = None) -> None:
+        self.fds = HeldFds() if fds is None else fds
         self.messages: list[dict[str, object]] = []
         self.channel: Channel | None = None
         self.is_ended = False
@@ -474,9 +474,9 @@ class Supervisor:
 
     def _heard(self, message: dict[str, object], descriptors: list[Descriptor]) -> None:
         if message["op"] == "put":
-            self.keeper.put(str(message["name"]), descriptors.pop())
+            self.fds.push(str(message["name"]), descriptors.pop())
         elif message["op"] == "drop":
-            self.keeper.drop(str(message["name"]))
+            self.fds.pop(str(message["name"]))
         else:
             self.messages.append(message)
         close_all(descriptors)
@@ -494,7 +494,7 @@ class Supervisor:
     def begin(self, controllers: list[str]) -> None:
         """As the real one greets an endpoint that is fresh."""
         assert self.channel is not None
-        self.keeper.restore(self.channel)
+        self.fds.restore(self.channel)
         self.tell("start")
         self.tell("serve", controllers=controllers)
 
@@ -507,7 +507,7 @@ class Supervisor:
     def close(self) -> None:
         if self.channel:
             self.channel.close()
-        self.keeper.close()
+        self.fds.close()
 
 
 @contextlib.contextmanager
@@ -547,7 +547,7 @@ def capabilities_text(capabilities: object) -> bytes:
 
 @contextlib.asynccontextmanager
 async def endpoint_process(
-    directory: Path, keeper: Keeper | None = None
+    directory: Path, fds: HeldFds | None = None
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, Supervisor]]:
     """The real endpoint with a supervisor that has not told it anything yet. SIGKILL at the end."""
     control = directory / "endpoint.sock"
@@ -556,7 +556,7 @@ async def endpoint_process(
     argv += ["--guests", str(directory / "guests"), "--targets", str(directory / "targets")]
     with (directory / "endpoint.log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(sys.executable, *argv, stderr=log)
-    supervisor = Supervisor(keeper)
+    supervisor = Supervisor(fds)
     try:
         async with asyncio.timeout(PATIENCE):
             while True:

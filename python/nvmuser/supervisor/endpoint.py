@@ -19,7 +19,7 @@ from nvmf_vfio.keeper.channel import Channel
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 from nvmuser.errors import TargetError
 from nvmuser.paths import StateDir
-from nvmuser.supervisor.fd_store import StoredKeeper
+from nvmuser.supervisor.fd_store import SystemdFds
 from nvmuser.supervisor.process import Process
 
 _START_DEADLINE = 30.0
@@ -34,7 +34,7 @@ class EndpointProcess:
 
     def __init__(self, state: StateDir) -> None:
         self._state = state
-        self._keeper = StoredKeeper()
+        self._fds = SystemdFds()
         self._channel: Channel | None = None
         self._process: Process | None = None
         self._hello: asyncio.Future[bool] | None = None
@@ -91,7 +91,7 @@ class EndpointProcess:
         except TimeoutError:
             raise TargetError(f"the endpoint does not answer; see {self._state.logs / 'endpoint.log'}") from None
         if fresh:
-            self._keeper.restore(self._channel)
+            self._fds.restore(self._channel)
         self._channel.send("start")
 
     async def _reach(self) -> socket.socket:
@@ -108,9 +108,9 @@ class EndpointProcess:
     def _heard(self, message: dict[str, Any], descriptors: list[Descriptor]) -> None:
         match message["op"]:
             case "put":
-                self._keeper.put(message["name"], descriptors.pop())
+                self._fds.push(message["name"], descriptors.pop())
             case "drop":
-                self._keeper.drop(message["name"])
+                self._fds.pop(message["name"])
             case "hello":
                 if self._hello and not self._hello.done():
                     self._hello.set_result(message["fresh"])
@@ -179,4 +179,4 @@ class EndpointProcess:
     async def stop(self) -> None:
         """End the endpoint and every guest's connection."""
         await self._end()
-        self._keeper.close()
+        self._fds.close()

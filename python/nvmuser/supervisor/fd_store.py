@@ -17,7 +17,7 @@ import socket
 from collections import Counter
 from pathlib import Path
 
-from nvmf_vfio.keeper.channel import Keeper
+from nvmf_vfio.keeper.channel import HeldFds
 from nvmf_vfio.keeper.fd_store import Record
 from nvmf_vfio.protocol.descriptors import Descriptor
 
@@ -68,7 +68,7 @@ class _Index:
         _remove(f"{guest}/{_INDEX}")
 
 
-class StoredKeeper(Keeper):
+class SystemdFds(HeldFds):
     """A keeper whose descriptors systemd keeps too."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class StoredKeeper(Keeper):
             names, index.names = index.names, {}
             for kept, stored in names.items():
                 if stored in found:
-                    super().put(kept, found[stored].duplicate())
+                    super().push(kept, found[stored].duplicate())
                     index.names[kept] = stored
                     self._use(stored, _identity(found[stored]))
         for stored, held in found.items():
@@ -104,8 +104,8 @@ class StoredKeeper(Keeper):
         self._uses[stored] += 1
         self._stored[file], self._files[stored] = stored, file
 
-    def put(self, name: str, descriptor: Descriptor) -> None:
-        super().put(name, descriptor)
+    def push(self, name: str, descriptor: Descriptor) -> None:
+        super().push(name, descriptor)
         if not self._enabled:
             return
         file, guest = _identity(descriptor), name.rpartition("/")[0]
@@ -119,7 +119,7 @@ class StoredKeeper(Keeper):
         if stored == name:
             _store(name, descriptor)
 
-    def drop(self, name: str) -> None:
+    def pop(self, name: str) -> None:
         guest = name.rpartition("/")[0]
         if (index := self._indices.get(guest)) and (stored := index.names.pop(name, None)):
             index.write()
@@ -129,7 +129,7 @@ class StoredKeeper(Keeper):
             if not self._uses[stored]:
                 del self._uses[stored], self._stored[self._files.pop(stored)]
                 _remove(stored)
-        super().drop(name)
+        super().pop(name)
 
 
 def _store(name: str, descriptor: Descriptor) -> None:
