@@ -3,8 +3,8 @@
     python -m nvmf_vfio.endpoint --control SOCKET --guests DIR --targets DIR
 
 Owns the listening sockets (`DIR/<controller>/cntrl`), a session for each connected guest, and the control socket on
-which the supervisor tells it which controllers there are and how the target fares. It reads no store and starts no
-process. It lives on when its supervisor is gone.
+which the supervisor reports which controllers there are and the target's state. It reads no configuration and starts no
+process. It goes on when its supervisor is gone.
 """
 
 from __future__ import annotations
@@ -34,11 +34,15 @@ _BACKLOG = 4
 _STATUS_BATCH = 200
 _ACCEPT_INTERVAL = 1.0
 _MAX_VISITORS = 8
-"""Connections to one controller on which nothing has been said yet."""
+"""Connections to one controller on which no message has arrived yet."""
 
 
 class Endpoint:
-    """All guests' connections of one state directory."""
+    """All guests' connections of one state directory.
+
+    :param guests: directory of the guests' sockets.
+    :param targets: directory of the targets' sockets.
+    """
 
     def __init__(self, guests: Path, targets: Path) -> None:
         self._guests = guests
@@ -46,9 +50,9 @@ class Endpoint:
         self._listeners: dict[str, socket.socket] = {}
         self._sessions: dict[str, Session] = {}
         self._visitors: dict[socket.socket, str] = {}
-        """Connections on which nobody has spoken yet."""
+        """Connections on which no message has arrived yet, with their controllers."""
         self._refused: set[socket.socket] = set()
-        """Of these, those that were told that the controller is busy, and have not left yet."""
+        """Those of them that were answered that the controller is busy, and have not left yet."""
         self._stores: dict[str, FdStore] = {}
         self._stored: dict[str, Descriptor] = {}
         self._channel: Channel | None = None
@@ -61,17 +65,17 @@ class Endpoint:
     # -- the supervisor ------------------------------------------------------------------------------------------
 
     def connected(self, sock: socket.socket) -> None:
-        """A supervisor has connected; it takes the place of an earlier one."""
+        """Take a supervisor's connection, in place of an earlier one."""
         if self._channel:
             self._channel.close()
-        self._channel = Channel(sock, self._told, self._supervisor_gone)
+        self._channel = Channel(sock, self._received, self._supervisor_gone)
         self._channel.send("hello", fresh=self._fresh, pid=os.getpid())
 
     def _supervisor_gone(self) -> None:
         log.warning("the supervisor is gone; guests stay connected")
         self._channel = None
 
-    def _told(self, message: dict[str, Any], descriptors: list[Descriptor]) -> None:
+    def _received(self, message: dict[str, Any], descriptors: list[Descriptor]) -> None:
         match message["op"]:
             case "kept":
                 self._stored.update(zip(message["names"], descriptors, strict=True))
@@ -136,9 +140,9 @@ class Endpoint:
     def _listen(self, name: str) -> None:
         path = self._guests / name / "cntrl"
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-        # A guest that starts now finds a socket on which somebody listens, or none. What is there already belongs to an
-        # endpoint that is dead: there is one a state directory.
-        scratch = path.with_name(".next")  # As long as the name that it gets: paths of sockets are limited.
+        # A guest that starts now finds a socket that listens, or none. A file that is there already belongs to an
+        # endpoint that is dead: there is one in a state directory.
+        scratch = path.with_name(".next")  # No longer than the final name: paths of sockets are limited.
         scratch.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
@@ -177,17 +181,17 @@ class Endpoint:
             self._loop.call_later(_ACCEPT_INTERVAL, self._accept_again, name, listener)
             return
         if list(self._visitors.values()).count(name) >= _MAX_VISITORS:
-            log.warning("%s: a guest was turned away: %d others have not spoken yet", name, _MAX_VISITORS)
+            log.warning("%s: a guest was turned away: %d others have sent no message yet", name, _MAX_VISITORS)
             sock.close()
             return
-        # Who only asks whether somebody is here leaves without a word. To the target it would be a guest, and keep the
-        # next one waiting.
+        # A client that only probes the socket leaves without a message. To the target it would be a guest, and keep
+        # the next one waiting.
         self._visitors[sock] = name
-        self._loop.add_reader(sock, self._spoken, name, sock)
+        self._loop.add_reader(sock, self._first_message, name, sock)
 
-    def _spoken(self, name: str, sock: socket.socket) -> None:
+    def _first_message(self, name: str, sock: socket.socket) -> None:
         if _has_left(sock) or sock in self._refused:
-            # Only this one: a guest that has connected, and not yet spoken, may be among the others.
+            # Only this one: a guest that has connected, and sent no message yet, may be among the others.
             self._forget_visitor(sock)
             sock.close()
         elif name in self._sessions:
@@ -263,7 +267,7 @@ class Endpoint:
         return session
 
     def _resume(self) -> None:
-        """Take over the guests of an endpoint that was killed."""
+        """Take over the guests of an endpoint that was killed, from what the supervisor has sent."""
         groups: dict[str, dict[str, Descriptor]] = {}
         for name, descriptor in self._stored.items():
             groups.setdefault(name.rpartition("/")[0], {})[name] = descriptor
@@ -272,7 +276,7 @@ class Endpoint:
             controller, _, serial = prefix.partition("/")
             self._serial = max(self._serial, int(serial))
             if older := self._sessions.get(controller):
-                # Its guest had gone, and the keeper had not been told.
+                # Its guest had gone, and the supervisor did not know yet.
                 older.close()
             store = self._store(prefix)
             stored: dict[str, StoredFd] = {name: store.adopt(name, held) for name, held in descriptors.items()}
@@ -304,7 +308,7 @@ class Endpoint:
 
 
 def _has_left(sock: socket.socket) -> bool:
-    """Whether a peer has closed its end without a word."""
+    """Whether a peer has closed its end without a message."""
     try:
         return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except BlockingIOError:
@@ -316,8 +320,8 @@ def _has_left(sock: socket.socket) -> bool:
 def _answer_busy(sock: socket.socket) -> None:
     """Answer a guest's first message with an error.
 
-    QEMU says 'Device or resource busy' then. When a server hangs up instead, QEMU 11.1 says 'Broken pipe', and
-    sometimes ends itself, with a guest into which the device was being plugged.
+    QEMU prints 'Device or resource busy' then. When a server hangs up instead, QEMU 11.1 prints 'Broken pipe', and
+    sometimes exits, with a guest into which the device was being plugged.
     """
     with contextlib.suppress(OSError, ProtocolError):
         header = Header.unpack(sock.recv(MAX_MESSAGE)[: Header.SIZE], limit=MAX_MESSAGE)
@@ -326,7 +330,7 @@ def _answer_busy(sock: socket.socket) -> None:
 
 
 def _resident_kib() -> int:
-    """Memory of this process that is its own (RssAnon of proc_pid_status(5)), in KiB."""
+    """Anonymous memory of this process (RssAnon of proc_pid_status(5)), in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1])
@@ -334,7 +338,12 @@ def _resident_kib() -> int:
 
 
 async def serve(control: Path, guests: Path, targets: Path) -> None:
-    """Run until told to stop, or SIGTERM."""
+    """Serve guests until the supervisor sends `stop`, or SIGTERM.
+
+    :param control: where the supervisor connects.
+    :param guests: directory of the guests' sockets.
+    :param targets: directory of the targets' sockets.
+    """
     loop = asyncio.get_running_loop()
     endpoint = Endpoint(guests, targets)
     loop.add_signal_handler(signal.SIGTERM, endpoint.stopped.set)
@@ -360,6 +369,7 @@ async def serve(control: Path, guests: Path, targets: Path) -> None:
 
 
 def main() -> None:
+    """Run the endpoint with the options of the command line."""
     parser = argparse.ArgumentParser(prog="nvmf_vfio.endpoint", description="Stands between guests and SPDK.")
     parser.add_argument("--control", type=Path, required=True, help="socket on which the supervisor connects")
     parser.add_argument("--guests", type=Path, required=True, help="directory of the guests' sockets")

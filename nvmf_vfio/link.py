@@ -1,7 +1,7 @@
 """A connection to a target: requests out, replies matched to them.
 
-Owns the socket to SPDK and the table of requests that await a reply. It does not know what a request means, nor what
-to do when the target is gone: it tells its user, once.
+Owns the socket to SPDK and the table of requests that await a reply. It does not know what a request does, nor what to
+do when the target is gone: it reports that once, to its user.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _CONNECT_INTERVAL = 0.01
 _CONNECT_LONGEST = 0.2
 _MAX_ID = 0xFFFF
 _MAX_AWAITED = 16384
-"""Requests without a reply after which a target counts as lost: more than all that a guest may have told its
-predecessor (`nvmf_vfio.state.memory.MAX_MAPS`, `interrupts`), for it is told at once."""
+"""Requests without a reply after which a target counts as lost: more than a replay has, which is sent at once
+(`nvmf_vfio.state.memory.MAX_MAPS`, `interrupts`)."""
 
 
 class TargetError(Exception):
@@ -30,10 +30,10 @@ class TargetError(Exception):
 
 
 async def connect(path: Path) -> socket.socket:
-    """Connect to a target's socket, as often as it takes: a new target is not listening yet, a busy one has its
-    backlog of one connection taken. Runs until it is cancelled.
+    """Connect to a target's socket, and try again until it works: a new target is not listening yet, a busy one has its
+    backlog of one connection taken.
 
-    :raises OSError: the path can never be a target's.
+    :raises OSError: the path can never be a target's socket.
     """
     interval = _CONNECT_INTERVAL
     while True:
@@ -141,7 +141,7 @@ class TargetLink:
             self._on_lost()
 
     def close(self) -> None:
-        """End the connection; whoever awaits a `call` gets a TargetError. Idempotent."""
+        """End the connection; awaiting a `call` raises TargetError then. Idempotent."""
         if not self._open:
             return
         self._open = False

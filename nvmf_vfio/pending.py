@@ -1,4 +1,4 @@
-"""A guest's requests on their way, and what is told of a guest.
+"""A guest's requests that have no reply yet, and the statistics of a guest.
 
 Owns the descriptors of a request until they are remembered or released. It decides nothing: see `nvmf_vfio.session`.
 """
@@ -29,9 +29,9 @@ class Pending:
     stored: list[StoredFd]
     since: float
     sent: bool = False
-    """Whether an answer is under way; the others wait for a target, because only it can answer."""
+    """Whether a reply is expected; the others wait for a target, because only a target can answer them."""
     remembered: bool = False
-    """Whether it counts already, before its reply."""
+    """Whether it has taken effect already, before its reply."""
     size: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class Pending:
 
 @dataclass
 class Statistics:
-    """What `nvmuser status` tells of a guest. Times in seconds."""
+    """Figures of a guest for `nvmuser status`. Times in seconds; `lost_at` is on the monotonic clock."""
 
     messages: int = 0
     recoveries: int = 0
@@ -49,7 +49,7 @@ class Statistics:
     lost_at: float | None = None
 
     def back(self) -> None:
-        """The guest's driver works again."""
+        """Record that the guest's driver works again."""
         if self.lost_at is not None:
             self.last_stall = time.monotonic() - self.lost_at
             self.longest_stall = max(self.longest_stall or 0.0, self.last_stall)
@@ -58,10 +58,10 @@ class Statistics:
 
 
 def decode(header: Header, body: bytes, *, versioned: bool) -> tuple[Command, Request]:
-    """What a guest asks for.
+    """Decode a guest's request.
 
-    :param versioned: whether it has said VERSION before.
-    :raises ProtocolError: the request makes no sense, or may not come from a guest at this point.
+    :param versioned: whether the guest has sent VERSION before.
+    :raises ProtocolError: the payload is not allowed, or the command not from a guest or at this point.
     """
     command, request = decode_request(header.command, body)
     if command in FROM_TARGET:
@@ -83,13 +83,13 @@ def is_admin_doorbell(request: Request) -> bool:
 
 
 def release(stored: list[StoredFd]) -> None:
-    """Close descriptors that nobody remembers, here and in the keeper."""
+    """Release descriptors that are not remembered, and empty the list."""
     while stored:
         stored.pop().release()
 
 
 def changes_state(request: Request) -> bool:
-    """Whether a crash must not forget this request. Doorbells of I/O queues are the many that may be forgotten."""
+    """Whether this request must be in the record. Most need not be: writes to doorbells of I/O queues."""
     if isinstance(request, RegionWriteMulti):
         return any(map(changes_state, request.writes))
     if isinstance(request, RegionAccess):

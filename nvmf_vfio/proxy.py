@@ -1,11 +1,10 @@
-"""Takes a guest's driver through the rest of its controller's initialisation, on a target that did not see the
-beginning.
+"""The rest of a driver's initialisation of its controller, on a target that did not see the beginning.
 
 A driver that waits for an admin command while it sets its controller up has no event request outstanding, so that
-nothing can wake it, and Linux gives a controller up for good when a command of that time is not completed. So its
-admin queue is carried on: the endpoint has admin queues of its own in the new target, repeats there what the driver
-has set up so far, passes on its outstanding and further commands, and puts the completions into the guest's queue.
-That lasts until the driver next disables the controller. I/O queues are the guest's and the target's as ever.
+nothing can wake it, and Linux gives a controller up for good when a command of that time is not completed. So the
+endpoint acts for it: it has admin queues of its own in the new target, repeats there what the driver has set up so far,
+passes on its outstanding and further commands, and puts the completions into the guest's queue. That lasts until the
+driver next disables the controller. I/O queues stay between the guest and the target.
 
 Owns the memory of those queues, the eventfd on which the target signals them, and the positions in them. The guest's
 side of the admin queue is `nvmf_vfio.state.admin`'s.
@@ -40,12 +39,11 @@ from nvmf_vfio.state.registers import (
 )
 
 _ADDRESS = 1 << 52
-"""Where the queues lie in the guest's address space: above what any CPU can address (x86-64 and AArch64 end at 52
-bits)."""
+"""Guest physical address of the queues: above what any CPU can address (x86-64 and AArch64 end at 52 bits)."""
 _ENTRIES = 64
 _MOST_AT_TARGET = _ENTRIES - 1
-"""Commands that the target has, or whose completions the guest has no room for yet: a ring that is full has one entry
-empty, so that neither of ours is ever overrun."""
+"""Commands that the target has, or whose completions the guest has no room for yet. A full ring has one entry empty, so
+neither of ours is ever overrun."""
 _MOST_WAITING = 4096
 """Commands of the guest that wait for their turn at most: its queue has no more entries (AQA.ASQS, section 3.1.8)."""
 _COMPLETIONS_OFFSET = _ENTRIES * SQE_SIZE
@@ -90,14 +88,16 @@ class AdminProxy:
         self._tail = self._head = 0
         self._phase = 1
         self._history: asyncio.Future[int] | None = None
-        """Of the status of the command that is repeated."""
+        """Status of the command that is being repeated."""
         self._open = True
         self._loop.add_reader(self._event.fileno(), self._completed)
 
     async def start(self, cc: int) -> None:
         """Enable the controller with our queues, repeat what the driver had set up, pass on what it waits for.
 
-        :param cc: the guest's CC. :raises TargetError: the target does not follow.
+        :param cc: the guest's CC.
+        :raises TargetError: the target refuses a request, or does not become ready in 30 s.
+        :raises GuestMemoryError: the guest's queues are not in its memory any more.
         """
         call = self._link.call
         request = DmaMap(DmaMap.READ | DmaMap.WRITE, 0, _ADDRESS, _SIZE)
@@ -136,8 +136,7 @@ class AdminProxy:
     async def _repeat(self, entry: bytes) -> None:
         """Carry out a command that the driver has seen completed by an earlier target.
 
-        :raises TargetError: this target refuses it. The driver goes on as if it had been carried out, so that nothing
-            may go on from here.
+        :raises TargetError: this target refuses it. The driver relies on its effect, so the target cannot be used.
         """
         self._history = self._loop.create_future()
         self._push(entry[:2] + _HISTORY_ID.to_bytes(2, "little") + entry[4:])
@@ -170,7 +169,7 @@ class AdminProxy:
         self._link.post(Command.REGION_WRITE, _doorbell(0, self._tail))
 
     def _completed(self) -> None:
-        """The target has signalled: hand the completions to the guest."""
+        """Hand the completions to the guest: the target has signalled them."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._event.fileno())
         before = self._head
@@ -191,17 +190,20 @@ class AdminProxy:
         if self._head != before:
             self._link.post(Command.REGION_WRITE, _doorbell(4, self._head))
             if self._vector_index == INTX:
-                # There is no other event before that, which may be for an I/O queue's completion.
+                # There is no further event until then, and the next may be for an I/O queue's completion.
                 self._link.request(Command.DEVICE_SET_IRQS, _UNMASK_INTX, [], Message.close)
         delivered = self._deliver()
         self._pass_on()
-        # The vector may be an I/O queue's too: the guest is signalled whatever it was for. But with INTx, an event
-        # for which it finds nothing to do stays asserted.
+        # The vector may be an I/O queue's too, so the guest is signalled in any case. But with INTx, an event for
+        # which it finds nothing to do stays asserted.
         if self._vector_index != INTX or delivered or self._head == before:
             self._interrupt()
 
     def _deliver(self) -> int:
-        """Completions into the guest's queue, as far as it has room: how many."""
+        """Put completions into the guest's queue, as far as it has room.
+
+        :returns: how many.
+        """
         before = len(self._undelivered)
         while self._undelivered and self._deliver_one(self._undelivered[0]):
             self._undelivered.popleft()
@@ -221,12 +223,12 @@ class AdminProxy:
                 slot,
             )
         except GuestMemoryError:
-            # The guest has taken its queue away: it does not wait for this.
+            # The guest has unmapped its queue: it does not wait for this.
             return True
         return True
 
     def reclaim(self) -> None:
-        """The guest has set its interrupts anew, and with them the one on which the target signals us."""
+        """Take the admin interrupt back: the guest has set its interrupts, among them the one of this proxy."""
 
         def done(reply: Message) -> None:
             reply.close()
@@ -237,7 +239,7 @@ class AdminProxy:
         self._link.request(Command.DEVICE_SET_IRQS, request, [self._event.duplicate()], done)
 
     def end(self, guest_event: Descriptor | None) -> None:
-        """The driver disables the controller: the queues that it sets up next are its own.
+        """End: the driver disables the controller, and the queues that it sets up next are its own.
 
         :param guest_event: the guest's admin interrupt, if it has one.
         """
@@ -248,7 +250,7 @@ class AdminProxy:
         self.close()
 
     def close(self) -> None:
-        """Let go of the memory and the eventfd. Idempotent."""
+        """Close the memory and the eventfd. Idempotent."""
         if self._open:
             self._open = False
             self._loop.remove_reader(self._event.fileno())

@@ -1,4 +1,4 @@
-"""Replies: those that are made here because there is no target, and a target's own as its guest shall see them.
+"""Replies: those that are made here because there is no target, and a target's own as its guest sees them.
 
 Owns nothing. What is remembered between the two is `nvmf_vfio.state.controller.Controller`'s.
 """
@@ -16,8 +16,6 @@ from nvmf_vfio.state.controller import Controller
 from nvmf_vfio.state.memory import MAX_MAPS, Refused
 from nvmf_vfio.state.registers import BAR0
 
-_MAX_CACHED = 64
-_MAX_CACHED_BYTES = 4096
 _MAX_DATA = 0x10000
 """Bytes of data that a guest may put into one message."""
 _CACHED = frozenset(
@@ -26,7 +24,7 @@ _CACHED = frozenset(
 
 
 def without_target(controller: Controller, pending: Pending) -> bytes | None:
-    """The reply in a target's place; None when only a target can tell, and has not told before.
+    """The payload of a reply in a target's place; None when only a target knows it, and none has answered it before.
 
     :raises Refused: the reply is an error.
     """
@@ -42,23 +40,23 @@ def without_target(controller: Controller, pending: Pending) -> bytes | None:
             assert isinstance(request, DmaUnmap)
             return request.pack()
         case command if command in _CACHED:
-            return controller.replies.get((command, pending.body))
+            return controller.replies.get(command, pending.body)
         case Command.DEVICE_FEATURE | Command.MIG_DATA_READ | Command.MIG_DATA_WRITE:
             raise Refused(errno.ENOTSUP, f"{pending.command.name} without a target")
     return b""
 
 
 def from_target(controller: Controller, pending: Pending, reply: Message) -> bytes:
-    """A target's reply as the guest shall see it; what must be known later is remembered.
+    """A target's reply as the guest sees it; what must be known later is remembered.
 
-    :raises ProtocolError: it is none, or the target is not one that a guest can outlive.
+    :raises ProtocolError: it is not a reply to this request, or the target is not one that a guest can outlive.
     """
     body = reply.body
     if pending.command is Command.REGION_READ:
         assert isinstance(pending.request, RegionAccess)
-        answer = RegionAccess.unpack(body, with_data=True)
-        data = controller.patch_read(pending.request, answer.data)
-        body = RegionAccess(answer.offset, answer.region, answer.count, data).pack()
+        read = RegionAccess.unpack(body, with_data=True)
+        data = controller.patch_read(pending.request, read.data)
+        body = RegionAccess(read.offset, read.region, read.count, data).pack()
     elif pending.command is Command.VERSION:
         version = Version.unpack(body)
         capabilities = {k: v for k, v in version.capabilities.items() if k != "twin_socket"}
@@ -70,7 +68,6 @@ def from_target(controller: Controller, pending: Pending, reply: Message) -> byt
         info = RegionInfo.unpack(body)
         if info.index == BAR0 and info.flags & RegionInfo.MMAP:
             raise ProtocolError("it maps its doorbells into the guest: no disable_mappable_bar0")
-    small = len(pending.body) + len(body) <= _MAX_CACHED_BYTES and len(controller.replies) < _MAX_CACHED
-    if pending.command in _CACHED and not reply.descriptors and small:
-        controller.replies[(pending.command, pending.body)] = body
+    if pending.command in _CACHED and not reply.descriptors:
+        controller.replies.add(pending.command, pending.body, body)
     return body

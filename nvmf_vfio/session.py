@@ -1,45 +1,38 @@
 """One guest's connection to one controller, across as many targets as it takes.
 
-Owns the guest's socket and the order of events between guest and target. What is remembered and answered is
-`nvmf_vfio.state.controller`'s business, the target's side `nvmf_vfio.uplink`'s.
-
-A guest's message is recorded before it is taken off its socket, and its reply is recorded before it is sent: see
-`resume` and `nvmf_vfio.keeper.journal`.
+Owns the order of events between guest and target. The guest's socket and its requests are `nvmf_vfio.guest`'s, the
+target's side is `nvmf_vfio.uplink`'s, and what is remembered and answered `nvmf_vfio.state.controller`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from nvmf_vfio import replies
+from nvmf_vfio.guest import GuestLink
 from nvmf_vfio.keeper.fd_store import FdStore, StoredFd
-from nvmf_vfio.keeper.journal import Journal
-from nvmf_vfio.pending import Pending, Statistics, changes_state, decode, is_admin_doorbell, release
+from nvmf_vfio.pending import Pending, Statistics, changes_state, is_admin_doorbell, release
 from nvmf_vfio.protocol.descriptors import Descriptor
-from nvmf_vfio.protocol.header import Command, Flag, Header, ProtocolError
+from nvmf_vfio.protocol.header import Command, Flag, ProtocolError
 from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap
-from nvmf_vfio.protocol.wire import Closed, Message, Wire
-from nvmf_vfio.state.controller import Controller, Phase
+from nvmf_vfio.protocol.wire import Message, Wire
+from nvmf_vfio.state.admin import Outstanding
+from nvmf_vfio.state.controller import Controller
+from nvmf_vfio.state.lifecycle import Phase
 from nvmf_vfio.state.memory import Refused
 from nvmf_vfio.state.registers import CC_EN
 from nvmf_vfio.uplink import Uplink
 
 log = logging.getLogger(__name__)
 
-_BATCH = 64
-_TURN = 0.002
-"""Messages, and about the seconds, that one guest gets before the others have their turn."""
 _WAKE_AFTER = 10.0
-"""Seconds without a target after which the guest's driver is told; Linux gives an I/O 30 s."""
-_MAX_REFUSALS_LOGGED = 16
+"""Seconds without a target after which the guest's driver is notified; Linux gives an I/O 30 s."""
 
 
 class Session:
@@ -61,23 +54,30 @@ class Session:
         on_end: Callable[[], None],
     ) -> None:
         self.name = name
-        self.statistics = Statistics()
         self.controller = Controller()
-        self._wire = wire
-        self._store = store
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._journal = Journal(record, store, on_failure=self._fail, on_late=self._late)
+        self._guest = GuestLink(
+            name,
+            wire,
+            record,
+            store,
+            is_versioned=lambda: self.controller.version is not None,
+            on_request=self._requested,
+            on_reply=lambda reply: self._uplink.pass_reply(reply),
+            on_late=self._late,
+            on_end=self.close,
+        )
+        self._journal = self._guest.journal
         self._uplink = Uplink(
             name,
             target,
             self.controller,
             is_target_ready=is_target_ready,
-            on_request=self._send,
+            on_request=self._guest.send,
             on_online=self._target_online,
             on_lost=self.target_gone,
         )
-        self._refusals = 0
         self._prefetching: asyncio.Task[None] | None = None
         self._open = True
 
@@ -85,32 +85,27 @@ class Session:
 
     def start(self) -> None:
         """Begin to serve the guest."""
-        self._wire.attach(self._guest_readable, self._fail)
+        self._guest.start()
 
     def resume(self, stored: dict[str, StoredFd]) -> None:
         """Take over from an endpoint that was killed: what it recorded is what happened.
 
-        A request that was recorded but is still on the socket was not taken yet. A request that was taken has not been
-        answered, and is answered now. If the reply was recorded but not sent, QEMU waits for its time-out (5 s) and
-        goes on.
+        :raises Closed: the guest has disconnected.
+        :raises ProtocolError: the record is of no use.
         """
         document = self._journal.state
         if document is None:
             raise ProtocolError("the record is empty")
         try:
             self.controller.load_json(document, stored)
-            self.statistics = Statistics(**document["statistics"])
+            self._guest.statistics = Statistics(**document["statistics"])
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError(f"the record makes no sense: {error!r}") from error
         self.controller.target_lost()
-        self.statistics.lost_at = time.monotonic()
-        unread = self._wire.peek()
-        self._journal.restore(unread, stored)
-        if unread:
-            unread.close()
-        self.start()
-        self._answer_pending()
-        self._store.remove_others(self.controller.fd_names())
+        self._guest.statistics.lost_at = time.monotonic()
+        self._guest.restore(stored)
+        self._reply_to_pending()
+        self._guest.keep_only(self.controller.fd_names())
 
     def close(self) -> None:
         """End everything that belongs to this guest. Idempotent."""
@@ -118,18 +113,8 @@ class Session:
             return
         self._open = False
         self._uplink.close()
-        self._journal.close()
-        with contextlib.suppress(OSError):
-            # The keeper's copy of the descriptor keeps the connection open a little longer than `close` here.
-            self._wire.socket.shutdown(socket.SHUT_RDWR)
-        self._wire.close()
-        self._store.close()
+        self._guest.close()
         self._on_end()
-
-    def _fail(self, reason: str) -> None:
-        if self._open:
-            log.warning("%s: connection closed: %s", self.name, reason)
-            self.close()
 
     # -- targets -------------------------------------------------------------------------------------------------
 
@@ -142,20 +127,20 @@ class Session:
         self._uplink.drop()
         if self.controller.version is not None:
             self.controller.target_lost()
-            if self.statistics.lost_at is None:
-                self.statistics.lost_at = time.monotonic()
+            if self._guest.statistics.lost_at is None:
+                self._guest.statistics.lost_at = time.monotonic()
             self._save()
-        self._answer_pending()
+        self._reply_to_pending()
 
     def target_drained(self) -> None:
         """Nothing of the old target is in flight any more."""
-        self.controller.drained = True
+        self.controller.target_drained()
         if not self._uplink.online:
-            self._answer_pending()
+            self._reply_to_pending()
             self._loop.call_later(_WAKE_AFTER, self._wake_without_target)
 
     def _wake_without_target(self) -> None:
-        """The outage lasts: the driver is better off waiting for RDY in a reset than for I/O that it will time out.
+        """Wake the driver when the outage lasts: a reset that waits for RDY survives it, I/O that times out may not.
 
         Linux 6.12 has been seen to lock up in `nvme_timeout` when what times out is a flush.
         """
@@ -165,127 +150,59 @@ class Session:
             self._save()
 
     def _target_online(self) -> None:
-        """The target knows all that the guest has told its predecessors. No message of the guest's comes in between."""
+        """The target has the state that the guest gave its predecessors. No message of the guest's comes in between."""
         if self.controller.version is not None:
             if self.controller.phase is not Phase.FAILED and not self._uplink.proxy:
-                self._uplink.tell_registers()
+                self._uplink.send_registers()
             woken = self.controller.target_ready()
             log.info("%s: target ready, guest %s", self.name, "woken" if woken else self.controller.phase)
             self._save()
         else:
-            self.controller.phase = Phase.LIVE
+            self.controller.target_ready()
         for pending in self._journal.pending:
             self._forward(pending)
 
-    # -- the guest -----------------------------------------------------------------------------------------------
+    # -- requests ------------------------------------------------------------------------------------------------
 
-    def _guest_readable(self) -> None:
-        until = time.monotonic() + _TURN
-        try:
-            for _ in range(_BATCH):
-                if time.monotonic() > until or self._journal.is_full:
-                    break
-                message = self._wire.peek() if self._open else None
-                if message is None:
-                    break
-                self._take(message)
-            if self._open:
-                self._journal.note_partial(partial=self._wire.is_partial)
-                self._wire.hold(self._journal.is_full)
-        except Closed:
-            log.info("%s: guest disconnected", self.name)
-            self.close()
-        except ProtocolError as error:
-            self._fail(str(error))
-        except OSError as error:
-            # No descriptors left, or no memory: this guest's own connection ends, and gives back what it has.
-            self._fail(f"cannot serve it: {error}")
-        except BaseException:
-            # A message that cannot be handled is still there: it must not be tried for ever.
-            self.close()
-            raise
-
-    def _take(self, message: Message) -> None:
-        """Handle one message that is still on the socket, or was taken off it piecemeal."""
-        self.statistics.messages += 1
-        header = message.header
-        if header.is_reply:
-            self._wire.consume()
-            message.close()
-            self._uplink.answer(message)
-            return
-        try:
-            self._journal.admit(header)
-        except ProtocolError:
-            message.close()
-            raise
-        try:
-            command, request = decode(header, message.body, versioned=self.controller.version is not None)
-        except ProtocolError as error:
-            message.close()
-            self._wire.consume()
-            self._journal.note_partial(partial=False)
-            self._refuse(header, errno.EINVAL, error)
-            return
-        stored: list[StoredFd] = []
-        try:
-            while message.descriptors:
-                stored.append(self._store.push(message.descriptors.pop(0)))
-        except OSError:
-            message.close()
-            raise
-        pending = Pending(header, message.body, command, request, stored, self._loop.time())
-        if header.wants_reply:
-            self._journal.add(pending)
-        if not self._wire.consume():
-            release(stored)
-        self._handle(pending)
-
-    def _handle(self, pending: Pending) -> None:
-        """A request that is recorded and off the socket: pass it on, or answer it."""
+    def _requested(self, pending: Pending) -> None:
+        """Pass a request on that is recorded and off the socket, or answer it."""
         request = pending.request
         try:
             self.controller.check(request, [stored.descriptor for stored in pending.stored])
         except Refused as error:
             release(pending.stored)
-            self._finish(pending)
-            self._refuse(pending.header, error.errno, error)
+            self._guest.finish(pending)
+            self._guest.refuse(pending.header, error.errno, error)
             return
-        new = self.controller.look(request)
-        if self._uplink.online and self.controller.phase is Phase.FAILED and any(c.is_event_request for c in new):
-            # It had none when the target came back.
+        submitted = self.controller.observe(request)
+        has_event_request = any(command.is_event_request for command in submitted)
+        if self._uplink.online and self.controller.phase is Phase.FAILED and has_event_request:
+            # The driver had none when the target came back.
             self.controller.wake()
         if isinstance(request, DmaMap | DmaUnmap):
             # QEMU sends the changes of a whole transaction without waiting: the next is judged by what this one leaves.
             self._remember(pending)
         passed_on = self._uplink.online and not self.controller.is_local(request)
         if passed_on and self._uplink.proxy and is_admin_doorbell(request):
-            self._uplink.proxy.submit(new)
-            if any(command.is_event_request for command in new):
-                # The last thing that a driver does when it sets its controller up.
-                self.statistics.back()
+            self._submit_by_proxy(submitted)
             passed_on = False
-        if pending.header.wants_reply:
-            if passed_on:
-                self._forward(pending)
-            else:
-                self._answer(pending)
-            return
-        if passed_on and self._uplink.link:
-            self._uplink.link.post(pending.command, pending.body)
-        self._took_effect(pending)
+        if not pending.header.wants_reply:
+            if passed_on and self._uplink.link:
+                self._uplink.link.post(pending.command, pending.body)
+            self._took_effect(pending)
+        elif passed_on:
+            self._forward(pending)
+        else:
+            self._reply_locally(pending)
 
-    def _refuse(self, header: Header, number: int, reason: Exception) -> None:
-        self._refusals += 1
-        if self._refusals <= _MAX_REFUSALS_LOGGED:
-            log.warning("%s: refused: %s", self.name, reason)
-        self._reply(header, error=number)
+    def _submit_by_proxy(self, submitted: list[Outstanding]) -> None:
+        assert self._uplink.proxy is not None
+        self._uplink.proxy.submit(submitted)
+        if any(command.is_event_request for command in submitted):
+            # The last thing that a driver does when it sets its controller up.
+            self._guest.statistics.back()
 
-    def _finish(self, pending: Pending) -> None:
-        """It is about to be answered, which makes room for another."""
-        self._journal.finish(pending)
-        if self._open:
-            self._wire.hold(self._journal.is_full)
+    # -- replies of the target -----------------------------------------------------------------------------------
 
     def _forward(self, pending: Pending) -> None:
         self._uplink.forward(pending, self._replied)
@@ -298,115 +215,107 @@ class Session:
             reply.close()
             return
         if reply.header.flags & Flag.ERROR:
-            reply.close()
-            if isinstance(pending.request, DmaMap):
-                self.controller.memory.unmap(DmaUnmap(0, pending.request.address, pending.request.size))
-                self._save()
-            else:
-                release(pending.stored)
-            self._finish(pending)
-            self._reply(pending.header, error=reply.header.error)
+            self._target_refused(pending, reply)
             return
         try:
             knew = self.controller.seen_ready
             body = replies.from_target(self.controller, pending, reply)
         except ProtocolError as error:
             reply.close()
-            self._fail(f"from the target: {error}")
+            self._guest.fail(f"from the target: {error}")
             return
         if self.controller.seen_ready and self.controller.phase is Phase.LIVE:
-            self.statistics.back()
+            self._guest.statistics.back()
         if self.controller.seen_ready and not knew:
             self._save()
         self._took_effect(pending)
-        self._finish(pending)
+        self._guest.finish(pending)
         descriptors, reply.descriptors = reply.descriptors, []
-        self._reply(pending.header, body, descriptors)
+        self._guest.reply(pending.header, body, descriptors)
         if pending.command is Command.VERSION:
             self._prefetching = self._loop.create_task(self._prefetch())
         elif pending.command is Command.DEVICE_SET_IRQS and self._uplink.proxy:
             self._uplink.proxy.reclaim()
 
+    def _target_refused(self, pending: Pending, reply: Message) -> None:
+        reply.close()
+        if isinstance(pending.request, DmaMap):
+            self.controller.forget_map(pending.request)
+            self._save()
+        else:
+            release(pending.stored)
+        self._guest.finish(pending)
+        self._guest.reply(pending.header, error=reply.header.error)
+
     async def _prefetch(self) -> None:
         await self._uplink.prefetch()
         self._save()
 
-    # -- answers from here ---------------------------------------------------------------------------------------
+    # -- replies without a target --------------------------------------------------------------------------------
 
-    def _answer_pending(self) -> None:
+    def _reply_to_pending(self) -> None:
         """Answer everything that a target was to answer, in order."""
         for pending in self._journal.pending:
             pending.sent = False
-            self._answer(pending)
+            self._reply_locally(pending)
 
-    def _answer(self, pending: Pending) -> None:
-        """Answer in the target's place. What only a target can answer waits for one."""
+    def _reply_locally(self, pending: Pending) -> None:
+        """Answer in the target's place. A request that only a target can answer waits for one."""
         if pending.command is Command.DEVICE_RESET and not self.controller.drained and not pending.sent:
-            # After a reset the guest's firmware uses memory anew: nothing may land there any more.
+            # After a reset the guest's firmware uses the memory again: nothing may land there any more.
             self._journal.expect(pending)
             return
         try:
             body = replies.without_target(self.controller, pending)
         except Refused as error:
-            self._finish(pending)
-            self._reply(pending.header, error=error.errno)
+            self._guest.finish(pending)
+            self._guest.reply(pending.header, error=error.errno)
             return
         if body is None:
             return
         self._took_effect(pending)
-        self._finish(pending)
-        self._reply(pending.header, body)
+        self._guest.finish(pending)
+        self._guest.reply(pending.header, body)
+
+    def _late(self, pending: Pending) -> None:
+        """The target does not answer: QEMU must not wait for it."""
+        log.warning("%s: no reply to %s in time", self.name, pending.command.name)
+        self._reply_locally(pending)
+        if pending in self._journal:
+            self._guest.finish(pending)
+            self._guest.reply(pending.header, error=errno.ETIMEDOUT)
+
+    # -- what is remembered --------------------------------------------------------------------------------------
 
     def _remember(self, pending: Pending) -> None:
         pending.remembered = True
-        self._uplink.tell_too(pending)
+        self._uplink.mirror(pending)
         self.controller.remember(pending.request, pending.stored)
         if changes_state(pending.request):
             self._save()
 
     def _took_effect(self, pending: Pending) -> None:
-        """Remember a request, and what follows from it when a controller that had failed is reset."""
-        was = self.controller.phase
+        """Remember a request, and hand the controller over if its driver has reset it."""
         if not pending.remembered:
             self._remember(pending)
-        if self._uplink.online and was is Phase.FAILED and self.controller.phase is Phase.IDLE:
-            # The driver resets its controller: from here on the new target is its own.
-            self.controller.phase = Phase.LIVE
-            self._uplink.tell_registers()
+        if not self._uplink.online:
+            return
+        if self.controller.hand_over():
+            self._uplink.send_registers()
             self._save()
-        elif self._uplink.proxy and not self.controller.cc & CC_EN and self._uplink.online:
+        elif self._uplink.proxy and not self.controller.cc & CC_EN:
             self._uplink.end_proxy()
-
-    def _late(self, pending: Pending) -> None:
-        """The target does not answer: QEMU must not wait for it."""
-        log.warning("%s: no reply to %s in time", self.name, pending.command.name)
-        self._answer(pending)
-        if pending in self._journal:
-            self._finish(pending)
-            self._reply(pending.header, error=errno.ETIMEDOUT)
 
     def _save(self) -> None:
         document = self.controller.to_json()
-        document["statistics"] = vars(self.statistics)
+        document["statistics"] = vars(self._guest.statistics)
         self._journal.save(document)
 
-    def _reply(
-        self, header: Header, body: bytes = b"", descriptors: list[Descriptor] | None = None, *, error: int = 0
-    ) -> None:
-        if header.wants_reply:
-            flags = Flag.REPLY | (Flag.ERROR if error else 0)
-            self._send(Header(header.id, header.command, 0, flags, error), body, descriptors or [])
-
-    def _send(self, header: Header, body: bytes, descriptors: list[Descriptor]) -> None:
-        self.statistics.messages += 1
-        self._wire.deliver(header, body, descriptors)
-
     def status(self) -> dict[str, Any]:
-        """For `nvmuser status`."""
+        """The guest, its controller and whether a target is online, for `nvmuser status`."""
         return {
             "controller": self.name,
             "phase": self.controller.phase.value,
             "online": self._uplink.online,
-            "pid": self._wire.peer_pid,
-            **{k: v for k, v in vars(self.statistics).items() if k != "lost_at"},
+            **self._guest.status(),
         }

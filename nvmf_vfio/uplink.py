@@ -1,8 +1,8 @@
-"""A session's way to the target of the day: connects to it, tells it what the guest has told its predecessors, and
-carries a driver on that was setting its controller up.
+"""A session's link to the current target: connects to it, replays what the guest has given its predecessors, and helps
+a driver on that was setting its controller up.
 
-Owns the connection to the target, the admin proxy on it, and the task that brings both up. What the guest hears of it
-is `nvmf_vfio.session`'s business, what is replayed `nvmf_vfio.state.controller`'s.
+Owns the connection to the target, the admin proxy on it, and the task that brings both up. What the guest sees of it is
+`nvmf_vfio.session`'s, what is replayed `nvmf_vfio.state.controller`'s.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap, RegionAccess, Reset, S
 from nvmf_vfio.protocol.version import Version
 from nvmf_vfio.protocol.wire import Message
 from nvmf_vfio.proxy import AdminProxy
-from nvmf_vfio.state.controller import CONFIG, Controller, Phase
+from nvmf_vfio.state.controller import CONFIG, Controller
+from nvmf_vfio.state.lifecycle import Phase
 from nvmf_vfio.state.memory import GuestMemoryError
 from nvmf_vfio.state.registers import BAR0, CC_EN, Register
 
@@ -31,11 +32,12 @@ _CONFIG_SPACE = 4096
 
 
 class Uplink:
-    """See the module. After `bring_up`, `on_online` is called once the target knows all; `on_lost` when it is gone
-    again without a word from the supervisor.
+    """The link to one target after another.
 
-    :param is_target_ready: whether the supervisor counts on the target.
+    :param is_target_ready: whether the supervisor has reported the target as ready.
     :param on_request: called with each request that the target makes (DMA by message).
+    :param on_online: called after `bring_up`, once the target has the guest's state.
+    :param on_lost: called when the target is gone before the supervisor has reported it.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Uplink:
         self._on_request = on_request
         self._on_online = on_online
         self._on_lost = on_lost
-        self._asked: set[int] = set()
+        self._requests: set[int] = set()
         self._introducing = False
         self._task: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -90,11 +92,10 @@ class Uplink:
         if self.link:
             link, self.link = self.link, None
             link.close()
-        self._asked.clear()
+        self._requests.clear()
 
     def _connection_lost(self) -> None:
-        """The connection ended before the supervisor said anything: it will, unless the target lives and only closed
-        it."""
+        """The connection ended before the supervisor reported anything. It will, unless the target is alive."""
         self._disconnect()
         if self._task and not self._task.done():
             return
@@ -103,8 +104,8 @@ class Uplink:
 
     def _retry(self) -> None:
         if self._is_target_ready():
-            # A live target answers on a new connection only when everything of the old one has ended. One that has
-            # died and whose death nobody has told yet does not answer, and is not drained.
+            # A live target answers on a new connection only when everything of the old one has ended. A dead one whose
+            # end is not reported yet does not answer, and is not drained.
             self.bring_up()
 
     # -- introducing the guest -----------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ class Uplink:
             finally:
                 self._introducing = False
             await asyncio.sleep(_RETRY_INTERVAL)
-        # No guest's message can come between this and what `on_online` does.
+        # No message of the guest's can come between this and `on_online`.
         self.online = True
         self._on_online()
 
@@ -139,7 +140,7 @@ class Uplink:
                 call.cancel()
 
     async def _carry_on(self, link: TargetLink) -> None:
-        """Take a driver that was setting its controller up through the rest of that."""
+        """Take a driver through the rest of its controller's initialisation."""
         controller = self._controller
         if controller.phase is not Phase.STARTING:
             return
@@ -153,11 +154,11 @@ class Uplink:
         except GuestMemoryError as error:
             raise TargetError(f"the guest's admin queue is gone: {error}") from error
         if controller.phase is not Phase.STARTING:
-            raise TargetError("the driver has begun anew")
+            raise TargetError("the driver has started over")
         log.info("%s: carrying the driver on through its initialisation", self._name)
 
     def end_proxy(self) -> None:
-        """The driver disables its controller: what it sets up next is its own."""
+        """End the proxy: the driver disables its controller, and sets up its own queues next."""
         proxy, self.proxy = self.proxy, None
         if proxy:
             _, stored = self._controller.interrupts.admin
@@ -166,10 +167,10 @@ class Uplink:
     # -- messages ----------------------------------------------------------------------------------------------
 
     def forward(self, pending: Pending, on_reply: Callable[[Pending, Message], None]) -> None:
-        """Pass a guest's request on to the target that is online."""
+        """Pass a guest's request on to the target, which is online; `on_reply` gets both."""
         assert self.link is not None
         if pending.command is Command.DEVICE_RESET and self._controller.cc & CC_EN:
-            # SPDK's reset leaves the controller enabled, and would go on to read queues in memory that is used anew.
+            # SPDK's reset leaves the controller enabled, and would go on to read queues in memory that is used again.
             disabled = (self._controller.cc & ~CC_EN).to_bytes(4, "little")
             body = RegionAccess(Register.CC, BAR0, len(disabled), disabled).pack()
             self.link.request(Command.REGION_WRITE, body, [], Message.close)
@@ -183,29 +184,29 @@ class Uplink:
         self.link.request(pending.command, pending.body, copies, lambda reply: on_reply(pending, reply))
 
     def _requested(self, message: Message) -> None:
-        """The target reads or writes guest memory by message: the guest answers."""
+        """Pass on a request of the target's, which reads or writes guest memory by message; the guest answers it."""
         if message.header.command not in FROM_TARGET:
             message.close()
             raise ProtocolError(f"command {message.header.command} from the target")
-        self._asked.add(message.header.id)
+        self._requests.add(message.header.id)
         self._on_request(message.header, message.body, message.descriptors)
 
-    def answer(self, message: Message) -> None:
-        """Pass a guest's reply on, if the target has asked for it."""
-        if self.link and message.header.command in FROM_TARGET and message.header.id in self._asked:
-            self._asked.discard(message.header.id)
+    def pass_reply(self, message: Message) -> None:
+        """Pass a guest's reply on, if it is to a request of this target's."""
+        if self.link and message.header.command in FROM_TARGET and message.header.id in self._requests:
+            self._requests.discard(message.header.id)
             self.link.reply(message)
 
-    # -- telling the target --------------------------------------------------------------------------------------
+    # -- the guest's state ----------------------------------------------------------------------------------------
 
-    def tell_registers(self) -> None:
-        """The registers that the guest has written since the target before."""
+    def send_registers(self) -> None:
+        """Send the registers that the guest has written while the target could not see it."""
         for command, body, _ in self._controller.replay_registers():
             if self.link:
                 self.link.request(command, body, [], Message.close)
 
-    def tell_too(self, pending: Pending) -> None:
-        """If the guest's state is on its way to a new target: this request, which is answered here, changes it."""
+    def mirror(self, pending: Pending) -> None:
+        """Send a request that is answered here to the target too, while it is receiving the state that this changes."""
         if not self._introducing or not self.link:
             return
         request = pending.request
@@ -215,7 +216,7 @@ class Uplink:
             self.link.request(pending.command, pending.body, copies, Message.close)
 
     async def prefetch(self) -> None:
-        """Read what must be known when there is no target: CAP, VS and configuration space."""
+        """Read what must be known when there is no target: CAP, VS and configuration space. A failure is logged."""
         link = self.link
         if link is None:
             return
@@ -226,9 +227,6 @@ class Uplink:
                 data = RegionAccess.unpack(body, with_data=True).data
                 if len(data) != count:
                     raise ProtocolError(f"{len(data)} bytes for {count}")
-                if region == BAR0:
-                    self._controller.registers[offset : offset + count] = data
-                else:
-                    self._controller.config_space[:] = data
+                self._controller.learn(region, offset, data)
         except (TargetError, ProtocolError) as error:
             log.warning("%s: registers not read: %s", self._name, error)

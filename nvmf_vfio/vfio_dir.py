@@ -1,4 +1,4 @@
-"""Device directories: what stands for a vfio-user socket on the command line of a QEMU that only knows VFIO.
+"""Device directories, which stand for a vfio-user socket on the command line of a QEMU that only knows VFIO.
 
 `-device vfio-pci,sysfsdev=<root>/<N>` with libvfio.so preloaded: QEMU reads the link `iommu_group` for the group's
 number, and the library finds the socket as `cntrl` beside it. Owns these directories and the choice of N; it neither
@@ -19,24 +19,24 @@ _SOCKET_LINK = "cntrl"
 def make(root: Path, number: int, socket: Path) -> Path:
     """Make `<root>/<number>` for `socket` (which may not exist yet), or point an existing one to it; return it.
 
-    :raise ValueError: the number cannot be a group's, or something else is in the way.
+    :raises ValueError: the number cannot be a group's, or something else is in the way.
     """
     if not 0 <= number <= _GROUP_MAX:
         raise ValueError(f"a group's number is 0 to {_GROUP_MAX}, not {number}")
     directory = root / str(number)
-    # For everybody to read: who may connect is decided at the socket.
+    # Readable by all: the socket decides who may connect.
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     # Only the last component counts. It need not exist: QEMU reads the link and does not follow it.
     _link(directory / _GROUP_LINK, f"iommu_groups/{number}")
-    # Last: where this one is, all is.
+    # Last: a directory with this link is complete.
     _link(directory / _SOCKET_LINK, os.path.abspath(socket))
     return directory
 
 
 def remove(root: Path, number: int) -> None:
-    """Remove `<root>/<number>`; nothing happens if there is none. A guest that uses the device keeps it.
+    """Remove `<root>/<number>`, if it exists. A guest that uses the device keeps it.
 
-    :raise ValueError: it holds what `make` did not put there.
+    :raises ValueError: it holds files that `make` did not put there.
     """
     directory = root / str(number)
     for name in (_GROUP_LINK, _SOCKET_LINK):
@@ -68,7 +68,7 @@ def numbers(root: Path) -> dict[int, Path]:
 
 
 class Devices:
-    """The device directories under `root`, as they were when this was made, and what it did since."""
+    """The device directories under `root`, as they were at construction, with the changes made here since."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -76,13 +76,14 @@ class Devices:
         self._taken = set(self._numbers.values())
 
     def choose(self, socket: Path, *, first: int = 1) -> Path:
-        """The directory that stands for `socket`, or that is going to: the one it has, else one of the lowest free
-        number from `first`. Nothing is made.
-        """
+        """The directory for `socket`: the one it has, else of the lowest free number from `first`. Makes nothing."""
         return self._root / str(self._number(Path(os.path.abspath(socket)), first))
 
     def assign(self, socket: Path, *, first: int = 1) -> Path:
-        """The same, and it is there."""
+        """Make the directory that `choose` would return.
+
+        :raises ValueError: something else is in the way.
+        """
         socket = Path(os.path.abspath(socket))
         return make(self._root, self._number(socket, first), socket)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from vfio_fakes import Client, capabilities_text, eventfd, memory
+from vfio_fds import eventfd, memory
+from vfio_guest import Client, capabilities_text
 
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 from nvmf_vfio.protocol.header import Command, Flag, Header

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bare_target import BareTarget
-from vfio_fakes import PATIENCE, Client, memory
+from vfio_fds import PATIENCE, memory
+from vfio_guest import Client
 
 from nvmf_vfio.state.registers import CSTS_RDY, DOORBELLS, Register
 from nvmuser.rpc import Client as Rpc

@@ -1,1 +1,1 @@
-"""What outlives the endpoint process: descriptors, the record, the way to its keeper."""
+"""State that outlives the endpoint process: descriptors, records, and the channel to the supervisor that holds them."""

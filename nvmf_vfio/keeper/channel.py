@@ -1,12 +1,13 @@
 """The channel between the supervisor and the endpoint: JSON messages with descriptors, over a SOCK_SEQPACKET socket.
 
-Owns the framing and the table of operations; both ends use it. The supervisor says which controllers there are and how
-the target fares; the endpoint hands over, as the supervisor is its keeper, what must outlive it.
+Owns the framing and the table of operations; both ends use it. The supervisor reports which controllers there are and
+the target's state; the endpoint hands over what must outlive it. An endpoint may be older than its supervisor: the
+operations keep their names.
 
 ==========  ==================  ==============================================================================
 op          sender              meaning
 ==========  ==================  ==============================================================================
-hello       endpoint            `fresh`: it has nothing yet and takes what the keeper holds
+hello       endpoint            `fresh`: it has nothing yet and takes what the supervisor holds
 kept        supervisor          `names` and their descriptors: what an earlier endpoint handed over
 start       supervisor          that was all; an endpoint that is not fresh hands everything over once more
 serve       supervisor          `controllers`: exactly these have a socket from now on
@@ -36,7 +37,7 @@ MAX_DESCRIPTORS = 128
 _MAX_MESSAGE = 1 << 20
 _BUFFER = 8 << 20
 _MAX_QUEUED = 4096
-"""Messages after which the other end counts as gone: what waits holds descriptors."""
+"""Messages after which the other end counts as gone: those that wait hold descriptors."""
 
 Handler = Callable[[dict[str, Any], list[Descriptor]], None]
 
@@ -50,7 +51,7 @@ class Channel:
 
     def __init__(self, sock: socket.socket, handler: Handler, on_end: Callable[[], None]) -> None:
         sock.setblocking(False)
-        # As large as the system lets it be: a keeper may be busy for a moment while a guest maps its memory.
+        # As large as the system allows: the supervisor may be busy for a moment while a guest maps its memory.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
         self._socket = sock
         self._handler = handler
@@ -117,7 +118,7 @@ class Channel:
             self._on_end()
 
     def close(self) -> None:
-        """End the channel without a word to its user. Idempotent."""
+        """End the channel without calling `on_end`. Idempotent."""
         if not self._open:
             return
         self._open = False
@@ -131,7 +132,7 @@ class Channel:
 
 
 class HeldFds:
-    """The supervisor's side of `put` and `drop`: descriptors that outlive the endpoint."""
+    """Descriptors that outlive the endpoint: what the supervisor holds after `put` and until `drop`."""
 
     def __init__(self) -> None:
         self._held: dict[str, Descriptor] = {}
@@ -143,20 +144,23 @@ class HeldFds:
         return name in self._held
 
     def push(self, name: str, descriptor: Descriptor) -> None:
+        """Hold a descriptor, in place of an earlier one of this name. Takes it over."""
         self.pop(name)
         self._held[name] = descriptor
 
     def pop(self, name: str) -> None:
+        """Close the descriptor of this name, if there is one."""
         if held := self._held.pop(name, None):
             held.close()
 
     def restore(self, channel: Channel) -> None:
-        """Give everything to a fresh endpoint."""
+        """Send every descriptor to a fresh endpoint."""
         names = sorted(self._held)
         for first in range(0, len(names), MAX_DESCRIPTORS):
             batch = names[first : first + MAX_DESCRIPTORS]
             channel.send("kept", [self._held[name] for name in batch], names=batch)
 
     def close(self) -> None:
+        """Close every descriptor."""
         for name in list(self._held):
             self.pop(name)

@@ -1,8 +1,8 @@
-"""What a session has recorded, for its successor if this process is killed.
+"""The record of a session, for its successor if this process is killed.
 
 Owns the table of requests that have no reply yet, their deadlines, and the two documents in the session's record: the
-controller as its guest knows it, and that table. A request is written down before it is taken off the socket, and
-struck out before its reply is sent.
+controller as its guest knows it, and that table. A request is recorded before it is taken off the socket, and struck
+out before its reply is sent.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ bytes, but sends all maps of a transaction without waiting. All are in the recor
 class Journal:
     """The record of one session.
 
-    :param store: told when what has been forgotten is in no record any more.
+    :param store: committed after each write, when no record names what was removed.
     :param on_failure: called from the event loop, with the reason, when something cannot be recorded.
     :param on_late: called with a request that was expected to be answered by now.
     """
@@ -62,7 +62,7 @@ class Journal:
         return self._state.document
 
     def restore(self, unread: Message | None, stored: dict[str, StoredFd]) -> None:
-        """Take the requests over that an earlier process had taken and not answered.
+        """Take over the requests that an earlier process had taken and not answered.
 
         :param unread: the message that is still on the socket: recorded perhaps, but not taken.
         :raises ProtocolError: the record is of no use, or that process was killed while it read a message piecemeal.
@@ -87,29 +87,30 @@ class Journal:
 
     @property
     def pending(self) -> list[Pending]:
-        """In the order in which they came."""
+        """Requests without a reply, in the order in which they came."""
         return list(self._pending.values())
 
     def admit(self, header: Header) -> None:
-        """Whether another request can be taken.
+        """Check whether another request can be taken.
 
-        :raises ProtocolError: the guest does not keep to the protocol.
+        :raises ProtocolError: its message id is in use.
         """
         if header.wants_reply and header.id in self._pending:
             raise ProtocolError(f"message id {header.id} is in use")
 
     @property
     def is_full(self) -> bool:
-        """No request is to be taken before one has been answered."""
+        """Whether no request may be taken before one has been answered."""
         return len(self._pending) >= _MAX_PENDING or self._bytes > _MAX_PENDING_BYTES
 
     def add(self, pending: Pending) -> None:
+        """Record a request that is going to be taken."""
         self._pending[pending.header.id] = pending
         self._bytes += pending.size
         self._write_requests()
 
     def expect(self, pending: Pending) -> None:
-        """This request will be answered, or is late."""
+        """Expect a reply to this request within the deadline; `on_late` is called otherwise."""
         pending.sent = True
         pending.since = self._loop.time()
         if self._check is None:
@@ -126,13 +127,13 @@ class Journal:
             self._check = self._loop.call_at(min(sent) + _REPLY_DEADLINE, self._check_deadlines)
 
     def finish(self, pending: Pending) -> None:
-        """It is about to be answered. Idempotent."""
+        """Strike out a request that is about to be answered. Idempotent."""
         if self._pending.pop(pending.header.id, None):
             self._bytes -= pending.size
             self._write_requests()
 
     def note_partial(self, *, partial: bool) -> None:
-        """Whether part of a message has been taken off the socket: nobody else could go on with it."""
+        """Record whether part of a message has been taken off the socket: no successor could go on with it."""
         if partial:
             self._partial_recorded = True
             self._write(self._requests, _PARTIAL)
@@ -160,13 +161,13 @@ class Journal:
         try:
             record.write(document)
         except (RecordFull, OSError) as error:
-            # Told from the event loop: others may be in the middle of telling every guest.
+            # Reported from the event loop: the caller may be in the middle of a change, or of a loop over all guests.
             self._loop.call_soon(self._on_failure, f"cannot record: {error}")
         else:
             self._store.commit()
 
     def close(self) -> None:
-        """Nothing is written any more: the record's memory goes back to the keeper."""
+        """Write nothing any more: the record's memory belongs to its successor."""
         self._open = False
         if self._check:
             self._check.cancel()

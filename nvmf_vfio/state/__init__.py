@@ -1,1 +1,1 @@
-"""What is remembered of a guest's controller, and how a new target learns it."""
+"""State of a guest's controller, and its replay to a new target."""

@@ -1,11 +1,11 @@
-"""What a guest has outstanding in its admin queue.
+"""The commands that a guest has outstanding in its admin queue.
 
 Linux and other drivers ring the admin queue's doorbells by register even where they use shadow doorbells for I/O queues
 (`nvme_dbbuf_init` in Linux leaves queue 0 out), and a trapped doorbell passes through the endpoint. So it can look at
-each command before the target does, and at each completion when the guest says that it has seen it.
+each command before the target does, and at each completion when the guest reports that it has seen it.
 
-Owns the positions in both rings and the set of outstanding commands; the rings themselves are the guest's. Everything
-read from them is a guess about a hostile party's memory: it is bounded by the queue's size and never an address.
+Owns the positions in both rings and the set of outstanding commands; the rings themselves are the guest's. What is read
+from them may be hostile: it is bounded by the queue's size, and never used as an address.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _MAX_HISTORY = 4096
 _PAGE = 4096
 _DOORBELL_PAGE = 4096
 _MAX_OUTSTANDING = 256
-"""Commands remembered at most. Drivers have a few tens; a guest that submits and never completes has one for each of
-65,536 identifiers, and every one of them would be in each record."""
+"""Commands remembered at most. Drivers have a few tens; a guest that never looks at completions has one for each of
+65,536 identifiers, and all of them would be in each record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class Outstanding:
 
     @property
     def is_event_request(self) -> bool:
+        """Whether this is an Asynchronous Event Request."""
         return command_of(self.entry)[0] == OPC_ASYNC_EVENT_REQUEST
 
 
@@ -58,16 +59,17 @@ class AdminQueue:
         self.phase = 1
         self.commands: dict[int, Outstanding] = {}
         self.history: list[bytes] = []
-        """What the driver has set up since it enabled the controller: commands that left something behind."""
+        """Commands since the driver enabled the controller that left something behind in it."""
         self.event_requested = False
         """The driver has sent an event request, which is the last thing that it does when it sets a controller up."""
 
     def enable(self, queues: AdminQueues) -> None:
-        """The guest set CC.EN: both rings are empty, and the first pass over the completions carries phase 1."""
+        """Begin: the guest has set CC.EN. Both rings are empty, and the first pass of completions carries phase 1."""
         self.disable()
         self.queues = queues
 
     def disable(self) -> None:
+        """Forget everything: the guest has cleared CC.EN, or its queues are not in its memory."""
         self.queues = None
         self.tail = self.head = 0
         self.phase = 1
@@ -76,8 +78,9 @@ class AdminQueue:
         self.event_requested = False
 
     def submitted(self, memory: GuestMemory, tail: int) -> list[Outstanding]:
-        """The guest moved the submission queue's tail. Returns the new commands in order.
+        """Read the commands that the guest has submitted by moving the submission queue's tail.
 
+        :returns: the new commands, in order.
         :raises GuestMemoryError: the queue is not in memory that the guest has mapped.
         """
         queues = self.queues
@@ -97,7 +100,10 @@ class AdminQueue:
         return new
 
     def consumed(self, memory: GuestMemory, head: int) -> None:
-        """The guest moved the completion queue's head: it has seen what lies before it. Raises as `submitted` does."""
+        """Drop the commands whose completions the guest has seen: it has moved the completion queue's head.
+
+        :raises GuestMemoryError: as `submitted` does.
+        """
         queues = self.queues
         if queues is None or head >= queues.completion_size:
             return
@@ -122,7 +128,7 @@ class AdminQueue:
         return command.entry if command_of(command.entry)[0] in STATEFUL_OPCODES else None
 
     def set_up(self, memory: GuestMemory) -> list[bytes]:
-        """`history` and what has completed since, though the driver has not said yet that it saw it.
+        """Commands that left something behind: `history`, and those whose completions the driver has not seen yet.
 
         :raises GuestMemoryError: as `submitted` does.
         """
@@ -136,7 +142,7 @@ class AdminQueue:
         return self.history + waiting
 
     def io_started(self, memory: GuestMemory) -> bool:
-        """Whether the driver has put a command into an I/O queue, as far as its shadow doorbells tell.
+        """Whether the driver has put a command into an I/O queue, according to its shadow doorbells.
 
         :raises GuestMemoryError: as `submitted` does.
         """
@@ -149,8 +155,11 @@ class AdminQueue:
         return False
 
     def free_slot(self, memory: GuestMemory) -> tuple[int, int, set[int]]:
-        """The first completion slot that is free: its index and phase, and the commands whose completions wait before
-        it."""
+        """The first free completion slot.
+
+        :returns: its index and phase, and the identifiers of the commands whose completions wait before it.
+        :raises GuestMemoryError: as `submitted` does.
+        """
         queues = self.queues
         assert queues is not None
         slot, phase = self.head, self.phase
@@ -172,13 +181,19 @@ class AdminQueue:
         return slot, phase, completed
 
     def has_room(self, memory: GuestMemory) -> bool:
-        """Whether a completion can be put into the guest's queue. Raises as `submitted` does."""
+        """Whether a completion can be put into the guest's queue.
+
+        :raises GuestMemoryError: as `submitted` does.
+        """
         assert self.queues is not None
         size = self.queues.completion_size
         return (self.free_slot(memory)[0] - self.head) % size < size - 1
 
     def complete(self, memory: GuestMemory, entry: bytes, slot: int) -> None:
-        """Put one completion into the guest's queue. Raises as `submitted` does."""
+        """Put one completion into the guest's queue.
+
+        :raises GuestMemoryError: as `submitted` does.
+        """
         assert self.queues is not None
         address = self.queues.completion + slot * CQE_SIZE
         # The phase tag last: a driver that polls must not see the tag before the rest.
@@ -188,7 +203,8 @@ class AdminQueue:
     def wake(self, memory: GuestMemory) -> bool:
         """Complete the guest's Asynchronous Event Request with "persistent internal error".
 
-        :returns: False when the guest has none outstanding. :raises GuestMemoryError: as `submitted` does.
+        :returns: False when the guest has none outstanding.
+        :raises GuestMemoryError: as `submitted` does.
         """
         for command in self.waiting(memory):
             if command.is_event_request:
@@ -202,7 +218,8 @@ class AdminQueue:
 
         A driver that waits for one has no event request yet; without the wait it goes on to send one, and can be woken.
 
-        :returns: False when nothing is outstanding. :raises GuestMemoryError: as `submitted` does.
+        :returns: False when nothing is outstanding.
+        :raises GuestMemoryError: as `submitted` does.
         """
         waiting = self.waiting(memory)
         if not waiting or self.queues is None:
@@ -216,13 +233,17 @@ class AdminQueue:
         return True
 
     def waiting(self, memory: GuestMemory) -> list[Outstanding]:
-        """The commands that have no completion yet, in order. :raises GuestMemoryError: as `submitted` does."""
+        """The commands that have no completion yet, in order.
+
+        :raises GuestMemoryError: as `submitted` does.
+        """
         if self.queues is None:
             return []
         completed = self.free_slot(memory)[2]
         return [command for command in self.commands.values() if command.identifier not in completed]
 
     def to_json(self) -> dict[str, Any]:
+        """The queue pair for the session's record."""
         commands = [command.entry.hex() for command in self.commands.values()]
         return {
             "tail": self.tail,
@@ -234,6 +255,11 @@ class AdminQueue:
         }
 
     def load_json(self, document: dict[str, Any]) -> None:
+        """Take over what `to_json` returned, after `enable`.
+
+        :raises KeyError: a field is missing.
+        :raises ValueError: a command is not written in hexadecimal digits.
+        """
         self.tail, self.head, self.phase = document["tail"], document["head"], document["phase"]
         self.history = [bytes.fromhex(text) for text in document["history"]]
         self.event_requested = document["event_requested"]

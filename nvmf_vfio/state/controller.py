@@ -1,25 +1,14 @@
-"""One controller as its guest knows it: what is remembered, what is answered while there is no target, what a new
-target is told.
+"""One controller as its guest knows it: what is remembered, what is answered while there is no target, and what is
+replayed to a new one.
 
-Owns the guest's DMA maps, interrupts, writes to configuration space and NVMe registers. It is a state machine over
-messages and knows no socket: `nvmf_vfio.session` moves messages and asks it.
-
-::
-
-    LIVE ──── target lost, CC.EN=0 ───────────────────────────► IDLE      ─── target ready ───────────────► LIVE
-    LIVE ──── target lost, CC.EN=1, RDY=1 not seen yet ───────► ENABLING  ─── target ready, CC replayed ──► LIVE
-    LIVE ──── target lost, RDY=1 seen, driver sets it up ─────► STARTING  ─── target ready, admin proxy ──► LIVE
-    LIVE ──── target lost, controller in use ─────────────────► FAILED    ─── EN=0 or reset, target ready ► LIVE
-    IDLE ──── EN=1 ──► ENABLING       ENABLING, STARTING, FAILED ─── EN=0 or reset, no target ──► IDLE
-
-LIVE passes registers through; the other phases answer them from here.
+Owns the guest's DMA maps, interrupts, writes to configuration space and NVMe registers. Its phase is
+`nvmf_vfio.state.lifecycle`'s. It works on messages and knows no socket: `nvmf_vfio.session` moves messages and asks it.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from enum import StrEnum
 from typing import Any
 
 from nvmf_vfio.keeper.fd_store import StoredFd
@@ -38,19 +27,19 @@ from nvmf_vfio.protocol.messages import (
 from nvmf_vfio.protocol.version import Version
 from nvmf_vfio.state.admin import AdminQueue, Outstanding
 from nvmf_vfio.state.interrupts import Interrupts
+from nvmf_vfio.state.lifecycle import Lifecycle, Phase
 from nvmf_vfio.state.memory import GuestMemory, GuestMemoryError, Refused
 from nvmf_vfio.state.registers import (
     BAR0,
     CC_EN,
     CC_SHN_MASK,
-    CSTS_CFS,
     CSTS_RDY,
-    CSTS_SHST_COMPLETE,
     DOORBELLS,
     FORCED_BITS,
     AdminQueues,
     Register,
 )
+from nvmf_vfio.state.reply_cache import ReplyCache
 
 CONFIG = 7
 """Region index of configuration space (linux/vfio.h, VFIO_PCI_CONFIG_REGION_INDEX)."""
@@ -59,18 +48,8 @@ _CONFIG_SIZE = 4096
 _MAX_CONFIG_WRITES = 512
 
 
-class Phase(StrEnum):
-    """Where the controller stands between guest and target; see the module's drawing."""
-
-    LIVE = "live"
-    FAILED = "failed"
-    IDLE = "idle"
-    ENABLING = "enabling"
-    STARTING = "starting"
-
-
 class Controller:
-    """What must be known to answer for a target that is gone, and to introduce the guest to the next one."""
+    """State needed to answer for a target that is gone, and to introduce the guest to the next one."""
 
     def __init__(self) -> None:
         self.version: Version | None = None
@@ -80,20 +59,30 @@ class Controller:
         self.config_writes: dict[tuple[int, int], bytes] = {}
         self.config_space = bytearray()
         self.registers = bytearray(64)
-        self.replies: dict[tuple[int, bytes], bytes] = {}
-        self.phase = Phase.IDLE
-        self.seen_ready = False
-        self.io_started = False
-        """The driver has rung an I/O queue's doorbell by register since it enabled the controller."""
-        self.drained = True
-        """Nothing that an earlier target had in flight can still land."""
+        self.replies = ReplyCache()
+        self._lifecycle = Lifecycle()
 
-    # -- what the guest says -------------------------------------------------------------------------------------
+    @property
+    def phase(self) -> Phase:
+        """Where the controller stands between guest and target."""
+        return self._lifecycle.phase
+
+    @property
+    def seen_ready(self) -> bool:
+        """Whether the guest has read CSTS.RDY=1 since it enabled the controller."""
+        return self._lifecycle.seen_ready
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing that an earlier target had in flight can still land in guest memory."""
+        return self._lifecycle.drained
+
+    # -- requests of the guest -----------------------------------------------------------------------------------
 
     def check(self, request: Request, descriptors: list[Descriptor]) -> None:
-        """Whether a request may be passed on and remembered.
+        """Check whether a request may be passed on and remembered.
 
-        :raises Refused: with the errno to answer.
+        :raises Refused: it may not; with the errno of the reply.
         """
         if isinstance(request, DmaMap):
             self.memory.check_map(request, descriptors)
@@ -112,8 +101,8 @@ class Controller:
                 # (`cap_write_msix`).
                 raise Refused(errno.EINVAL, f"write of {write.count} bytes at {write.offset:#x} of configuration space")
 
-    def look(self, request: Request) -> list[Outstanding]:
-        """See the admin queue's doorbells before the target does, while the ring entries are what the guest meant.
+    def observe(self, request: Request) -> list[Outstanding]:
+        """Read the admin queue at its doorbells, before the target does and the guest can reuse the entries.
 
         :returns: the admin commands that the request submits.
         """
@@ -128,14 +117,14 @@ class Controller:
                 elif write.offset == DOORBELLS + 4:
                     self.admin.consumed(self.memory, value)
                 else:
-                    self.io_started = True
+                    self._lifecycle.io_doorbell()
             except GuestMemoryError:
-                # The queue is not where the guest may have one; the target will find so too.
+                # The queue is not in memory that the guest has mapped; the target will find the same.
                 self.admin.disable()
         return new
 
     def remember(self, request: Request, stored: list[StoredFd]) -> None:
-        """A request has taken effect. Takes over the descriptors that came with it."""
+        """Remember a request that has taken effect. Takes over the descriptors that came with it."""
         match request:
             case DmaMap():
                 self.memory.map(request, stored[0] if stored else None)
@@ -150,6 +139,10 @@ class Controller:
                     self._remember_write(write)
             case Reset():
                 self._reset()
+
+    def forget_map(self, request: DmaMap) -> None:
+        """Forget a map that was remembered before the target has refused it."""
+        self.memory.unmap(DmaUnmap(0, request.address, request.size))
 
     def _remember_write(self, write: RegionAccess) -> None:
         if write.region == CONFIG:
@@ -168,7 +161,7 @@ class Controller:
             self._cc_written(before)
 
     def _mask_interrupts(self, write: RegionAccess) -> None:
-        """INTMS sets bits of the mask and INTMC clears them; both read as the mask (sections 3.1.3 and 3.1.4)."""
+        """Set (INTMS) or clear (INTMC) bits of the mask; both registers read as the mask (sections 3.1.3, 3.1.4)."""
         bits = int.from_bytes(write.data[:4], "little")
         mask = self.reg(Register.INTMS)
         mask = mask | bits if write.offset == Register.INTMS else mask & ~bits
@@ -178,21 +171,19 @@ class Controller:
     def _cc_written(self, before: int) -> None:
         enabled, was = self.cc & CC_EN, before & CC_EN
         if enabled and not was:
-            self.seen_ready = self.io_started = False
-            self.admin.enable(
-                AdminQueues.decode(self.reg(Register.AQA), self.reg(Register.ASQ, 8), self.reg(Register.ACQ, 8))
-            )
-            if self.phase is Phase.IDLE:
-                self.phase = Phase.ENABLING
+            self._enable_admin()
+            self._lifecycle.enabled()
         elif was and not enabled:
             self._disabled()
+
+    def _enable_admin(self) -> None:
+        queues = AdminQueues.decode(self.reg(Register.AQA), self.reg(Register.ASQ, 8), self.reg(Register.ACQ, 8))
+        self.admin.enable(queues)
 
     def _disabled(self) -> None:
         self.admin.disable()
         self.registers[Register.INTMS : Register.CC] = bytes(Register.CC - Register.INTMS)
-        self.seen_ready = False
-        if self.phase in (Phase.FAILED, Phase.ENABLING, Phase.STARTING):
-            self.phase = Phase.IDLE
+        self._lifecycle.disabled()
 
     def _reset(self) -> None:
         """DEVICE_RESET: the NVMe registers are at their reset values (section 7.3.2); maps and interrupts stay."""
@@ -202,29 +193,33 @@ class Controller:
     # -- registers -----------------------------------------------------------------------------------------------
 
     def reg(self, register: Register, size: int = 4) -> int:
+        """A register as the guest has written it; `size` in bytes."""
         return int.from_bytes(self.registers[register : register + size], "little")
 
     @property
     def cc(self) -> int:
+        """Controller Configuration as the guest has written it (section 3.1.5)."""
         return self.reg(Register.CC)
 
     @property
     def csts(self) -> int:
-        """CSTS as this controller shows it while no target answers (section 3.1.6)."""
+        """Controller Status: the target's last one, or while none answers, one that fits the phase (section 3.1.6)."""
         if self.phase is Phase.LIVE:
             return self.registers[Register.CSTS]
-        value = CSTS_SHST_COMPLETE if self.cc & CC_SHN_MASK and self.drained else 0
-        if self.phase is Phase.FAILED:
-            return value | CSTS_CFS | CSTS_RDY
-        if self.phase is Phase.STARTING:
-            return value | CSTS_RDY
-        if self.phase is Phase.IDLE and not self.drained:
-            # The guest may take its memory back only when nothing can land in it any more.
-            return value | CSTS_RDY
-        return value
+        return self._lifecycle.csts(is_shutting_down=bool(self.cc & CC_SHN_MASK))
+
+    def learn(self, region: int, offset: int, data: bytes) -> None:
+        """Take over what a target has at `offset` of BAR0, or its configuration space, as answers without one."""
+        if region == BAR0:
+            self.registers[offset : offset + len(data)] = data
+        else:
+            self.config_space[:] = data
 
     def patch_read(self, request: RegionAccess, data: bytes) -> bytes:
-        """A target's answer as the guest shall see it: the longest time-outs, and what must be known later noted."""
+        """A target's reply as the guest sees it, with the longest time-outs; note what must be known later.
+
+        :returns: as many bytes as `data` has.
+        """
         if request.region == CONFIG and request.offset + len(data) <= len(self.config_space):
             self.config_space[request.offset : request.offset + len(data)] = data
         if request.region != BAR0:
@@ -232,7 +227,8 @@ class Controller:
         if request.offset <= Register.CSTS < request.offset + len(data):
             ready = data[Register.CSTS - request.offset] & CSTS_RDY
             self.registers[Register.CSTS] = data[Register.CSTS - request.offset]
-            self.seen_ready = self.seen_ready or bool(ready and self.cc & CC_EN)
+            if ready and self.cc & CC_EN:
+                self._lifecycle.ready_read()
         patched = bytearray(data)
         for offset in range(request.offset, request.offset + len(data)):
             patched[offset - request.offset] |= FORCED_BITS.get(offset, 0)
@@ -242,7 +238,7 @@ class Controller:
         return bytes(patched)
 
     def read(self, request: RegionAccess) -> bytes:
-        """A region's content while no target answers."""
+        """A region's content while no target answers; zeros where there is none."""
         if request.region == CONFIG:
             source = bytes(self.config_space)
         elif request.region == BAR0 and request.offset < _REGISTERS_SIZE:
@@ -257,8 +253,7 @@ class Controller:
         return data + bytes(request.count - len(data))
 
     def is_local(self, request: Request) -> bool:
-        """Whether this access is answered here although a target is there: registers of a controller that has
-        failed."""
+        """Whether a request is answered here although a target is online: the registers of a failed controller."""
         if self.phase is Phase.LIVE:
             return False
         if isinstance(request, RegionAccess):
@@ -268,26 +263,25 @@ class Controller:
     # -- targets -------------------------------------------------------------------------------------------------
 
     def target_lost(self) -> None:
-        """No target answers any more, and what it had in flight may still land."""
-        self.drained = False
-        if self.phase is Phase.LIVE:
-            if not self.cc & CC_EN:
-                self.phase = Phase.IDLE
-            elif not self.seen_ready:
-                self.phase = Phase.ENABLING
-            else:
-                self.phase = Phase.FAILED if self._in_use() else Phase.STARTING
+        """No target answers any more, and what it had in flight may still land in guest memory."""
+        self._lifecycle.target_lost(is_enabled=bool(self.cc & CC_EN), is_in_use=self._in_use)
+
+    def target_drained(self) -> None:
+        """Nothing of the lost target is in flight any more."""
+        self._lifecycle.target_drained()
 
     def _in_use(self) -> bool:
         """Whether the driver has set the controller up: it has sent an event request, or begun with I/O."""
         try:
-            return self.admin.event_requested or self.io_started or self.admin.io_started(self.memory)
+            return self.admin.event_requested or self._lifecycle.io_started or self.admin.io_started(self.memory)
         except GuestMemoryError:
             return True
 
     def replay(self) -> Iterator[tuple[Command, bytes, list[Descriptor]]]:
-        """What a new target must be told after VERSION, in order; registers come last, see `replay_registers`. The
-        descriptors are copies for the caller."""
+        """Requests that give a new target the guest's state, in order, after VERSION and before `replay_registers`.
+
+        :returns: command, payload, and descriptors that are copies for the caller.
+        """
         for region in self.memory.regions:
             copies = [region.stored.descriptor.duplicate()] if region.stored else []
             yield Command.DMA_MAP, region.map.pack(), copies
@@ -296,45 +290,50 @@ class Controller:
             yield Command.REGION_WRITE, RegionAccess(offset, CONFIG, count, data).pack(), []
 
     def replay_registers(self) -> Iterator[tuple[Command, bytes, list[Descriptor]]]:
-        """The registers that the guest wrote while no target was there to see it, CC last."""
+        """Writes of the registers that the guest has set while no target was online, CC last."""
         for register, size in ((Register.AQA, 4), (Register.ASQ, 8), (Register.ACQ, 8), (Register.CC, 4)):
             data = bytes(self.registers[register : register + size])
             if any(data):
                 yield Command.REGION_WRITE, RegionAccess(register, BAR0, size, data).pack(), []
 
     def target_ready(self) -> bool:
-        """The replay is done: wake the guest if its controller had failed.
+        """A target is online and has the guest's state: wake the driver if its controller had failed.
 
-        :returns: whether the guest's driver has been told by an event; if not, it finds CSTS.CFS itself.
+        :returns: whether the driver was notified by an event; otherwise it finds CSTS.CFS itself.
         """
-        self.drained = True
-        if self.phase is not Phase.FAILED:
-            self.phase = Phase.LIVE
-            return False
-        return self.wake()
+        self._lifecycle.target_ready()
+        return self.phase is Phase.FAILED and self.wake()
+
+    def hand_over(self) -> bool:
+        """Give a controller that its driver has reset to the target that is online.
+
+        :returns: whether that was due: the target does not have the registers yet then.
+        """
+        return self._lifecycle.hand_over()
 
     def wake(self) -> bool:
-        """Tell the driver of a failed controller, by the event that it has requested.
+        """Notify the driver of a failed controller, by the event that it has requested.
 
         :returns: False when it has not requested one.
         """
         try:
             woken = self.admin.wake(self.memory)
-            told = woken or self.admin.fail_waiting(self.memory)
+            completed = woken or self.admin.fail_waiting(self.memory)
         except GuestMemoryError:
             return False
-        if told:
+        if completed:
             self.interrupts.signal_admin()
         return woken
 
     # -- the record ----------------------------------------------------------------------------------------------
 
     def fd_names(self) -> set[str]:
-        """The names of the descriptors that are remembered."""
+        """Names, in the fd store, of the descriptors that are remembered."""
         names = {region.stored.name for region in self.memory.regions if region.stored}
         return names | self.interrupts.fd_names()
 
     def to_json(self) -> dict[str, Any]:
+        """The controller for the session's record."""
         version = [self.version.major, self.version.minor, self.version.capabilities] if self.version else None
         return {
             "version": version,
@@ -343,14 +342,19 @@ class Controller:
             "config_writes": [[offset, size, data.hex()] for (offset, size), data in self.config_writes.items()],
             "config_space": self.config_space.hex(),
             "registers": self.registers.hex(),
-            "replies": [[command, body.hex(), reply.hex()] for (command, body), reply in self.replies.items()],
-            "phase": self.phase.value,
-            "seen_ready": self.seen_ready,
-            "io_started": self.io_started,
+            "replies": self.replies.to_json(),
+            **self._lifecycle.to_json(),
             "admin": self.admin.to_json(),
         }
 
     def load_json(self, document: dict[str, Any], stored: dict[str, StoredFd]) -> None:
+        """Take over what `to_json` returned.
+
+        :param stored: the descriptors, by the names that the document has for them.
+        :raises KeyError: a field or a descriptor is missing.
+        :raises TypeError: a field has another type.
+        :raises ValueError: a field has another layout.
+        """
         if document["version"]:
             self.version = Version(*document["version"])
         self.memory.load_json(document["memory"], stored)
@@ -359,19 +363,15 @@ class Controller:
             self.config_writes[(offset, size)] = bytes.fromhex(data)
         self.config_space = bytearray.fromhex(document["config_space"])
         self.registers = bytearray.fromhex(document["registers"])
-        self.replies = {(c, bytes.fromhex(body)): bytes.fromhex(reply) for c, body, reply in document["replies"]}
-        self.phase = Phase(document["phase"])
-        self.seen_ready = document["seen_ready"]
-        self.io_started = document["io_started"]
+        self.replies.load_json(document["replies"])
+        self._lifecycle.load_json(document)
         if self.cc & CC_EN:
-            self.admin.enable(
-                AdminQueues.decode(self.reg(Register.AQA), self.reg(Register.ASQ, 8), self.reg(Register.ACQ, 8))
-            )
+            self._enable_admin()
             self.admin.load_json(document["admin"])
 
 
 def _writes(request: Request) -> tuple[RegionAccess, ...]:
-    """The writes in a request: none in a read."""
+    """Writes in a request; none in a read."""
     if isinstance(request, RegionWriteMulti):
         return request.writes
     return (request,) if isinstance(request, RegionAccess) and request.data else ()

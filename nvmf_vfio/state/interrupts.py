@@ -1,7 +1,6 @@
-"""The interrupts that a guest has set up: the eventfds by which a target signals them, and by which we do.
+"""The interrupts that a guest has set up: the eventfds by which a target, and this process, signal them.
 
-Owns those descriptors, by kind of interrupt and vector. What a driver is told with them is `controller`'s
-business.
+Owns those descriptors, by kind of interrupt and vector. When to signal is `nvmf_vfio.state.controller`'s.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ _DESCRIPTORS = 8
 
 
 class Interrupts:
-    """See the module."""
+    """Eventfds of one guest, by kind of interrupt and vector."""
 
     def __init__(self) -> None:
         self._vectors: dict[int, dict[int, StoredFd]] = {}
 
     def check(self, request: SetIrqs, descriptors: list[Descriptor]) -> None:
-        """Whether a request may be passed on and remembered.
+        """Check whether a request may be passed on and remembered.
 
-        :raises Refused: with the errno to answer.
+        :raises Refused: it may not; with the errno of the reply.
         """
         if descriptors and len(descriptors) + self._stored_beside(request) > _MAX_INTERRUPTS:
             raise Refused(errno.ENOSPC, f"more than {_MAX_INTERRUPTS} interrupts")
         if descriptors and not request.flags & SetIrqs.TRIGGER:
-            # SPDK's libvfio-user, as patched here, says the same; without a target nobody would listen to it.
+            # SPDK's libvfio-user, as patched here, refuses it too; without a target no process would listen to it.
             raise Refused(errno.EINVAL, "an eventfd that masks or unmasks an interrupt")
         if descriptors and not (request.flags & SetIrqs.DATA_EVENTFD and len(descriptors) == request.count):
             raise Refused(errno.EINVAL, f"{len(descriptors)} descriptors for {request.count} vectors")
@@ -47,13 +46,13 @@ class Interrupts:
             raise Refused(errno.EINVAL, "an interrupt's descriptor is not an eventfd")
 
     def _stored_beside(self, request: SetIrqs) -> int:
-        """The interrupts that there will be beside those that the request sets."""
+        """How many interrupts there will be beside those that the request sets."""
         new = range(request.start, request.start + request.count)
         replaced = sum(vector in new for vector in self._vectors.get(request.index, {}))
         return sum(map(len, self._vectors.values())) - replaced
 
     def remember(self, request: SetIrqs, stored: list[StoredFd]) -> None:
-        """A request has taken effect. Takes over the descriptors that came with it."""
+        """Remember a request that has taken effect. Takes over the descriptors that came with it."""
         if not request.flags & SetIrqs.TRIGGER or request.flags & SetIrqs.DATA_BOOL:
             for unused in stored:
                 unused.release()
@@ -70,7 +69,7 @@ class Interrupts:
         vectors.update(zip(range(request.start, request.start + len(stored)), stored, strict=True))
 
     def replay(self) -> Iterator[tuple[Command, bytes, list[Descriptor]]]:
-        """What a new target must be told. The descriptors are copies for the caller."""
+        """Requests that set the interrupts up in a new target. The descriptors are copies for the caller."""
         for index, vectors in self._vectors.items():
             for run in _runs(sorted(vectors), _DESCRIPTORS):
                 request = SetIrqs(SetIrqs.DATA_EVENTFD | SetIrqs.TRIGGER, index, run[0], len(run))
@@ -97,18 +96,25 @@ class Interrupts:
                 return
 
     def fd_names(self) -> set[str]:
+        """Names, in the fd store, of the descriptors that are remembered."""
         return {stored.name for vectors in self._vectors.values() for stored in vectors.values()}
 
     def to_json(self) -> list[Any]:
+        """The interrupts for the session's record."""
         return [[index, v, stored.name] for index, vectors in self._vectors.items() for v, stored in vectors.items()]
 
     def load_json(self, document: list[Any], stored: dict[str, StoredFd]) -> None:
+        """Take over what `to_json` returned; `stored` has the descriptors by name.
+
+        :raises KeyError: a descriptor is missing.
+        :raises ValueError: the document has another layout.
+        """
         for index, vector, name in document:
             self._vectors.setdefault(index, {})[vector] = stored[name].share()
 
 
 def _runs(vectors: list[int], longest: int) -> Iterator[list[int]]:
-    """Consecutive vectors, in pieces of at most `longest`."""
+    """Runs of consecutive vectors, each of at most `longest`."""
     run: list[int] = []
     for vector in vectors:
         if run and (vector != run[-1] + 1 or len(run) == longest):

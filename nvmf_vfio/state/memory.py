@@ -1,8 +1,8 @@
 """Guest memory as the guest's QEMU has mapped it for DMA.
 
 Owns the table of DMA maps and their descriptors. Reads and writes only inside a map that the guest made, and never
-touches guest memory by a pointer: a guest may cut its memory short at any time, and what would be SIGBUS in this
-process is an error of a system call here.
+touches guest memory by a pointer: a guest may cut its memory short at any time, and a system call then fails where a
+pointer would raise SIGBUS.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ from nvmf_vfio.protocol.descriptors import Descriptor, is_guest_memory
 from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap
 
 MAX_MAPS = 8192
-"""What a guest may have mapped at a time: libvfio-user's MAX_DMA_REGIONS (lib/private.h in our SPDK) is the same, and
-`max_dma_maps` tells it to clients. A guest with virtio-mem has a map for each block of it."""
+"""Maps that a guest may have at a time: libvfio-user's MAX_DMA_REGIONS (lib/private.h in our SPDK) is the same, and
+`max_dma_maps` reports it to clients. A guest with virtio-mem has a map for each block of it."""
 
 _SPARE_NAMES = 64
 
 
 class GuestMemoryError(Exception):
-    """The address is not in memory that this guest has mapped and shares."""
+    """The address is not in memory that the guest has mapped and shares."""
 
 
 class Refused(Exception):
-    """A request is refused; `errno` is the reply's."""
+    """A request is refused.
+
+    :param number: the errno of the reply.
+    """
 
     def __init__(self, number: int, reason: str) -> None:
         super().__init__(reason)
@@ -59,9 +62,9 @@ class GuestMemory:
         self._numbers: dict[str | None, int] = {}
 
     def check_map(self, request: DmaMap, descriptors: list[Descriptor]) -> None:
-        """Whether what the request maps is memory.
+        """Check that the descriptor of a request is memory, and long enough.
 
-        :raises Refused: EINVAL.
+        :raises Refused: EINVAL, it is not.
         """
         if len(descriptors) > 1:
             raise Refused(errno.EINVAL, f"{len(descriptors)} descriptors for one map")
@@ -72,7 +75,7 @@ class GuestMemory:
                 raise Refused(errno.EINVAL, "the memory ends before the map does")
 
     def check_room(self, request: DmaMap) -> None:
-        """Whether the request fits beside the other maps.
+        """Check that the request fits beside the other maps.
 
         :raises Refused: EEXIST (overlaps another map), ENOSPC (too many).
         """
@@ -84,17 +87,17 @@ class GuestMemory:
             raise Refused(errno.ENOSPC, f"more than {MAX_MAPS} maps")
 
     def _between(self, start: int, end: int) -> list[Region]:
-        """The maps that have an address in common with this range."""
+        """Maps that overlap this range."""
         first = bisect_right(self.regions, start, key=_address)
         if first and self.regions[first - 1].map.end > start:
             first -= 1
         return self.regions[first : bisect_left(self.regions, end, key=_address)]
 
     def map(self, request: DmaMap, stored: StoredFd | None) -> None:
-        """Remember a map that has been accepted. Takes the descriptor over."""
+        """Remember a map that has been accepted. Takes the use of the descriptor over."""
         for region in self._between(request.address, request.end):
             if stored is not None and region.stored is stored and region.map == request:
-                # Remembered by an endpoint that was killed before it had answered.
+                # An endpoint that was killed before it had answered has remembered it.
                 stored.release()
                 return
         self.unmap(DmaUnmap(0, request.address, request.size))
@@ -115,7 +118,10 @@ class GuestMemory:
                 region.stored.release()
 
     def read(self, address: int, size: int) -> bytes:
-        """:raises GuestMemoryError: if not all of it lies in one shared map."""
+        """Read `size` bytes at a guest physical address.
+
+        :raises GuestMemoryError: not all of it lies in one shared map.
+        """
         descriptor, offset = self._locate(address, size, DmaMap.READ)
         try:
             data = os.pread(descriptor.fileno(), size, offset)
@@ -126,11 +132,14 @@ class GuestMemory:
         return data
 
     def write(self, address: int, data: bytes) -> None:
-        """:raises GuestMemoryError: if not all of it lies in one shared, writable map."""
+        """Write at a guest physical address.
+
+        :raises GuestMemoryError: not all of it lies in one shared, writable map.
+        """
         descriptor, offset = self._locate(address, len(data), DmaMap.WRITE)
         number = descriptor.fileno()
         try:
-            # hugetlbfs has no write(2), hence a mapping; its granularity is the page size that fstat tells.
+            # hugetlbfs has no write(2), hence a mapping; its granularity is the page size that fstat reports.
             facts = os.fstat(number)
             if facts.st_size < offset + len(data):
                 raise GuestMemoryError(f"{len(data)} bytes at {address:#x}: the memory has been cut short")
@@ -159,13 +168,22 @@ class GuestMemory:
         raise GuestMemoryError(f"{size} bytes at {address:#x} are not in the guest's shared memory")
 
     def to_json(self) -> Encoded:
-        """There may be thousands, in few descriptors, and one is added at a time: each map's text is made once, and has
-        the number of its descriptor's name."""
+        """The maps for the session's record.
+
+        There may be thousands, in few descriptors, and one is added at a time: the text of each map is made once, and
+        refers to its descriptor by number.
+        """
         maps = ",".join(region.text for region in self.regions)
         return Encoded(f'{{"names":{json.dumps(list(self._numbers))},"maps":[{maps}]}}')
 
     def load_json(self, document: Any, stored: dict[str, StoredFd]) -> None:
-        """:param document: what `to_json` made, decoded; or the list of an earlier version's."""
+        """Take over what `to_json` returned.
+
+        :param document: decoded; or the list of an earlier version.
+        :param stored: the descriptors by name.
+        :raises KeyError: a field or a descriptor is missing.
+        :raises ValueError: the document has another layout.
+        """
         maps = document
         if isinstance(document, dict):
             maps = [[*place, document["names"][number]] for *place, number in document["maps"]]
@@ -174,15 +192,15 @@ class GuestMemory:
 
     def _insert(self, request: DmaMap, stored: StoredFd | None) -> None:
         if len(self._numbers) > len(self.regions) + _SPARE_NAMES:
-            self._number_anew()
+            self._renumber()
         insort(self.regions, Region(request, stored, self._text(request, stored)))
 
     def _text(self, request: DmaMap, stored: StoredFd | None) -> str:
         number = self._numbers.setdefault(stored.name if stored else None, len(self._numbers))
         return f"[{request.flags},{request.offset},{request.address},{request.size},{number}]"
 
-    def _number_anew(self) -> None:
-        """Most names are of descriptors that are gone."""
+    def _renumber(self) -> None:
+        """Number the names again: most are of descriptors that are gone."""
         self._numbers.clear()
         self.regions = [Region(r.map, r.stored, self._text(r.map, r.stored)) for r in self.regions]
 

@@ -32,10 +32,10 @@ BAR0 = 0
 DOORBELLS = 0x1000
 """Offset of the first doorbell (section 3.1.24)."""
 FORCED_BITS = {3: 0xFF, 7: 0x08, Register.CRTO: 0xFF, Register.CRTO + 1: 0xFF}
-"""Bits that a guest sees set, by their byte in BAR0: how long a driver is to wait for CSTS.RDY, in units of 500 ms.
+"""Bits that a guest always reads as 1, by their byte in BAR0: how long to wait for CSTS.RDY, in units of 500 ms.
 
 CAP.TO (bits 31:24) can say 127.5 s at most. CAP.CRMS.CRWMS (bit 59) says that CRTO.CRWMT (bits 15:0) holds the longer
-one: 32,767 s (Base Specification 2.0, sections 3.1.3.1 and 3.1.3.22). Linux 6.0 and later heed it, others go by CAP.TO.
+one: 32,767 s (Base Specification 2.0, sections 3.1.3.1 and 3.1.3.22). Linux 6.0 and later use it, others use CAP.TO.
 """
 
 CC_EN = 0x1
@@ -55,7 +55,7 @@ create and delete submission and completion queues, Set Features, Doorbell Buffe
 
 @dataclass(frozen=True, slots=True)
 class AdminQueues:
-    """Where the admin queues lie: AQA, ASQ and ACQ decoded (sections 3.1.8 to 3.1.10). Sizes count entries."""
+    """AQA, ASQ and ACQ decoded: guest physical addresses, and sizes in entries (sections 3.1.8 to 3.1.10)."""
 
     submission: int
     submission_size: int
@@ -64,12 +64,13 @@ class AdminQueues:
 
     @classmethod
     def decode(cls, aqa: int, asq: int, acq: int) -> AdminQueues:
+        """The queues that these register values describe; reserved bits are left out."""
         mask = ~0xFFF
         return cls(asq & mask, (aqa & 0xFFF) + 1, acq & mask, (aqa >> 16 & 0xFFF) + 1)
 
 
 def persistent_internal_error(command_id: int, submission_head: int, phase: int) -> bytes:
-    """A completion of an Asynchronous Event Request that says: error, persistent internal error.
+    """A completion of an Asynchronous Event Request that reports an error: persistent internal error.
 
     Section 5.2.1, figures 147 and 148: dword 0 holds the log page (01h, Error Information) in bits 23:16, the
     information (03h, Persistent Internal Error) in 15:8 and the type (0h, Error status) in 2:0.

@@ -4,7 +4,10 @@ import asyncio
 import re
 from pathlib import Path
 
-from vfio_fakes import Client, Driver, endpoint_process, targets_in_thread, until
+from vfio_fds import until
+from vfio_guest import Client, Driver
+from vfio_supervisor import endpoint_process
+from vfio_target import targets_in_thread
 
 CONTROLLERS = 200
 GUESTS = 100
@@ -24,12 +27,12 @@ async def test_memory_of_idle_controllers(tmp_path: Path) -> None:
             supervisor.begin([])
             await supervisor.status()
             empty = anonymous_kib(process.pid)
-            supervisor.tell("serve", controllers=names)
+            supervisor.send("serve", controllers=names)
             status = await supervisor.status()
             assert status["controllers"] == CONTROLLERS
             listening = anonymous_kib(process.pid)
 
-            supervisor.tell("target", state="ready")
+            supervisor.send("target", state="ready")
             drivers = [Driver(Client(tmp_path / "guests" / name / "cntrl")) for name in names[:GUESTS]]
 
             def set_up() -> None:

@@ -15,22 +15,15 @@ import pytest
 from hostile import HELLO, attack, bounded, kinds, message, messages, words
 from hypothesis import given
 from hypothesis import strategies as st
-from vfio_fakes import (
-    ASQ,
-    BAR0,
-    Client,
-    Driver,
-    Supervisor,
-    endpoint_process,
-    memory,
-    targets_in_thread,
-    until,
-)
+from vfio_fds import memory, until
+from vfio_guest import ASQ, Client, Driver
+from vfio_supervisor import Supervisor, endpoint_process
+from vfio_target import targets_in_thread
 
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmf_vfio.protocol.header import Command, Flag
 from nvmf_vfio.protocol.messages import DmaMap, RegionAccess, SetIrqs
-from nvmf_vfio.state.registers import CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
+from nvmf_vfio.state.registers import BAR0, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
 
 SECONDS = 12.0
 """For each of the hypothesis tests."""
@@ -80,7 +73,7 @@ async def victim(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterato
     with targets_in_thread(paths, fatal):
         async with endpoint_process(tmp_path) as (process, supervisor):
             supervisor.begin(["good", "evil"])
-            supervisor.tell("target", state="ready")
+            supervisor.send("target", state="ready")
             await supervisor.status()
             driver = Driver(Client(tmp_path / "guests" / "good" / "cntrl", timeout=5.0))
             await asyncio.to_thread(driver.set_up)
@@ -191,7 +184,7 @@ async def test_hostile_guests_while_targets_come_and_go(victim: Victim) -> None:
     for opcode, (entries, size) in itertools.product((OPC_ASYNC_EVENT_REQUEST, 0x05), sizes):
         driver = await asyncio.to_thread(guest, opcode, entries, size)
         for state in ("gone", "drained", "ready"):
-            victim.supervisor.tell("target", state=state)
+            victim.supervisor.send("target", state=state)
         # The connection to the target ends with the session's; the good guest is failed and comes back by a reset.
         await asyncio.to_thread(victim.driver.disable)
         await asyncio.to_thread(victim.driver.enable)

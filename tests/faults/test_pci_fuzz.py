@@ -9,7 +9,8 @@ from pathlib import Path
 from hostile import attack, bounded, kinds, messages
 from hypothesis import given
 from hypothesis import strategies as st
-from vfio_fakes import Client, descriptors_open, until
+from vfio_fds import descriptors_open, until
+from vfio_guest import Client
 
 from nvmuser.errors import DeviceError
 from nvmuser.pci import Area, Bar, Identity, MsiX, PciDevice, PciExpress, PowerManagement, Server, Vendor

@@ -6,11 +6,10 @@ import struct
 
 import pytest
 from raw_nvme import BLOCK, PAGE, READ, WRITE, RawNvme, read_or_write
-from vfio_fakes import BAR0
 
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import RegionInfo
-from nvmf_vfio.state.registers import Register
+from nvmf_vfio.state.registers import BAR0, Register
 
 SUCCESS, INVALID_FIELD, DATA_TRANSFER_ERROR = 0x00, 0x02, 0x04
 BAD_SEGMENT, BAD_COUNT, BAD_LENGTH, BAD_TYPE, BAD_PRP_OFFSET = 0x0D, 0x0E, 0x0F, 0x11, 0x13

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from bare_target import BareTarget, TargetFactory
 from raw_nvme import DOORBELL_BUFFERS, FLUSH, IDENTIFY, NQN, RawNvme, call, command, serve
-from vfio_fakes import CONFIG, Refusal, eventfd, signals
+from vfio_fds import eventfd, signals
+from vfio_guest import Refusal
 
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import SetIrqs
+from nvmf_vfio.state.controller import CONFIG
 from nvmf_vfio.state.registers import Register
 
 INTX = 0

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from bare_target import BareTarget
 from raw_nvme import BLOCK, MEMORY, PAGE, READ, WRITE, RawNvme, read_or_write, serve
-from vfio_fakes import Refusal, memory
+from vfio_fds import memory
+from vfio_guest import Refusal
 
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import DmaMap

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import pytest
-from vfio_fakes import VERSION, Client, Refusal, descriptors_open, eventfd, memory, signals, until
+from vfio_fds import descriptors_open, eventfd, memory, signals, until
+from vfio_guest import Client, Refusal
+from vfio_target import VERSION
 
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmf_vfio.protocol.header import Command, Header

@@ -9,22 +9,15 @@ from pathlib import Path
 
 import pytest
 from bare_target import BareTarget, TargetFactory
-from vfio_fakes import (
-    BAR0,
-    CONFIG,
-    VERSION,
-    Client,
-    Driver,
-    FakeTarget,
-    Refusal,
-    eventfd,
-    memory,
-)
+from vfio_fds import eventfd, memory
+from vfio_guest import Client, Driver, Refusal
+from vfio_target import VERSION, FakeTarget
 
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import DeviceInfo, IrqInfo, RegionInfo, SetIrqs
 from nvmf_vfio.protocol.version import Version
-from nvmf_vfio.state.registers import CSTS_RDY, DOORBELLS, Register
+from nvmf_vfio.state.controller import CONFIG
+from nvmf_vfio.state.registers import BAR0, CSTS_RDY, DOORBELLS, Register
 from nvmuser.rpc import Client as Rpc
 
 do = asyncio.to_thread

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from vfio_fakes import Supervisor, descriptors_open, until
+from vfio_fds import descriptors_open, until
+from vfio_supervisor import Supervisor
 from vfio_world import World
 
 from nvmf_vfio.endpoint import Endpoint

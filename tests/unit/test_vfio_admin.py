@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from vfio_fakes import memory
+from vfio_fds import memory
 
 from nvmf_vfio.keeper.fd_store import FdStore
 from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from vfio_fakes import descriptors_open, eventfd, memory, until
+from vfio_fds import descriptors_open, eventfd, memory, until
 
 from nvmf_vfio.keeper import channel as channel_module
 from nvmf_vfio.keeper.channel import MAX_DESCRIPTORS, Channel, HeldFds

@@ -1,4 +1,4 @@
-"""The controller as its guest knows it: phases, registers, and what a new target is told."""
+"""The controller as its guest knows it: phases, registers, and the replay to a new target."""
 
 import errno
 import json
@@ -6,14 +6,16 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from vfio_fakes import ACQ, ASQ, descriptors_open, eventfd, memory, signals
+from vfio_fds import descriptors_open, eventfd, memory, signals
+from vfio_guest import ACQ, ASQ
 
 from nvmf_vfio.keeper.fd_store import FdStore, _encode
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import DmaMap, RegionAccess, RegionWriteMulti, Reset, SetIrqs
 from nvmf_vfio.protocol.version import Version
-from nvmf_vfio.state.controller import CONFIG, Controller, Phase
+from nvmf_vfio.state.controller import CONFIG, Controller
+from nvmf_vfio.state.lifecycle import Phase
 from nvmf_vfio.state.memory import Refused
 from nvmf_vfio.state.registers import BAR0, CSTS_CFS, CSTS_RDY, CSTS_SHST_COMPLETE, DOORBELLS, Register
 
@@ -27,7 +29,7 @@ class Guest:
     def __init__(self) -> None:
         self.store = FdStore("test", lambda _name, _descriptor: None, lambda _name: None)
         self.controller = Controller()
-        self.controller.phase = Phase.LIVE
+        self.controller.target_ready()
         self.controller.remember(Version(0, 1, {}), [])
 
     @property
@@ -44,12 +46,12 @@ class Guest:
         except Refused:
             close_all(held)
             raise
-        self.controller.remember(request, [self.store.push(one) for one in held])
+        self.controller.remember(request, [self.store.push(descriptor) for descriptor in held])
 
     def write(self, offset: int, data: bytes, region: int = BAR0) -> None:
         request = RegionAccess(offset, region, len(data), data)
         self.controller.check(request, [])
-        self.controller.look(request)
+        self.controller.observe(request)
         self.controller.remember(request, [])
 
     def enable(self) -> None:
@@ -70,14 +72,14 @@ class Guest:
     def csts(self) -> int:
         return int.from_bytes(self.controller.read(RegionAccess(Register.CSTS, BAR0, 4)), "little")
 
-    def told(self) -> list[tuple[Command, object]]:
-        """What a new target is told, without descriptors."""
-        told = []
+    def replayed(self) -> list[tuple[Command, object]]:
+        """The replay to a new target, without descriptors."""
+        replayed = []
         for command, body, descriptors in self.controller.replay():
             for descriptor in descriptors:
                 descriptor.close()
-            told.append((command, body))
-        return told
+            replayed.append((command, body))
+        return replayed
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def test_a_disabled_controller_becomes_idle(guest: Guest) -> None:
     guest.controller.target_lost()
     assert guest.phase is Phase.IDLE
     assert guest.csts() == CSTS_RDY, "not drained"
-    guest.controller.drained = True
+    guest.controller.target_drained()
     assert guest.csts() == 0
     guest.controller.target_ready()
     assert guest.phase is Phase.LIVE
@@ -132,7 +134,7 @@ def test_a_driver_that_sets_its_controller_up_is_carried_on(guest: Guest) -> Non
 
 def test_enabling_and_disabling_without_a_target(guest: Guest) -> None:
     guest.controller.target_lost()
-    guest.controller.drained = True
+    guest.controller.target_drained()
     guest.enable()
     assert guest.phase is Phase.ENABLING
     guest.disable()
@@ -150,7 +152,7 @@ def test_shutdown_without_a_target_completes_when_drained(guest: Guest) -> None:
     guest.controller.target_lost()
     guest.write(Register.CC, b"\x01\x40\x46\x00")
     assert not guest.csts() & CSTS_SHST_COMPLETE
-    guest.controller.drained = True
+    guest.controller.target_drained()
     assert guest.csts() & CSTS_SHST_COMPLETE
 
 
@@ -190,14 +192,14 @@ def test_the_replay(guest: Guest) -> None:
     guest.write(0x30, bytes(4), CONFIG)
     guest.write(4, b"\7\4", CONFIG)
     guest.enable()
-    told = guest.told()
-    assert [command for command, _ in told] == [Command.DMA_MAP] * 2 + [Command.DEVICE_SET_IRQS] * 2 + [
+    replayed = guest.replayed()
+    assert [command for command, _ in replayed] == [Command.DMA_MAP] * 2 + [Command.DEVICE_SET_IRQS] * 2 + [
         Command.REGION_WRITE
     ] * 2
-    assert told[2][1] == SetIrqs(EVENTFDS | ACTION, 2, 0, 2).pack()
-    assert told[3][1] == SetIrqs(EVENTFDS | ACTION, 2, 5, 1).pack()
-    assert told[4][1] == RegionAccess(0x30, CONFIG, 4, bytes(4)).pack(), "in the order of the last writes"
-    assert told[5][1] == RegionAccess(4, CONFIG, 2, b"\7\4").pack()
+    assert replayed[2][1] == SetIrqs(EVENTFDS | ACTION, 2, 0, 2).pack()
+    assert replayed[3][1] == SetIrqs(EVENTFDS | ACTION, 2, 5, 1).pack()
+    assert replayed[4][1] == RegionAccess(0x30, CONFIG, 4, bytes(4)).pack(), "in the order of the last writes"
+    assert replayed[5][1] == RegionAccess(4, CONFIG, 2, b"\7\4").pack()
     registers = [RegionAccess.unpack(body, with_data=True).offset for _, body, _ in guest.controller.replay_registers()]
     assert registers == [Register.AQA, Register.ASQ, Register.ACQ, Register.CC]
 
@@ -282,7 +284,7 @@ def test_the_record_holds_everything(guest: Guest) -> None:
     guest.enable()
     guest.see_ready()
     guest.start_io()
-    guest.controller.replies[(Command.VERSION, b"x")] = b"y"
+    guest.controller.replies.add(Command.VERSION, b"x", b"y")
     document = json.loads(_encode(guest.controller.to_json()))
     successor = Controller()
     successor.load_json(document, dict(guest.store._stored))

@@ -8,15 +8,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from vfio_fakes import (
-    Client,
-    Driver,
-    FakeTarget,
-    Supervisor,
-    endpoint_process,
-    memory,
-    until,
-)
+from vfio_fds import memory, until
+from vfio_guest import Client, Driver
+from vfio_supervisor import Supervisor, endpoint_process
+from vfio_target import FakeTarget
 
 from nvmf_vfio.keeper.channel import HeldFds
 from nvmf_vfio.keeper.fd_store import Record
@@ -90,7 +85,7 @@ async def test_a_guest_stays_connected_when_its_endpoint_is_killed(
     endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver]
 ) -> None:
     async with endpoint() as supervisor:
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         driver = connect()
         await do(driver.set_up)
         assert await do(driver.csts) == CSTS_RDY
@@ -100,7 +95,7 @@ async def test_a_guest_stays_connected_when_its_endpoint_is_killed(
 
     async with endpoint() as supervisor:
         assert await do(driver.csts) == CSTS_CFS | CSTS_RDY
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         await online(supervisor)
         assert [m.address for m in target.maps] == [0]
         assert driver.completion(0)[1:] == (5, 1)
@@ -116,7 +111,7 @@ async def test_what_was_asked_before_the_kill_is_answered_after_it(
     endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver]
 ) -> None:
     async with endpoint() as supervisor:
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         driver = connect()
         await do(driver.set_up)
         target.held.add(Command.DMA_MAP)
@@ -130,7 +125,7 @@ async def test_what_was_asked_before_the_kill_is_answered_after_it(
         for identifier in (first, second):
             reply = await do(driver.client.receive)
             assert (reply.header.id, reply.header.error) == (identifier, 0)
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         await online(supervisor)
         assert [m.address for m in target.maps] == [0, 1 << 30, 1 << 31]
         await do(driver.client.unmap, 1 << 30, MIB)
@@ -144,7 +139,7 @@ async def test_killed_again_and_again(
     driver = None
     for round_ in range(4):
         async with endpoint() as supervisor:
-            supervisor.tell("target", state="ready")
+            supervisor.send("target", state="ready")
             if driver is None:
                 driver = connect()
                 await do(driver.set_up)
@@ -160,14 +155,14 @@ async def test_a_guest_that_left_meanwhile(
     endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver]
 ) -> None:
     async with endpoint() as supervisor:
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         driver = connect()
         await do(driver.set_up)
         await until(lambda: len(fds) == 4)
     driver.close()
     async with endpoint() as supervisor:
         await until(lambda: len(fds) == 0)
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         again = connect()
         await do(again.set_up)
         assert await do(again.csts) == CSTS_RDY
@@ -177,9 +172,9 @@ async def test_a_guest_that_left_meanwhile(
 async def test_remains_of_an_earlier_guest_do_not_displace_the_present_one(
     endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver]
 ) -> None:
-    """The fds had not been told yet that a session had ended when the endpoint was killed."""
+    """The endpoint was killed before it had reported that a session had ended."""
     async with endpoint() as supervisor:
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         driver = connect()
         await do(driver.set_up)
         await until(lambda: len(fds) == 4)
@@ -193,7 +188,7 @@ async def test_remains_of_an_earlier_guest_do_not_displace_the_present_one(
     for name, held in stale.items():
         fds.push(name, held)
     async with endpoint() as supervisor:
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         await online(supervisor)
         await until(lambda: len(fds) == 4)
         assert await do(present.csts) == CSTS_RDY
@@ -204,7 +199,7 @@ async def test_a_guest_whose_remains_are_incomplete_is_let_go(
     endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver], lost: str
 ) -> None:
     async with endpoint() as supervisor:
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         driver = connect()
         await do(driver.set_up)
         await until(lambda: len(fds) == 4)
@@ -212,7 +207,7 @@ async def test_a_guest_whose_remains_are_incomplete_is_let_go(
     async with endpoint() as supervisor:
         await until(lambda: len(fds) == 0)
         assert await do(driver.client.is_closed)
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         again = connect()
         await do(again.set_up)
         again.close()
@@ -223,7 +218,7 @@ async def test_garbage_in_a_record_harms_that_guest_alone(
     endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver]
 ) -> None:
     async with endpoint() as supervisor:
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         driver = connect()
         await do(driver.set_up)
         await until(lambda: len(fds) == 4)
@@ -239,7 +234,7 @@ async def test_a_message_in_pieces_when_the_endpoint_is_killed(
 ) -> None:
     """Half a message is lost with the process that had read it; once it was whole, nothing is."""
     async with endpoint() as supervisor:
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         driver = connect()
         await do(driver.set_up)
         assert await do(driver.csts) == CSTS_RDY
@@ -263,7 +258,7 @@ async def test_a_new_supervisor_gets_everything_once_more(
 ) -> None:
     async with endpoint_process(tmp_path) as (process, first):
         first.begin(["a"])
-        first.tell("target", state="ready")
+        first.send("target", state="ready")
         await first.status()
         driver = connect()
         await do(driver.set_up)
@@ -291,10 +286,10 @@ async def test_stop_and_what_is_left_behind(tmp_path: Path) -> None:
         guest = tmp_path / "guests" / "a" / "cntrl"
         assert guest.stat().st_mode & 0o7777 == 0o660
         assert (tmp_path / "endpoint.sock").stat().st_mode & 0o7777 == 0o600
-        supervisor.tell("serve", controllers=["a"])
+        supervisor.send("serve", controllers=["a"])
         await supervisor.status()
         assert not (tmp_path / "guests" / "b").exists()
-        supervisor.tell("stop")
+        supervisor.send("stop")
         assert await process.wait() == 0
         assert not guest.exists()
         supervisor.close()
@@ -315,7 +310,7 @@ async def test_a_record_of_another_layout_harms_that_guest_alone(
     endpoint: StartEndpoint, target: FakeTarget, fds: HeldFds, connect: Callable[[], Driver]
 ) -> None:
     async with endpoint() as supervisor:
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         driver = connect()
         await do(driver.set_up)
         await until(lambda: len(fds) == 4)
@@ -329,7 +324,7 @@ async def test_who_only_asks_whether_somebody_listens_is_no_guest(
     tmp_path: Path, endpoint: StartEndpoint, target: FakeTarget, connect: Callable[[], Driver]
 ) -> None:
     async with endpoint() as supervisor:
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         connect()  # and says nothing
         assert answers(tmp_path / "guests/a/cntrl")
         for _ in range(3):
@@ -343,7 +338,7 @@ async def test_who_only_asks_does_not_turn_away_a_guest_that_has_not_spoken_yet(
     tmp_path: Path, endpoint: StartEndpoint, target: FakeTarget, connect: Callable[[], Driver]
 ) -> None:
     async with endpoint() as supervisor:
-        supervisor.tell("target", state="ready")
+        supervisor.send("target", state="ready")
         driver = connect()
         assert answers(tmp_path / "guests/a/cntrl")
         for _ in range(3):

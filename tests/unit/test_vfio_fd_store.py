@@ -1,11 +1,11 @@
-"""What outlives the endpoint: the record and the kept descriptors."""
+"""What outlives the endpoint: the record and the stored descriptors."""
 
 import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vfio_fakes import descriptors_open, eventfd
+from vfio_fds import descriptors_open, eventfd
 
 from nvmf_vfio.keeper.fd_store import FdStore, Record, RecordFull
 from nvmf_vfio.protocol.descriptors import Descriptor
@@ -85,24 +85,24 @@ def test_a_document_that_is_too_large_harms_nothing() -> None:
 
 
 class Supervisor:
-    """Notes what it is told."""
+    """Notes what is pushed and popped."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, str]] = []
-        self.store = FdStore("c/1", lambda name, _: self.told.append(("put", name)), self.drop)
+        self.calls: list[tuple[str, str]] = []
+        self.store = FdStore("c/1", lambda name, _: self.calls.append(("push", name)), self.pop)
 
-    def drop(self, name: str) -> None:
-        self.told.append(("drop", name))
+    def pop(self, name: str) -> None:
+        self.calls.append(("pop", name))
 
 
-def test_the_keeper_drops_only_what_no_record_names() -> None:
+def test_only_what_no_record_names_is_popped() -> None:
     fds = Supervisor()
     kept = fds.store.push(eventfd())
     kept.release()
-    assert fds.told == [("put", "c/1/0")]
+    assert fds.calls == [("push", "c/1/0")]
     fds.store.commit()
     fds.store.commit()
-    assert fds.told == [("put", "c/1/0"), ("drop", "c/1/0")]
+    assert fds.calls == [("push", "c/1/0"), ("pop", "c/1/0")]
 
 
 def test_names_are_not_used_again() -> None:
@@ -120,10 +120,10 @@ def test_closing_releases_everything_once() -> None:
     fds.store.close()
     fds.store.close()
     assert descriptors_open() == before
-    assert [what for what, _ in fds.told].count("drop") == 3
+    assert [what for what, _ in fds.calls].count("pop") == 3
 
 
-def test_a_descriptor_has_its_owner_when_the_keeper_cannot_be_told() -> None:
+def test_a_descriptor_has_its_owner_when_it_cannot_be_pushed() -> None:
     before = descriptors_open()
 
     def fail(_name: str, _descriptor: Descriptor) -> None:
@@ -136,13 +136,13 @@ def test_a_descriptor_has_its_owner_when_the_keeper_cannot_be_told() -> None:
     assert descriptors_open() == before
 
 
-def test_what_no_record_names_is_let_go() -> None:
+def test_what_no_record_names_is_released() -> None:
     fds = Supervisor()
     for name in ("c/1/conn", "c/1/record", "c/1/0", "c/1/1"):
         fds.store.adopt(name, eventfd())
     fds.store.remove_others({"c/1/1"})
     fds.store.commit()
-    assert fds.told == [("drop", "c/1/0")]
+    assert fds.calls == [("pop", "c/1/0")]
     fds.store.push_all()
-    assert [name for what, name in fds.told if what == "put"] == ["c/1/conn", "c/1/record", "c/1/1"]
+    assert [name for what, name in fds.calls if what == "push"] == ["c/1/conn", "c/1/record", "c/1/1"]
     fds.store.close()

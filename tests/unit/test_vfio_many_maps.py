@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 
 import pytest
-from vfio_fakes import Refusal, descriptors_open, eventfd, memory, until
+from vfio_fds import descriptors_open, eventfd, memory, until
+from vfio_guest import Refusal
 from vfio_world import World, do
 
 from nvmf_vfio import link as link_module

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from vfio_fakes import descriptors_open, eventfd, memory
+from vfio_fds import descriptors_open, eventfd, memory
 
 from nvmf_vfio.keeper.fd_store import FdStore, StoredFd
 from nvmf_vfio.protocol.descriptors import Descriptor, is_eventfd, is_guest_memory

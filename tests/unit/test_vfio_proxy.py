@@ -9,7 +9,7 @@ import struct
 from collections.abc import AsyncIterator
 
 import pytest
-from vfio_fakes import memory, signals, until
+from vfio_fds import memory, signals, until
 
 from nvmf_vfio.keeper.fd_store import FdStore
 from nvmf_vfio.link import TargetError

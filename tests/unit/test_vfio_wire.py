@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vfio_fakes import descriptors_open, eventfd, memory
+from vfio_fds import descriptors_open, eventfd, memory
 
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 from nvmf_vfio.protocol.header import MAX_DESCRIPTORS, MAX_MESSAGE, Flag, Header, ProtocolError
@@ -70,7 +70,7 @@ def test_messages_cut_anywhere(bodies: list[bytes], cuts: list[int], counts: lis
     wire.close()
     theirs.close()
     assert [body for body, _ in received] == bodies
-    # None is told of twice; what lies beside a message's first part is the message before's, if they share a piece.
+    # None is returned twice; what lies beside a message's first part is the message before's, if they share a piece.
     assert sum(count for _, count in received) <= sum(counts)
     assert descriptors_open() == before
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vfio_fakes import Client, Driver, FakeTarget, Supervisor, until
+from vfio_fds import until
+from vfio_guest import Client, Driver
+from vfio_supervisor import Supervisor
+from vfio_target import FakeTarget
 
 from nvmf_vfio.endpoint import Endpoint
 from nvmf_vfio.session import Session
@@ -45,14 +48,14 @@ class World:
     def session(self) -> Session:
         return self.endpoint._sessions["a"]
 
-    async def tell(self, state: str) -> None:
-        self.supervisor.tell("target", state=state)
+    async def report(self, state: str) -> None:
+        self.supervisor.send("target", state=state)
         await until(lambda: self.endpoint._target_state == state)
 
     async def running(self) -> tuple[FakeTarget, Driver]:
         """A guest whose driver works, with one event request outstanding."""
         target = self.target()
-        await self.tell("ready")
+        await self.report("ready")
         driver = self.driver()
         await do(driver.set_up)
         assert await do(driver.csts) == CSTS_RDY
@@ -61,13 +64,13 @@ class World:
 
     async def lose(self, target: FakeTarget) -> None:
         target.kill()
-        await self.tell("gone")
+        await self.report("gone")
 
     async def recover(self) -> FakeTarget:
         """The next target, with which the guest's session is introduced."""
         target = self.target()
-        await self.tell("drained")
-        await self.tell("ready")
+        await self.report("drained")
+        await self.report("ready")
         await until(lambda: self.session.status()["online"])
         return target
 

@@ -1,6 +1,6 @@
-"""The endpoint process as the supervisor sees it: started, told, kept.
+"""The endpoint process as the supervisor sees it: started, informed of targets, replaced.
 
-Owns the endpoint's process, the channel to it and, as its keeper, copies of what must outlive it (`keeper.channel`).
+Owns the endpoint's process, the channel to it, and copies of the descriptors that must outlive it (`keeper.channel`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NOBODY: dict[str, Any] = {"sessions": [], "rss_kib": 0, "controllers": 0}
 
 
 class EndpointProcess:
-    """One endpoint at a time, with a keeper that stays from one to the next."""
+    """One endpoint at a time, with descriptors that stay from one to the next."""
 
     def __init__(self, state: StateDir) -> None:
         self._state = state
@@ -65,7 +65,7 @@ class EndpointProcess:
         return True
 
     async def start(self) -> None:
-        """Start an endpoint and give it what the one before has left.
+        """Start an endpoint and give it the descriptors of its predecessor.
 
         :raises TargetError: it does not answer.
         """
@@ -147,7 +147,7 @@ class EndpointProcess:
         await served
 
     def target(self, state: str) -> None:
-        """Tell how the target fares: gone, drained or ready."""
+        """Report the target's state: gone, drained or ready."""
         if self._channel:
             self._channel.send("target", state=state)
 

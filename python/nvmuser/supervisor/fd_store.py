@@ -1,4 +1,4 @@
-"""systemd's file-descriptor store, as a second keeper: what a supervisor kept is there for the next one of the service.
+"""systemd's file-descriptor store: descriptors that a supervisor held are there for the next one of the service.
 
 Owns the notifications (sdnotify(3): FDSTORE, FDSTOREREMOVE), the descriptors that systemd passes at the start
 (sd_listen_fds(3)), and the index of what is stored. Without systemd, or without `FileDescriptorStoreMax=` in the unit,
@@ -6,7 +6,7 @@ it does nothing.
 
 systemd drops a descriptor of a file that it has already (`service_add_fd_store` in src/core/service.c), whatever its
 name, and guests send the same memory and the same eventfds again and again. So each file is stored once, under the name
-with which it came first, and an index for each guest, a memfd that is stored too, tells which of its names means which.
+with which it came first, and an index for each guest, a memfd that is stored too, maps its names to those.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def listed() -> list[str]:
 
 
 def notify(message: str, descriptor: Descriptor | None = None) -> None:
-    """Tell systemd, if this is a service of its (sdnotify(3))."""
+    """Send a notification to systemd, if this process is a service of its (sdnotify(3))."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
@@ -50,7 +50,7 @@ def notify(message: str, descriptor: Descriptor | None = None) -> None:
 
 
 class _Index:
-    """Which name of a guest's means which stored one, in a memfd."""
+    """A guest's names and the stored name of each, in a memfd."""
 
     def __init__(self, held: Descriptor | None = None) -> None:
         self._held = held or Record.create(_INDEX)
@@ -69,7 +69,7 @@ class _Index:
 
 
 class SystemdFds(HeldFds):
-    """A keeper whose descriptors systemd keeps too."""
+    """Held descriptors of which systemd has copies too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,10 +89,10 @@ class SystemdFds(HeldFds):
         for name in [name for name in found if name.rpartition("/")[2] == _INDEX]:
             index = self._indices[name.rpartition("/")[0]] = _Index(found.pop(name))
             names, index.names = index.names, {}
-            for kept, stored in names.items():
+            for name, stored in names.items():
                 if stored in found:
-                    super().push(kept, found[stored].duplicate())
-                    index.names[kept] = stored
+                    super().push(name, found[stored].duplicate())
+                    index.names[name] = stored
                     self._use(stored, _identity(found[stored]))
         for stored, held in found.items():
             if not self._uses[stored]:
@@ -133,7 +133,7 @@ class SystemdFds(HeldFds):
 
 
 def _store(name: str, descriptor: Descriptor) -> None:
-    # FDPOLL=0: systemd must not throw out a connection whose guest has hung up; that is ours to see.
+    # FDPOLL=0: systemd must not remove a connection whose guest has hung up; the endpoint handles that.
     notify(f"FDSTORE=1\nFDNAME={_PREFIX}{name}\nFDPOLL=0", descriptor)
 
 
@@ -142,7 +142,7 @@ def _remove(name: str) -> None:
 
 
 def _identity(descriptor: Descriptor) -> object:
-    """The same for two descriptors of one file. All eventfds share an inode; proc_pid_fdinfo(5) tells them apart."""
+    """The same for two descriptors of one file. All eventfds share an inode; proc_pid_fdinfo(5) has their numbers."""
     facts = os.fstat(descriptor.fileno())
     lines = Path(f"/proc/self/fdinfo/{descriptor.fileno()}").read_text().splitlines()
     return facts.st_dev, facts.st_ino, next((line for line in lines if line.startswith("eventfd-id:")), None)

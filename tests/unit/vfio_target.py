@@ -1,26 +1,23 @@
-"""Both ends of vfio-user for tests: a target that behaves as SPDK's NVMe controllers do, and a guest's QEMU.
+"""A vfio-user target for tests, which behaves as SPDK's NVMe controllers do.
 
-The target's behaviour is checked against the real one by tests/integration/test_vfio_target.py.
+Its behaviour is checked against the real one by tests/integration/test_vfio_target.py.
 """
 
 from __future__ import annotations
 
-import array
 import asyncio
 import bisect
 import contextlib
 import errno
-import json
 import os
 import socket
 import struct
-import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from nvmf_vfio.keeper.channel import Channel, HeldFds
+from vfio_fds import PATIENCE
+
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 from nvmf_vfio.protocol.header import MAX_TARGET_MESSAGE, Command, Flag, Header, ProtocolError
 from nvmf_vfio.protocol.messages import (
@@ -36,52 +33,17 @@ from nvmf_vfio.protocol.messages import (
 )
 from nvmf_vfio.protocol.version import Version
 from nvmf_vfio.protocol.wire import Closed, Message, Wire
-from nvmf_vfio.state.registers import CC_EN, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
+from nvmf_vfio.state.controller import CONFIG
+from nvmf_vfio.state.registers import BAR0, CC_EN, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
 
-BAR0, CONFIG = 0, 7
 CAP = 0x0000_0020_1E01_00FF
 """CAP.TO is 1Eh as SPDK's is: 15 s."""
+
+
 CONFIG_SPACE = bytes.fromhex("361b1000") + bytes(4092)
+
+
 VERSION = Version(0, 1, {"max_msg_fds": 8, "max_data_xfer_size": 1 << 20})
-ASQ, ACQ, ENTRIES = 0x1000, 0x2000, 8
-PATIENCE = 10.0
-
-
-def descriptors_open() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-def memory(size: int = 1 << 20) -> Descriptor:
-    descriptor = Descriptor(os.memfd_create("guest", os.MFD_CLOEXEC))
-    os.ftruncate(descriptor.fileno(), size)
-    return descriptor
-
-
-def eventfd() -> Descriptor:
-    return Descriptor(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
-
-
-def signals(descriptor: Descriptor) -> int:
-    """How often an eventfd was signalled since it was asked last."""
-    try:
-        return os.eventfd_read(descriptor.fileno())
-    except BlockingIOError:
-        return 0
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until the event loop has made it true."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110 (what it looks at knows no events)
-            await asyncio.sleep(0.001)
-
-
-class Refusal(Exception):
-    """An error reply."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(os.strerror(number))
-        self.errno = number
 
 
 class FakeTarget:
@@ -302,214 +264,6 @@ class FakeTarget:
         self.wire.send(Header(identifier, command, 0), body)
 
 
-class Client:
-    """A guest's QEMU, blocking. Its descriptors are its own."""
-
-    def __init__(self, path: Path, timeout: float = PATIENCE) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.socket.settimeout(timeout)
-        end = time.monotonic() + timeout
-        while True:
-            try:
-                self.socket.connect(os.fspath(path))
-                break
-            except BlockingIOError:
-                # The backlog is full of those who came before and have gone again.
-                assert time.monotonic() < end, "nobody accepts"
-            except OSError:
-                self.socket.close()
-                raise
-        self._next = 0
-
-    def send(
-        self, command: int, body: bytes = b"", descriptors: list[Descriptor] | None = None, *, flags: int = 0
-    ) -> int:
-        """Send a request; its id."""
-        self._next = (self._next + 1) & 0xFFFF
-        header = Header(self._next, command, Header.SIZE + len(body), flags)
-        self.send_raw(header.pack() + body, descriptors)
-        return self._next
-
-    def send_raw(self, data: bytes, descriptors: list[Descriptor] | None = None) -> None:
-        numbers = array.array("i", [descriptor.fileno() for descriptor in descriptors or []])
-        control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if numbers else []
-        sent = self.socket.sendmsg([data], control, socket.MSG_NOSIGNAL)
-        if sent < len(data):
-            self.socket.sendall(data[sent:])
-
-    def receive(self) -> Message:
-        """:raises EOFError: the other end has closed the connection."""
-        header = Header.unpack(self._exactly(Header.SIZE), limit=MAX_TARGET_MESSAGE)
-        return Message(header, self._exactly(header.size - Header.SIZE))
-
-    def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            try:
-                piece = self.socket.recv(size - len(data))
-            except ConnectionError:
-                piece = b""
-            if not piece:
-                raise EOFError
-            data += piece
-        return data
-
-    def call(self, command: int, body: bytes = b"", descriptors: list[Descriptor] | None = None) -> bytes:
-        """:raises Refusal: an error reply."""
-        identifier = self.send(command, body, descriptors)
-        message = self.receive()
-        assert (message.header.id, message.header.is_reply) == (identifier, True)
-        if message.header.flags & Flag.ERROR:
-            raise Refusal(message.header.error)
-        return message.body
-
-    def hello(self) -> Version:
-        return Version.unpack(self.call(Command.VERSION, VERSION.pack()))
-
-    def read(self, offset: int, count: int, region: int = BAR0) -> int:
-        body = self.call(Command.REGION_READ, RegionAccess(offset, region, count).pack())
-        return int.from_bytes(RegionAccess.unpack(body, with_data=True).data, "little")
-
-    def write(self, offset: int, count: int, value: int, region: int = BAR0) -> None:
-        data = value.to_bytes(count, "little")
-        self.call(Command.REGION_WRITE, RegionAccess(offset, region, count, data).pack())
-
-    def post(self, offset: int, count: int, value: int) -> None:
-        body = RegionAccess(offset, BAR0, count, value.to_bytes(count, "little")).pack()
-        self.send(Command.REGION_WRITE, body, flags=Flag.NO_REPLY)
-
-    def map(self, address: int, size: int, held: Descriptor | None, offset: int = 0) -> None:
-        self.call(Command.DMA_MAP, DmaMap(3, offset, address, size).pack(), [held] if held else [])
-
-    def unmap(self, address: int, size: int) -> None:
-        self.call(Command.DMA_UNMAP, DmaUnmap(0, address, size).pack())
-
-    def interrupts(self, held: list[Descriptor], index: int = 2, start: int = 0) -> None:
-        request = SetIrqs(SetIrqs.DATA_EVENTFD | SetIrqs.TRIGGER, index, start, len(held))
-        self.call(Command.DEVICE_SET_IRQS, request.pack(), held)
-
-    def is_closed(self) -> bool:
-        """Whether the other end has ended the connection; waits for it."""
-        try:
-            while True:
-                self.receive()
-        except EOFError:
-            return True
-        except TimeoutError:
-            return False
-
-    def close(self) -> None:
-        self.socket.close()
-
-
-class Driver:
-    """A guest's NVMe driver: memory, one interrupt, the admin queues at ASQ and ACQ with `ENTRIES` entries each."""
-
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self.memory = memory()
-        self.interrupt = eventfd()
-        self._tail = 0
-        self._head = 0
-
-    def set_up(self) -> None:
-        """As QEMU and then the driver do at boot."""
-        self.client.hello()
-        self.client.map(0, 1 << 20, self.memory)
-        self.client.interrupts([self.interrupt])
-        self.enable()
-
-    def enable(self) -> None:
-        """Set up the admin queues, and enable the controller without waiting for it."""
-        self._tail = self._head = 0
-        os.pwrite(self.memory.fileno(), bytes(0x1000), ACQ)
-        self.client.write(Register.AQA, 4, (ENTRIES - 1) << 16 | (ENTRIES - 1))
-        self.client.write(Register.ASQ, 8, ASQ)
-        self.client.write(Register.ACQ, 8, ACQ)
-        self.client.write(Register.CC, 4, 0x460001)
-
-    def disable(self) -> None:
-        self.client.write(Register.CC, 4, 0x460000)
-
-    def csts(self) -> int:
-        return self.client.read(Register.CSTS, 4)
-
-    def submit(self, opcode: int, identifier: int) -> None:
-        entry = struct.pack("<BBH60x", opcode, 0, identifier)
-        os.pwrite(self.memory.fileno(), entry, ASQ + 64 * self._tail)
-        self._tail = (self._tail + 1) % ENTRIES
-        self.client.write(DOORBELLS, 4, self._tail)
-
-    def completion(self, slot: int) -> tuple[int, int, int]:
-        """A slot's dword 0, command identifier and phase tag."""
-        entry = os.pread(self.memory.fileno(), 16, ACQ + 16 * slot)
-        dword0, _, _, _, identifier, status = struct.unpack("<IIHHHH", entry)
-        return dword0, identifier, status & 1
-
-    def complete(self, slot: int, identifier: int, phase: int = 1) -> None:
-        """What a target does: a completion in a slot."""
-        os.pwrite(self.memory.fileno(), struct.pack("<IIHHHH", 0, 0, 0, 0, identifier, phase), ACQ + 16 * slot)
-
-    def consume(self, head: int) -> None:
-        self._head = head
-        self.client.write(DOORBELLS + 4, 4, head)
-
-    def close(self) -> None:
-        self.client.close()
-        self.memory.close()
-        self.interrupt.close()
-
-
-class Supervisor:
-    """The supervisor's end of the channel, with its fds."""
-
-    def __init__(self, fds: HeldFds | None = None) -> None:
-        self.fds = HeldFds() if fds is None else fds
-        self.messages: list[dict[str, object]] = []
-        self.channel: Channel | None = None
-        self.is_ended = False
-
-    def attach(self, sock: socket.socket) -> None:
-        self.channel = Channel(sock, self._heard, self._ended)
-
-    def _heard(self, message: dict[str, object], descriptors: list[Descriptor]) -> None:
-        if message["op"] == "put":
-            self.fds.push(str(message["name"]), descriptors.pop())
-        elif message["op"] == "drop":
-            self.fds.pop(str(message["name"]))
-        else:
-            self.messages.append(message)
-        close_all(descriptors)
-
-    def _ended(self) -> None:
-        self.is_ended = True
-
-    def heard(self, op: str) -> list[dict[str, object]]:
-        return [message for message in self.messages if message["op"] == op]
-
-    def tell(self, op: str, **fields: object) -> None:
-        assert self.channel is not None
-        self.channel.send(op, **fields)
-
-    def begin(self, controllers: list[str]) -> None:
-        """As the real one greets an endpoint that is fresh."""
-        assert self.channel is not None
-        self.fds.restore(self.channel)
-        self.tell("start")
-        self.tell("serve", controllers=controllers)
-
-    async def status(self) -> dict[str, object]:
-        count = len(self.heard("status"))
-        self.tell("status")
-        await until(lambda: len(self.heard("status")) > count)
-        return self.heard("status")[-1]
-
-    def close(self) -> None:
-        if self.channel:
-            self.channel.close()
-        self.fds.close()
-
-
 @contextlib.contextmanager
 def targets_in_thread(paths: list[Path], fatal: dict[Path, set[Command]] | None = None) -> Iterator[None]:
     """Fake targets that serve while a test blocks.
@@ -539,40 +293,3 @@ def targets_in_thread(paths: list[Path], fatal: dict[Path, set[Command]] | None 
         for loop, stop in control:
             loop.call_soon_threadsafe(stop.set)
         thread.join(PATIENCE)
-
-
-def capabilities_text(capabilities: object) -> bytes:
-    return struct.pack("<HH", 0, 1) + json.dumps({"capabilities": capabilities}).encode() + b"\0"
-
-
-@contextlib.asynccontextmanager
-async def endpoint_process(
-    directory: Path, fds: HeldFds | None = None
-) -> AsyncIterator[tuple[asyncio.subprocess.Process, Supervisor]]:
-    """The real endpoint with a supervisor that has not told it anything yet. SIGKILL at the end."""
-    control = directory / "endpoint.sock"
-    control.unlink(missing_ok=True)
-    argv = ["-m", "nvmf_vfio.endpoint", "--control", str(control)]
-    argv += ["--guests", str(directory / "guests"), "--targets", str(directory / "targets")]
-    with (directory / "endpoint.log").open("ab") as log:
-        process = await asyncio.create_subprocess_exec(sys.executable, *argv, stderr=log)
-    supervisor = Supervisor(fds)
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                try:
-                    sock.connect(os.fspath(control))
-                    break
-                except (FileNotFoundError, ConnectionRefusedError):
-                    sock.close()
-                await asyncio.sleep(0.01)
-        supervisor.attach(sock)
-        await until(lambda: supervisor.heard("hello"))
-        yield process, supervisor
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        if supervisor.channel:
-            supervisor.channel.close()
