@@ -1,8 +1,7 @@
 """File descriptors with one owner each.
 
-Owns the descriptors that travel in messages: from the moment the kernel installs them until somebody takes them over
-or they are closed, exactly once. What a descriptor *is* (guest memory, an eventfd) is checked here too, before it is
-believed.
+Owns the descriptors that travel in messages: from the moment the kernel installs them until another owner takes them
+over or they are closed, exactly once. What a descriptor *is* (guest memory, an eventfd) is checked here too.
 """
 
 from __future__ import annotations
@@ -21,7 +20,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Descriptor:
-    """One open file descriptor and the duty to close it."""
+    """One open file descriptor and the duty to close it.
+
+    :param number: taken over.
+    """
 
     __slots__ = ("_number",)
 
@@ -29,20 +31,32 @@ class Descriptor:
         self._number = number
 
     def fileno(self) -> int:
-        """:raises ValueError: after `close` or `detach`."""
+        """The descriptor's number; the owner stays.
+
+        :raises ValueError: after `close` or `detach`.
+        """
         if self._number < 0:
             raise ValueError("descriptor is closed")
         return self._number
 
     def detach(self) -> int:
-        """The number; its owner is now the caller."""
+        """Give the descriptor to the caller, and return its number.
+
+        :raises ValueError: after `close` or `detach`.
+        """
         number, self._number = self.fileno(), -1
         return number
 
     def duplicate(self) -> Descriptor:
+        """Another descriptor of the same open file, for another owner.
+
+        :raises OSError: no descriptors are left.
+        :raises ValueError: after `close` or `detach`.
+        """
         return Descriptor(os.dup(self.fileno()))
 
     def close(self) -> None:
+        """Close the descriptor. Idempotent."""
         if self._number >= 0:
             number, self._number = self._number, -1
             os.close(number)
@@ -58,7 +72,7 @@ class Descriptor:
 
 
 def close_all(descriptors: list[Descriptor]) -> None:
-    """Close and forget."""
+    """Close every descriptor and empty the list."""
     while descriptors:
         descriptors.pop().close()
 
@@ -72,8 +86,10 @@ class _Statfs(ctypes.Structure):
 def is_guest_memory(descriptor: Descriptor) -> bool:
     """Whether this is memory that a guest may share: a file of tmpfs or hugetlbfs (so, every memfd).
 
-    Nothing else is taken. A page fault on a file of a network or FUSE file system waits for somebody else, and this
-    process serves every guest.
+    Nothing else is accepted. A page fault on a file of a network or FUSE file system waits for another process, and
+    this one serves every guest.
+
+    :raises ValueError: the descriptor is closed.
     """
     number = descriptor.fileno()
     if not stat.S_ISREG(os.fstat(number).st_mode):
@@ -85,5 +101,8 @@ def is_guest_memory(descriptor: Descriptor) -> bool:
 
 
 def is_eventfd(descriptor: Descriptor) -> bool:
-    """Whether writing to this signals an interrupt and cannot do anything else (proc_pid_fd(5))."""
+    """Whether this is an eventfd: writing to it signals an interrupt and does nothing else (proc_pid_fd(5)).
+
+    :raises ValueError: the descriptor is closed.
+    """
     return os.readlink(f"/proc/self/fd/{descriptor.fileno()}") == "anon_inode:[eventfd]"

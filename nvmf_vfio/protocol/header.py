@@ -1,10 +1,10 @@
-"""Headers, commands and limits of vfio-user messages; payloads are `nvmf_vfio.protocol.messages`'.
+"""Headers, commands and limits of vfio-user messages; for payloads see `nvmf_vfio.protocol.messages`.
 
 Layouts are those of docs/interop/vfio-user.rst in QEMU's source (protocol version 0.1) and of include/vfio-user.h in
 libvfio-user, which agree. All integers are little-endian, as both ends run on one machine.
 
-Owns no socket and no descriptor: `wire` moves messages, `descriptors` owns what travels beside them. Every
-`unpack` checks sizes and counts before it believes them and raises `ProtocolError`.
+Owns no socket and no descriptor: `wire` moves messages, `descriptors` owns what travels beside them. Every `unpack`
+checks sizes and counts before it uses them, and raises `ProtocolError`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ ADDRESS_SPACE = 1 << 64
 
 
 class ProtocolError(Exception):
-    """The peer sent what the specification does not allow."""
+    """The peer sent a message that the specification does not allow."""
 
 
 class Command(IntEnum):
-    """Message commands (vfio-user.rst, "Commands")."""
+    """Message commands (vfio-user.rst, "Commands"; vfio-user.h, `enum vfio_user_command`)."""
 
     VERSION = 1
     DMA_MAP = 2
@@ -64,7 +64,11 @@ class Flag(IntFlag):
 
 
 def take(layout: struct.Struct, data: bytes, what: str) -> tuple[Any, ...]:
-    """The fields at the start of `data`. :raises ProtocolError: it is too short for them."""
+    """The fields at the start of `data`.
+
+    :param what: the message's name, for the error.
+    :raises ProtocolError: `data` is too short for them.
+    """
     if len(data) < layout.size:
         raise ProtocolError(f"{what}: {len(data)} bytes, {layout.size} needed")
     return layout.unpack_from(data)
@@ -72,7 +76,14 @@ def take(layout: struct.Struct, data: bytes, what: str) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The 16 bytes in front of every message. `size` counts them too; `error` is an errno."""
+    """The 16 bytes in front of every message (vfio-user.rst, "Header"; vfio-user.h, `struct vfio_user_header`).
+
+    :ivar id: chosen by the sender of a request, repeated in its reply.
+    :ivar command: a `Command`, or a number that is none.
+    :ivar size: bytes of the whole message, these 16 included.
+    :ivar flags: `Flag` bits.
+    :ivar error: an errno, in a reply with `Flag.ERROR`.
+    """
 
     LAYOUT: ClassVar[struct.Struct] = struct.Struct("<HHIII")
     SIZE: ClassVar[int] = LAYOUT.size
@@ -84,11 +95,16 @@ class Header:
     error: int = 0
 
     def pack(self) -> bytes:
+        """The header as it is sent."""
         return self.LAYOUT.pack(self.id, self.command, self.size, self.flags, self.error)
 
     @classmethod
     def unpack(cls, data: bytes, *, limit: int) -> Self:
-        """:raises ProtocolError: for a size below 16 or above `limit`, or an unknown type."""
+        """The header at the start of `data`.
+
+        :param limit: the largest message to accept, in bytes.
+        :raises ProtocolError: too short, a size below 16 or above `limit`, or an unknown type.
+        """
         header = cls(*take(cls.LAYOUT, data, "header"))
         if not cls.SIZE <= header.size <= limit:
             raise ProtocolError(f"message of {header.size} bytes; {cls.SIZE} to {limit} are allowed")
@@ -98,8 +114,10 @@ class Header:
 
     @property
     def is_reply(self) -> bool:
+        """Whether this is a reply; otherwise it is a request."""
         return self.flags & Flag.TYPE_MASK == Flag.REPLY
 
     @property
     def wants_reply(self) -> bool:
+        """Whether this is a request that must be answered."""
         return not self.is_reply and not self.flags & Flag.NO_REPLY

@@ -24,7 +24,7 @@ from nvmf_vfio.protocol.header import MAX_DESCRIPTORS, Header, ProtocolError
 _CONTROL_SIZE = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
 _MAX_QUEUED = 512
 _MAX_QUEUED_BYTES = 4 << 20
-"""What may wait for a peer that does not read, unless said otherwise."""
+"""Messages and bytes that may wait for a peer that does not read, unless a caller sets another limit."""
 
 
 class Closed(Exception):
@@ -33,19 +33,20 @@ class Closed(Exception):
 
 @dataclass(slots=True)
 class Message:
-    """One message as it travels. Whoever holds it owns its descriptors."""
+    """One message as it travels. Its holder owns its descriptors."""
 
     header: Header
     body: bytes
     descriptors: list[Descriptor] = field(default_factory=list)
 
     def close(self) -> None:
+        """Close the descriptors. Idempotent."""
         close_all(self.descriptors)
 
 
 class Wire:
-    """One connection. `receive` and `send` never block. Once it is attached to the event loop, that reads and writes,
-    and `deliver` takes the place of `send`.
+    """One connection. `receive` and `send` never block. Once it is attached to an event loop, the loop reads and
+    writes, and `deliver` takes the place of `send`.
 
     :param limit: the largest message to accept, in bytes.
     :param queue: how many messages may wait for a peer that does not read.
@@ -68,7 +69,7 @@ class Wire:
         self._broken: Callable[[str], None] | None = None
 
     def attach(self, readable: Callable[[], None], broken: Callable[[str], None]) -> None:
-        """Have the running event loop call `readable` when something has arrived, and write what waits.
+        """Have the running event loop call `readable` when data has arrived, and write what waits.
 
         :param broken: called from the loop, with the reason, when something cannot be sent; perhaps more than once.
         """
@@ -76,7 +77,7 @@ class Wire:
         self._loop.add_reader(self.socket, readable)
 
     def hold(self, held: bool) -> None:
-        """Leave what arrives on the socket, where the peer waits for room, or go on. Idempotent."""
+        """Stop reading, so that the peer waits for room on the socket, or resume. Idempotent."""
         if held is self._held or self._loop is None or self._readable is None:
             return
         self._held = held
@@ -94,12 +95,12 @@ class Wire:
 
     @property
     def is_partial(self) -> bool:
-        """A message has been taken off the socket in part."""
+        """Whether a message has been taken off the socket in part."""
         return bool(self._partial)
 
     @property
     def is_blocked(self) -> bool:
-        """Messages wait until the socket is writable: call `flush` then."""
+        """Whether messages wait until the socket is writable: call `flush` then."""
         return bool(self._queue)
 
     def peek(self) -> Message | None:
@@ -107,7 +108,8 @@ class Wire:
 
         A message that arrives piecemeal is taken off as it comes.
 
-        :raises Closed: at the end of the stream. :raises ProtocolError: the stream makes no sense any more.
+        :raises Closed: at the end of the stream.
+        :raises ProtocolError: a header that is not allowed, or too many descriptors; the stream cannot go on.
         """
         if self._partial:
             return self.receive()
@@ -124,10 +126,10 @@ class Wire:
         return self.receive()
 
     def consume(self) -> bool:
-        """Take the message off that `peek` returned.
+        """Take the message that `peek` returned off the socket.
 
         :returns: whether the descriptors that `peek` returned are this message's. When a message has none, Linux's
-            `unix_stream_read_generic` looks at the next one while it peeks, and tells of that one's.
+            `unix_stream_read_generic` looks at the next one while it peeks, and returns that one's.
         """
         size, self._peeked = self._peeked, 0
         if not size:
@@ -143,7 +145,11 @@ class Wire:
         return found
 
     def receive(self) -> Message | None:
-        """The next message, taken off the socket; None when it has not arrived in whole. Raises as `peek` does."""
+        """The next message, taken off the socket; None when it has not arrived in whole.
+
+        :raises Closed: at the end of the stream.
+        :raises ProtocolError: as `peek` does.
+        """
         while True:
             header = None
             needed = Header.SIZE
@@ -165,7 +171,7 @@ class Wire:
             self._partial += data
 
     def _recv(self, size: int, flags: int, *, descriptors: bool = True) -> tuple[bytes | None, list[Descriptor]]:
-        """At most `size` bytes and the descriptors beside them; None when nothing is there."""
+        """At most `size` bytes and the descriptors beside them; None when nothing has arrived."""
         try:
             data, control, result, _ = self.socket.recvmsg(
                 size, _CONTROL_SIZE if descriptors else 0, flags | socket.MSG_CMSG_CLOEXEC
@@ -194,7 +200,7 @@ class Wire:
         """Send a message, or queue it when the socket is full. Takes the descriptors over.
 
         :param header: its `size` is filled in.
-        :raises Closed: nobody is there to receive it.
+        :raises Closed: the peer is gone.
         :raises ProtocolError: the peer sends requests but does not read replies.
         """
         packed = Header(header.id, header.command, Header.SIZE + len(body), header.flags, header.error).pack()
@@ -210,7 +216,7 @@ class Wire:
             self.flush()
 
     def deliver(self, header: Header, body: bytes, descriptors: Sequence[Descriptor]) -> None:
-        """`send` on an attached wire: trouble is told to `broken`, for the caller is in the middle of something."""
+        """Send on an attached wire. Failures are reported to `broken` from the loop: the caller may be in a change."""
         assert self._loop is not None
         assert self._broken is not None
         try:
@@ -233,7 +239,10 @@ class Wire:
             self._loop.remove_writer(self.socket)
 
     def flush(self) -> None:
-        """Write as much of what waits as the socket takes. Raises as `send` does."""
+        """Write as much of what waits as the socket takes.
+
+        :raises Closed: the peer is gone.
+        """
         while self._queue:
             data, descriptors = self._queue[0]
             control = []
