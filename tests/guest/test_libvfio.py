@@ -195,7 +195,7 @@ async def test_target_and_endpoint_die_and_come_back(host: Host, tmp_path_factor
             for victims in (("target",), ("target", "endpoint")):
                 started = asyncio.Event()
                 run = asyncio.create_task(
-                    runner.run(guest, job, ["/dev/nvme0n1"], progress=lambda _, __, here=started: here.set())
+                    runner.run(guest, job, ["/dev/nvme0n1"], on_estimate=lambda _, __, here=started: here.set())
                 )
                 await asyncio.wait({run, asyncio.create_task(started.wait())}, return_when=asyncio.FIRST_COMPLETED)
                 status = await deployment.control.call("status")

@@ -82,7 +82,7 @@ async def verifying(guests: dict[Guest, str], strike: Callable[[], Awaitable[Non
     job = Job("verify", "randwrite", iodepth=32, size="32M", io_size="24M", verify="crc32c", extra=pace).workload()
     work = asyncio.gather(
         *(
-            runner.run(guest, job, [devices], progress=lambda _name, _estimate, here=event: here.set(), limit=200)
+            runner.run(guest, job, [devices], on_estimate=lambda _name, _estimate, here=event: here.set(), limit=200)
             for (guest, devices), event in zip(guests.items(), started, strict=True)
         )
     )

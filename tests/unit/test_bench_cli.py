@@ -44,7 +44,7 @@ def test_every_command_has_help() -> None:
         (["guest", "--via", "libvfio,native", "--verify", "crc32c"], "on disks of their own"),
     ],
 )
-def test_guest_that_cannot_be_meant(arguments: list[str], message: str, tmp_path: Path) -> None:
+def test_guest_options_that_contradict(arguments: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         invoke(*arguments, "--output", str(tmp_path / "out"), state=tmp_path)
     assert not (tmp_path / "out").exists()
@@ -83,7 +83,7 @@ class FakeGuest:
         return CommandResult(0 if self.found else 2, self.found, b"")
 
 
-async def test_data_of_somebodys_own_are_not_written_over() -> None:
-    with pytest.raises(UsageError, match=r"/dev/nvme0n1 in the guest holds data \(ext4\): say --overwrite"):
+async def test_foreign_data_are_not_overwritten() -> None:
+    with pytest.raises(UsageError, match=r"/dev/nvme0n1 in the guest holds data \(ext4\): pass --overwrite"):
         await demo.refuse_foreign_data(FakeGuest(b"ext4\n"), ["/dev/nvme0n1"])  # type: ignore[arg-type]
     await demo.refuse_foreign_data(FakeGuest(b""), ["/dev/nvme0n1"])  # type: ignore[arg-type]

@@ -1,13 +1,9 @@
-"""The page of a comparison, the peers' arguments, the matrix of jobs, and the command line's refusals."""
+"""The commands on comparisons: what they refuse, merging results, differences, an interrupted run."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-import math
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +11,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from matplotlib.container import ErrorbarContainer
-from rich.console import Console
 from test_bench_analysis import HEADER, JOB, comparison, run
-from test_bench_report import Links
 
-from nvmuser.bench.measure.stats import Interval
-from nvmuser.bench.report import analysis, compare_page, plots, records
-from nvmuser.bench.report.records import Comparison
-from nvmuser.bench.rounds import matrix, peer_servers, peers
-from nvmuser.bench.scenarios.compare import Plan
+from nvmuser.bench.report import analysis, records
+from nvmuser.bench.rounds import matrix
+from nvmuser.bench.scenarios.compare import ComparePlan
 from nvmuser.cli.bench_compare import compare, diff, report_command
 from nvmuser.errors import UsageError
 
@@ -42,168 +33,6 @@ def written(directory: Path, values: Mapping[str, Sequence[float]], header: dict
     return directory
 
 
-def test_page_is_self_contained_and_says_what_is_noisy() -> None:
-    page = compare_page.html(comparison(VALUES))
-    links = Links()
-    links.feed(page)
-    assert not {"script", "link", "img", "iframe"} & links.tags
-    assert all(value.startswith("#") and value[1:] in links.ids for value in links.loads)
-    assert "://" not in page
-    assert "2.00" in page
-    assert "noisy" in page
-    assert JOB in page
-
-
-def test_page_without_enough_rounds_draws_no_ratios() -> None:
-    page = compare_page.html(comparison({"endpoint": [100.0], "nvme": [50.0]}))
-    assert page.count("<svg") == 1
-    assert "too few" in page
-
-
-def test_plots_of_many_jobs_are_cut_into_pages() -> None:
-    """The full set, as one figure, would be metres high."""
-    jobs = [case.job.name for case in matrix.full(matrix.Timing())]
-    found = Comparison(
-        HEADER, [replace(run(peer, n, 10), job=job) for job in jobs for peer in VALUES for n in range(3)]
-    )
-    heights = [float(height) for height in re.findall(r'<svg[^>]* height="([\d.]+)pt"', compare_page.html(found))]
-    assert len(heights) == 2 * math.ceil(len(jobs) / 12)
-    assert max(heights) < 10 * 72  # A4 without its margins is 10.6 inches high
-
-
-def test_short_set_is_drawn_on_one_page() -> None:
-    jobs = [case.job.name for case in matrix.short(matrix.Timing())]
-    header = HEADER | {"peers": list(peers.SHORT)}
-    runs = [replace(run(peer, n, 10), job=job) for job in jobs for peer in peers.SHORT for n in range(3)]
-    page = compare_page.html(Comparison(header, runs, footer={"noise": [0], "seconds": 1.0}))
-    heights = [float(height) for height in re.findall(r'<svg[^>]* height="([\d.]+)pt"', page)]
-    assert len(heights) == 2
-    assert sum(heights) < 9 * 72
-
-
-INTERVALS = {job: {peer: Interval(1.5, 0.4, 2.5, 5) for peer in peers.PEERS[1:]} for job in ("one", "two")}
-
-
-def test_each_peer_has_a_colour_and_a_marker_of_its_own_and_error_bars() -> None:
-    axes = plots.intervals(INTERVALS, peers.PEERS, "title", ratio=True).axes[0]
-    bars = [item for item in axes.containers if isinstance(item, ErrorbarContainer)]
-    assert [bar.get_label() for bar in bars] == list(peers.PEERS[1:])
-    points = [bar.lines[0] for bar in bars]
-    assert len({point.get_color() for point in points}) == len(bars)
-    assert len({point.get_marker() for point in points}) == len(bars)
-    for bar in bars:
-        for segment in bar.lines[2][0].get_segments():
-            assert [x for x, _ in segment] == pytest.approx([0.4, 2.5])
-
-
-@pytest.mark.parametrize("length", [5, 19, 21, 31])
-def test_the_legend_is_not_wider_than_the_figure(length: int) -> None:
-    names = [f"{number}".ljust(length, "n") for number in range(5)]
-    figure = plots.intervals({"job": dict.fromkeys(names, Interval(1, 0.9, 1.1, 5))}, names, "title", ratio=True)
-    figure.canvas.draw()
-    box = figure.legends[0].get_window_extent()
-    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
-
-
-def test_ratios_stand_on_a_logarithmic_axis_around_one() -> None:
-    axes = plots.intervals(INTERVALS, peers.PEERS, "title", ratio=True).axes[0]
-    assert axes.get_xscale() == "log"
-    assert list(axes.get_xticks()) == [0.5, 1, 2]
-    assert axes.get_xlim()[0] < 0.4 < 2.5 < axes.get_xlim()[1]
-
-
-def test_page_of_one_that_was_interrupted_says_so() -> None:
-    unfinished = replace(comparison(VALUES), footer=None)
-    assert "did not come to its end" in compare_page.html(unfinished)
-    assert "did not come to its end" in compare_page.markdown(unfinished)
-
-
-def test_busy_machine_is_named() -> None:
-    busy = replace(comparison(VALUES), footer={"noise": [0.5], "seconds": 1.0})
-    assert "busy with something else" in compare_page.markdown(busy)
-
-
-def test_markdown_is_a_table_of_peers() -> None:
-    lines = compare_page.markdown(comparison(VALUES)).splitlines()
-    assert lines[2] == "| job | endpoint | direct | nvme |"
-    assert "(\N{MULTIPLICATION SIGN} 2.00)" in lines[4]
-    assert "(noisy: " in lines[4]
-
-
-def test_what_may_as_well_be_one_is_marked_and_not_bold() -> None:
-    even = comparison({"endpoint": [100.0, 99, 101], "nvme": [99.0, 100, 100], "direct": [50.0, 50, 50]})
-    assert "(\N{MULTIPLICATION SIGN} 1.01 \N{ALMOST EQUAL TO})" in compare_page.markdown(even)
-    page = compare_page.html(even)
-    assert "<td>1.01 \N{ALMOST EQUAL TO}</td>" in page
-    assert '<td class="main">2.00</td>' in page
-    console = Console(width=120, force_terminal=True, color_system="standard")
-    with console.capture() as capture:
-        console.print(compare_page.table(even))
-    assert "1.01 \N{ALMOST EQUAL TO}" in capture.get()
-    assert re.search(r"\x1b\[1m *2\.00", capture.get())
-    assert not re.search(r"\x1b\[1m *1\.01", capture.get())
-
-
-def reports(found: records.Comparison) -> tuple[str, str, str]:
-    """As a table in a terminal, wide enough for every sentence, as Markdown, as a page."""
-    console = Console(width=300)
-    with console.capture() as capture:
-        console.print(compare_page.table(found))
-    return capture.get(), compare_page.markdown(found), compare_page.html(found)
-
-
-def test_reports_say_whose_runs_were_unsteady() -> None:
-    found = comparison({"endpoint": [100.0] * 4, "nvme": [50.0] * 4})
-    found.runs = [replace(one, steady=one.peer == "endpoint" or one.round > 1) for one in found.runs]
-    for text in reports(found):
-        assert "6 of 8 runs; not: nvme 2 of 4" in text
-        assert "50\N{DAGGER}" in text
-        assert "100\N{DAGGER}" not in text
-
-
-@pytest.mark.parametrize("accelerator", ["tcg", "kvm"])
-def test_every_report_says_what_cpu_per_io_contains(accelerator: str) -> None:
-    found = replace(comparison(VALUES), header=HEADER | {"accelerator": accelerator})
-    for text in reports(found):
-        assert "always spins" in text
-        assert "1 / IOPS" in text
-        assert ("own CPU" in text or "guest&#39;s own" in text) == (accelerator == "tcg")
-
-
-def test_every_report_has_latency_and_bandwidth() -> None:
-    found = comparison({"endpoint": [1000.0] * 3, "nvme": [500.0] * 3})
-    found.runs = [
-        replace(one, bw_bytes=one.iops * (128 << 10), lat_ns=one.lat_ns | {"p99_9": 7e6}) for one in found.runs
-    ]
-    console = Console(width=120)
-    with console.capture() as capture:
-        console.print(compare_page.table(found))
-    for text in (capture.get(), compare_page.markdown(found), compare_page.html(found)):
-        plain = text.replace(" ", "")
-        assert all(number in plain for number in ("1ms", "4ms", "7ms", "62.5"))
-    assert "| 1 ms / 2 ms / 7 ms | 2 ms / 4 ms (0.50) / 7 ms |" in compare_page.markdown(found)
-    assert "MiB/s" in compare_page.markdown(found)
-    assert "MiB/s" not in compare_page.markdown(comparison(VALUES))  # of 4 KiB, IOPS say it
-
-
-def test_terminal_table_has_every_peer() -> None:
-    console = Console(width=120)
-    with console.capture() as capture:
-        console.print(compare_page.table(comparison(VALUES)))
-    assert all(peer in capture.get() for peer in VALUES)
-
-
-@pytest.mark.parametrize(("rounds", "name"), [(3, "75 %"), (6, "95 %")])
-def test_headings_say_what_the_intervals_hold(rounds: int, name: str) -> None:
-    found = comparison({"endpoint": [100.0] * rounds, "nvme": [50.0] * rounds})
-    console = Console(width=120)
-    with console.capture() as capture:
-        console.print(compare_page.table(found))
-    for text in (capture.get(), compare_page.markdown(found), compare_page.html(found)):
-        assert name in text
-        assert ("95 %" in text) == (rounds >= 6)
-
-
 def test_diff_with_too_few_rounds_says_so(tmp_path: Path) -> None:
     old = written(tmp_path / "old", {"endpoint": [100.0, 100, 100]})
     new = written(tmp_path / "new", {"endpoint": [200.0, 200, 200]})
@@ -212,82 +41,9 @@ def test_diff_with_too_few_rounds_says_so(tmp_path: Path) -> None:
     assert "95 %" not in shown
 
 
-def test_short_matrix_is_what_the_question_needs() -> None:
-    names = [case.job.name for case in matrix.short(matrix.Timing())]
-    assert sorted(names) == sorted(
-        f"{rw}-4k-qd{depth}-{mode}" for rw in ("randread", "randwrite") for depth in (1, 32) for mode in ("irq", "poll")
-    )
-
-
-def test_full_matrix_holds_the_short_one_and_has_distinct_names() -> None:
-    timing = matrix.Timing()
-    full = matrix.full(timing)
-    assert len({case.job.name for case in full}) == len(full)
-    assert all(case in full for case in matrix.short(timing))
-
-
-def test_full_matrix_has_every_dimension() -> None:
-    cases = matrix.full(matrix.Timing())
-    assert len(cases) == 2 * 2 * 6 * 3 * 3
-    seen: dict[str, Counter[Any]] = {
-        "rw": Counter(case.job.rw for case in cases),
-        "bs": Counter(case.job.bs for case in cases),
-        "iodepth": Counter(case.job.iodepth for case in cases),
-        "cpus": Counter((case.guest_cpus, case.job.numjobs) for case in cases),
-        "engine": Counter((case.job.ioengine, case.job.poll) for case in cases),
-    }
-    assert seen == {
-        "rw": dict.fromkeys(("randread", "randwrite", "randrw", "read", "write", "rw"), 36),
-        "bs": {"4k": 108, "128k": 108},
-        "iodepth": {1: 72, 8: 72, 32: 72},
-        "cpus": {(1, 1): 108, (2, 2): 108},
-        "engine": {("io_uring", False): 72, ("io_uring", True): 72, ("libaio", False): 72},
-    }
-
-
-def test_every_way_to_give_a_guest_a_disk_is_a_peer() -> None:
-    wanted = {"endpoint", "direct", "nvme", "virtio-blk", "vhost-user-blk-spdk", "vhost-user-blk-qsd"}
-    assert wanted <= set(peers.PEERS)
-    assert wanted <= set(peers.SHORT)
-
-
-def devices(arguments: Sequence[str]) -> list[dict[str, Any]]:
-    return [json.loads(value) for flag, value in itertools.pairwise(arguments) if flag == "-device"]
-
-
-@pytest.mark.parametrize("peer", ["nvme", "virtio-blk", "virtio-blk-vq"])
-def test_peers_of_qemu_get_direct_io_and_io_uring(tmp_path: Path, peer: str) -> None:
-    arguments = peers.qemu_arguments(peer, tmp_path / peer, 3)
-    node = json.loads(arguments[arguments.index("-blockdev") + 1])
-    assert node["file"]["aio"] == "io_uring"
-    assert node["file"]["cache"]["direct"] is True
-    assert node["file"]["filename"] == str(tmp_path / peer)
-    [device] = devices(arguments)
-    assert device["drive"] == node["node-name"]
-
-
-def test_virtqueues_are_mapped_to_as_many_iothreads(tmp_path: Path) -> None:
-    arguments = peers.qemu_arguments("virtio-blk-vq", tmp_path / "disk", 3)
-    [device] = devices(arguments)
-    threads = [entry["iothread"] for entry in device["iothread-vq-mapping"]]
-    assert len(threads) == device["num-queues"] == 3
-    assert [f"iothread,id={thread}" for thread in threads] == [
-        value for flag, value in itertools.pairwise(arguments) if flag == "-object"
-    ]
-
-
-def test_vhost_peers_connect_to_the_backend(tmp_path: Path) -> None:
-    arguments = peers.qemu_arguments("vhost-user-blk-qsd", tmp_path / "disk", 3, tmp_path / "s")
-    assert f"socket,id=vhost,path={tmp_path / 's'}" in arguments
-    daemon = peer_servers.storage_daemon_arguments(tmp_path / "disk", tmp_path / "s", 3)
-    export = json.loads(daemon[-1])
-    assert export["num-queues"] == devices(arguments)[0]["num-queues"] == 3
-    assert export["iothread"] in daemon[1]
-
-
 def test_comparison_without_ours_is_refused() -> None:
     with pytest.raises(UsageError, match="needs endpoint"):
-        Plan(matrix.short(matrix.Timing()), ["nvme"]).session  # noqa: B018 (looking is refusing)
+        ComparePlan(matrix.short(matrix.Timing()), ["nvme"]).session  # noqa: B018 (looking is refusing)
 
 
 def test_report_command_merges_and_writes(tmp_path: Path) -> None:

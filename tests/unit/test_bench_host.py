@@ -9,14 +9,14 @@ import pytest
 from click.testing import CliRunner
 
 from nvmuser.bench.scenarios import host_programs as programs
-from nvmuser.bench.scenarios.host_programs import Workload
+from nvmuser.bench.scenarios.host_programs import HostWorkload
 from nvmuser.cli.bench import bench
 from nvmuser.errors import NvmeStatusError, SetupError
 from nvmuser.initiator import PerfResult
 from nvmuser.rpc import methods
 from nvmuser.toolchain import Spdk
 
-WORK = Workload("randread", 32, 4096, 2, 0)
+WORK = HostWorkload("randread", 32, 4096, 2, 0)
 NQN = "nqn.2026-11.org.nvmuser:x"
 
 SPDK_NVME_PERF = """\

@@ -100,7 +100,7 @@ async def test_run_gives_jobs_series_and_files(guest: ShellGuest, tmp_path: Path
     seen: list[tuple[str, Estimate]] = []
     workload = fio.Job("randread", "randread", runtime=3).workload()
     done = await runner.run(
-        guest, workload, ["/dev/nvme0n1"], progress=lambda name, estimate: seen.append((name, estimate))
+        guest, workload, ["/dev/nvme0n1"], on_estimate=lambda name, estimate: seen.append((name, estimate))
     )
     [job] = done.jobs
     assert job.iops > 0

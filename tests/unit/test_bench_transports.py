@@ -10,7 +10,7 @@ from nvmuser.bench.measure import environment
 from nvmuser.bench.measure.fio import Job
 from nvmuser.bench.report.result import JobResult, Latency
 from nvmuser.bench.scenarios import transports
-from nvmuser.bench.scenarios.transports import Comparison
+from nvmuser.bench.scenarios.transports import TransportComparison
 
 JOB = Job("randread", "randread", runtime=1.0)
 
@@ -38,9 +38,9 @@ def result(iops: float) -> JobResult:
     )
 
 
-def comparison(libvfio: list[float], native: list[float]) -> Comparison:
-    rounds = {"libvfio": [result(one) for one in libvfio], "native": [result(one) for one in native]}
-    return Comparison(JOB, 1, rounds, environment.look(), {"qemu": "11.1.3"})
+def comparison(libvfio: list[float], native: list[float]) -> TransportComparison:
+    rounds = {"libvfio": [result(iops) for iops in libvfio], "native": [result(iops) for iops in native]}
+    return TransportComparison(JOB, 1, rounds, environment.look(), {"qemu": "11.1.3"})
 
 
 def test_the_ratio_is_that_of_rounds_not_of_medians(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def test_a_transports_variant_changes_one_parameter() -> None:
 
 
 def test_the_usual_run_ends_within_its_time() -> None:
-    plan = tune.Plan(tune.choose([]))
+    plan = tune.TunePlan(tune.choose([]))
     assert {case.job.name for case in plan.session.cases} >= {"randread-4k-qd32-irq", "randwrite-4k-qd32-irq"}
     # A run with its warm-up, and what starting and ending fio took on a machine that was rather busy; a guest's boot.
     a_run, a_boot = 1.0 + 0.5 + 1.0, 3.0
@@ -81,7 +81,7 @@ def test_the_usual_run_ends_within_its_time() -> None:
 
 def test_the_terminal_has_a_row_a_variant() -> None:
     found = comparison(VALUES)
-    jobs = [case.job.name for case in tune.Plan(tune.choose([])).session.cases]
+    jobs = [case.job.name for case in tune.TunePlan(tune.choose([])).session.cases]
     found.runs = [replace(one, job=job) for job in jobs for one in found.runs]
     console = Console(width=120)
     with console.capture() as capture:

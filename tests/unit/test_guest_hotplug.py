@@ -13,7 +13,7 @@ from fake_qmp import FakeQemu
 
 from nvmuser.errors import GuestError, StaleError
 from nvmuser.guest import hotplug, migration
-from nvmuser.guest.hotplug import Way
+from nvmuser.guest.hotplug import Transport
 from nvmuser.model.change import Change
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.paths import StateDir
@@ -54,7 +54,7 @@ async def test_a_check_makes_nothing(state: StateDir, tmp_path: Path, listen: Ca
     listen(state, "a", "b")
     qemu, before = FakeQemu((7, 2, 0)), files(state)
     async with qemu.client(tmp_path / "qmp") as client:
-        prepared = await hotplug.prepare(state, client, ["a", "b"], Way(libvfio=True))
+        prepared = await hotplug.prepare(state, client, ["a", "b"], Transport(libvfio=True))
         assert prepared.problems == []
         assert prepared.intent.directories == (state.run / "vfio/1", state.run / "vfio/2")
         assert (files(state), qemu.asked, qemu.nodes) == (before, [], set())
@@ -67,7 +67,7 @@ async def test_a_native_check_makes_nothing(state: StateDir, tmp_path: Path, lis
     listen(state, "a")
     qemu, before = FakeQemu((11, 1, 3)), files(state)
     async with qemu.client(tmp_path / "qmp") as client:
-        assert (await hotplug.prepare(state, client, ["a"], Way())).problems == []
+        assert (await hotplug.prepare(state, client, ["a"], Transport())).problems == []
     assert (files(state), qemu.asked, qemu.nodes) == (before, [], set())
 
 
@@ -86,14 +86,14 @@ async def change_meanwhile(state: StateDir, name: str) -> None:
 async def test_what_somebody_has_changed_meanwhile_is_not_undone(state: StateDir, tmp_path: Path, changed: str) -> None:
     qemu = await without_ports(state)
     async with qemu.client(tmp_path / "qmp") as client:
-        prepared = await hotplug.prepare(state, client, ["a"], Way())
+        prepared = await hotplug.prepare(state, client, ["a"], Transport())
         await change_meanwhile(state, changed)
         with pytest.raises(StaleError):
             await hotplug.execute(state, client, prepared)
         assert control.load(state).controller(changed).mode == "0666"
         assert [one.volume for one in control.load(state).controller("a").namespaces] == ["a"]
         # The whole act looks again.
-        (done,) = await hotplug.perform(state, client, ["a"], Way())
+        (done,) = await hotplug.perform(state, client, ["a"], Transport())
     assert (done.device, done.how) == ("nvmuser-empty", "reused")
     assert qemu.nodes == {migration.NODE}
     assert (state.run / "guest/no-migration.vmdk").exists()
@@ -110,7 +110,7 @@ async def test_what_qemu_refuses_leaves_volumes_where_they_were(
     qemu.refuses = {"nvmuser-a"}
     async with qemu.client(tmp_path / "qmp") as client:
         with pytest.raises(GuestError, match="QEMU refused controller a"):
-            await hotplug.perform(state, client, ["a", "b"], Way())
+            await hotplug.perform(state, client, ["a", "b"], Transport())
     desired = control.load(state)
     assert [one.volume for one in desired.controller("b").namespaces] == ["b"]
     assert desired.controller("empty").namespaces == ()

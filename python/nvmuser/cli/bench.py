@@ -23,13 +23,13 @@ from nvmuser.paths import StateDir
 if TYPE_CHECKING:
     from nvmuser.bench.measure.fio import Job, Workload
     from nvmuser.bench.report.result import Result
-    from nvmuser.bench.scenarios.demo import Disks, Watch
+    from nvmuser.bench.scenarios.demo import Disks
 
 T = TypeVar("T")
 _WIDTH = 100
 
 _COMMANDS = {
-    "compare": ("bench_compare", "Compare with the other ways to give a guest a disk."),
+    "compare": ("bench_compare", "Compare with the other transports of a guest's disk."),
     "demo": ("bench", "Start everything, measure, verify, and leave a report."),
     "diff": ("bench_compare", "Compare two comparisons."),
     "guest": ("bench", "Run fio in a guest."),
@@ -92,12 +92,12 @@ def demo(output: Path, direct: bool, as_json: bool) -> None:
     from nvmuser.bench.scenarios import demo as chain
 
     with Progress() as progress:
-        result = run(chain.demo(output, progress.watch, direct=direct))
+        result = run(chain.demo(output, progress, direct=direct))
         progress.step("done")
     _show(result, output, as_json)
 
 
-def _ways(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
+def _transports(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str, ...]:
     chosen = tuple(dict.fromkeys(value.split(",")))
     if unknown := set(chosen) - {"native", "libvfio"}:
         raise UsageError(f"--via {sorted(unknown)[0]!r}: native, libvfio, or both with a comma between")
@@ -123,7 +123,7 @@ def _ways(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[str
     "--via",
     default="native",
     show_default=True,
-    callback=_ways,
+    callback=_transports,
     help="How QEMU reaches the controllers: native, libvfio, or libvfio,native to compare them.",
 )
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Of each, when two are compared.")
@@ -142,31 +142,32 @@ def guest(
 ) -> None:
     """Run fio in a guest, on controllers of yours or on a disk made for it.
 
-    Without --controller everything is private and temporary: a target, a volume of 256 MiB, a guest. With two ways
-    after --via: two guests, measured in turns; `ratio` in the JSON is the IOPS of libvfio over native, with its
-    interval in `ratio_ci`.
+    Without --controller everything is private and temporary: a target, a volume of 256 MiB, a guest. With two
+    transports after --via: two guests, measured in turns; `ratio` in the JSON is the IOPS of libvfio over native, with
+    its interval in `ratio_ci`.
     """
     from nvmuser.bench.measure import fio, job_check
 
     if len(options["via"]) > 1:
-        _compare_ways(controllers, job, output, as_json, options)
+        _compare_transports(controllers, job, output, as_json, options)
         return
     work = fio.Workload.from_file(job) if job else _job(options).workload()
     if job:
         job_check.check(work, job)
     with Progress() as progress:
-        result = run(_measure(state, controllers, work, output, progress.watch, options))
+        result = run(_measure(state, controllers, work, output, progress, options))
         progress.step("done")
     _show(result, output, as_json)
 
 
-def _compare_ways(
+def _compare_transports(
     controllers: tuple[str, ...], file: Path | None, output: Path, as_json: bool, options: dict[str, Any]
 ) -> None:
     from nvmuser.cli import bench_transports
 
     if controllers or file or options["direct"] or options["verify"]:
-        raise UsageError("two ways are compared on disks of their own: no --controller, --job, --direct, --verify")
+        taken = "no --controller, --job, --direct, --verify"
+        raise UsageError(f"two transports are compared on disks of their own: {taken}")
     bench_transports.compare(_job(options), output, rounds=options["rounds"], cpus=options["cpus"], as_json=as_json)
 
 
@@ -195,7 +196,7 @@ async def _measure(
     controllers: tuple[str, ...],
     work: Workload,
     output: Path,
-    watch: Watch,
+    progress: Progress,
     options: dict[str, Any],
 ) -> Result:
     from nvmuser.bench.scenarios import demo as chain
@@ -206,11 +207,11 @@ async def _measure(
     libvfio = options["via"] == ("libvfio",)
     append = "nvme.poll_queues=1" if options["poll"] else ""
     if not controllers:
-        async with chain.own_disk(output, watch, direct=direct, libvfio=libvfio) as disks:
-            return await chain.measure(disks, [work], output, watch, cpus=cpus, memory=memory, append=append)
+        async with chain.own_disk(output, progress, direct=direct, libvfio=libvfio) as disks:
+            return await chain.measure(disks, [work], output, progress, cpus=cpus, memory=memory, append=append)
     disks = await _existing(state, controllers, direct, libvfio)
     return await chain.measure(
-        disks, [work], output, watch, cpus=cpus, memory=memory, append=append, overwrite=options["overwrite"]
+        disks, [work], output, progress, cpus=cpus, memory=memory, append=append, overwrite=options["overwrite"]
     )
 
 

@@ -15,7 +15,6 @@ from rich.console import Console, RenderableType
 from nvmuser.bench.report import analysis, compare_page, page, records
 from nvmuser.bench.report.result import Result
 from nvmuser.bench.rounds import matrix, peers
-from nvmuser.bench.rounds.session import Report
 from nvmuser.bench.rounds.variants import BASE
 from nvmuser.bench.scenarios import compare as comparing
 from nvmuser.bench.scenarios import tune
@@ -32,14 +31,14 @@ def print_table(table: RenderableType) -> None:
     Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
 
 
-def measured(work: Callable[[Report], Coroutine[Any, Any, records.Comparison]], kept: str) -> records.Comparison:
-    """Runs a comparison, and says on stderr where it is.
+def measured(work: Callable[[Progress], Coroutine[Any, Any, records.Comparison]], kept: str) -> records.Comparison:
+    """Run a comparison, with its progress on stderr.
 
-    :param kept: is said when it is interrupted.
+    :param kept: printed when it is interrupted.
     """
     with Progress() as progress:
         try:
-            return run(work(lambda step: progress.step(f"{step.done}/{step.total} {step.text}")))
+            return run(work(progress))
         except click.Abort:
             click.echo(kept, err=True)
             raise
@@ -100,9 +99,9 @@ def compare(
         raise UsageError(f"no job has '{only}' in its name")
     names = chosen or (peers.PEERS if full else peers.SHORT)
     limit = minutes if minutes is not None else (math.inf if full else 18.0)
-    plan = comparing.Plan(cases, names, rounds, _backing_size(size), backing, limit)
+    plan = comparing.ComparePlan(cases, names, rounds, _backing_size(size), backing, limit)
     comparison = measured(
-        lambda tell: comparing.compare(plan, output, tell, resume=resume),
+        lambda progress: comparing.compare(plan, output, progress, resume=resume),
         f"what was measured is kept: `nvmuser bench report {output}`; --resume goes on",
     )
     summary = analysis.summary(comparison)
@@ -135,7 +134,7 @@ def report_command(results: tuple[Path, ...], output: Path | None, markdown: boo
         raise UsageError("a result of `bench guest` has a page of its own: give it alone, without --markdown")
     if single:
         if output is None:
-            raise UsageError("say where the page shall go: -o report.html")
+            raise UsageError("give the page's file: -o report.html")
         _write(output, page.html(Result.read(single[0] if single[0].is_file() else single[0] / "result.json")))
         return
     comparison = records.merge([records.read(path) for path in results])

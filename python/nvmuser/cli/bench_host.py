@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 import click
 
+from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.scenarios.host import HostResult, measure
 from nvmuser.bench.scenarios.host_programs import ASYNC_DEPTH, PATTERNS
 from nvmuser.cli.options import json_document
@@ -44,17 +43,21 @@ def host_command(rw: str, depth: int, size: int, seconds: int, rounds: int, file
     """
     if size % 4096:
         raise click.BadParameter(f"{size} is no multiple of 4096", param_hint="--size")
-    root = Path(tempfile.mkdtemp(prefix="nvmuser-"))
-    try:
-        with Progress() as progress:
-            result = run(
-                measure(
-                    root, find_spdk(), rounds=rounds, pattern=rw, depth=depth, size=size, seconds=seconds, file=file,
-                    tell=progress.step,
-                )
-            )  # fmt: skip
-    finally:
-        shutil.rmtree(root)
+    with scratch("nvmuser-") as root, Progress() as progress:
+        result = run(
+            measure(
+                root,
+                find_spdk(),
+                rounds=rounds,
+                pattern=rw,
+                depth=depth,
+                size=size,
+                seconds=seconds,
+                file=file,
+                progress=progress,
+            )
+        )
+        progress.step("done")
     click.echo(json.dumps(result.to_json(), indent=2) if as_json else _text(result))
 
 

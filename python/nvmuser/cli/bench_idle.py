@@ -29,7 +29,7 @@ def idle_command(endpoints: int, rounds: int, as_json: bool) -> None:
     from nvmuser.bench.scenarios.idle import measure
 
     with scratch("nvmuser-") as root, Progress() as progress:
-        found = run(measure(root, endpoints, rounds, progress.step)).to_json()
+        found = run(measure(root, endpoints, rounds, progress)).to_json()
         progress.step("done")
     if as_json:
         click.echo(json.dumps(found, indent=2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import click
@@ -10,6 +9,7 @@ import click
 from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.scenarios.plug import MOST_ROUNDS, plugging
 from nvmuser.cli.options import json_option
+from nvmuser.cli.progress import Progress, run
 
 
 @click.command("plug")
@@ -20,8 +20,9 @@ def plug_command(rounds: int, as_json: bool) -> None:
 
     Beside a bare QMP script that only sends device_add. Measured in a deployment and a guest of its own.
     """
-    with scratch("nvmuser-") as root:
-        result = asyncio.run(plugging(root, rounds)).to_json()
+    with scratch("nvmuser-") as root, Progress() as progress:
+        result = run(plugging(root, rounds, progress)).to_json()
+        progress.step("done")
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import shutil
-import tempfile
-from pathlib import Path
 
 import click
 
+from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.scenarios.provision import SAMPLE_CLIENT, SAMPLE_RPC_PY, Provision, provision
 from nvmuser.cli.options import json_option
+from nvmuser.cli.progress import Progress, run
 from nvmuser.toolchain import find_spdk
 
 
@@ -26,13 +24,13 @@ def provision_command(controllers: int, rounds: int, as_json: bool) -> None:
     of SPDK's command line for each.
 
     \b
-    nvmuser bench provision --controllers 500
+    Examples:
+      nvmuser bench provision
+      nvmuser bench provision --controllers 500 --rounds 5 --json
     """
-    root = Path(tempfile.mkdtemp(prefix="nvmuser-"))
-    try:
-        result = asyncio.run(provision(root, find_spdk(), controllers, rounds))
-    finally:
-        shutil.rmtree(root)
+    with scratch("nvmuser-") as root, Progress() as progress:
+        result = run(provision(root, find_spdk(), controllers, rounds, progress))
+        progress.step("done")
     click.echo(json.dumps(result.to_json(), indent=2) if as_json else _text(result))
 
 

@@ -34,11 +34,11 @@ def recovery(as_json: bool, overhead: bool, **options: Any) -> None:
       nvmuser bench recovery --kill both --standby
       nvmuser bench recovery --outage 60 --rounds 1
     """
-    from nvmuser.bench.scenarios.recovery import Plan, measure
+    from nvmuser.bench.scenarios.recovery import RecoveryPlan, measure
 
-    plan = Plan(**options, overhead=12 if overhead else 0)
+    plan = RecoveryPlan(**options, overhead=12 if overhead else 0)
     with Progress() as progress:
-        outcome = run(measure(plan, progress.step))
+        outcome = run(measure(plan, progress))
         progress.step("done")
     facts = outcome.to_json(plan)
     if as_json:
@@ -52,7 +52,7 @@ def recovery(as_json: bool, overhead: bool, **options: Any) -> None:
 
 def _words(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {_words(entry)}" for key, entry in value.items())
     if isinstance(value, list):
         return " to ".join(map(_words, value))
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -41,9 +41,9 @@ def tune(chosen: str, rounds: int, minutes: float, runtime: float, resume: bool,
       nvmuser bench tune --variants mapped,interrupt-mode --rounds 3
     """
     names = [name for name in chosen.split(",") if name]
-    plan = tuning.Plan(tuning.choose(names), rounds, runtime, minutes)
+    plan = tuning.TunePlan(tuning.choose(names), rounds, runtime, minutes)
     comparison = measured(
-        lambda tell: tuning.tune(plan, output, tell, resume=resume),
+        lambda progress: tuning.tune(plan, output, progress, resume=resume),
         f"what was measured is kept: `nvmuser bench report {output}`; --resume goes on",
     )
     summary = tuning.summary(comparison)

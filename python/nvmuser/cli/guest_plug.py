@@ -13,7 +13,7 @@ from nvmuser.cli.present import run_until_ended, say
 from nvmuser.errors import UsageError
 from nvmuser.guest import hotplug
 from nvmuser.guest import plug as plugs
-from nvmuser.guest.hotplug import Hotplug, Plugged, Way
+from nvmuser.guest.hotplug import Hotplug, Plugged, Transport
 from nvmuser.guest.qmp import connected
 from nvmuser.paths import StateDir
 
@@ -82,10 +82,10 @@ def plug(
     async def work() -> int:
         async with connected(path) as qmp:
             user = path.stat().st_uid  # QEMU has made this socket
-            way = Way(direct=direct, libvfio="libvfio" in (via, started_via), user=user)
+            transport = Transport(direct=direct, libvfio="libvfio" in (via, started_via), user=user)
             if check:
-                return _show_check(await hotplug.prepare(state, qmp, controllers, way), as_json)
-            _show_plugged(await hotplug.perform(state, qmp, controllers, way), as_json)
+                return _show_check(await hotplug.prepare(state, qmp, controllers, transport), as_json)
+            _show_plugged(await hotplug.perform(state, qmp, controllers, transport), as_json)
         return 0
 
     return run_until_ended(work())

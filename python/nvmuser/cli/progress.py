@@ -15,7 +15,6 @@ from nvmuser.cli.present import run_guarded
 
 if TYPE_CHECKING:
     from nvmuser.bench.measure.fio_output import Estimate
-    from nvmuser.bench.scenarios.demo import Watch
 
 T = TypeVar("T")
 
@@ -56,18 +55,12 @@ class Progress:
         if self._status is not None:
             self._status.update(f"{self._step}  [bold]{text}[/bold]")
 
-    def progress(self, _name: str, estimate: Estimate) -> None:
+    def estimate(self, _workload: str, estimate: Estimate) -> None:
         """Show fio's own estimate."""
         from nvmuser.bench.report.plots import si
 
         left = "" if not estimate.left else f", {estimate.left:.0f} s left"
         self.detail(f"{si(estimate.iops)} IOPS{left}")
-
-    @property
-    def watch(self) -> Watch:
-        from nvmuser.bench.scenarios.demo import Watch
-
-        return Watch(self.step, self.progress)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -70,7 +70,7 @@ class Agent:
 
         :param greet: there may be an agent that has said hello already. Not for a guest that is about to boot: UEFI
             takes what comes on any serial port for typing, and ends in its shell.
-        :raise AgentError: nobody listens there.
+        :raises AgentError: nobody listens there.
         """
         try:
             return cls(*await asyncio.open_unix_connection(path), greet=greet)
@@ -103,7 +103,7 @@ class Agent:
     async def wait_boot(self, previous: str = "", *, timeout: float) -> str:  # noqa: ASYNC109 (its end is an error of ours)
         """Wait for an agent of another boot than `previous`; return its boot's id.
 
-        :raise AgentError: not within `timeout` seconds, or the connection ended.
+        :raises AgentError: not within `timeout` seconds, or the connection ended.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -120,8 +120,8 @@ class Agent:
     async def stream(self, command: str) -> AsyncIterator[Process]:
         """Run a command of /bin/sh; its output comes while it runs. It does not outlive the context.
 
-        :raise AgentError: the connection has ended.
-        :raise UsageError: the command does not fit into a frame.
+        :raises AgentError: the connection has ended.
+        :raises UsageError: the command does not fit into a frame.
         """
         text = command.encode()
         if len(text) > MAX_PAYLOAD or b"\0" in text:
@@ -153,9 +153,9 @@ class Agent:
     ) -> CommandResult:
         """Run a command of /bin/sh to its end.
 
-        :raise CommandTimeout: it did not end within `timeout` seconds, and was killed.
-        :raise CommandFailed: `check`, and its status is not 0.
-        :raise AgentError: it cannot be told how it ended.
+        :raises CommandTimeout: it did not end within `timeout` seconds, and was killed.
+        :raises CommandFailed: `check`, and its status is not 0.
+        :raises AgentError: it cannot be told how it ended.
         """
         async with self.stream(command) as process:
             try:

@@ -82,7 +82,7 @@ class Process:
     async def __aiter__(self) -> AsyncIterator[Output]:
         """Its output as it comes, until it has ended.
 
-        :raise AgentError: it cannot be told how the command went on.
+        :raises AgentError: it cannot be told how the command went on.
         """
         while (piece := await self._output.get()) is not None:
             yield piece
@@ -91,7 +91,7 @@ class Process:
     async def wait(self) -> int:
         """Its status, see `CommandResult`.
 
-        :raise AgentError: it cannot be told how the command ended.
+        :raises AgentError: it cannot be told how the command ended.
         """
         return await asyncio.shield(self._ended)
 

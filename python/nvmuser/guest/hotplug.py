@@ -38,13 +38,13 @@ class Plugged:
 
 
 @dataclass(frozen=True)
-class Way:
+class Transport:
     """How QEMU reaches the deployment's controllers."""
 
     direct: bool = False
     libvfio: bool = False
     user: int | None = None
-    """As whom QEMU runs; None: as we do."""
+    """User ID of QEMU; None: ours."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Hotplug:
     reuse: tuple[tuple[Controller, Controller], ...]
     """A controller, and the empty one that shows its volumes instead."""
     change: Change
-    way: Way
+    transport: Transport
 
     @property
     def problems(self) -> list[Problem]:
@@ -66,39 +66,39 @@ class Hotplug:
         return self.intent.problems
 
 
-async def prepare(state: StateDir, qmp: QMPClient, names: Sequence[str], way: Way) -> Hotplug:
+async def prepare(state: StateDir, qmp: QMPClient, names: Sequence[str], transport: Transport) -> Hotplug:
     """Decide, without any change.
 
-    :raise NotFoundError: there is no such controller.
-    :raise ConflictError: one of them serves another guest.
+    :raises NotFoundError: there is no such controller.
+    :raises ConflictError: one of them serves another guest.
     """
     desired, facts = control.load(state), await look(qmp)
     controllers = [desired.controller(name) for name in names]
     inside = {name for name in names if _device(state, name) in facts.devices}
     missing = [one for one in controllers if one.name not in inside]
-    await occupancy.check_free(state, [one.name for one in missing], direct=way.direct)
+    await occupancy.check_free(state, [one.name for one in missing], direct=transport.direct)
     reuse = _reuse(state, desired, facts, missing, names)
     new = missing[: len(missing) - len(reuse)]
-    devices = Devices(state, direct=way.direct)
+    devices = Devices(state, direct=transport.direct)
     intent = intend(
         facts,
-        migration.image_beside([state.socket(one.name, direct=way.direct) for one in controllers]),
-        [state.socket(one.name, direct=way.direct) for one in new],
-        user=way.user,
-        directories=[devices.choose(one) for one in new] if way.libvfio else None,
+        migration.image_beside([state.socket(one.name, direct=transport.direct) for one in controllers]),
+        [state.socket(one.name, direct=transport.direct) for one in new],
+        user=transport.user,
+        directories=[devices.choose(one) for one in new] if transport.libvfio else None,
     )
     present = tuple(one for one in controllers if one.name in inside)
-    return Hotplug(intent, tuple(new), present, reuse, _moves(desired, reuse, way), way)
+    return Hotplug(intent, tuple(new), present, reuse, _moves(desired, reuse, transport), transport)
 
 
-async def perform(state: StateDir, qmp: QMPClient, names: Sequence[str], way: Way) -> list[Plugged]:
+async def perform(state: StateDir, qmp: QMPClient, names: Sequence[str], transport: Transport) -> list[Plugged]:
     """Decide and do it; once more when somebody has changed one of the controllers in between.
 
-    :raise NvmuserError: as `prepare` and `execute`.
+    :raises NvmuserError: as `prepare` and `execute`.
     """
     while True:
         try:
-            return await execute(state, qmp, await prepare(state, qmp, names, way))
+            return await execute(state, qmp, await prepare(state, qmp, names, transport))
         except StaleError:
             continue
 
@@ -106,8 +106,8 @@ async def perform(state: StateDir, qmp: QMPClient, names: Sequence[str], way: Wa
 async def execute(state: StateDir, qmp: QMPClient, hotplug: Hotplug) -> list[Plugged]:
     """Do it; all or nothing, as far as QEMU can take back what it has done.
 
-    :raise GuestError: something stands in the way, or QEMU refused.
-    :raise StaleError: one of the controllers has changed since `prepare`; nothing was done.
+    :raises GuestError: something stands in the way, or QEMU refused.
+    :raises StaleError: one of the controllers has changed since `prepare`; nothing was done.
     """
     hotplug.intent.check()
     if hotplug.reuse:
@@ -129,9 +129,9 @@ async def execute(state: StateDir, qmp: QMPClient, hotplug: Hotplug) -> list[Plu
 
 def _provided(state: StateDir, hotplug: Hotplug) -> Intent:
     """With libvfio: the directories are there now."""
-    if not hotplug.way.libvfio:
+    if not hotplug.transport.libvfio:
         return hotplug.intent
-    devices = Devices(state, direct=hotplug.way.direct)
+    devices = Devices(state, direct=hotplug.transport.direct)
     return replace(hotplug.intent, directories=tuple(devices.provide(one) for one in hotplug.new))
 
 
@@ -148,9 +148,9 @@ def _reuse(
     return tuple(zip(missing[-short:], empty, strict=False)) if 0 < short <= len(empty) else ()
 
 
-def _moves(desired: Desired, reuse: Sequence[tuple[Controller, Controller]], way: Way) -> Change:
+def _moves(desired: Desired, reuse: Sequence[tuple[Controller, Controller]], transport: Transport) -> Change:
     heirs = [replace(empty, namespaces=one.namespaces) for one, empty in reuse]
-    if not way.direct:
+    if not transport.direct:
         for heir in heirs:
             desired.check_surviving(heir)
     return Change(

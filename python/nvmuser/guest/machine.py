@@ -56,7 +56,7 @@ class Guest:
     async def wait_boot(self, previous: str = "", *, timeout: float = BOOT_DEADLINE) -> str:  # noqa: ASYNC109
         """Wait until the agent of another boot than `previous` answers; return that boot's id.
 
-        :raise GuestError: not in time, or QEMU ended.
+        :raises GuestError: not in time, or QEMU ended.
         """
         return await self._while_running(self.agent.wait_boot(previous, timeout=timeout))
 
@@ -86,7 +86,7 @@ class Guest:
     async def reboot(self, *, timeout: float = BOOT_DEADLINE) -> str:  # noqa: ASYNC109
         """Reboot from inside, and wait for the agent of the next boot.
 
-        :raise GuestError: it did not come back in time.
+        :raises GuestError: it did not come back in time.
         """
         before = self.boot_id
         with contextlib.suppress(AgentError):  # the agent may be gone before it can tell the status
@@ -147,7 +147,7 @@ async def launch(
     The directory, with the logs in it, is removed if all went well, and kept if not: the error names it.
 
     :param wait: wait for the agent. Without, the caller has a guest that may not have booted yet.
-    :raise GuestError: QEMU ended, or the agent did not answer within `boot_deadline`.
+    :raises GuestError: QEMU ended, or the agent did not answer within `boot_deadline`.
     """
     runtime = Runtime(runtime_dir)
     async with contextlib.AsyncExitStack() as stack:
@@ -183,7 +183,7 @@ def naming_logs(runtime: Runtime) -> Iterator[None]:
 async def wait_agent(guest: Guest, deadline: float) -> None:
     """Wait for a guest's first word.
 
-    :raise GuestError: it did not come; with the end of what its console shows.
+    :raises GuestError: it did not come; with the end of what its console shows.
     """
     try:
         await guest.wait_boot(timeout=deadline)
@@ -196,7 +196,7 @@ async def wait_agent(guest: Guest, deadline: float) -> None:
 def start_qemu(spec: GuestSpec, runtime: Runtime, *, foreground: bool) -> QemuProcess:
     """Check what can be checked, then start QEMU.
 
-    :raise NvmuserError: something is missing; nothing was started.
+    :raises NvmuserError: something is missing; nothing was started.
     """
     for path in runtime.sockets.values():
         check_socket_path(path)
@@ -223,7 +223,7 @@ def start_qemu(spec: GuestSpec, runtime: Runtime, *, foreground: bool) -> QemuPr
 def find_qemu(spec: GuestSpec) -> host.Qemu:
     """A QEMU that can be this guest's.
 
-    :raise SetupError: there is none.
+    :raises SetupError: there is none.
     """
     return host.find_qemu(PLAIN_DRIVER if spec.libvfio else DRIVER)
 
@@ -231,7 +231,7 @@ def find_qemu(spec: GuestSpec) -> host.Qemu:
 def prepare(spec: GuestSpec) -> Boot:
     """What this host gives to such a guest.
 
-    :raise NvmuserError: it cannot.
+    :raises NvmuserError: it cannot.
     """
     qemu = find_qemu(spec)
     if spec.firmware == "uefi" and (qemu.firmware is None or qemu.uefi_vars is None):
@@ -253,7 +253,7 @@ async def connect(runtime: Runtime, process: QemuProcess, *, booting: bool = Fal
     """Connect to a QEMU's QMP and to the agent's port. The guest goes on when the context is left.
 
     :param booting: it was started just now; its agent will say hello by itself.
-    :raise GuestError: QEMU ended, or its sockets do not answer.
+    :raises GuestError: QEMU ended, or its sockets do not answer.
     """
     qmp = QMPClient(runtime.directory.name)
     try:

@@ -50,7 +50,7 @@ def image_beside(sockets: Sequence[Path]) -> Path:
 def write_image(path: Path) -> None:
     """Make the image if it is not there, readable for every QEMU.
 
-    :raise GuestError: it cannot be made.
+    :raises GuestError: it cannot be made.
     """
     try:
         if path.exists():
@@ -73,7 +73,7 @@ def blocker(image: Path) -> dict[str, Any]:
 async def block(qmp: QMPClient, image: Path) -> None:
     """Keep a running QEMU from migrating.
 
-    :raise GuestError: it refuses: it was started with -only-migratable, or is migrating now.
+    :raises GuestError: it refuses: it was started with -only-migratable, or is migrating now.
     """
     write_image(image)
     try:

@@ -56,7 +56,7 @@ class Intent:
         return preflight(self.facts, self.sockets, user=self.user, driver=driver)
 
     def check(self) -> None:
-        """:raise GuestError: something stands in the way."""
+        """:raises GuestError: something stands in the way."""
         if problems := self.problems:
             raise GuestError("; ".join(map(str, problems)))
 
@@ -89,7 +89,7 @@ async def plug(
     """Plug controllers in, each into a free root port; returns the ids in QEMU of those that were not in it already.
 
     :param directories: into a QEMU with libvfio: the device directory of each.
-    :raise GuestError: something stands in the way, and nothing was touched; or QEMU refused, see `carry_out`.
+    :raises GuestError: something stands in the way, and nothing was touched; or QEMU refused, see `carry_out`.
     """
     image = migration.image_beside(sockets)
     return await carry_out(qmp, intend(await look(qmp), image, sockets, user=user, directories=directories))
@@ -138,8 +138,8 @@ def aborts_on_unplug(facts: Facts) -> bool:
 async def unplug(qmp: QMPClient, sockets: Sequence[Path]) -> None:
     """Take controllers out.
 
-    :raise NotFoundError: one is not plugged in; none was touched.
-    :raise GuestError: this QEMU would abort (none was touched), the guest refused, or did not answer.
+    :raises NotFoundError: one is not plugged in; none was touched.
+    :raises GuestError: this QEMU would abort (none was touched), the guest refused, or did not answer.
     """
     facts = await look(qmp)
     for path in sockets:
@@ -170,7 +170,7 @@ def _raise_unexpected(results: Sequence[BaseException | None]) -> None:
 async def remove(qmp: QMPClient, identity: str) -> None:
     """Unplug any device, and wait until the guest has let go of it.
 
-    :raise GuestError: the guest refused, or did not answer.
+    :raises GuestError: the guest refused, or did not answer.
     """
     names = ("DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR")
     # Listening before the command: the event may come before its reply.

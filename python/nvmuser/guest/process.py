@@ -37,7 +37,7 @@ class QemuProcess:
         """Start it in a session of its own. In the `foreground` it is killed when we die, however we die.
 
         :param descriptors: what it inherits, besides its log.
-        :raise GuestError: it cannot be started.
+        :raises GuestError: it cannot be started.
         """
         prefix = (*_DIE_WITH_US, str(os.getpid())) if foreground else ()
         with log.open("ab") as output:

@@ -68,7 +68,7 @@ class Facts:
 async def connected(path: Path) -> AsyncIterator[QMPClient]:
     """A QMP session with the QEMU that listens at `path`.
 
-    :raise GuestError: nobody answers there, somebody else has the session, it is not QMP, or QEMU ended meanwhile.
+    :raises GuestError: nobody answers there, somebody else has the session, it is not QMP, or QEMU ended meanwhile.
     """
     qmp = QMPClient("nvmuser")
     try:

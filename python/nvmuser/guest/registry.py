@@ -60,7 +60,7 @@ class Registry:
     def runtime(self, name: str) -> Runtime:
         """The files of a guest, which need not exist.
 
-        :raise UsageError: no guest can have this name.
+        :raises UsageError: no guest can have this name.
         """
         check_name("guest", name)
         return Runtime(self._root / name)
@@ -78,7 +78,7 @@ class Registry:
             return [record for name in names if (record := _read(self._root / name / _RECORD))]
 
     def get(self, name: str) -> Record:
-        """:raise NotFoundError: no guest of this name was started."""
+        """:raises NotFoundError: no guest of this name was started."""
         record = _read(self.runtime(name).directory / _RECORD)
         if record is None:
             raise NotFoundError(f"there is no guest {name!r}: `nvmuser guest list` shows those there are")
@@ -87,8 +87,8 @@ class Registry:
     async def start(self, name: str, spec: GuestSpec, *, wait: bool = True) -> Record:
         """Start a guest, and wait until its agent answers.
 
-        :raise ConflictError: it runs already.
-        :raise GuestError: it did not boot; its logs are kept.
+        :raises ConflictError: it runs already.
+        :raises GuestError: it did not boot; its logs are kept.
         """
         runtime = self.runtime(name)
         with contextlib.suppress(NotFoundError):
@@ -126,7 +126,7 @@ class Registry:
         """A session with the guest's agent. A port serves one session at a time: a second one waits for its turn.
 
         :param on_wait: called with the pid of the process whose session it waits for, if it has to.
-        :raise GuestError: it does not run, or does not answer.
+        :raises GuestError: it does not run, or does not answer.
         """
         runtime, record = self.runtime(name), self.get(name)
         if not record.running:

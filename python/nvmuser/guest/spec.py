@@ -95,7 +95,7 @@ def available_memory() -> int:
 def use_hugepages(spec: GuestSpec) -> bool:
     """Which kind of memory the guest gets now.
 
-    :raise GuestError: there is not enough of what it needs.
+    :raises GuestError: there is not enough of what it needs.
     """
     wanted = spec.memory
     if spec.hugepages is not False:
@@ -114,7 +114,7 @@ def use_hugepages(spec: GuestSpec) -> bool:
 def check_sockets(spec: GuestSpec) -> None:
     """Before anything boots: is there a controller behind each socket? QEMU would say it less clearly, and later.
 
-    :raise GuestError: there is none.
+    :raises GuestError: there is none.
     """
     for path in spec.sockets:
         check_socket_path(path)
@@ -129,7 +129,7 @@ def check_sockets(spec: GuestSpec) -> None:
 def image_format(path: Path) -> str:
     """`qcow2` or `raw`, by its first bytes.
 
-    :raise GuestError: it cannot be read.
+    :raises GuestError: it cannot be read.
     """
     try:
         with path.open("rb") as file:

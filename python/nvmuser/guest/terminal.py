@@ -84,7 +84,7 @@ def _raw_terminal() -> Iterator[bool]:
 async def console(path: Path) -> None:
     """Connect our terminal with the guest's first serial port, until Ctrl-] or the guest's end.
 
-    :raise GuestError: nobody answers there.
+    :raises GuestError: nobody answers there.
     """
     try:
         reader, writer = await asyncio.open_unix_connection(path)

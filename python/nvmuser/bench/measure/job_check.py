@@ -21,7 +21,7 @@ def check(workload: Workload, path: Path) -> None:
     """Have fio read it, as it is going to in the guest, and do nothing.
 
     :param path: the user's file, for the error.
-    :raise UsageError: fio does not take it, in fio's words.
+    :raises UsageError: fio does not take it, in fio's words.
     """
     try:
         fio = find_spdk().binary("fio")

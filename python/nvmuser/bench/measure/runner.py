@@ -38,7 +38,7 @@ class Process(Protocol):
     def __aiter__(self) -> AsyncIterator[Output]: ...
 
 
-class Guest(Protocol):
+class Shell(Protocol):
     """What of `nvmuser.guest.Guest` is needed here; the unit tests have one made of a shell on the host."""
 
     async def run(
@@ -53,12 +53,12 @@ class Guest(Protocol):
     def stream(self, command: str) -> AbstractAsyncContextManager[Process]: ...
 
 
-Progress = Callable[[str, fio_output.Estimate], None]
+OnEstimate = Callable[[str, fio_output.Estimate], None]
 """Called with the workload's name about once a second."""
 
 
 @dataclass(frozen=True)
-class Run:
+class FioRun:
     """One run of fio: its jobs, and every file that it wrote."""
 
     jobs: list[JobResult]
@@ -94,14 +94,14 @@ busybox and bash can wait for a line that never comes instead; dash has no such 
 
 
 async def run(
-    guest: Guest,
+    guest: Shell,
     workload: fio.Workload,
     devices: Sequence[str],
     *,
     processes: Mapping[str, Sequence[int]] | None = None,
-    progress: Progress | None = None,
+    on_estimate: OnEstimate | None = None,
     limit: float | None = None,
-) -> Run:
+) -> FioRun:
     """Runs one workload on devices of the guest.
 
     :param processes: host processes to charge, by the name under which they stand in `cpu.host_percent`.
@@ -114,7 +114,7 @@ async def run(
     if limit is None:
         limit = (workload.seconds or _UNKNOWN) + _SLACK
     async with cpu.ProcessSampler(processes or {}) as sampler:
-        await _follow(guest, prepared, limit, progress)
+        await _follow(guest, prepared, limit, on_estimate)
         ended = time.monotonic()
     files = await _fetch(guest)
     report = _report(workload.name, files)
@@ -122,10 +122,10 @@ async def run(
     jobs = _with_series(jobs, files, workload.interval_ms)
     if len(jobs) == 1:
         jobs = [replace(jobs[0], cpu=_cost(jobs[0], sampler.samples, ended, files))]
-    return Run(jobs, files)
+    return FioRun(jobs, files)
 
 
-async def _follow(guest: Guest, workload: fio.Workload, limit: float, progress: Progress | None) -> None:
+async def _follow(guest: Shell, workload: fio.Workload, limit: float, on_estimate: OnEstimate | None) -> None:
     prepare = f"rm -rf {_DIRECTORY} && mkdir -p {_DIRECTORY} && cat > {_DIRECTORY}/{fio.JOB_FILE}"
     await guest.run(prepare, input=workload.text.encode(), timeout=_SLACK, check=True)
     pending = ""
@@ -136,13 +136,13 @@ async def _follow(guest: Guest, workload: fio.Workload, limit: float, progress: 
                 text = pending + piece.data.decode(errors="replace")
                 *lines, pending = text.replace("\r", "\n").split("\n")
                 for estimate in filter(None, map(fio_output.parse_estimate, lines)):
-                    if progress is not None:
-                        progress(workload.name, estimate)
+                    if on_estimate is not None:
+                        on_estimate(workload.name, estimate)
     except TimeoutError:
         raise GuestError(f"{workload.name} did not end within {limit:g} s") from None
 
 
-async def _fetch(guest: Guest) -> dict[str, bytes]:
+async def _fetch(guest: Shell) -> dict[str, bytes]:
     fetch = f"tar -czf - -C {_DIRECTORY} . && rm -rf {_DIRECTORY}"
     result = await guest.run(fetch, timeout=_SLACK, check=True)
     files = {}
@@ -217,7 +217,7 @@ def _cost(job: JobResult, host: Mapping[str, list[cpu.Sample]], ended: float, fi
     )
 
 
-async def nvme_devices(guest: Guest, count: int) -> list[str]:
+async def nvme_devices(guest: Shell, count: int) -> list[str]:
     """The guest's NVMe namespaces, once there are so many.
 
     :raises GuestError: there are fewer after half a minute.
@@ -225,7 +225,7 @@ async def nvme_devices(guest: Guest, count: int) -> list[str]:
     return await block_devices(guest, "nvme*n*", count)
 
 
-async def block_devices(guest: Guest, pattern: str, count: int) -> list[str]:
+async def block_devices(guest: Shell, pattern: str, count: int) -> list[str]:
     """Block devices by a shell pattern under /sys/block, once there are so many."""
     # Multipath's hidden paths (nvme0c0n1) have no device file.
     look = f'for d in /sys/block/{pattern}; do [ -b "/dev/${{d##*/}}" ] && echo "/dev/${{d##*/}}"; done'

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from nvmuser import __version__
-from nvmuser.bench.measure.runner import Guest
+from nvmuser.bench.measure.runner import Shell
 from nvmuser.errors import SetupError
 from nvmuser.toolchain import Spdk, find_qemu, find_spdk, proc, recipe
 
 
-async def look(guest: Guest) -> dict[str, str | None]:
+async def look(guest: Shell) -> dict[str, str | None]:
     """Asks the guest for its kernel and its fio: a user's own image has others than the appliance."""
     answer = await guest.run("uname -r && fio --version", timeout=60, check=True)
     kernel, fio = answer.stdout.decode(errors="replace").split()[:2]

@@ -182,7 +182,7 @@ def words(metric: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Change:
+class Difference:
     """New over old of one job on one peer. `real`: its interval leaves 1 out, it is not tiny, and there are
     rounds enough to tell.
     """
@@ -204,7 +204,7 @@ class Change:
         return self.word in ("faster", "cheaper") if self.real else None
 
 
-def changes(old: Comparison, new: Comparison, name: str = "iops") -> list[Change]:
+def changes(old: Comparison, new: Comparison, name: str = "iops") -> list[Difference]:
     """What both have measured, the real changes first."""
     found = []
     for job in new.jobs:
@@ -214,7 +214,7 @@ def changes(old: Comparison, new: Comparison, name: str = "iops") -> list[Change
                 continue
             interval = stats.difference(list(before.values()), list(after.values()))
             enough = interval.samples >= MIN_DIFF_ROUNDS and abs(interval.median - 1) >= MIN_CHANGE
-            found.append(Change(job, peer, interval, enough and not interval.low <= 1 <= interval.high, name))
+            found.append(Difference(job, peer, interval, enough and not interval.low <= 1 <= interval.high, name))
     return sorted(found, key=lambda change: not change.real)
 
 
@@ -227,7 +227,7 @@ def _rounds(comparison: Comparison, job: str, peer: str, name: str) -> dict[int,
     return {number: ours[number] / theirs[number] for number in both if theirs[number] > 0}
 
 
-def machine_changes(changes: Sequence[Change]) -> dict[str, str]:
+def machine_changes(changes: Sequence[Difference]) -> dict[str, str]:
     """Jobs in which at least two peers that are not ours really moved the same way, and how: what ours did
     there may be the machine's doing. A ratio has the machine divided out.
     """

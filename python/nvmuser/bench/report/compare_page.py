@@ -16,7 +16,7 @@ from nvmuser.bench.measure import stats
 from nvmuser.bench.measure.environment import describe
 from nvmuser.bench.measure.stats import Interval
 from nvmuser.bench.report import analysis, page, plots
-from nvmuser.bench.report.analysis import Change, Ratio
+from nvmuser.bench.report.analysis import Difference, Ratio
 from nvmuser.bench.report.records import Comparison, hugepages_used
 
 UNSTEADY = "\N{DAGGER}"
@@ -280,7 +280,7 @@ def _latency(cell: _Cell) -> list[str]:
     return [text.replace(" ", "") for text in (cell.p50, cell.p99, cell.p99_9)]
 
 
-def diff_table(changes: list[Change], notes: list[str], metric: str) -> RenderableType:
+def diff_table(changes: list[Difference], notes: list[str], metric: str) -> RenderableType:
     """Which changes are real."""
     result = Table(title=metric, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("job", "peer"):
@@ -302,14 +302,14 @@ def diff_table(changes: list[Change], notes: list[str], metric: str) -> Renderab
     return Group(result, *warnings)
 
 
-def _verdict(change: Change) -> Text:
+def _verdict(change: Difference) -> Text:
     if change.word is None:
         few = change.interval.samples < analysis.MIN_DIFF_ROUNDS
         return Text("too few rounds to tell" if few else "no change to be seen", style="dim")
     return Text(change.word, style="bold green" if change.better else "bold red")
 
 
-def diff_json(changes: list[Change], notes: list[str], metric: str) -> dict[str, Any]:
+def diff_json(changes: list[Difference], notes: list[str], metric: str) -> dict[str, Any]:
     """The same for programs."""
     return {
         "schema": "nvmuser.bench.diff/1",

@@ -1,8 +1,7 @@
-"""The ways of giving a guest a disk that are compared: ours, without the endpoint, and QEMU's and SPDK's
-others.
+"""Peers: the transports of a guest's disk that are compared. Ours, ours without the endpoint, QEMU's and SPDK's.
 
-Owns each peer's QEMU arguments. A peer is opened to a `Seat`: a booted guest of its own with its one disk,
-which can be parked, so that it takes nothing from the others while they are measured. The files behind the
+Owns each peer's QEMU arguments. A peer is opened to a `Slot`: a booted guest of its own with its one disk,
+which can be paused, so that it takes nothing from the others while they are measured. The files behind the
 disks are the caller's.
 """
 
@@ -68,9 +67,9 @@ def queues(cpus: int) -> int:
 
 
 @dataclass(frozen=True)
-class Seat:
-    """A booted guest with one disk. `backends` are processes that spin or poll, and are stopped while
-    parked.
+class Slot:
+    """A booted guest with one disk. `backends` are processes that spin or poll, and are stopped while it
+    is paused.
     """
 
     name: str
@@ -91,12 +90,12 @@ class Seat:
         """How its processes were started, as the kernel has it: QEMU and all that are charged for its I/O."""
         return {name: _command(pids[0]) for name, pids in self.processes.items() if pids}
 
-    async def park(self) -> None:
+    async def pause(self) -> None:
         await self.guest.qmp.execute("stop")
         for pid in self.backends:
             os.kill(pid, signal.SIGSTOP)
 
-    async def unpark(self) -> None:
+    async def resume(self) -> None:
         for pid in self.backends:
             os.kill(pid, signal.SIGCONT)
         await self.guest.qmp.execute("cont")
@@ -153,7 +152,7 @@ def qemu_arguments(peer: str, backing: Path, count: int, socket: Path | None = N
 
 
 @dataclass(frozen=True)
-class _Way:
+class _Attachment:
     """How one peer's disk reaches QEMU, and who works for it on the host."""
 
     processes: Mapping[str, Sequence[int]]
@@ -162,35 +161,35 @@ class _Way:
     arguments: Sequence[str] = ()
 
 
-async def _ours(peer: str, setup: Setup) -> _Way:
+async def _ours(peer: str, setup: Setup) -> _Attachment:
     direct = peer == "direct"
     processes = await setup.deployment.processes(direct=direct)
-    # The other one of ours, if it is there, has parked the target that both share.
+    # The other one of ours, if it is there, has paused the target that both share.
     _continue(processes["target"])
     socket = await setup.deployment.disk(f"bench-{peer}", setup.backing[peer], direct=direct)
-    return _Way(processes, stopped=processes["target"], sockets=(socket,))
+    return _Attachment(processes, stopped=processes["target"], sockets=(socket,))
 
 
-async def _way(peer: str, setup: Setup, cpus: int, stack: contextlib.AsyncExitStack) -> _Way:
+async def _attach(peer: str, setup: Setup, cpus: int, stack: contextlib.AsyncExitStack) -> _Attachment:
     backing, directory, count = setup.backing[peer], setup.directory / peer, queues(cpus)
     if peer in (OURS, "direct"):
         return await _ours(peer, setup)
     if peer == "vhost-user-blk-qsd":
         daemon = peer_servers.storage_daemon(find_qemu(), backing, directory, count)
         socket, pid = await stack.enter_async_context(daemon)
-        return _Way({"backend": [pid]}, arguments=qemu_arguments(peer, backing, count, socket))
+        return _Attachment({"backend": [pid]}, arguments=qemu_arguments(peer, backing, count, socket))
     if peer == "vhost-user-blk-spdk":
         if setup.no_hugepages:
             raise TargetError(f"it dies when a guest with 4 KiB pages connects; {setup.no_hugepages}")
         vhost = peer_servers.spdk_vhost(find_spdk(), backing, directory, max(os.sched_getaffinity(0)))
         socket, pid = await stack.enter_async_context(vhost)
         arguments = qemu_arguments(peer, backing, count, socket)
-        return _Way({"backend": [pid]}, stopped=[pid], arguments=arguments)
-    return _Way({}, arguments=qemu_arguments(peer, backing, count))
+        return _Attachment({"backend": [pid]}, stopped=[pid], arguments=arguments)
+    return _Attachment({}, arguments=qemu_arguments(peer, backing, count))
 
 
 @contextlib.asynccontextmanager
-async def open_peer(peer: str, setup: Setup, cpus: int) -> AsyncIterator[Seat]:
+async def open_peer(peer: str, setup: Setup, cpus: int) -> AsyncIterator[Slot]:
     """Boot a peer's guest and find its disk.
 
     :raises UsageError: no such peer. :raises NvmuserError: it cannot run here, with the reason.
@@ -200,27 +199,29 @@ async def open_peer(peer: str, setup: Setup, cpus: int) -> AsyncIterator[Seat]:
     directory = setup.directory / peer
     directory.mkdir(parents=True, exist_ok=True)
     async with contextlib.AsyncExitStack() as stack:
-        way = await _way(peer, setup, cpus, stack)
+        attachment = await _attach(peer, setup, cpus, stack)
         spec = GuestSpec(
             **machine(cpus),
             memory=MEMORY,
-            sockets=way.sockets,
+            sockets=attachment.sockets,
             hugepages=setup.no_hugepages is None,
-            qemu_args=tuple(way.arguments),
+            qemu_args=tuple(attachment.arguments),
         )
         disks = "nvme*n*" if peer in NVME_PEERS else "vd*"
-        yield await stack.enter_async_context(seated(peer, spec, directory, disks, way.processes, way.stopped))
+        yield await stack.enter_async_context(
+            booted_slot(peer, spec, directory, disks, attachment.processes, attachment.stopped)
+        )
 
 
 @contextlib.asynccontextmanager
-async def seated(
+async def booted_slot(
     name: str,
     spec: GuestSpec,
     directory: Path,
     disks: str,
     processes: Mapping[str, Sequence[int]],
     backends: Sequence[int] = (),
-) -> AsyncIterator[Seat]:
+) -> AsyncIterator[Slot]:
     """Boot a guest with one disk, whose name in the guest matches `disks`.
 
     :raises GuestError: it does not boot, or sees no disk.
@@ -233,8 +234,8 @@ async def seated(
         answer = await guest.run(f"cat /sys/block/{Path(device).name}/queue/io_poll", timeout=60, check=True)
         charged = {**processes, "qemu": [guest.process.pid]}
         polled = answer.stdout.strip() == b"1" and name not in NO_POLLING
-        yield Seat(name, guest, device, charged, backends, polled, spec.memory, spec.hugepages is True)
-        # It is parked, so that it cannot shut down by itself; its data are nobody's. QEMU takes leave of its
+        yield Slot(name, guest, device, charged, backends, polled, spec.memory, spec.hugepages is True)
+        # A paused guest cannot shut down by itself, and nobody needs its data. QEMU disconnects from its
         # backend.
         _continue(backends)
         with contextlib.suppress(QMPError):

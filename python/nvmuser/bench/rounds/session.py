@@ -1,8 +1,8 @@
-"""Rounds of jobs on seats, interleaved: one right after the other, in an order that is balanced over the rounds.
+"""Rounds of jobs on slots, interleaved: one right after the other, in an order that is balanced over the rounds.
 
-All guests are booted once and parked (QEMU stopped, spinning backends too) but for the one that is measured.
-Owns the rounds, the deadline, and what is written as it is measured. What the seats are is told by `compare`
-and `tune`; what is concluded is `analysis`.
+All guests are booted once and paused (QEMU stopped, spinning backends too) but for the one that is measured.
+Owns the rounds, the deadline, and what is written as it is measured. `compare` and `tune` say what the slots are;
+`analysis` draws the conclusions.
 """
 
 from __future__ import annotations
@@ -22,31 +22,21 @@ from typing import Any
 from qemu.qmp import QMPError
 
 from nvmuser.bench.measure import environment, runner, stats, versions
+from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.report import records
 from nvmuser.bench.report.records import Run
-from nvmuser.bench.rounds import order
+from nvmuser.bench.rounds import alternate
 from nvmuser.bench.rounds.matrix import Case
-from nvmuser.bench.rounds.peers import Seat
+from nvmuser.bench.rounds.peers import Slot
 from nvmuser.errors import GuestError, NvmuserError, UsageError
 from nvmuser.toolchain import accelerator
 
-
-@dataclass(frozen=True)
-class Step:
-    """Where a comparison is, for a progress line."""
-
-    done: int
-    total: int
-    text: str
-
-
-Report = Callable[[Step], None]
-Opener = Callable[[str, int], AbstractAsyncContextManager[Seat]]
+Opener = Callable[[str, int], AbstractAsyncContextManager[Slot]]
 """From a name and the number of the guest's CPUs to a booted guest."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class SessionPlan:
     """What is measured on what. All ratios are with `base`, without which there is nothing to say."""
 
     cases: Sequence[Case]
@@ -66,7 +56,7 @@ class Plan:
         if self.rounds < 1:
             raise UsageError("a comparison needs at least one round")
 
-    def with_files_on(self, directory: Path) -> Plan:
+    def with_files_on(self, directory: Path) -> SessionPlan:
         """With the type of the file system of the disks among what must be the same."""
         return replace(self, settings={**self.settings, "file_system": environment.file_system(directory)})
 
@@ -80,18 +70,18 @@ class Session:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: SessionPlan,
         opener: Opener,
         output: Path,
         writer: records.Writer,
-        report: Report,
+        progress: Progress,
         earlier: records.Comparison | None = None,
     ) -> None:
         self._plan = plan
         self._opener = opener
         self._output = output
         self._writer = writer
-        self._report = report
+        self._progress = progress
         self._earlier = earlier
         self._had: dict[tuple[int, str], set[str]] = defaultdict(set)
         """Which peers an earlier run has measured, by round and job."""
@@ -100,7 +90,7 @@ class Session:
         self._done = 0
         self._noise: list[float] = []
         self._out: set[tuple[str, int]] = set()
-        """Seats that cannot go on, by name and CPUs."""
+        """Slots that cannot go on, by name and CPUs."""
         self._said: set[tuple[str, int]] = set()
         self._skipped: list[tuple[str, str]] = []
         """Those left out that are not written yet, for nothing may stand before the header."""
@@ -114,59 +104,55 @@ class Session:
             cases = [case for case in self._plan.cases if case.guest_cpus == cpus]
             deadline = started + self._plan.minutes * 60 * number / len(passes)
             async with contextlib.AsyncExitStack() as stack:
-                seats = await self._open(stack, cpus)
-                await self._begin(seats)
-                await self._rounds(cases, seats, deadline)
+                slots = await self._open(stack, cpus)
+                await self._begin(slots)
+                await self._rounds(cases, slots, deadline)
         self._writer.footer({"noise": self._noise, "seconds": time.monotonic() - started})
 
-    async def _rounds(self, cases: Sequence[Case], seats: Sequence[Seat], deadline: float) -> None:
-        for number in range(self._plan.rounds):
-            begun = time.monotonic()
+    async def _rounds(self, cases: Sequence[Case], slots: Sequence[Slot], deadline: float) -> None:
+        for number, ordered in alternate.rounds(slots, self._plan.rounds, deadline):
             for case in cases:
-                await self._round(number, case, seats)
+                await self._round(number, case, ordered)
             self._noise.append(await asyncio.to_thread(environment.spin))
-            now = time.monotonic()
-            if now + (now - begun) > deadline:
-                return
 
-    async def _open(self, stack: contextlib.AsyncExitStack, cpus: int) -> list[Seat]:
-        seats = []
+    async def _open(self, stack: contextlib.AsyncExitStack, cpus: int) -> list[Slot]:
+        slots = []
         for name in self._plan.names:
-            self._tell(f"booting the guest of {name}")
+            self._step(f"booting the guest of {name}")
             try:
-                seat = await stack.enter_async_context(self._opener(name, cpus))
+                slot = await stack.enter_async_context(self._opener(name, cpus))
             except NvmuserError as error:
                 if name == self._plan.base:
                     raise
                 self._skip(name, str(error))
                 continue
-            await seat.park()
-            seats.append(seat)
-        return seats
+            await slot.pause()
+            slots.append(slot)
+        return slots
 
-    def _tell(self, text: str) -> None:
+    def _step(self, text: str) -> None:
         total = len(self._plan.cases) * len(self._plan.names) * self._plan.rounds
-        self._report(Step(self._done, total, text))
+        self._progress.step(f"{self._done}/{total} {text}")
 
     def _skip(self, name: str, reason: str) -> None:
         self._skipped.append((name, reason))
         if self._begun:
             self._write_skipped()
-        self._tell(f"{name} is left out: {reason}")
+        self._step(f"{name} is left out: {reason}")
 
     def _write_skipped(self) -> None:
         for name, reason in self._skipped:
             self._writer.skipped(name, reason)
         self._skipped.clear()
 
-    async def _begin(self, seats: Sequence[Seat]) -> None:
-        """Writes the header once the guests can tell what they are, or sees that it is still the same."""
+    async def _begin(self, slots: Sequence[Slot]) -> None:
+        """Writes the header once the guests are known, or checks that it is still the same."""
         if self._begun:
             return
         self._begun = True
-        self._tell("listening for noise")
+        self._step("measuring background noise")
         before = await asyncio.to_thread(environment.spin)
-        document = await self._header(seats, before)
+        document = await self._header(slots, before)
         if self._earlier is None:
             self._writer.header(document)
         else:
@@ -174,11 +160,11 @@ class Session:
             records.check_same(self._earlier.header, records.plain(document))
         self._write_skipped()
 
-    async def _header(self, seats: Sequence[Seat], before: float) -> dict[str, Any]:
-        first = seats[0]
-        await first.unpark()
+    async def _header(self, slots: Sequence[Slot], before: float) -> dict[str, Any]:
+        first = slots[0]
+        await first.resume()
         found = await versions.look(first.guest)
-        await first.park()
+        await first.pause()
         cases = self._plan.cases
         return {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -188,9 +174,9 @@ class Session:
             "guest": {
                 "cpus": sorted({case.guest_cpus for case in cases}),
                 "memory_bytes": first.memory,
-                "hugepages": all(seat.hugepages for seat in seats),
+                "hugepages": all(slot.hugepages for slot in slots),
             },
-            "peers_setup": {seat.name: seat.commands for seat in seats},
+            "peers_setup": {slot.name: slot.commands for slot in slots},
             "settings": {
                 "rounds": self._plan.rounds,
                 "runtime": cases[0].job.runtime,
@@ -202,45 +188,45 @@ class Session:
             "jobs": {case.job.name: asdict(case.job) for case in cases},
         }
 
-    async def _round(self, number: int, case: Case, seats: Sequence[Seat]) -> None:
-        can = {seat.name for seat in seats if seat.polled or not case.poll}
+    async def _round(self, number: int, case: Case, slots: Sequence[Slot]) -> None:
+        can = {slot.name for slot in slots if slot.polled or not case.poll}
         if can <= self._had[number, case.job.name]:
-            self._done += len(seats)
+            self._done += len(slots)
             return
-        for seat in order.balanced(seats, number):
+        for slot in slots:
             self._done += 1
-            key = (seat.name, case.guest_cpus)
+            key = (slot.name, case.guest_cpus)
             if key in self._out:
                 continue
-            if case.poll and not seat.polled:
+            if case.poll and not slot.polled:
                 if key not in self._said:
                     self._said.add(key)
-                    self._skip(seat.name, "polled jobs: it has no polled queue that works here")
+                    self._skip(slot.name, "polled jobs: it has no polled queue that works here")
                 continue
-            self._tell(f"round {number + 1} of {self._plan.rounds}: {case.job.name} on {seat.name}")
+            self._step(f"round {number + 1} of {self._plan.rounds}: {case.job.name} on {slot.name}")
             try:
-                await self._measure(number, case, seat)
+                await self._measure(number, case, slot)
             except (NvmuserError, QMPError) as error:
-                if seat.name == self._plan.base:
+                if slot.name == self._plan.base:
                     raise
                 self._out.add(key)
-                self._skip(seat.name, f"from round {number + 1} on: {error}")
+                self._skip(slot.name, f"from round {number + 1} on: {error}")
 
-    async def _measure(self, number: int, case: Case, seat: Seat) -> None:
-        await seat.unpark()
+    async def _measure(self, number: int, case: Case, slot: Slot) -> None:
+        await slot.resume()
         try:
             for attempt in range(1, self._plan.attempts + 1):
-                done = await runner.run(seat.guest, case.job.workload(), [seat.device], processes=seat.processes)
+                done = await runner.run(slot.guest, case.job.workload(), [slot.device], processes=slot.processes)
                 [job] = done.jobs
                 steadiness = stats.steadiness(job.series.iops)
                 counts = bool(job.wrong) or steadiness.steady or attempt == self._plan.attempts
-                directory = self._output / "fio" / f"round{number + 1}" / seat.name / job.name
-                # What is repeated is kept too: why it was not steady is often seen only there.
+                directory = self._output / "fio" / f"round{number + 1}" / slot.name / job.name
+                # Keep repeated runs too: often only they show why one was not steady.
                 done.keep(directory if counts else directory / f"attempt{attempt}")
                 if job.wrong:
-                    raise GuestError(f"{job.name} on {seat.name}: {job.wrong}")
+                    raise GuestError(f"{job.name} on {slot.name}: {job.wrong}")
                 if counts:
-                    self._writer.run(Run.of(job, seat.name, number, steadiness, attempt))
+                    self._writer.run(Run.of(job, slot.name, number, steadiness, attempt))
                     return
         finally:
-            await seat.park()
+            await slot.pause()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from nvmuser.bench.rounds import peer_servers
-from nvmuser.bench.rounds.peers import Seat, machine, seated
+from nvmuser.bench.rounds.peers import Slot, booted_slot, machine
 from nvmuser.errors import UsageError
 from nvmuser.guest import Guest, GuestSpec
 from nvmuser.rpc import Client, methods
@@ -97,7 +97,7 @@ VARIANTS = (
 @contextlib.asynccontextmanager
 async def open_variant(
     variant: Variant, cpus: int, backing: Path, directory: Path, *, hugepages: bool
-) -> AsyncIterator[Seat]:
+) -> AsyncIterator[Slot]:
     """Start its target, boot its guest, find the disk. Both have hugepages, or neither.
 
     :raises NvmuserError: it cannot run here, with the reason.
@@ -111,9 +111,9 @@ async def open_variant(
         socket = await _configure(rpc, variant, backing, directory)
         spec = GuestSpec(**machine(cpus), memory=GUEST_MEMORY, sockets=(socket,), hugepages=hugepages)
         charged = {"target": [pid]}
-        seat = await stack.enter_async_context(seated(variant.name, spec, directory, "nvme*n*", charged, [pid]))
-        await _place(variant, seat.guest, pid, set(cores))
-        yield seat
+        slot = await stack.enter_async_context(booted_slot(variant.name, spec, directory, "nvme*n*", charged, [pid]))
+        await _place(variant, slot.guest, pid, set(cores))
+        yield slot
 
 
 async def _configure(rpc: Client, variant: Variant, backing: Path, directory: Path) -> Path:

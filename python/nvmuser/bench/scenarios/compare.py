@@ -17,18 +17,18 @@ from pathlib import Path
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.disks import fill, output_directory
 from nvmuser.bench.measure.hugepage_loan import borrowed_hugepages
+from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.report import records
 from nvmuser.bench.rounds import session
 from nvmuser.bench.rounds.matrix import Case
 from nvmuser.bench.rounds.peers import MEMORY, OURS, Setup, open_peer
-from nvmuser.bench.rounds.session import Report, Step
 from nvmuser.supervisor.spdk import MEMORY_MIB, Options
 from nvmuser.toolchain import find_appliance, find_qemu, find_spdk
 
 
 @dataclass(frozen=True)
-class Plan:
+class ComparePlan:
     """What is compared."""
 
     cases: Sequence[Case]
@@ -39,10 +39,10 @@ class Plan:
     minutes: float = math.inf
 
     @property
-    def session(self) -> session.Plan:
+    def session(self) -> session.SessionPlan:
         """:raises UsageError: ours is not among the peers, or no round is asked for."""
         settings = {"backing": self.backing, "size_bytes": self.size}
-        return session.Plan(self.cases, self.peers, OURS, self.rounds, self.minutes, settings=settings)
+        return session.SessionPlan(self.cases, self.peers, OURS, self.rounds, self.minutes, settings=settings)
 
     @property
     def memory(self) -> int:
@@ -50,7 +50,7 @@ class Plan:
         return len(self.peers) * MEMORY + 2 * (MEMORY_MIB << 20)
 
 
-async def compare(plan: Plan, output: Path, report: Report, *, resume: bool = False) -> records.Comparison:
+async def compare(plan: ComparePlan, output: Path, progress: Progress, *, resume: bool = False) -> records.Comparison:
     """Runs the whole plan; results are in `output` as they come, fio's own JSON too.
 
     :param resume: go on with what an interrupted comparison left in `output`.
@@ -61,25 +61,25 @@ async def compare(plan: Plan, output: Path, report: Report, *, resume: bool = Fa
     output_directory(output)
     rounds = rounds.with_files_on(_files_on(plan, output))
     earlier = records.interrupted(output) if resume else None
-    async with _common(plan, output, report) as setup:
+    async with _common(plan, output, progress) as setup:
         with records.Writer(output / records.FILE, append=resume) as writer:
             await session.Session(
-                rounds, lambda peer, cpus: open_peer(peer, setup, cpus), output, writer, report, earlier
+                rounds, lambda peer, cpus: open_peer(peer, setup, cpus), output, writer, progress, earlier
             ).run()
     return records.read(output)
 
 
-def _files_on(plan: Plan, output: Path) -> Path:
+def _files_on(plan: ComparePlan, output: Path) -> Path:
     return Path("/dev/shm") if plan.backing == "memory" else output
 
 
 @contextlib.asynccontextmanager
-async def _common(plan: Plan, output: Path, report: Report) -> AsyncIterator[Setup]:
+async def _common(plan: ComparePlan, output: Path, progress: Progress) -> AsyncIterator[Setup]:
     """What all peers share, gone afterwards."""
     files = tempfile.TemporaryDirectory(dir=_files_on(plan, output), prefix="disks-")
     with files, scratch("nvmuser-bench-") as sockets, borrowed_hugepages(plan.memory) as lacking:
         backing = {peer: Path(files.name) / peer for peer in plan.peers}
-        report(Step(0, 1, "writing the disks' files"))
+        progress.step("writing the disks' files")
         for path in backing.values():
             await asyncio.to_thread(fill, path, plan.size)
         options = Options(hugepages=lacking is None)

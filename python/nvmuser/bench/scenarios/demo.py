@@ -1,7 +1,7 @@
 """The whole chain on a deployment of its own: target, volume, controller, guest, fio inside, verified.
 
 Also runs jobs in a guest on controllers that exist already (`bench guest`). Owns the guest that it boots, and
-for the demo the deployment; both are gone when it ends. Shows nothing: progress is told to the caller.
+for the demo the deployment; both are gone when it ends. Prints nothing: it reports its progress to the caller.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from nvmuser.bench.measure import environment, runner, versions
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.disks import fill, output_directory
 from nvmuser.bench.measure.fio import Job, Workload
-from nvmuser.bench.measure.fio_output import Estimate
+from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.report import page
 from nvmuser.bench.report.result import JobResult, Result
@@ -28,18 +28,6 @@ from nvmuser.toolchain import accelerator, find_appliance, find_qemu, find_spdk
 
 SIZE = 256 << 20
 MEMORY = 512 << 20
-
-Tell = Callable[[str], None]
-"""Called when a step begins, with its name."""
-Progress = Callable[[str, Estimate], None]
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Who is told what goes on."""
-
-    step: Tell
-    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -67,7 +55,7 @@ async def measure(
     disks: Disks,
     workloads: Sequence[Workload],
     output: Path,
-    watch: Watch,
+    progress: Progress,
     *,
     cpus: int = 1,
     memory: int = MEMORY,
@@ -84,18 +72,18 @@ async def measure(
         result (`Result.wrong`).
     """
     output_directory(output)
-    watch.step("listening for noise")
+    progress.step("measuring background noise")
     ours = [pid for pids in disks.processes.values() for pid in pids]
     before = await asyncio.to_thread(environment.spin, ours)
     machine = environment.look()
     spec = GuestSpec(cpus=cpus, memory=memory, sockets=disks.sockets, directories=disks.directories, append=append)
-    async with _guest(spec, watch) as guest:
+    async with _guest(spec, progress) as guest:
         devices = await runner.nvme_devices(guest, len(disks.sockets))
         if not overwrite and any(workload.writes for workload in workloads):
             await refuse_foreign_data(guest, devices)
         found = await versions.look(guest)
         processes = {"qemu": [guest.process.pid], **disks.processes}
-        jobs = await _run_all(guest, workloads, devices, processes, output, watch)
+        jobs = await _run_all(guest, workloads, devices, processes, output, progress)
     machine = replace(machine, noise_before=before, noise_after=await asyncio.to_thread(environment.spin, ours))
     about = {"cpus": cpus, "memory_bytes": memory, "disks": list(disks.names)}
     return _written(_result(found, machine, about, jobs), output)
@@ -121,8 +109,8 @@ def _written(result: Result, output: Path) -> Result:
 
 
 @contextlib.asynccontextmanager
-async def _guest(spec: GuestSpec, watch: Watch) -> AsyncIterator[Guest]:
-    watch.step("booting the guest")
+async def _guest(spec: GuestSpec, progress: Progress) -> AsyncIterator[Guest]:
+    progress.step("booting the guest")
     with scratch("nvmuser-guest-") as directory:
         async with launch(spec, directory / "vm") as guest:
             yield guest
@@ -134,53 +122,53 @@ async def _run_all(
     devices: Sequence[str],
     processes: Mapping[str, Sequence[int]],
     output: Path,
-    watch: Watch,
+    progress: Progress,
 ) -> list[JobResult]:
     jobs: list[JobResult] = []
     for workload in workloads:
-        watch.step(f"fio: {workload.name}")
-        done = await runner.run(guest, workload, devices, processes=processes, progress=watch.progress)
+        progress.step(f"fio: {workload.name}")
+        done = await runner.run(guest, workload, devices, processes=processes, on_estimate=progress.estimate)
         done.keep(output / "fio" / workload.name)
         jobs += done.jobs
     return jobs
 
 
-async def refuse_foreign_data(guest: runner.Guest, devices: Sequence[str]) -> None:
+async def refuse_foreign_data(guest: runner.Shell, devices: Sequence[str]) -> None:
     """:raises UsageError: a device has a file system, a partition table or the like on it."""
     for device in devices:
         # 2 is "nothing found"; blkid -p looks at the device itself, not into a cache.
         found = await guest.run(f"blkid -p -o value -s TYPE -s PTTYPE {device}", timeout=60)
         if kind := found.stdout.decode(errors="replace").split():
-            raise UsageError(f"{device} in the guest holds data ({kind[0]}): say --overwrite to write over it")
+            raise UsageError(f"{device} in the guest holds data ({kind[0]}): pass --overwrite to write over it")
 
 
 @contextlib.asynccontextmanager
 async def own_disk(
-    output: Path, watch: Watch, size: int = SIZE, *, direct: bool = False, libvfio: bool = False
+    output: Path, progress: Progress, size: int = SIZE, *, direct: bool = False, libvfio: bool = False
 ) -> AsyncIterator[Disks]:
     """A disk on a deployment of its own: every block written, and gone afterwards.
 
     The volume's file is in `output`, a real file system as a rule; sockets need a short path and are in /tmp.
     """
-    # Before anything is made: what is missing is told at once.
+    # Report what is missing before anything is made.
     find_spdk(), find_qemu(), find_appliance()
     output_directory(output)
     files = tempfile.TemporaryDirectory(prefix="disk-", dir=output)
     with files, scratch("nvmuser-bench-") as directory:
         file = Path(files.name) / "demo"
-        watch.step("writing the volume's file")
+        progress.step("writing the volume's file")
         await asyncio.to_thread(fill, file, size)
-        watch.step("starting the target")
+        progress.step("starting the target")
         async with Deployment.start(directory / "state") as deployment:
-            watch.step("creating the volume and the controller")
+            progress.step("creating the volume and the controller")
             socket = await deployment.disk("demo", file, direct=direct)
             processes = await deployment.processes(direct=direct)
-            way = ("direct" if direct else "through the endpoint") + (", libvfio" if libvfio else "")
+            transport = ("direct" if direct else "through the endpoint") + (", libvfio" if libvfio else "")
             directories = (deployment.device("demo", direct=direct),) if libvfio else None
-            yield Disks((socket,), (f"demo (file, {size >> 20} MiB, {way})",), processes, directories)
+            yield Disks((socket,), (f"demo (file, {size >> 20} MiB, {transport})",), processes, directories)
 
 
-async def demo(output: Path, watch: Watch, *, direct: bool = False) -> Result:
+async def demo(output: Path, progress: Progress, *, direct: bool = False) -> Result:
     """`make demo`: the result tells whether a block was wrong (`Result.wrong`)."""
-    async with own_disk(output, watch, direct=direct) as disks:
-        return await measure(disks, demo_jobs(), output, watch)
+    async with own_disk(output, progress, direct=direct) as disks:
+        return await measure(disks, demo_jobs(), output, progress)

@@ -14,7 +14,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -24,6 +24,8 @@ from typing import Any
 from nvmf_vfio.protocol.header import Command, Flag, Header
 from nvmf_vfio.protocol.messages import RegionAccess
 from nvmf_vfio.protocol.version import Version
+from nvmuser.bench.measure.progress import Progress
+from nvmuser.bench.rounds.alternate import alternate
 from nvmuser.errors import DeviceError
 from nvmuser.pci import Bar, Identity, PciDevice, Server, Space
 from nvmuser.toolchain import bindings, find_spdk, proc
@@ -77,11 +79,11 @@ class GpioResult:
         return {"gpio_ratio": self.ratio, "python_us": self.python_us, "c_us": self.c_us, "rounds": rounds}
 
 
-async def measure(*, rounds: int = 7, accesses: int = 4000) -> GpioResult:
+async def measure(*, rounds: int = 7, accesses: int = 4000, progress: Progress | None = None) -> GpioResult:
     """Run both devices, and access their registers alternately: half of the accesses read, half write.
 
-    :raise SetupError: nvmuser_vfu is not there, or the C device does not compile.
-    :raise DeviceError: a device did not start, or did not answer.
+    :raises SetupError: nvmuser_vfu is not there, or the C device does not compile.
+    :raises DeviceError: a device did not start, or did not answer.
     """
     bindings.load(bindings.VFU)
     client_cpu, device_cpu = _cpus()
@@ -91,18 +93,19 @@ async def measure(*, rounds: int = 7, accesses: int = 4000) -> GpioResult:
             "python": [sys.executable, "-m", "nvmuser.bench.scenarios.gpio", str(directory / "python.sock")],
             "c": [str(_compile(directory)), str(directory / "c.sock")],
         }
-        times: dict[str, list[float]] = {name: [] for name in commands}
         async with AsyncExitStack() as stack:
             pool = ThreadPoolExecutor(1, initializer=os.sched_setaffinity, initargs=(0, client_cpu))
             stack.enter_context(pool)
-            clients = {}
+            clients: dict[str, Callable[[int], Awaitable[float]]] = {}
+            loop = asyncio.get_running_loop()
+
+            def round_trips(client: _Client) -> Callable[[int], Awaitable[float]]:
+                return lambda _round: loop.run_in_executor(pool, client.round_trip, accesses)
+
             for name, command in commands.items():
                 await stack.enter_async_context(_running(command, device_cpu))
-                clients[name] = stack.enter_context(_Client(Path(command[-1])))
-            loop = asyncio.get_running_loop()
-            for _ in range(rounds):
-                for name, client in clients.items():
-                    times[name].append(await loop.run_in_executor(pool, client.round_trip, accesses))
+                clients[name] = round_trips(stack.enter_context(_Client(Path(command[-1]))))
+            times = await alternate(clients, rounds, progress, what="a register in Python and in C, ")
     return GpioResult(tuple(times["python"]), tuple(times["c"]))
 
 

@@ -1,7 +1,7 @@
 """What it costs to reach a volume over vfio-user, and what Python adds: host clients side by side.
 
-Owns a target with one volume, and the order of the programs: in each round one after the other, so that what slows the
-machine slows all. Ratios are of one round each. `host_programs` knows the programs, `gpio` measures devices in Python.
+Owns a target with one volume, and runs the programs in alternating rounds, so that what slows the machine slows all.
+Ratios are of one round each. `host_programs` knows the programs, `gpio` measures devices in Python.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nvmuser.bench.measure import environment, stats
+from nvmuser.bench.measure.progress import Progress
+from nvmuser.bench.rounds.alternate import alternate
 from nvmuser.bench.scenarios import gpio
 from nvmuser.bench.scenarios import host_programs as programs
-from nvmuser.bench.scenarios.host_programs import Workload
+from nvmuser.bench.scenarios.host_programs import HostWorkload
 from nvmuser.errors import UsageError
 from nvmuser.paths import StateDir
 from nvmuser.rpc import methods
@@ -42,7 +44,7 @@ GOALS = {"perf_ratio": 0.95, "async_reads_per_s": 150_000, "gpio_ratio": 2.5}
 class HostResult:
     """Commands a second of each program, one value a round."""
 
-    workload: Workload
+    workload: HostWorkload
     volume: str
     iops: dict[str, list[float]]
     devices: gpio.GpioResult
@@ -67,36 +69,28 @@ class HostResult:
         }
 
 
-Tell = Callable[[str], None]
-
-
 async def measure(
     root: Path, spdk: Spdk, *, rounds: int, pattern: str = "randread", depth: int = 32, size: int = 4096,
-    seconds: int = 2, file: Path | None = None, tell: Tell = lambda _: None,
+    seconds: int = 2, file: Path | None = None, progress: Progress | None = None,
 ) -> HostResult:  # fmt: skip
     """Run every program `rounds` times, then the devices.
 
     :param root: a short path, for sockets are in it.
     :param file: the volume: this file, in the target as in bdevperf. None: memory, in each of them.
-    :raise UsageError: there is one CPU only.
-    :raise NvmuserError: a program or the target failed.
+    :raises UsageError: there is one CPU only.
+    :raises NvmuserError: a program or the target failed.
     """
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
         raise UsageError("two CPUs are needed, one for the target and one for its client")
-    work = Workload(pattern, depth, size, seconds, cpus[0])
+    work = HostWorkload(pattern, depth, size, seconds, cpus[0])
     volume = _volume(file)
     config = root / "bdevperf.json"
     config.write_text(programs.bdevperf_config(volume), encoding="utf-8")
-    iops: dict[str, list[float]] = {}
     noise = await asyncio.to_thread(environment.spin)
     async with _target(root, spdk, cpus[-1], volume) as (target, directory):
-        for number in range(rounds):
-            for name, run in _programs(spdk, work, config, directory, target).items():
-                tell(f"round {number + 1} of {rounds}: {name}")
-                iops.setdefault(name, []).append(await run())
-    tell("a device in Python, and the same in C")
-    devices = await gpio.measure()
+        iops = await alternate(_programs(spdk, work, config, directory, target), rounds, progress)
+    devices = await gpio.measure(progress=progress)
     return HostResult(work, "memory" if file is None else str(file), iops, devices, noise)
 
 
@@ -130,14 +124,14 @@ async def _target(root: Path, spdk: Spdk, cpu: int, volume: Request) -> AsyncIte
 
 
 def _programs(
-    spdk: Spdk, work: Workload, config: Path, directory: Path, target: Target
-) -> dict[str, Callable[[], Any]]:
-    """In the order in which they run: what is compared follows on each other."""
+    spdk: Spdk, work: HostWorkload, config: Path, directory: Path, target: Target
+) -> dict[str, Callable[[int], Awaitable[float]]]:
+    """What to run in each round, by the name of the program."""
 
     async def run(argv: list[str], parse: Callable[[str], float]) -> float:
         return parse(await asyncio.to_thread(proc.output, argv, timeout=work.seconds + _GRACE_S))
 
-    async def bdevperf() -> float:
+    async def bdevperf(_round: int) -> float:
         # A target that polls would have its share of the memory's and the caches' speed.
         await target.park()
         try:
@@ -147,8 +141,8 @@ def _programs(
 
     return {
         "bdevperf": bdevperf,
-        "spdk_nvme_perf": lambda: run(programs.spdk_nvme_perf(spdk, work, directory, _NQN), programs.total),
-        "nvmuser": lambda: run(programs.nvmuser(work, directory, awaited=False), float),
-        "async": lambda: run(programs.nvmuser(work, directory, awaited=True), float),
-        "fio": lambda: run(programs.fio(spdk, work, directory, _NQN), programs.fio_iops),
+        "spdk_nvme_perf": lambda _round: run(programs.spdk_nvme_perf(spdk, work, directory, _NQN), programs.total),
+        "nvmuser": lambda _round: run(programs.nvmuser(work, directory, awaited=False), float),
+        "async": lambda _round: run(programs.nvmuser(work, directory, awaited=True), float),
+        "fio": lambda _round: run(programs.fio(spdk, work, directory, _NQN), programs.fio_iops),
     }

@@ -29,7 +29,7 @@ PATTERNS = ("read", "write", "randread", "randwrite")
 
 
 @dataclass(frozen=True)
-class Workload:
+class HostWorkload:
     """:param cpu: where clients run; the target has another."""
 
     pattern: str
@@ -39,7 +39,7 @@ class Workload:
     cpu: int
 
 
-def bdevperf(spdk: Spdk, work: Workload, config: Path) -> list[str]:
+def bdevperf(spdk: Spdk, work: HostWorkload, config: Path) -> list[str]:
     """No transport: the volume in the program itself."""
     return [
         str(spdk.binary("bdevperf")), "--json", str(config), "-m", f"[{work.cpu}]", "--no-huge",
@@ -54,7 +54,7 @@ def bdevperf_config(volume: Request) -> str:
     return json.dumps({"subsystems": [{"subsystem": "bdev", "config": [call]}]})
 
 
-def spdk_nvme_perf(spdk: Spdk, work: Workload, directory: Path, nqn: str) -> list[str]:
+def spdk_nvme_perf(spdk: Spdk, work: HostWorkload, directory: Path, nqn: str) -> list[str]:
     # With its default subsystem name it would take the controller for a discovery service.
     return [
         str(spdk.binary("spdk_nvme_perf")), "-c", f"[{work.cpu}]", "--no-huge", "-s", str(CLIENT_MIB), *_workload(work),
@@ -62,11 +62,11 @@ def spdk_nvme_perf(spdk: Spdk, work: Workload, directory: Path, nqn: str) -> lis
     ]  # fmt: skip
 
 
-def _workload(work: Workload) -> list[str]:
+def _workload(work: HostWorkload) -> list[str]:
     return ["-q", str(work.depth), "-o", str(work.size), "-w", work.pattern, "-t", str(work.seconds)]
 
 
-def fio(spdk: Spdk, work: Workload, directory: Path, nqn: str) -> list[str]:
+def fio(spdk: Spdk, work: HostWorkload, directory: Path, nqn: str) -> list[str]:
     # fio takes a colon for the border between two files.
     name = f"trtype=VFIOUSER traddr={directory} subnqn={nqn} ns=1".replace(":", "\\:")
     return [
@@ -77,7 +77,7 @@ def fio(spdk: Spdk, work: Workload, directory: Path, nqn: str) -> list[str]:
     ]  # fmt: skip
 
 
-def nvmuser(work: Workload, directory: Path, *, awaited: bool) -> list[str]:
+def nvmuser(work: HostWorkload, directory: Path, *, awaited: bool) -> list[str]:
     """`nvmuser.initiator` in a process of its own: its loop in C, or 4 KiB reads that asyncio awaits."""
     loop = ("async", "randread", ASYNC_DEPTH, 4096) if awaited else ("perf", work.pattern, work.depth, work.size)
     arguments = map(str, (directory, work.cpu, work.seconds, *loop))
@@ -87,7 +87,7 @@ def nvmuser(work: Workload, directory: Path, *, awaited: bool) -> list[str]:
 def total(text: str) -> float:
     """What bdevperf and spdk_nvme_perf end with.
 
-    :raise SetupError: it is not there.
+    :raises SetupError: it is not there.
     """
     if not (found := _TOTAL.findall(text)):
         raise SetupError(f"no total in what was printed: {text.strip()[-200:]!r}")
@@ -95,7 +95,7 @@ def total(text: str) -> float:
 
 
 def fio_iops(text: str) -> float:
-    """:raise SetupError: this is no result of fio's, or it had errors."""
+    """:raises SetupError: this is no result of fio's, or it had errors."""
     try:
         job = json.loads(text[text.index("{") :])["jobs"][0]
     except (ValueError, KeyError, IndexError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from nvmuser.bench.measure import runner, stats
 from nvmuser.bench.measure.cpu import process_seconds
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.fio import Job
+from nvmuser.bench.measure.progress import Progress
+from nvmuser.bench.rounds.alternate import alternate
 from nvmuser.errors import GuestError, TargetError
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB
@@ -35,8 +37,6 @@ _JOB = Job("busy", "randread", iodepth=32, runtime=4.0, ramp=0.5)
 _SETTLE_S = 3.0
 """SPDK's scheduler looks once a second, and needs two looks to send a core to sleep."""
 _WATCH_S = 8.0
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -63,26 +63,26 @@ class Idle:
         }
 
 
-async def measure(root: Path, endpoints: int, rounds: int, tell: Tell) -> Idle:
+async def measure(root: Path, endpoints: int, rounds: int, progress: Progress) -> Idle:
     """:param root: a short path, for sockets are in it; its owner removes it.
 
     :raises NvmuserError: the target or the guest does not do what is asked.
     """
-    async with _guest(root, tell) as (deployment, guest):
-        alone, beside = await _busy(deployment, guest, endpoints, rounds, tell)
+    async with _guest(root, progress) as (deployment, guest):
+        alone, beside = await _busy(deployment, guest, endpoints, rounds, progress)
         await _change(deployment.state, Change(create=_objects(endpoints)))
         target: dict[str, float] = {}
         endpoint: dict[str, float] = {}
         for profile in TargetSettings.profiles:
-            tell(f"idle, profile {profile}")
+            progress.step(f"idle, profile {profile}")
             await _switch(deployment, profile)
             target[profile], endpoint[profile] = await _watched(deployment, guest)
     return Idle(endpoints, tuple(alone), tuple(beside), target, endpoint)
 
 
 @asynccontextmanager
-async def _guest(root: Path, tell: Tell) -> AsyncIterator[tuple[Deployment, Guest]]:
-    tell("starting a target and a guest")
+async def _guest(root: Path, progress: Progress) -> AsyncIterator[tuple[Deployment, Guest]]:
+    progress.step("starting a target and a guest")
     async with Deployment.start(root / "s") as deployment:
         busy = (Volume(_BUSY, size=_BUSY_SIZE), Controller(_BUSY, (Namespace(_BUSY),)))
         await _change(deployment.state, Change(create=busy))
@@ -94,28 +94,28 @@ async def _guest(root: Path, tell: Tell) -> AsyncIterator[tuple[Deployment, Gues
 
 
 async def _busy(
-    deployment: Deployment, guest: Guest, endpoints: int, rounds: int, tell: Tell
+    deployment: Deployment, guest: Guest, endpoints: int, rounds: int, progress: Progress
 ) -> tuple[list[float], list[float]]:
-    """IOPS of each round, alone and beside idle endpoints; which comes first takes turns."""
-    alone: list[float] = []
-    beside: list[float] = []
+    """IOPS of each round, alone and beside idle endpoints."""
     idle = _objects(endpoints)
-    for number in range(rounds):
-        tell(f"busy, round {number + 1} of {rounds}")
-        if number % 2 == 0:
-            alone.append(await _iops(guest))
+
+    async def alone(_round: int) -> float:
+        return await _iops(guest)
+
+    async def beside(_round: int) -> float:
         await _change(deployment.state, Change(create=idle))
-        beside.append(await _iops(guest))
-        await _change(deployment.state, Change(delete=tuple(one.key for one in idle), wipe=True))
-        if number % 2:
-            alone.append(await _iops(guest))
-    return alone, beside
+        iops = await _iops(guest)
+        await _change(deployment.state, Change(delete=tuple(declared.key for declared in idle), wipe=True))
+        return iops
+
+    iops = await alternate({"alone": alone, "beside": beside}, rounds, progress, what="busy, ")
+    return iops["alone"], iops["beside"]
 
 
 def _objects(count: int) -> tuple[Volume | Controller, ...]:
     """Controllers that nobody connects to, each with a file volume."""
     volumes = [Volume(f"i{n}", size=_IDLE_SIZE) for n in range(count)]
-    return (*volumes, *(Controller(one.name, (Namespace(one.name),)) for one in volumes))
+    return (*volumes, *(Controller(volume.name, (Namespace(volume.name),)) for volume in volumes))
 
 
 async def _change(state: StateDir, change: Change) -> None:

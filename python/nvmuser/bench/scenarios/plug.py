@@ -7,19 +7,22 @@ plane as people use them, up to the moment at which the guest's kernel has made 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 import statistics
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nvmuser.bench.measure.deployment import Deployment
+from nvmuser.bench.measure.progress import Progress
+from nvmuser.bench.rounds.alternate import alternate
 from nvmuser.errors import GuestError
 from nvmuser.guest import Guest, GuestSpec, hotplug, launch
-from nvmuser.guest.hotplug import Way
+from nvmuser.guest.hotplug import Transport
 from nvmuser.guest.qemu import controller as device
 from nvmuser.guest.qmp import connected
 from nvmuser.guest.spec import MIB
@@ -45,9 +48,9 @@ _WATCH = "echo ready; until [ -b /dev/{name} ]; do usleep 2000; done; echo there
 class Plugging:
     """Seconds, one for each round."""
 
-    plug: list[float] = field(default_factory=list)
-    attach: list[float] = field(default_factory=list)
-    bare_qmp: list[float] = field(default_factory=list)
+    plug: list[float]
+    attach: list[float]
+    bare_qmp: list[float]
 
     def to_json(self) -> dict[str, Any]:
         """Median and maximum of each."""
@@ -55,20 +58,18 @@ class Plugging:
         return {name: {"median": statistics.median(each), "max": max(each)} for name, each in series.items()}
 
 
-async def plugging(root: Path, rounds: int) -> Plugging:
-    """Measure; ours and the bare script take turns.
+async def plugging(root: Path, rounds: int, progress: Progress | None = None) -> Plugging:
+    """Measure ours and the bare script in alternating rounds.
 
     :param root: a directory with a short path, for sockets are in it.
     """
-    result = Plugging()
     monitor = root / "qmp2"
     async with Deployment.start(root / "s") as deployment:
         state = deployment.state
         await control.submit(state, _declaration(rounds))
         async with launch(_guest(state, monitor, rounds), root / "g") as guest:
-            for number in range(rounds):
-                await _round(guest, state, monitor, number, result)
-    return result
+            found = await alternate(_measurements(guest, state, monitor), rounds, progress)
+    return Plugging(found["plug"], found["attach"], found["bare QMP"])
 
 
 def _declaration(rounds: int) -> Change:
@@ -87,31 +88,43 @@ def _guest(state: StateDir, monitor: Path, rounds: int) -> GuestSpec:
     return GuestSpec(cpus=2, memory=512 * MIB, sockets=(state.socket(_BASE),), spare_ports=2 * rounds, qemu_args=second)
 
 
-async def _round(guest: Guest, state: StateDir, monitor: Path, number: int, result: Plugging) -> None:
-    first, second = 2 * number, 2 * number + 1
+def _measurements(guest: Guest, state: StateDir, monitor: Path) -> dict[str, Callable[[int], Awaitable[float]]]:
+    """What to time in each round, by name. Each plug takes the next controller, the next port and the next device."""
+    numbers = itertools.count()
 
-    async def ours() -> None:
-        async with connected(monitor) as qmp:
-            await hotplug.perform(state, qmp, [f"p{first}"], Way())
+    async def plug(_round: int) -> float:
+        number = next(numbers)
 
-    async def bare() -> None:
-        port = f"port{second + 1}"  # port0 is taken by the base, and all before by earlier rounds
-        await asyncio.to_thread(_bare_device_add, monitor, device(state.socket(f"p{second}"), port))
+        async def ours() -> None:
+            async with connected(monitor) as qmp:
+                await hotplug.perform(state, qmp, [f"p{number}"], Transport())
 
-    async def attach() -> None:
-        base = control.load(state).get(Key("controller", _BASE))
-        assert isinstance(base, Controller)
-        await control.submit(state, Change(update=(changes.attach(base, f"a{number}"),)))
+        return await _timed(guest, f"nvme{number + 1}n1", ours)
 
-    result.plug.append(await _timed(guest, f"nvme{first + 1}n1", ours))
-    result.bare_qmp.append(await _timed(guest, f"nvme{second + 1}n1", bare))
-    result.attach.append(await _timed(guest, f"nvme0n{number + 2}", attach))
+    async def bare(_round: int) -> float:
+        number = next(numbers)
+
+        async def script() -> None:
+            port = f"port{number + 1}"  # port0 is taken by the base, and all before by earlier plugs
+            await asyncio.to_thread(_bare_device_add, monitor, device(state.socket(f"p{number}"), port))
+
+        return await _timed(guest, f"nvme{number + 1}n1", script)
+
+    async def attach(number: int) -> float:
+        async def ours() -> None:
+            base = control.load(state).get(Key("controller", _BASE))
+            assert isinstance(base, Controller)
+            await control.submit(state, Change(update=(changes.attach(base, f"a{number}"),)))
+
+        return await _timed(guest, f"nvme0n{number + 2}", ours)
+
+    return {"plug": plug, "bare QMP": bare, "attach": attach}
 
 
 async def _timed(guest: Guest, name: str, act: Callable[[], Awaitable[None]]) -> float:
     """Seconds from the start of an act until the guest has the block device.
 
-    :raise GuestError: it never came.
+    :raises GuestError: the device did not appear in time.
     """
     try:
         async with asyncio.timeout(_DEADLINE), guest.stream(_WATCH.format(name=name)) as watch:
@@ -126,7 +139,7 @@ async def _timed(guest: Guest, name: str, act: Callable[[], Awaitable[None]]) ->
 
 
 def _bare_device_add(monitor: Path, arguments: dict[str, Any]) -> None:
-    """What a script without nvmuser would do at the least: connect, negotiate, one command."""
+    """Do what a script without nvmuser needs at least: connect, negotiate, send one command."""
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(str(monitor))
         lines = line.makefile("rw")

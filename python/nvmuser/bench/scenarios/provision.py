@@ -1,4 +1,4 @@
-"""How fast the control plane is: provisioning, a second time, and restoring, beside the ways without it.
+"""How fast the control plane is: provisioning, a second time, and restoring, beside doing without it.
 
 Owns the targets that it starts. Every number is of one run on one machine: the ratios are what can be
 compared.
@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nvmuser.bench.measure.progress import Progress, Silent
+from nvmuser.bench.rounds.alternate import alternate
 from nvmuser.errors import TargetError
 from nvmuser.model import spec as specs
 from nvmuser.model.change import Change, next_desired
@@ -40,7 +42,7 @@ _SIZE = 64 << 20
 
 @dataclass(frozen=True)
 class Provision:
-    """Medians over the rounds. A ratio says how many times as fast as that other way we are."""
+    """Medians over the rounds. A ratio says how many times as fast as that alternative we are."""
 
     controllers: int
     rounds: int
@@ -56,38 +58,44 @@ class Provision:
         return asdict(self)
 
 
-async def provision(root: Path, spdk: Spdk, count: int, rounds: int) -> Provision:
-    """:param root: a short path for states and sockets; its owner removes it.
+async def provision(root: Path, spdk: Spdk, count: int, rounds: int, progress: Progress | None = None) -> Provision:
+    """Measure the control plane with `count` controllers.
 
+    :param root: a short path for states and sockets; its owner removes it.
     :raises TargetError: a target did not start, or refused something.
     """
-    ours, bare, again, restore = [list[float]() for _ in range(4)]
-    for number in range(rounds):
+    shown = progress or Silent()
+
+    async def ours(number: int) -> tuple[float, ...]:
         state = StateDir(root / f"o{number}")
-        first, second = await _ours(state, spdk, count)
-        ours.append(first)
-        again.append(second)
-        restore.append(await _restored(state, spdk))
-        bare.append(await _bare(StateDir(root / f"b{number}"), spdk, count))
+        return *await _ours(state, spdk, count), await _restored(state, spdk)
+
+    async def bare(number: int) -> tuple[float, ...]:
+        return (await _bare(StateDir(root / f"b{number}"), spdk, count),)
+
+    found = await alternate({"nvmuser": ours, "a bare pipeline": bare}, rounds, shown)
+    seconds, again, restored = map(statistics.median, zip(*found["nvmuser"], strict=True))
+    [bare_seconds] = map(statistics.median, zip(*found["a bare pipeline"], strict=True))
+    shown.step("PyPI's spdk")
     client = await _spdk_client(StateDir(root / "c"), spdk, min(count, SAMPLE_CLIENT))
+    shown.step("rpc.py")
     rpc_py = await _rpc_py(StateDir(root / "r"), spdk, min(count, SAMPLE_RPC_PY))
-    seconds = statistics.median(ours)
     each = seconds / count
     return Provision(
         controllers=count,
         rounds=rounds,
         seconds=seconds,
         per_second=count / seconds,
-        ratio_bare_pipeline=statistics.median(bare) / seconds,
+        ratio_bare_pipeline=bare_seconds / seconds,
         ratio_spdk_client=client / each,
         ratio_rpc_py=rpc_py / each,
-        reapply_s=statistics.median(again),
-        restore_s=statistics.median(restore),
+        reapply_s=again,
+        restore_s=restored,
     )
 
 
 def objects(count: int) -> tuple[AnyObject, ...]:
-    """So many controllers, each with a null volume."""
+    """`count` controllers, each with a null volume."""
     volumes = [Volume(f"v{n}", "null", size=_SIZE, volatile=True) for n in range(count)]
     controllers = [Controller(f"c{n}", (Namespace(f"v{n}"),)) for n in range(count)]
     return (*volumes, *controllers)
@@ -95,7 +103,7 @@ def objects(count: int) -> tuple[AnyObject, ...]:
 
 @contextlib.asynccontextmanager
 async def _target(state: StateDir, spdk: Spdk) -> AsyncIterator[Target]:
-    """An empty one. It is killed in the end: what it has is only for this measurement."""
+    """An empty target, killed in the end."""
     for directory in (state.run, state.logs):
         directory.mkdir(parents=True, exist_ok=True)
     target = await Target.start(state, spdk, Options(), 1)
@@ -141,16 +149,16 @@ async def _restored(state: StateDir, spdk: Spdk) -> float:
 
 
 def _waves(state: StateDir, count: int) -> list[list[Call]]:
-    """The very calls that we make, for the others to make too."""
+    """The calls that the engine makes, for the others to make too."""
     desired = next_desired(Desired(), Change(create=objects(count)), lambda volume: volume)
     return plan(desired, Actual(), state.target_dir).waves()
 
 
 def _directories(state: StateDir, count: int) -> None:
-    """SPDK makes sockets in directories that are there: whoever calls it has to make them, we too."""
-    for one in objects(count):
-        if isinstance(one, Controller):
-            state.target_dir(one.name).mkdir(parents=True)
+    """Make the directories of the sockets, as every caller of SPDK has to."""
+    for declared in objects(count):
+        if isinstance(declared, Controller):
+            state.target_dir(declared.name).mkdir(parents=True)
 
 
 async def _bare(state: StateDir, spdk: Spdk, count: int) -> float:

@@ -1,8 +1,8 @@
-"""Kills processes under a guest that writes and verifies, again and again, and tells what the guest saw.
+"""Kills of processes under a guest that writes and verifies, and what the guest saw.
 
 Owns a deployment, a guest and an ext4 file system in it. What is killed are processes of that deployment,
-which it started. The stall of a round is the longest that one I/O of fio took; what survives is told by fio's
-verification, by the guest's boot id and by fsck.
+which it started. The stall of a round is the longest that one I/O of fio took; fio's
+verification, the guest's boot id and fsck show what survives.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -23,7 +23,9 @@ from nvmuser.bench.measure import fio, runner, stats
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.fio import Job
 from nvmuser.bench.measure.fio_output import Estimate
+from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.measure.scratch import scratch
+from nvmuser.bench.rounds.alternate import alternate
 from nvmuser.errors import GuestError, RpcError
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.rpc import Client
@@ -43,7 +45,7 @@ _PAIR = ("through", "direct")
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecoveryPlan:
     """What is done.
 
     :param outage: seconds for which no new target is started after a kill.
@@ -59,7 +61,7 @@ class Plan:
 
 
 @dataclass
-class Outcome:
+class RecoveryOutcome:
     """What the guest saw. Times in seconds."""
 
     stalls: list[float] = field(default_factory=list)
@@ -81,7 +83,7 @@ class Outcome:
             return "the guest has rebooted"
         return None if self.fsck_clean else "fsck found the file system damaged"
 
-    def to_json(self, plan: Plan) -> dict[str, Any]:
+    def to_json(self, plan: RecoveryPlan) -> dict[str, Any]:
         document: dict[str, Any] = {
             "kill": plan.kill,
             "standby": plan.standby,
@@ -107,35 +109,34 @@ def _summary(values: list[float]) -> dict[str, float | None]:
     return {"median": median(values) if values else None, "max": max(values, default=None)}
 
 
-Tell = Callable[[str], None]
-
-
-async def measure(plan: Plan, tell: Tell) -> Outcome:
+async def measure(plan: RecoveryPlan, progress: Progress) -> RecoveryOutcome:
     """Run the whole of it.
 
-    :param tell: called when a step begins, with what it is.
+    :param progress: gets each step as it begins.
     :raises GuestError: the guest does not boot, or fio cannot run. I/O errors and wrong blocks are in the
     outcome.
     """
-    outcome = Outcome()
+    outcome = RecoveryOutcome()
     # UNIX sockets live in it, and their paths end at 107 bytes.
     with scratch("nvmuser-") as root:
-        tell("starting the target")
+        progress.step("starting the target")
         async with Deployment.start(root / "state", standby=plan.standby) as deployment:
             if plan.overhead:
-                await _overhead(plan, deployment, root, outcome, tell)
+                await _overhead(plan, deployment, root, outcome, progress)
             socket = await deployment.disk("survivor", _backing(root / "survivor"))
-            tell("booting a guest")
+            progress.step("booting a guest")
             async with launch(GuestSpec(cpus=plan.queues, memory=_MEMORY, sockets=(socket,)), root / "guest") as guest:
-                await _rounds(plan, guest, deployment, outcome, tell)
+                await _rounds(plan, guest, deployment, outcome, progress)
     return outcome
 
 
-async def _rounds(plan: Plan, guest: Guest, deployment: Deployment, outcome: Outcome, tell: Tell) -> None:
+async def _rounds(
+    plan: RecoveryPlan, guest: Guest, deployment: Deployment, outcome: RecoveryOutcome, progress: Progress
+) -> None:
     await _format(guest)
-    await _undisturbed(guest, deployment, outcome, tell)
+    await _undisturbed(guest, deployment, outcome, progress)
     for number in range(plan.rounds):
-        tell(f"round {number + 1} of {plan.rounds}: writing, killing {plan.kill}, verifying")
+        progress.step(f"round {number + 1} of {plan.rounds}: writing, killing {plan.kill}, verifying")
         await _round(plan, guest, deployment, outcome)
     outcome.boots.add(guest.boot_id)
     outcome.fsck_clean = await _check(guest)
@@ -162,9 +163,9 @@ def _job() -> Job:
     return Job("verify", "randwrite", iodepth=32, size="128M", verify="crc32c", extra=extra)
 
 
-async def _undisturbed(guest: Guest, deployment: Deployment, outcome: Outcome, tell: Tell) -> None:
+async def _undisturbed(guest: Guest, deployment: Deployment, outcome: RecoveryOutcome, progress: Progress) -> None:
     """One round without a kill: lays the file out, and counts messages."""
-    tell("writing and verifying undisturbed")
+    progress.step("writing and verifying undisturbed")
     before = await _session(deployment)
     run = await runner.run(guest, _job().workload(), [_FILE], limit=_ROUND_LIMIT)
     _count(run, outcome)
@@ -174,15 +175,15 @@ async def _undisturbed(guest: Guest, deployment: Deployment, outcome: Outcome, t
     outcome.boots.add(guest.boot_id)
 
 
-async def _round(plan: Plan, guest: Guest, deployment: Deployment, outcome: Outcome) -> None:
+async def _round(plan: RecoveryPlan, guest: Guest, deployment: Deployment, outcome: RecoveryOutcome) -> None:
     writing = asyncio.Event()
 
-    def progress(_name: str, _estimate: Estimate) -> None:
+    def begun(_name: str, _estimate: Estimate) -> None:
         writing.set()
 
     workload = _job().workload()
     limit = _ROUND_LIMIT + 2 * plan.outage
-    work = asyncio.create_task(runner.run(guest, workload, [_FILE], progress=progress, limit=limit))
+    work = asyncio.create_task(runner.run(guest, workload, [_FILE], on_estimate=begun, limit=limit))
     try:
         await writing.wait()
         await asyncio.sleep(random.uniform(*_DELAY))
@@ -200,7 +201,7 @@ async def _round(plan: Plan, guest: Guest, deployment: Deployment, outcome: Outc
     outcome.boots.add(guest.boot_id)
 
 
-async def _strike(plan: Plan, deployment: Deployment) -> float:
+async def _strike(plan: RecoveryPlan, deployment: Deployment) -> float:
     """SIGKILL. Returns the seconds until a target has completed an I/O again."""
     status = await deployment.control.call("status")
     victims = {"target": ["target"], "endpoint": ["endpoint"], "both": ["target", "endpoint"]}[plan.kill]
@@ -228,42 +229,47 @@ async def _has_served(deployment: Deployment) -> bool:
 
 async def _session(deployment: Deployment) -> dict[str, Any]:
     status = await deployment.control.call("status")
-    sessions: dict[str, dict[str, Any]] = {one["controller"]: one for one in status["guests"]}
+    sessions: dict[str, dict[str, Any]] = {session["controller"]: session for session in status["guests"]}
     return sessions["survivor"]
 
 
-def _count(run: runner.Run, outcome: Outcome) -> None:
+def _count(run: runner.FioRun, outcome: RecoveryOutcome) -> None:
     for job in run.jobs:
         outcome.bad_blocks += job.verify_errors
         if job.error or (job.wrong and not job.verify_errors):
             outcome.io_errors += 1
 
 
-def _longest_io(run: runner.Run) -> float:
+def _longest_io(run: runner.FioRun) -> float:
     """The longest that a write, a flush or a read of the verification took, in seconds (fio reports nanoseconds)."""
     job = json.loads(run.files[fio.OUTPUT])["jobs"][0]
     longest: int = max(job[kind]["lat_ns"]["max"] for kind in ("write", "sync", "read"))
     return longest / 1e9
 
 
-async def _overhead(plan: Plan, deployment: Deployment, root: Path, outcome: Outcome, tell: Tell) -> None:
-    """Throughput through the endpoint and past it, in turn, the order changing from round to round.
+async def _overhead(
+    plan: RecoveryPlan, deployment: Deployment, root: Path, outcome: RecoveryOutcome, progress: Progress
+) -> None:
+    """Throughput through the endpoint and past it, in alternating rounds.
 
     In a guest of its own, before anything is killed: what goes past the endpoint does not survive.
     """
     sockets = [await deployment.disk(name, _backing(root / name), direct=name == "direct") for name in _PAIR]
-    tell("booting a guest for the overhead")
+    progress.step("booting a guest for the overhead")
     job = Job("overhead", "randwrite", iodepth=32, runtime=_OVERHEAD_RUNTIME, ramp=0.5).workload()
-    values: dict[str, list[float]] = {name: [] for name in _PAIR}
     async with launch(GuestSpec(cpus=plan.queues, memory=_MEMORY, sockets=tuple(sockets)), root / "overhead") as guest:
-        for number in range(plan.overhead):
-            tell(f"overhead, round {number + 1} of {plan.overhead}")
-            for name in _PAIR if number % 2 else reversed(_PAIR):
-                device = f"/dev/nvme{_PAIR.index(name)}n1"
+
+        def measured(device: str) -> Callable[[int], Awaitable[float]]:
+            async def iops(_round: int) -> float:
                 run = await runner.run(guest, job, [device])
                 if run.jobs[0].wrong:
                     raise GuestError(f"{device}: {run.jobs[0].wrong}")
-                values[name].append(run.jobs[0].iops)
+                return run.jobs[0].iops
+
+            return iops
+
+        devices = {name: measured(f"/dev/nvme{index}n1") for index, name in enumerate(_PAIR)}
+        values = await alternate(devices, plan.overhead, progress, what="overhead, ")
     for name in _PAIR:
         await deployment.forget(name)
     outcome.ratio = stats.ratio(values["through"], values["direct"])

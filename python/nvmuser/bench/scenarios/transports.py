@@ -1,7 +1,7 @@
-"""The two ways from a QEMU to our controllers against each other: its own vfio-user client, and libvfio.
+"""The two transports between a QEMU and our controllers, compared: its own vfio-user client, and libvfio.
 
-Owns a deployment, two disks that are alike, and two guests of the same image in the same QEMU, one for each way. They
-take turns: a guest is stopped while the other is measured, and the order changes with each round.
+Owns a deployment, two disks that are alike, and two guests of the same image in the same QEMU, one for each transport.
+A guest is stopped while the other is measured.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,24 @@ from nvmuser.bench.measure import environment, runner, stats, versions
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.disks import fill, output_directory
 from nvmuser.bench.measure.fio import Job
+from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.report.result import JobResult
-from nvmuser.bench.scenarios.demo import MEMORY, SIZE, Tell
+from nvmuser.bench.rounds.alternate import alternate
+from nvmuser.bench.scenarios.demo import MEMORY, SIZE
 from nvmuser.errors import GuestError
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.toolchain import accelerator, find_appliance, find_libvfio, find_qemu, find_spdk
 
-WAYS = ("libvfio", "native")
-_SCHEMA = "nvmuser.bench.ways/1"
+TRANSPORTS = ("libvfio", "native")
+_SCHEMA = "nvmuser.bench.transports/1"
 _FEWEST = 3
 _QUIT = 10.0
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What came out: for each way, one result a round."""
+class TransportComparison:
+    """What came out: for each transport, one result a round."""
 
     job: Job
     cpus: int
@@ -41,9 +43,9 @@ class Comparison:
     environment: environment.Environment
     versions: Mapping[str, str | None]
 
-    def series(self, way: str, number: str = "iops") -> list[float]:
+    def series(self, transport: str, number: str = "iops") -> list[float]:
         """One number of each round: `iops`, or `p99` in nanoseconds."""
-        return [one.iops if number == "iops" else one.lat_ns.p99 for one in self.rounds[way]]
+        return [result.iops if number == "iops" else result.lat_ns.p99 for result in self.rounds[transport]]
 
     @property
     def ratio(self) -> stats.Interval:
@@ -59,7 +61,7 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """`ratio` first of all."""
-        median = {name: {way: stats.median(self.series(way, name)).median for way in WAYS}
+        median = {name: {transport: stats.median(self.series(transport, name)).median for transport in TRANSPORTS}
                   for name in ("iops", "p99")}  # fmt: skip
         return {
             "schema": _SCHEMA,
@@ -69,7 +71,7 @@ class Comparison:
             "rounds": self.ratio.samples,
             "iops": median["iops"],
             "lat_ns_p99": median["p99"],
-            "iops_by_round": {way: self.series(way) for way in WAYS},
+            "iops_by_round": {transport: self.series(transport) for transport in TRANSPORTS},
             "job": asdict(self.job),
             "guest_cpus": self.cpus,
             "accelerator": accelerator(),
@@ -78,54 +80,55 @@ class Comparison:
         }
 
 
-async def compare(job: Job, output: Path, tell: Tell, *, rounds: int, cpus: int = 1) -> Comparison:
+async def compare(job: Job, output: Path, progress: Progress, *, rounds: int, cpus: int = 1) -> TransportComparison:
     """Measure; fio's own files of each run are kept in `output`.
 
-    :raise GuestError: a guest did not boot, or a block was wrong.
+    :raises GuestError: a guest did not boot, or a block was wrong.
     """
-    # Before anything is made: what is missing is told at once.
+    # Report what is missing before anything is made.
     find_spdk(), find_qemu(), find_appliance(), find_libvfio()
     output_directory(output)
     files = tempfile.TemporaryDirectory(prefix="disks-", dir=output)
-    results: dict[str, list[JobResult]] = {way: [] for way in WAYS}
-    with files, scratch("nvmuser-ways-") as directory:
-        tell("writing the disks' files")
-        for way in WAYS:
-            await asyncio.to_thread(fill, Path(files.name) / way, SIZE)
+    with files, scratch("nvmuser-transports-") as directory:
+        progress.step("writing the disks' files")
+        for transport in TRANSPORTS:
+            await asyncio.to_thread(fill, Path(files.name) / transport, SIZE)
         machine = environment.look()
         async with contextlib.AsyncExitStack() as stack:
             deployment = await stack.enter_async_context(Deployment.start(directory / "state"))
             guests = {}
-            for way in WAYS:
-                tell(f"booting the guest with {way}")
-                opened = _guest(way, deployment, Path(files.name) / way, directory / way, job, cpus)
-                guests[way] = await stack.enter_async_context(opened)
+            for transport in TRANSPORTS:
+                progress.step(f"booting the guest with {transport}")
+                opened = _guest(transport, deployment, Path(files.name) / transport, directory / transport, job, cpus)
+                guests[transport] = await stack.enter_async_context(opened)
             found = await _versions(guests["native"])
-            for number in range(rounds):
-                for way in WAYS if number % 2 == 0 else reversed(WAYS):
-                    tell(f"round {number + 1} of {rounds}: {way}")
-                    results[way].append(await _measure(guests[way], job, output / "fio" / f"round{number + 1}" / way))
-    return Comparison(job, cpus, results, machine, found)
+
+            def measured(transport: str) -> Callable[[int], Awaitable[JobResult]]:
+                kept = output / "fio"
+                return lambda number: _measure(guests[transport], job, kept / f"round{number + 1}" / transport)
+
+            results = await alternate({transport: measured(transport) for transport in TRANSPORTS}, rounds, progress)
+    return TransportComparison(job, cpus, results, machine, found)
 
 
 @contextlib.asynccontextmanager
 async def _guest(
-    way: str, deployment: Deployment, backing: Path, directory: Path, job: Job, cpus: int
+    transport: str, deployment: Deployment, backing: Path, directory: Path, job: Job, cpus: int
 ) -> AsyncIterator[Guest]:
     """A guest with one disk, stopped."""
-    socket = await deployment.disk(way, backing)
+    socket = await deployment.disk(transport, backing)
     spec = GuestSpec(
         cpus=cpus,
         memory=MEMORY,
         sockets=(socket,),
-        directories=(deployment.device(way),) if way == "libvfio" else None,
+        directories=(deployment.device(transport),) if transport == "libvfio" else None,
         append="nvme.poll_queues=1" if job.poll else "",
     )
     async with launch(spec, directory) as guest:
         await runner.nvme_devices(guest, 1)
         await guest.qmp.execute("stop")
         yield guest
-        # Stopped, it cannot shut down by itself; its data are nobody's.
+        # Stopped, it cannot shut down by itself; nobody needs its data.
         await guest.qmp.execute("quit")
         await guest.process.wait_ended(_QUIT)
 

@@ -22,13 +22,13 @@ from rich.text import Text
 
 from nvmuser.bench.measure.disks import fill, output_directory
 from nvmuser.bench.measure.hugepage_loan import borrowed_hugepages
+from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.report import analysis, page, plots, records
 from nvmuser.bench.report.analysis import Ratio
 from nvmuser.bench.report.compare_page import UNSTEADY, cpu_note, facts, interval_words, verdict, warning
 from nvmuser.bench.report.records import Comparison
 from nvmuser.bench.rounds import matrix, session
-from nvmuser.bench.rounds.session import Report, Step
 from nvmuser.bench.rounds.variants import BASE, GUEST_MEMORY, VARIANTS, Variant, open_variant
 from nvmuser.errors import UsageError
 from nvmuser.supervisor.spdk import MEMORY_MIB
@@ -41,7 +41,7 @@ _HOST_CPU = ("randread-4k-qd1-irq", "randread-4k-qd32-irq")
 
 
 @dataclass(frozen=True)
-class Plan:
+class TunePlan:
     """Which variants, how thoroughly."""
 
     variants: Sequence[Variant]
@@ -50,7 +50,7 @@ class Plan:
     minutes: float = math.inf
 
     @property
-    def session(self) -> session.Plan:
+    def session(self) -> session.SessionPlan:
         """4k random reads at both depths, with interrupts and polling, and writes where interrupts matter most.
 
         There are many variants: rather more rounds than repeated runs.
@@ -60,7 +60,7 @@ class Plan:
         names = [variant.name for variant in self.variants]
         what = {variant.name: variant.what for variant in self.variants}
         settings = {"size_bytes": SIZE, "backing": "file", "variants": what}
-        return session.Plan(cases, names, BASE, self.rounds, self.minutes, attempts=1, settings=settings)
+        return session.SessionPlan(cases, names, BASE, self.rounds, self.minutes, attempts=1, settings=settings)
 
     @property
     def memory(self) -> int:
@@ -80,7 +80,7 @@ def choose(names: Sequence[str]) -> list[Variant]:
     return [variant for variant in VARIANTS if variant.name in wanted]
 
 
-async def tune(plan: Plan, output: Path, tell: Report, *, resume: bool = False) -> Comparison:
+async def tune(plan: TunePlan, output: Path, progress: Progress, *, resume: bool = False) -> Comparison:
     """Runs the plan; results are in `output` as they come.
 
     :raises NvmuserError: what we ship cannot run; a variant that cannot is left out, and the records say why.
@@ -89,22 +89,22 @@ async def tune(plan: Plan, output: Path, tell: Report, *, resume: bool = False) 
     output_directory(output)
     rounds = plan.session.with_files_on(output)
     earlier = records.interrupted(output) if resume else None
-    async with _files(plan, output, tell) as (disks, sockets):
+    async with _files(plan, output, progress) as (disks, sockets):
         variants = {variant.name: variant for variant in plan.variants}
 
         def opener(name: str, cpus: int) -> contextlib.AbstractAsyncContextManager[Any]:
             return open_variant(variants[name], cpus, disks / name, sockets / name, hugepages=lacking is None)
 
         with borrowed_hugepages(plan.memory) as lacking, records.Writer(output / records.FILE, append=resume) as writer:
-            await session.Session(rounds, opener, output, writer, tell, earlier).run()
+            await session.Session(rounds, opener, output, writer, progress, earlier).run()
     return records.read(output)
 
 
 @contextlib.asynccontextmanager
-async def _files(plan: Plan, output: Path, tell: Report) -> AsyncIterator[tuple[Path, Path]]:
+async def _files(plan: TunePlan, output: Path, progress: Progress) -> AsyncIterator[tuple[Path, Path]]:
     disks = tempfile.TemporaryDirectory(dir=output, prefix="disks-")
     with disks, scratch("nvmuser-tune-") as sockets:
-        tell(Step(0, 1, "writing the disks' files"))
+        progress.step("writing the disks' files")
         for variant in plan.variants:
             await asyncio.to_thread(fill, Path(disks.name) / variant.name, SIZE)
         yield Path(disks.name), sockets
