@@ -14,6 +14,7 @@ import pytest
 
 from nvmuser.bench.measure.fio import Job
 from nvmuser.bench.measure.fio_output import Estimate
+from nvmuser.bench.measure.progress import Silent
 from nvmuser.bench.report.result import Result
 from nvmuser.bench.scenarios import demo
 
@@ -55,16 +56,24 @@ def short_tmp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(directory)
 
 
+class Recorder(Silent):
+    """Progress that keeps the estimates."""
+
+    def __init__(self) -> None:
+        self.estimates: list[Estimate] = []
+
+    def estimate(self, workload: str, estimate: Estimate) -> None:
+        self.estimates.append(estimate)
+
+
 async def test_demo_measures_verifies_and_leaves_nothing(tmp_path: Path, short_tmp: Path) -> None:
-    steps: list[str] = []
-    estimates: list[Estimate] = []
-    watch = demo.Watch(steps.append, lambda _name, estimate: estimates.append(estimate))
+    progress = Recorder()
     jobs = [
         Job("randread", "randread", iodepth=8, runtime=4).workload(),
         Job("verify", "randwrite", iodepth=8, size="32M", io_size="4M", verify="crc32c").workload(),
     ]
-    async with demo.own_disk(tmp_path, watch, 32 * MIB) as disks:
-        result = await demo.measure(disks, jobs, tmp_path, watch)
+    async with demo.own_disk(tmp_path, progress, 32 * MIB) as disks:
+        result = await demo.measure(disks, jobs, tmp_path, progress)
 
     document = json.loads((tmp_path / "result.json").read_text())
     assert document["verify_errors"] == 0
@@ -80,7 +89,7 @@ async def test_demo_measures_verifies_and_leaves_nothing(tmp_path: Path, short_t
     assert read["cpu"]["host_percent"].keys() == {"qemu", "target", "endpoint"}
     assert read["cpu"]["guest_percent"] > 0
     assert len(read["series"]["t_s"]) >= 3
-    assert estimates
+    assert progress.estimates
     assert Result.read(tmp_path / "result.json").wrong == result.wrong == []
     assert (tmp_path / "report.html").read_text().count("<svg") == 2
     assert (tmp_path / "fio" / "verify" / "fio.json").is_file()
@@ -92,16 +101,16 @@ async def test_demo_measures_verifies_and_leaves_nothing(tmp_path: Path, short_t
 
 async def test_wrong_block_is_found(tmp_path: Path, short_tmp: Path) -> None:
     """fio in the guest writes checksums; we damage one block behind its back; reading back must tell."""
-    watch = demo.Watch(lambda _step: None, lambda _name, _estimate: None)
+    progress = Silent()
     pattern = Job("check", "write", bs="4k", iodepth=8, size="4M", verify="crc32c")
     damaged = 5 * 4096
 
-    async with demo.own_disk(tmp_path, watch, 32 * MIB) as disks:
-        await demo.measure(disks, [pattern.workload()], tmp_path / "first", watch)
+    async with demo.own_disk(tmp_path, progress, 32 * MIB) as disks:
+        await demo.measure(disks, [pattern.workload()], tmp_path / "first", progress)
         [file] = tmp_path.glob("disk-*/demo")
         await asyncio.to_thread(damage, file, damaged)
         again = Job("again", "write", iodepth=8, size="4M", verify="crc32c", extra=(("verify_only", "1"),))
-        result = await demo.measure(disks, [again.workload()], tmp_path / "second", watch)
+        result = await demo.measure(disks, [again.workload()], tmp_path / "second", progress)
 
     assert result.verify_errors == 1
     assert result.wrong == ["again: 1 wrong block"]

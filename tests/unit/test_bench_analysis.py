@@ -1,4 +1,4 @@
-"""What a comparison says: ratios within rounds, silence where it is too noisy, changes that are real."""
+"""Conclusions of a comparison: ratios within rounds, none where it is too noisy, changes that are real."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_where_both_sides_were_mostly_unsteady_there_is_no_number(
 ) -> None:
     found = comparison({"endpoint": [100.0] * 4, "nvme": [50.0] * 4})
     without = {"endpoint": ours, "nvme": theirs}
-    found.runs = [replace(one, steady=one.round not in without[one.peer]) for one in found.runs]
+    found.runs = [replace(run, steady=run.round not in without[run.peer]) for run in found.runs]
     summary = analysis.summary(found)
     assert (summary["ratios"][JOB]["nvme"] is not None) is given
     assert ("steady" in summary["unclear"][JOB].get("nvme", "")) is not given

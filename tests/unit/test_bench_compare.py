@@ -103,13 +103,13 @@ def test_diff_command_tells_real_changes(tmp_path: Path) -> None:
 )
 def test_diff_knows_which_way_is_better(tmp_path: Path, metric: str, word: str, better: bool) -> None:
     old, new = comparison({"endpoint": [100.0] * 5}), comparison({"endpoint": [150.0] * 5})
-    new.runs = [replace(one, host_us_per_io=300.0) for one in new.runs]  # more I/O, each dearer and sooner done
+    new.runs = [replace(run, host_us_per_io=300.0) for run in new.runs]  # more I/O, each dearer and sooner done
     for directory, found in (("old", old), ("new", new)):
         (tmp_path / directory).mkdir()
         with records.Writer(tmp_path / directory / records.FILE) as writer:
             writer.header(HEADER)
-            for one in found.runs:
-                writer.run(one)
+            for measured in found.runs:
+                writer.run(measured)
     arguments = [str(tmp_path / "old"), str(tmp_path / "new"), "--metric", metric]
     document = json.loads(CliRunner().invoke(diff, [*arguments, "--json"], catch_exceptions=False).output)
     assert document["metric"] == metric
@@ -155,7 +155,7 @@ def test_diff_of_an_unknown_metric(tmp_path: Path, metric: str) -> None:
     ("arguments", "message"),
     [(["--peers", "floppy"], "floppy"), (["--only", "nonsense"], "no job"), (["--rounds", "0"], "round")],
 )
-def test_compare_that_cannot_be_meant(arguments: list[str], message: str) -> None:
+def test_compare_refuses_contradictions(arguments: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         CliRunner().invoke(compare, arguments, catch_exceptions=False)
 

@@ -132,7 +132,7 @@ def reports(found: records.Comparison) -> tuple[str, str, str]:
 
 def test_reports_say_whose_runs_were_unsteady() -> None:
     found = comparison({"endpoint": [100.0] * 4, "nvme": [50.0] * 4})
-    found.runs = [replace(one, steady=one.peer == "endpoint" or one.round > 1) for one in found.runs]
+    found.runs = [replace(run, steady=run.peer == "endpoint" or run.round > 1) for run in found.runs]
     for text in reports(found):
         assert "6 of 8 runs; not: nvme 2 of 4" in text
         assert "50\N{DAGGER}" in text
@@ -151,7 +151,7 @@ def test_every_report_says_what_cpu_per_io_contains(accelerator: str) -> None:
 def test_every_report_has_latency_and_bandwidth() -> None:
     found = comparison({"endpoint": [1000.0] * 3, "nvme": [500.0] * 3})
     found.runs = [
-        replace(one, bw_bytes=one.iops * (128 << 10), lat_ns=one.lat_ns | {"p99_9": 7e6}) for one in found.runs
+        replace(run, bw_bytes=run.iops * (128 << 10), lat_ns=run.lat_ns | {"p99_9": 7e6}) for run in found.runs
     ]
     console = Console(width=120)
     with console.capture() as capture:

@@ -1,4 +1,4 @@
-"""`nvmuser bench host` without SPDK: what programs are told, and what is read from what they print."""
+"""`nvmuser bench host` without SPDK: command lines of the programs, and what is read from their output."""
 
 from __future__ import annotations
 

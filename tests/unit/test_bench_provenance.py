@@ -1,4 +1,4 @@
-"""What a result says of where it comes from: the commit, the machine, the guests' memory."""
+"""The origin in a result: the commit, the machine, the guests' memory."""
 
 from __future__ import annotations
 

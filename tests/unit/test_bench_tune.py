@@ -1,4 +1,4 @@
-"""What a tuning run says: which variants there are, what each gains, and that it is silent where it is not sure."""
+"""The report of a tuning run: the variants, what each gains, and no number where it is unsure."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def test_the_table_marks_what_is_no_change_and_what_is_noise() -> None:
     assert cells["apart"] == "noisy"
     assert any("every-core: there is one core" in line for line in lines)
     unsteady = comparison(VALUES)
-    unsteady.runs = [replace(one, steady=one.peer != "mapped") for one in unsteady.runs]
+    unsteady.runs = [replace(run, steady=run.peer != "mapped") for run in unsteady.runs]
     assert "| 1.50\N{DAGGER} |" in tune.markdown(unsteady)
 
 
 def test_the_table_has_host_cpu_at_both_depths() -> None:
     found = comparison(VALUES)
-    found.runs += [replace(one, job="randread-4k-qd32-irq", host_us_per_io=one.iops) for one in found.runs]
+    found.runs += [replace(run, job="randread-4k-qd32-irq", host_us_per_io=run.iops) for run in found.runs]
     lines = [line.split("|") for line in tune.markdown(found).splitlines() if line.startswith("| ")]
     assert [cell.strip() for cell in lines[0][-3:-1]] == [f"host CPU per I/O, randread-4k-qd{n}-irq" for n in (1, 32)]
     assert [cell.strip() for cell in lines[2][-3:-1]] == ["1.00 ≈", "1.50"]
@@ -82,7 +82,7 @@ def test_the_usual_run_ends_within_its_time() -> None:
 def test_the_terminal_has_a_row_a_variant() -> None:
     found = comparison(VALUES)
     jobs = [case.job.name for case in tune.TunePlan(tune.choose([])).session.cases]
-    found.runs = [replace(one, job=job) for job in jobs for one in found.runs]
+    found.runs = [replace(run, job=job) for job in jobs for run in found.runs]
     console = Console(width=120)
     with console.capture() as capture:
         console.print(tune.table(found))
@@ -134,8 +134,8 @@ def test_the_report_command_knows_a_tuning_run(tmp_path: Path) -> None:
     found = comparison(VALUES)
     with records.Writer(tmp_path / records.FILE) as writer:
         writer.header(found.header)
-        for one in found.runs:
-            writer.run(one)
+        for measured in found.runs:
+            writer.run(measured)
     done = CliRunner().invoke(report_command, [str(tmp_path), "--markdown"], catch_exceptions=False)
     assert "| mapped |" in done.stdout
     assert "1.50" in done.stdout

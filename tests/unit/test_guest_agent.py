@@ -247,7 +247,7 @@ async def test_garbage_from_the_host_never_breaks_the_agent(agent: Agent, port: 
         ]
         port.to_guest(source.choice(kinds))
     for _ in range(100):
-        # Each false frame among the garbage breaks the sequence: what runs then is told so.
+        # Each false frame among the garbage breaks the sequence: the running command reports that.
         with contextlib.suppress(AgentError):
             assert (await agent.run("echo alive", timeout=20)).stdout == b"alive\n"
             return
@@ -290,7 +290,7 @@ async def test_a_new_agent_ends_what_ran(program: Path, tmp_path: Path) -> None:
                 old.kill()
                 old.wait()
                 new = port.start_agent()
-                with pytest.raises(GuestRebooted, match="agent anew"):
+                with pytest.raises(GuestRebooted, match="agent again"):
                     await process.wait()
             await agent.wait_boot(timeout=10)
             assert (await agent.run("echo again", timeout=10)).stdout == b"again\n"

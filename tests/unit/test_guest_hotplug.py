@@ -59,7 +59,7 @@ async def test_a_check_makes_nothing(state: StateDir, tmp_path: Path, listen: Ca
         assert prepared.intent.directories == (state.run / "vfio/1", state.run / "vfio/2")
         assert (files(state), qemu.asked, qemu.nodes) == (before, [], set())
         done = await hotplug.execute(state, client, prepared)
-    assert [(one.controller, one.how) for one in done] == [("a", "plugged"), ("b", "plugged")]
+    assert [(plugged.controller, plugged.how) for plugged in done] == [("a", "plugged"), ("b", "plugged")]
     assert (state.run / "vfio/2/cntrl").readlink() == state.socket("b")
 
 
@@ -91,13 +91,13 @@ async def test_what_somebody_has_changed_meanwhile_is_not_undone(state: StateDir
         with pytest.raises(StaleError):
             await hotplug.execute(state, client, prepared)
         assert control.load(state).controller(changed).mode == "0666"
-        assert [one.volume for one in control.load(state).controller("a").namespaces] == ["a"]
+        assert [namespace.volume for namespace in control.load(state).controller("a").namespaces] == ["a"]
         # The whole act looks again.
         (done,) = await hotplug.perform(state, client, ["a"], Transport())
     assert (done.device, done.how) == ("nvmuser-empty", "reused")
     assert qemu.nodes == {migration.NODE}
     assert (state.run / "guest/no-migration.vmdk").exists()
-    assert [one.volume for one in control.load(state).controller("empty").namespaces] == ["a"]
+    assert [namespace.volume for namespace in control.load(state).controller("empty").namespaces] == ["a"]
     assert control.load(state).controller(changed).mode == "0666"
 
 
@@ -112,5 +112,5 @@ async def test_what_qemu_refuses_leaves_volumes_where_they_were(
         with pytest.raises(GuestError, match="QEMU refused controller a"):
             await hotplug.perform(state, client, ["a", "b"], Transport())
     desired = control.load(state)
-    assert [one.volume for one in desired.controller("b").namespaces] == ["b"]
+    assert [namespace.volume for namespace in desired.controller("b").namespaces] == ["b"]
     assert desired.controller("empty").namespaces == ()

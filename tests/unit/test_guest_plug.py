@@ -1,4 +1,4 @@
-"""What of plugging can be told without a QEMU: what stands in the way, what is undone, a QMP socket that is none."""
+"""Plugging without a QEMU: what stands in the way, what is undone, a QMP socket that is none."""
 
 from __future__ import annotations
 

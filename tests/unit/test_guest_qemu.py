@@ -1,4 +1,4 @@
-"""QEMU's arguments and libvirt's XML for a guest; what of a specification cannot be meant."""
+"""QEMU's arguments and libvirt's XML for a guest; contradictions in a specification."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def test_a_guest_on_qemus_own_client_has_a_node_that_blocks_migration() -> None:
     ]
     # QEMU itself blocks vfio-pci, and without a controller there is nothing to lose.
     directories = (Path("/run/vfio/4"), Path("/run/vfio/9"))
-    for one in (GuestSpec(sockets=SOCKETS, directories=directories), GuestSpec()):
-        assert values(attachment(one, hugepages=False, no_migration=IMAGE), "-blockdev") == []
+    for guest in (GuestSpec(sockets=SOCKETS, directories=directories), GuestSpec()):
+        assert values(attachment(guest, hugepages=False, no_migration=IMAGE), "-blockdev") == []
     domain = libvirt.domain(GuestSpec(sockets=SOCKETS), name="vm1", hugepages=False, kvm=False, no_migration=IMAGE)
     arg = "{http://libvirt.org/schemas/domain/qemu/1.0}arg"
-    passed = [one.get("value") or "" for one in ET.fromstring(domain).iter(arg)]
+    passed = [argument.get("value") or "" for argument in ET.fromstring(domain).iter(arg)]
     assert passed[:2] == ["-blockdev", json.dumps(migration.blocker(IMAGE))]
 
 
@@ -169,7 +169,7 @@ def test_uefi_has_variables_of_its_own() -> None:
         ({"image": Path("/x"), "append": "quiet"}, "brings its own"),
     ],
 )
-def test_what_cannot_be_meant(options: dict[str, Any], message: str) -> None:
+def test_contradictions_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         GuestSpec(**options)
 

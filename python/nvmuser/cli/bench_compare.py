@@ -27,6 +27,7 @@ _WIDTH = 120
 
 
 def print_table(table: RenderableType) -> None:
+    """Print on stdout, as wide as the terminal, or 120 columns."""
     # A pipe has no width of its own.
     Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
 
@@ -82,7 +83,7 @@ def compare(
     as_json: bool,
     output: Path,
 ) -> None:
-    """Measure our controllers against QEMU's and SPDK's other ways of giving a guest a disk.
+    """Measure our controllers against QEMU's and SPDK's other transports of a guest's disk.
 
     The short set (4k random, depths 1 and 32, interrupts and polling) takes under 20 minutes. SPDK's vhost
     needs hugepages: as root they are reserved for the time of the run.
@@ -158,7 +159,7 @@ def _write(output: Path, page: str) -> None:
 @click.option("--metric", default="iops", show_default=True, metavar="NAME", help=f"Of {', '.join(analysis.METRICS)}.")
 @json_option
 def diff(old: Path, new: Path, metric: str, as_json: bool) -> None:
-    """Say which changes between two comparisons are real: their 95 % interval leaves "no change" out.
+    """Show which changes between two comparisons are real: their 95 % interval leaves "no change" out.
 
     Only with at least 5 rounds on each side. Where peers that are not ours moved together, the machine changed:
     --metric ratio compares ours over each peer, from which that divides out.
@@ -184,5 +185,5 @@ def diff(old: Path, new: Path, metric: str, as_json: bool) -> None:
 def _backing_size(text: str) -> int:
     """Bytes, in whole MiB."""
     if not (size := parse_size(text)):
-        raise UsageError(f"--size {text}: say how large the disks are, such as 1G")
+        raise UsageError(f"--size {text}: give the size of the disks, such as 1G")
     return round_up(size, MIB)

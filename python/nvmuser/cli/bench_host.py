@@ -75,7 +75,7 @@ def _text(result: HostResult) -> str:
         lines.append(f"  {title:42}" + "".join(f"{value / 1000:8.0f}k" for value in result.iops[name]))
     lines += [
         f"vfio-user / no transport                    {found['transport_ratio']:8.2f}",
-        f"nvmuser.initiator / spdk_nvme_perf               {found['perf_ratio']:8.2f}",
+        f"nvmuser.initiator / spdk_nvme_perf          {found['perf_ratio']:8.2f}",
         f"awaited reads a second                      {found['async_reads_per_s']:8.0f}",
         f"a device's register in Python / in C        {found['gpio_ratio']:8.2f}",
     ]

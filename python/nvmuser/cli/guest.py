@@ -138,7 +138,7 @@ def list_guests(state: StateDir, /, as_json: bool) -> None:
 @click.argument("command", nargs=-1, required=True)
 @click.pass_obj
 def exec_command(state: StateDir, /, name: str, command: tuple[str, ...]) -> int:
-    """Run COMMAND in a guest that was started. One at a time: a second one says so, and waits for its turn.
+    """Run COMMAND in a guest that was started. One at a time: a second one prints that it waits for its turn.
 
     The exit status is the command's. What is piped in is its input. A guest with a system of its own needs the agent.
 

@@ -31,6 +31,7 @@ via_option = click.option(
 
 
 def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of every command that makes a QEMU: CPUs, memory, firmware, transport."""
     for option in reversed(
         (
             click.option("--cpus", default=1, show_default=True, help="Virtual CPUs."),
@@ -51,6 +52,7 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def boot_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of the commands that boot a guest, with those of `machine_options`."""
     for option in reversed(
         (
             click.option(
@@ -95,6 +97,11 @@ def device_directories(state: StateDir, controllers: Iterable[str], *, direct: b
 
 
 def make_spec(state: StateDir, controllers: tuple[str, ...], direct: bool, via: str, **options: Any) -> GuestSpec:
+    """The specification that the options of `boot_options` describe.
+
+    :raises UsageError: they contradict each other.
+    :raises NotFoundError: there is no such controller (with libvfio).
+    """
     boot_from = options.pop("boot_from", None)
     if boot_from and boot_from not in controllers:
         controllers = (*controllers, boot_from)

@@ -50,7 +50,7 @@ def _guest(state: StateDir, names: tuple[str, ...], qmp_path: Path | None) -> tu
     type=click.Choice(["native", "libvfio"]),
     help="How the QEMU of --qmp reaches controllers: its own client (default), or a preloaded libvfio.so.",
 )
-@click.option("--check", is_flag=True, help="Only say what would be done, and what stands in the way.")
+@click.option("--check", is_flag=True, help="Only print what would be done, and what stands in the way.")
 @json_option
 @click.pass_obj
 def plug(
@@ -66,7 +66,8 @@ def plug(
     """Plug controllers into a running guest. All is checked before anything is changed.
 
     One that is in the guest already stays as it is. One for which there is no free port has its volumes shown by a
-    controller that the guest has and that is empty. A guest that was started with --via libvfio gets them that way.
+    controller that the guest has and that is empty. Where the guest was started with --via libvfio, they come
+    through libvfio.
 
     \b
     Examples:
@@ -106,15 +107,15 @@ def _show_check(prepared: Hotplug, as_json: bool) -> int:
 
 def _show_plugged(plugged: list[Plugged], as_json: bool) -> None:
     if as_json:
-        say([asdict(one) for one in plugged])
+        say([asdict(controller) for controller in plugged])
         return
-    for one in plugged:
+    for controller in plugged:
         what = {
-            "plugged": f"plugged in as {one.device}",
-            "present": f"is in the guest already, as {one.device}",
-            "reused": f"found no free port: its volumes are shown by {one.device}, which was empty",
-        }[one.how]
-        click.echo(f"controller {one.controller} {what}")
+            "plugged": f"plugged in as {controller.device}",
+            "present": f"is in the guest already, as {controller.device}",
+            "reused": f"found no free port: its volumes are shown by {controller.device}, which was empty",
+        }[controller.how]
+        click.echo(f"controller {controller.controller} {what}")
 
 
 @click.command()

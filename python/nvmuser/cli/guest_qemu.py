@@ -45,7 +45,7 @@ def qemu_args(
     spec = make_spec(state, controllers, **options, spare_ports=0)
     if as_libvirt and spec.libvfio:
         raise UsageError("--libvirt is for QEMU's own client: not together with --via libvfio")
-    # What is missing is said before anything is printed.
+    # Report what is missing before anything is printed.
     command = _command(with_libvfio=spec.libvfio)
     hugepages, image = use_hugepages(spec), migration.image_beside(spec.sockets)
     if not spec.libvfio:

@@ -14,7 +14,7 @@ from nvmuser.guest.agent import AgentError, CommandFailed, CommandResult, Comman
 from nvmuser.guest.machine import Guest, launch
 from nvmuser.guest.spec import GuestSpec
 
-# It logs what it raises as well; whoever wants to read that adds a handler.
+# It logs what it raises as well; a program that wants to read that adds a handler.
 logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 __all__ = [

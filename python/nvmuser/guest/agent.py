@@ -3,7 +3,7 @@
 Owns the connection to the serial port's UNIX socket, the session, and the commands in flight. It neither starts QEMU
 nor knows what is run. The program in the guest, and the protocol, are in appliance/agent/agent.c.
 
-The connection outlives a reboot of the guest: the agent says hello with the kernel's boot id, the commands of the boot
+The connection outlives a reboot of the guest: the agent sends hello with the kernel's boot id, the commands of the boot
 before end with `GuestRebooted`, and new ones can be run. What ends it is QEMU's end.
 """
 
@@ -66,9 +66,9 @@ class Agent:
 
     @classmethod
     async def connect(cls, path: Path, *, greet: bool = True) -> Self:
-        """Connect to the serial port's socket. Whether there is an agent behind it, `wait_boot` tells.
+        """Connect to the serial port's socket. `wait_boot` shows whether there is an agent behind it.
 
-        :param greet: there may be an agent that has said hello already. Not for a guest that is about to boot: UEFI
+        :param greet: there may be an agent that has sent hello already. Not for a guest that is about to boot: UEFI
             takes what comes on any serial port for typing, and ends in its shell.
         :raises AgentError: nobody listens there.
         """
@@ -97,7 +97,7 @@ class Agent:
 
     @property
     def boot_id(self) -> str:
-        """The kernel's id of the boot in which the agent runs; empty before it has said hello."""
+        """The kernel's id of the boot in which the agent runs; empty before its hello."""
         return self._boot_id
 
     async def wait_boot(self, previous: str = "", *, timeout: float) -> str:  # noqa: ASYNC109 (its end is an error of ours)
@@ -155,7 +155,7 @@ class Agent:
 
         :raises CommandTimeout: it did not end within `timeout` seconds, and was killed.
         :raises CommandFailed: `check`, and its status is not 0.
-        :raises AgentError: it cannot be told how it ended.
+        :raises AgentError: how it ended is not known.
         """
         async with self.stream(command) as process:
             try:
@@ -210,7 +210,7 @@ class Agent:
             self._take_hello(frame)
             return
         if not self._in_session:
-            return  # meant for the session before
+            return  # for the session before
         self._check_sequence(frame)
         if frame.kind == b"l":
             self._lost("to")
@@ -226,14 +226,14 @@ class Agent:
         if self._in_session:
             # Another agent has started: it knows nothing of what ran.
             self._in_session = False
-            what = "rebooted" if boot_id != self._boot_id else "started its agent anew"
+            what = "rebooted" if boot_id != self._boot_id else "started its agent again"
             self._end_all(GuestRebooted(f"the guest {what} while the command ran"))
         if session != self._session:
             self._greeting = True  # there is an agent now: until it answers
             self._greet()
             return
         self._in_session = True
-        self._greeting = False  # a next agent says hello by itself
+        self._greeting = False  # a next agent sends hello by itself
         self._boot_id = boot_id
         self._expected = (frame.sequence + 1) & 0xFFFF
         self._booted.set()

@@ -1,7 +1,7 @@
 """Commands in a guest: how they end, what they put out, and the handle of one that runs.
 
-Owns one command's output, input window and end. How frames travel, and which command they belong to, is the agent's
-business (`nvmuser.guest.agent`).
+Owns one command's output, input window and end. How frames travel, and which command they belong to, is decided in
+`nvmuser.guest.agent`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ _STDIN_CHUNK = 4096
 class Line(Protocol):
     """What a command needs of the agent's connection."""
 
-    def send(self, kind: bytes, command: int = 0, payload: bytes = b"") -> None: ...
+    def send(self, kind: bytes, command: int = 0, payload: bytes = b"") -> None:
+        """Send one frame to the guest."""
+        ...
 
 
 class AgentError(GuestError):
-    """The agent cannot be reached, could not start a command, or the line lost a part of what was said."""
+    """The agent cannot be reached, could not start a command, or the line lost a part of a message."""
 
 
 class GuestRebooted(AgentError):
-    """The guest, or its agent, started anew while the command ran. What the command did is not known."""
+    """The guest, or its agent, started again while the command ran. What the command did is not known."""
 
 
 class CommandTimeout(GuestError):
@@ -44,8 +46,8 @@ class CommandFailed(GuestError):
 
     def __init__(self, command: str, result: CommandResult) -> None:
         self.result = result
-        said = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace").splitlines()
-        last = f": {said[-1]}" if said else ""
+        lines = (result.stderr.strip() or result.stdout.strip()).decode(errors="replace").splitlines()
+        last = f": {lines[-1]}" if lines else ""
         super().__init__(f"in the guest: {command!r} ended with status {result.status}{last}")
 
 
@@ -82,7 +84,7 @@ class Process:
     async def __aiter__(self) -> AsyncIterator[Output]:
         """Its output as it comes, until it has ended.
 
-        :raises AgentError: it cannot be told how the command went on.
+        :raises AgentError: how the command went on is not known.
         """
         while (piece := await self._output.get()) is not None:
             yield piece
@@ -91,7 +93,7 @@ class Process:
     async def wait(self) -> int:
         """Its status, see `CommandResult`.
 
-        :raises AgentError: it cannot be told how the command ended.
+        :raises AgentError: how the command ended is not known.
         """
         return await asyncio.shield(self._ended)
 
@@ -129,7 +131,7 @@ class Process:
         return CommandResult(await self.wait(), b"".join(parts["stdout"]), b"".join(parts["stderr"]))
 
     def take(self, frame: Frame) -> None:
-        """What the agent says of this command."""
+        """Handle a frame of the agent about this command."""
         if frame.kind in (b"o", b"e"):
             self._output.put_nowait(Output("stdout" if frame.kind == b"o" else "stderr", frame.payload))
         elif frame.kind == b"k":

@@ -19,7 +19,7 @@ _LONGEST_ENCODED = _LONGEST + _LONGEST // 254 + 2
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame. `kind` is a single byte; `command` is 0 where no command is meant."""
+    """One frame. `kind` is a single byte; `command` is 0 where it belongs to no command."""
 
     kind: bytes
     sequence: int
@@ -76,7 +76,7 @@ def decode(encoded: bytes) -> Frame | None:
 
 
 class Decoder:
-    """Finds the frames in a stream that arrives in any pieces, and drops all else."""
+    """Decoder that finds the frames in a stream that arrives in any pieces, and drops all else."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()

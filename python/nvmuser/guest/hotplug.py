@@ -75,19 +75,19 @@ async def prepare(state: StateDir, qmp: QMPClient, names: Sequence[str], transpo
     desired, facts = control.load(state), await look(qmp)
     controllers = [desired.controller(name) for name in names]
     inside = {name for name in names if _device(state, name) in facts.devices}
-    missing = [one for one in controllers if one.name not in inside]
-    await occupancy.check_free(state, [one.name for one in missing], direct=transport.direct)
+    missing = [controller for controller in controllers if controller.name not in inside]
+    await occupancy.check_free(state, [controller.name for controller in missing], direct=transport.direct)
     reuse = _reuse(state, desired, facts, missing, names)
     new = missing[: len(missing) - len(reuse)]
     devices = Devices(state, direct=transport.direct)
     intent = intend(
         facts,
-        migration.image_beside([state.socket(one.name, direct=transport.direct) for one in controllers]),
-        [state.socket(one.name, direct=transport.direct) for one in new],
+        migration.image_beside([state.socket(controller.name, direct=transport.direct) for controller in controllers]),
+        [state.socket(controller.name, direct=transport.direct) for controller in new],
         user=transport.user,
-        directories=[devices.choose(one) for one in new] if transport.libvfio else None,
+        directories=[devices.choose(controller) for controller in new] if transport.libvfio else None,
     )
-    present = tuple(one for one in controllers if one.name in inside)
+    present = tuple(controller for controller in controllers if controller.name in inside)
     return Hotplug(intent, tuple(new), present, reuse, _moves(desired, reuse, transport), transport)
 
 
@@ -121,9 +121,9 @@ async def execute(state: StateDir, qmp: QMPClient, hotplug: Hotplug) -> list[Plu
         raise
     names = [path.parent.name for path in hotplug.intent.sockets]
     return [
-        *(Plugged(one.name, _device(state, one.name), "present") for one in hotplug.present),
+        *(Plugged(controller.name, _device(state, controller.name), "present") for controller in hotplug.present),
         *(Plugged(name, device, "plugged") for name, device in zip(names, done, strict=True)),
-        *(Plugged(one.name, _device(state, empty.name), "reused") for one, empty in hotplug.reuse),
+        *(Plugged(controller.name, _device(state, empty.name), "reused") for controller, empty in hotplug.reuse),
     ]
 
 
@@ -132,7 +132,7 @@ def _provided(state: StateDir, hotplug: Hotplug) -> Intent:
     if not hotplug.transport.libvfio:
         return hotplug.intent
     devices = Devices(state, direct=hotplug.transport.direct)
-    return replace(hotplug.intent, directories=tuple(devices.provide(one) for one in hotplug.new))
+    return replace(hotplug.intent, directories=tuple(devices.provide(controller) for controller in hotplug.new))
 
 
 def _reuse(
@@ -140,16 +140,17 @@ def _reuse(
 ) -> tuple[tuple[Controller, Controller], ...]:
     """For those for which there is no port: the empty controllers that the guest has."""
     short = max(0, len(missing) - len(facts.free_ports))
+    unused = [controller for controller in desired.controllers() if not controller.namespaces]
     empty = [
-        one
-        for one in desired.controllers()
-        if not one.namespaces and one.name not in names and _device(state, one.name) in facts.devices
+        controller
+        for controller in unused
+        if controller.name not in names and _device(state, controller.name) in facts.devices
     ]
     return tuple(zip(missing[-short:], empty, strict=False)) if 0 < short <= len(empty) else ()
 
 
 def _moves(desired: Desired, reuse: Sequence[tuple[Controller, Controller]], transport: Transport) -> Change:
-    heirs = [replace(empty, namespaces=one.namespaces) for one, empty in reuse]
+    heirs = [replace(empty, namespaces=controller.namespaces) for controller, empty in reuse]
     if not transport.direct:
         for heir in heirs:
             desired.check_surviving(heir)

@@ -1,7 +1,7 @@
-"""A running guest: booted, reachable, and gone when it shall be gone.
+"""A running guest: booted, reachable, and ended on demand.
 
 Owns QEMU's life: its start, the wait for the guest's agent while QEMU is watched, QMP, and the end (asked first, then
-killed). What is said to QEMU about devices belongs to `nvmuser.guest.plug`.
+killed). QMP commands about devices belong to `nvmuser.guest.plug`.
 
 Nothing in here ever sends `device_del` for a vfio-user-pci device: QEMU up to 11.1 aborts on it.
 """
@@ -89,7 +89,7 @@ class Guest:
         :raises GuestError: it did not come back in time.
         """
         before = self.boot_id
-        with contextlib.suppress(AgentError):  # the agent may be gone before it can tell the status
+        with contextlib.suppress(AgentError):  # the agent may be gone before it can send the status
             await self.agent.run("reboot", timeout=timeout)
         return await self.wait_boot(before, timeout=timeout)
 
@@ -122,13 +122,13 @@ class Guest:
 
 
 async def _unless_ended(process: QemuProcess, work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of `work`, or what QEMU said when it ended first."""
+    """The result of `work`, or QEMU's last words when it ended first."""
     task = asyncio.create_task(work)
     end = asyncio.create_task(process.ended.wait())
     try:
         await asyncio.wait({task, end}, return_when=asyncio.FIRST_COMPLETED)
         failed = task.done() and not task.cancelled() and task.exception() is not None
-        # Its connections end a moment before the process does; what QEMU said tells more than they do.
+        # Its connections end a moment before the process does; QEMU's output explains more than they do.
         if process.ended.is_set() or (failed and await process.wait_ended(_LAST_WORDS)):
             raise GuestError(f"QEMU ended: {process.why()}")
         return await task
@@ -171,7 +171,7 @@ async def launch(
 
 @contextlib.contextmanager
 def naming_logs(runtime: Runtime) -> Iterator[None]:
-    """Errors of a guest say where its logs are; those of a command in it tell enough."""
+    """Add the place of the logs to errors of a guest; those of a command in it are clear without."""
     try:
         yield
     except GuestError as error:
@@ -252,7 +252,7 @@ def prepare(spec: GuestSpec) -> Boot:
 async def connect(runtime: Runtime, process: QemuProcess, *, booting: bool = False) -> AsyncIterator[Guest]:
     """Connect to a QEMU's QMP and to the agent's port. The guest goes on when the context is left.
 
-    :param booting: it was started just now; its agent will say hello by itself.
+    :param booting: it was started just now; its agent will send hello by itself.
     :raises GuestError: QEMU ended, or its sockets do not answer.
     """
     qmp = QMPClient(runtime.directory.name)
@@ -261,7 +261,7 @@ async def connect(runtime: Runtime, process: QemuProcess, *, booting: bool = Fal
         async with await Agent.connect(runtime.agent, greet=not booting) as agent:
             yield Guest(runtime, process, qmp, agent)
     finally:
-        # It raises whatever broke the connection, such as QEMU's end; that has been told, or is meant.
+        # It raises what broke the connection, such as QEMU's end; that is reported already, or wanted.
         with contextlib.suppress(QMPError, EOFError, OSError):
             await qmp.disconnect()
 

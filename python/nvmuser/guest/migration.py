@@ -4,7 +4,7 @@ QEMU 10.1 to 11.1 does not know that it cannot: `vfio_user_pci_realize` (hw/vfio
 migratable nor adds a migration blocker, not even with `-only-migratable`. A migration then succeeds, without the
 device's state and without the pages that the target wrote by DMA, and the disk is dead at its destination. So the guest
 gets a block node that no device uses, of a format that blocks migration (`vmdk_open` in block/vmdk.c). The guest sees
-nothing of it; QEMU refuses with the node's name, which says why.
+nothing of it; QEMU refuses with the node's name, which explains why.
 
 Owns that node and its image, a text file. With libvfio nothing is needed: QEMU itself blocks a `vfio-pci`
 device whose server does not speak VFIO's migration.

@@ -1,6 +1,6 @@
-"""What stands in the way of plugging controllers into a running QEMU, each with its mend.
+"""What stands in the way of plugging controllers into a running QEMU, each with its fix.
 
-Owns the judgement only: what QEMU is made of, `nvmuser.guest.qmp` has asked it. Nothing is changed.
+Owns the judgement only: `nvmuser.guest.qmp` has asked QEMU for the facts. Nothing is changed.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class Problem:
     """Something that stands in the way of plugging, and what to do about it."""
 
     what: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.mend}"
+        return f"{self.what}: {self.fix}"
 
 
 def preflight(facts: Facts, sockets: Sequence[Path], *, user: int | None = None, driver: str = DRIVER) -> list[Problem]:
     """All problems at once.
 
-    :param user: as whom QEMU runs; None: as we do.
+    :param user: user ID of QEMU; None: ours.
     """
     return [
         *_driver(facts, driver),
@@ -48,12 +48,12 @@ def preflight(facts: Facts, sockets: Sequence[Path], *, user: int | None = None,
 
 def _driver(facts: Facts, driver: str) -> Iterator[Problem]:
     if driver not in facts.drivers:
-        mend = "QEMU 10.1 or later, built with it, is needed; or start this one with libvfio.so preloaded"
-        yield Problem(f"QEMU {facts.version_text} has no {driver}", mend)
+        fix = "QEMU 10.1 or later, built with it, is needed; or start this one with libvfio.so preloaded"
+        yield Problem(f"QEMU {facts.version_text} has no {driver}", fix)
     if driver == PLAIN_DRIVER and facts.has_native:
         # QEMU 11.1 ends itself: 'Object … is not an instance of type vfio-iommu-legacy'.
-        mend = f"plug without libvfio: {DRIVER} and {PLAIN_DRIVER} do not mix"
-        yield Problem(f"this QEMU has {DRIVER} devices", mend)
+        fix = f"plug without libvfio: {DRIVER} and {PLAIN_DRIVER} do not mix"
+        yield Problem(f"this QEMU has {DRIVER} devices", fix)
 
 
 def _memory(facts: Facts) -> Iterator[Problem]:
@@ -90,7 +90,7 @@ def _iommu(facts: Facts, driver: str) -> Iterator[Problem]:
         if kind in _IOMMUS:
             yield Problem(
                 f"the guest has an IOMMU ({kind})",
-                f"start it without: {driver} maps memory behind it anew all the time",
+                f"start it without: {driver} maps memory behind it again all the time",
             )
 
 

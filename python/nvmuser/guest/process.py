@@ -23,7 +23,7 @@ _DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" 
 
 
 class QemuProcess:
-    """One QEMU. `ended` is set as soon as it is gone, whoever ended it."""
+    """One QEMU. `ended` is set as soon as it is gone, for any reason."""
 
     def __init__(self, held: HeldProcess, log: Path, child: subprocess.Popen[bytes] | None) -> None:
         self.pid = held.pid

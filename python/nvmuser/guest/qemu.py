@@ -50,6 +50,7 @@ class Runtime:
 
     @property
     def qmp(self) -> Path:
+        """The socket of QMP."""
         return self.directory / "qmp.sock"
 
     @property
@@ -59,7 +60,7 @@ class Runtime:
 
     @property
     def qemu_log(self) -> Path:
-        """What QEMU itself had to say."""
+        """QEMU's own output."""
         return self.directory / "qemu.log"
 
     @property

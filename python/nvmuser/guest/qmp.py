@@ -61,6 +61,7 @@ class Facts:
 
     @property
     def version_text(self) -> str:
+        """The version with dots."""
         return ".".join(map(str, self.version))
 
 
@@ -106,7 +107,7 @@ async def look(qmp: QMPClient) -> Facts:
         drivers=drivers,
         devices=devices,
         unnamed=tuple(kind for _, kind in unnamed),
-        memory=tuple(await asyncio.gather(*(_backend(qmp, one) for one in memory))),
+        memory=tuple(await asyncio.gather(*(_backend(qmp, name) for name in memory))),
         free_ports=await _free_ports(qmp, devices, buses),
         migration_blocked=any(node["node-name"] == NODE for node in nodes),
     )

@@ -1,4 +1,4 @@
-"""What a guest is: the specification from which QEMU's arguments are made, and what it asks of the host's memory.
+"""The specification of a guest, from which QEMU's arguments are made, and what it needs of the host's memory.
 
 Owns validation and the choice between hugepages and 4 KiB pages. It neither makes arguments nor starts anything.
 """
@@ -93,7 +93,7 @@ def available_memory() -> int:
 
 
 def use_hugepages(spec: GuestSpec) -> bool:
-    """Which kind of memory the guest gets now.
+    """Whether the guest gets hugepages now, or 4 KiB pages.
 
     :raises GuestError: there is not enough of what it needs.
     """
@@ -112,7 +112,7 @@ def use_hugepages(spec: GuestSpec) -> bool:
 
 
 def check_sockets(spec: GuestSpec) -> None:
-    """Before anything boots: is there a controller behind each socket? QEMU would say it less clearly, and later.
+    """Check before anything boots that a controller is behind each socket: QEMU's own error is later and less clear.
 
     :raises GuestError: there is none.
     """

@@ -1,1 +1,1 @@
-"""One measurement: fio and what it says, CPU time, the machine around it, statistics."""
+"""One measurement: fio and what it reports, CPU time, the machine around it, statistics."""

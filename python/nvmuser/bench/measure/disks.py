@@ -1,4 +1,4 @@
-"""Directories for results and files behind disks that are measured. Their errors are told in one line."""
+"""Directories for results and files behind disks that are measured. Their errors are one line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The machine on which something was measured, and how quiet it was.
 
 Owns reading /proc and /sys for what changes a benchmark, and the idle spin. Versions of SPDK, QEMU and the
-guest are told by whoever started them.
+guest come from the code that started them.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ class Environment:
 
     @property
     def noise(self) -> float | None:
-        """The worse of the two."""
+        """The worse noise of both."""
         return max((value for value in (self.noise_before, self.noise_after) if value is not None), default=None)
 
     def to_json(self) -> dict[str, object]:
+        """The fields, and `noise`."""
         return {**asdict(self), "noise": self.noise}
 
     def begun(self) -> dict[str, object]:

@@ -54,7 +54,7 @@ class Job:
     A verifying job ends by its amount (`io_size`, else `size`) and never by the clock: fio skips the reading
     back when the run-time is over, and would report a verification that did not take place.
 
-    :raises UsageError: when the options cannot be meant together.
+    :raises UsageError: the options contradict each other.
     """
 
     name: str

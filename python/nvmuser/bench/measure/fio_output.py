@@ -39,7 +39,7 @@ class Estimate:
 
 
 def parse_estimate(line: str) -> Estimate | None:
-    """None for a line that tells no rate (starting, laying out, ending)."""
+    """None for a line without a rate (starting, laying out, ending)."""
     match = _ESTIMATE.search(line)
     if match is None:
         return None
@@ -192,8 +192,8 @@ def job_result(report: Mapping[str, Any], index: int) -> JobResult:
 
 
 def _verify_errors(job: Mapping[str, Any]) -> int:
-    """fio ends with status 0 when it was told to go on after wrong blocks, so only these counts tell of
-    them.
+    """Number of wrong blocks. fio ends with status 0 when it continues after wrong blocks, so that only its
+    counts show them.
     """
     if job.get("first_error", job["error"]) != errno.EILSEQ:
         return 0

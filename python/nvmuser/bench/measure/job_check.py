@@ -1,7 +1,7 @@
 """A job file of a user's, looked at by fio itself before a guest is booted for it.
 
 Owns that look. It needs the fio that was built with SPDK; with an SPDK of somebody else's there may be none, and the
-guest's fio says what is wrong.
+guest's fio reports what is wrong.
 """
 
 from __future__ import annotations

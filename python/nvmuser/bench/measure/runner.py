@@ -39,7 +39,7 @@ class Process(Protocol):
 
 
 class Shell(Protocol):
-    """What of `nvmuser.guest.Guest` is needed here; the unit tests have one made of a shell on the host."""
+    """The part of `nvmuser.guest.Guest` that is needed here; the unit tests have one made of a shell on the host."""
 
     async def run(
         self,
@@ -48,9 +48,13 @@ class Shell(Protocol):
         input: bytes = b"",
         timeout: float | None = None,  # noqa: ASYNC109
         check: bool = False,
-    ) -> CommandResult: ...
+    ) -> CommandResult:
+        """Run a shell command to its end."""
+        ...
 
-    def stream(self, command: str) -> AbstractAsyncContextManager[Process]: ...
+    def stream(self, command: str) -> AbstractAsyncContextManager[Process]:
+        """Run a shell command while the block runs, with its output as it comes."""
+        ...
 
 
 OnEstimate = Callable[[str, fio_output.Estimate], None]
@@ -65,7 +69,7 @@ class FioRun:
     files: dict[str, bytes]
 
     def keep(self, directory: Path) -> None:
-        """Writes fio's own files (JSON, logs, job file) into a directory, where fio-plot and others read
+        """Write fio's own files (JSON, logs, job file) into a directory, where fio-plot and others read
         them.
         """
         directory.mkdir(parents=True, exist_ok=True)
@@ -102,10 +106,10 @@ async def run(
     on_estimate: OnEstimate | None = None,
     limit: float | None = None,
 ) -> FioRun:
-    """Runs one workload on devices of the guest.
+    """Run one workload on devices of the guest.
 
     :param processes: host processes to charge, by the name under which they stand in `cpu.host_percent`.
-    :param limit: seconds after which the guest is held to be stuck; by default from the workload.
+    :param limit: seconds after which the guest counts as stuck; by default from the workload.
     :raises GuestError: fio refused the job or gave no report; its first complaint is in the message.
     """
     if not devices:
@@ -168,7 +172,7 @@ def _report(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _with_series(jobs: list[JobResult], files: Mapping[str, bytes], interval_ms: int) -> list[JobResult]:
-    """Logs over time: one a job, or all of them one job's threads. Anything else cannot be told apart: no
+    """Logs over time: one a job, or all of them one job's threads. Nothing else can be told apart: no
     series.
     """
     iops = [_text(files, name) for name in _logs(files, "iops")]

@@ -11,7 +11,7 @@ from nvmuser.toolchain import Spdk, find_qemu, find_spdk, proc, recipe
 
 
 async def look(guest: Shell) -> dict[str, str | None]:
-    """Asks the guest for its kernel and its fio: a user's own image has others than the appliance."""
+    """Ask the guest for its kernel and its fio: a user's own image has others than the appliance."""
     answer = await guest.run("uname -r && fio --version", timeout=60, check=True)
     kernel, fio = answer.stdout.decode(errors="replace").split()[:2]
     spdk = find_spdk()

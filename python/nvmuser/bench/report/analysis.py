@@ -1,4 +1,4 @@
-"""From a comparison's runs to what it says: ratios with intervals, what is too noisy to say, what has
+"""Conclusions from a comparison's runs: ratios with intervals, what is too noisy for a number, what has
 changed.
 
 Pure functions over `records.Comparison`.
@@ -15,7 +15,7 @@ from nvmuser.bench.measure.stats import Interval
 from nvmuser.bench.report.records import Comparison
 
 MAX_SPREAD = 1.5
-"""A ratio whose interval reaches from x to more than one and a half times x says nothing; then there is no
+"""A ratio whose interval reaches from x to more than one and a half times x means nothing; then there is no
 number, but this reason.
 """
 MIN_ROUNDS = 3
@@ -169,7 +169,7 @@ METRICS = (
 changed about the machine between the two divides out.
 """
 _OURS = ("endpoint", "direct")
-"""Peers that what we change may change; what all others do tells of the machine."""
+"""Peers that our changes affect; all others show changes of the machine."""
 
 
 def words(metric: str) -> tuple[str, str]:
@@ -184,7 +184,7 @@ def words(metric: str) -> tuple[str, str]:
 @dataclass(frozen=True)
 class Difference:
     """New over old of one job on one peer. `real`: its interval leaves 1 out, it is not tiny, and there are
-    rounds enough to tell.
+    enough rounds.
     """
 
     job: str
@@ -201,6 +201,7 @@ class Difference:
 
     @property
     def better(self) -> bool | None:
+        """Whether it is an improvement; None where there is no verdict."""
         return self.word in ("faster", "cheaper") if self.real else None
 
 

@@ -45,7 +45,7 @@ class _Cell:
     verdict: str
     """What stands in the place of one: the ratio, or the reason in a word."""
     sure: bool
-    """Whether it says that one of the two is faster."""
+    """Whether one of the two is faster."""
 
 
 def _cells(comparison: Comparison) -> dict[str, dict[str, _Cell]]:
@@ -251,7 +251,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def _large(comparison: Comparison) -> list[str]:
-    """Jobs with more than 4 KiB an I/O, whose IOPS say little."""
+    """Jobs with more than 4 KiB an I/O, whose IOPS alone mean little."""
     block = {run.job: run.bw_bytes / run.iops for run in comparison.runs if run.iops > 0}
     return [job for job in comparison.jobs if block.get(job, 0) > 4096 * 1.01]
 

@@ -19,7 +19,7 @@ MISSING = "\N{EN DASH}"
 NOISY_MACHINE = 0.10
 """From here on a reader is warned."""
 QUIET_MACHINE = 0.05
-"""Up to here nothing is said."""
+"""Up to here no caution is given."""
 
 
 def _environment() -> jinja2.Environment:

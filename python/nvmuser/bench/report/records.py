@@ -46,6 +46,10 @@ class Run:
 
     @classmethod
     def of(cls, job: JobResult, peer: str, number: int, steadiness: Steadiness, attempt: int) -> Self:
+        """The record of a job that was measured on a peer.
+
+        :param number: of the round, from 0.
+        """
         return cls(
             round=number,
             job=job.name,
@@ -80,6 +84,7 @@ class Comparison:
 
     @property
     def peers(self) -> list[str]:
+        """Those with a run, in the order of the header."""
         return [peer for peer in self.header["peers"] if any(run.peer == peer for run in self.runs)]
 
     @property
@@ -138,15 +143,19 @@ class Writer:
         self._file.close()
 
     def header(self, document: dict[str, Any]) -> None:
+        """Write the first line: what is compared, and where."""
         self._line({"schema": SCHEMA, "kind": "header", **document})
 
     def skipped(self, peer: str, reason: str) -> None:
+        """Write that a peer is left out."""
         self._line({"kind": "skipped", "peer": peer, "reason": reason})
 
     def run(self, run: Run) -> None:
+        """Write one run."""
         self._line({"kind": "run", **vars(run)})
 
     def footer(self, document: dict[str, Any]) -> None:
+        """Write the last line, without which a comparison counts as interrupted."""
         self._line({"kind": "footer", **document})
 
     def _line(self, document: dict[str, Any]) -> None:
@@ -196,11 +205,11 @@ def _must_agree(header: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _different(one: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+def _different(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None:
     """The first fact in which two differ, with both its values. One that only one of them has is a difference too."""
-    for name in dict.fromkeys([*one, *other]):
-        if one.get(name) != other.get(name):
-            return f"{name} ({one.get(name)}, {other.get(name)})"
+    for name in dict.fromkeys([*first, *second]):
+        if first.get(name) != second.get(name):
+            return f"{name} ({first.get(name)}, {second.get(name)})"
     return None
 
 
@@ -238,7 +247,7 @@ def read(path: Path) -> Comparison:
 
 def _run(line: dict[str, Any]) -> Run:
     """:raises TypeError: it has other fields than we know."""
-    known = {one.name for one in fields(Run)}
+    known = {field.name for field in fields(Run)}
     if strange := sorted(line.keys() ^ known):
         raise TypeError(f"a run with {'an unknown' if strange[0] in line else 'no'} field '{strange[0]}'")
     return Run(**line)
@@ -260,7 +269,7 @@ def _fill(comparison: Comparison, lines: Sequence[dict[str, Any]]) -> None:
 
 
 def hugepages_used(header: Mapping[str, Any]) -> str:
-    """In words. What was measured before `guest` was recorded tells only what the machine had."""
+    """The guests' memory in words. Records without `guest` only hold what the machine had."""
     if "guest" in header:
         return "of all guests and targets" if header["guest"]["hugepages"] else "none used: 4 KiB pages"
     environment = header["environment"]

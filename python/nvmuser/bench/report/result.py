@@ -32,6 +32,8 @@ class Latency:
 
 @dataclass(frozen=True)
 class Direction:
+    """Reads or writes of a job: I/Os, I/Os a second, and what else fio reports of them."""
+
     total_ios: int
     iops: float
     bw_bytes: float
@@ -59,6 +61,8 @@ class Cpu:
 
 @dataclass(frozen=True)
 class JobResult:
+    """What fio reported of one job. Times in nanoseconds where the name has `ns`, rates per second."""
+
     name: str
     rw: str
     bs: str
@@ -107,18 +111,25 @@ class Result:
 
     @property
     def verify_errors(self) -> int:
+        """Wrong blocks over all jobs."""
         return sum(job.verify_errors for job in self.jobs)
 
     @property
     def wrong(self) -> list[str]:
+        """What went wrong, a line for each job; empty when nothing did."""
         return [f"{job.name}: {job.wrong}" for job in self.jobs if job.wrong]
 
     def to_json(self) -> dict[str, Any]:
+        """The document of result.json."""
         document = {"schema": SCHEMA, **asdict(self), "verify_errors": self.verify_errors}
         cleaned: dict[str, Any] = null_for_nan(document)
         return cleaned
 
     def write(self, path: Path) -> None:
+        """Write result.json.
+
+        :raises OSError: there is no room, or no permission.
+        """
         path.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     @classmethod
@@ -141,7 +152,7 @@ class Result:
 
 
 def null_for_nan(value: Any) -> Any:
-    """A document with null in place of what JSON cannot say."""
+    """A document with null in place of what JSON cannot express."""
     if isinstance(value, dict):
         return {key: null_for_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

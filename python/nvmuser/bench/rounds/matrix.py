@@ -1,4 +1,4 @@
-"""Which jobs a comparison runs: the short set that answers the question, and the full one."""
+"""The jobs of a comparison: the short set that answers the question, and the full one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Case:
 
     @property
     def poll(self) -> bool:
+        """Whether the job needs a queue without interrupts."""
         return self.job.poll
 
 
@@ -56,7 +57,7 @@ def short(timing: Timing) -> list[Case]:
 
 
 def full(timing: Timing) -> list[Case]:
-    """All of random, sequential and mixed; 4k and 128k; depths 1, 8, 32; three ways of submitting; 1 and 2
+    """All of random, sequential and mixed; 4k and 128k; depths 1, 8, 32; three modes of submission; 1 and 2
     CPUs.
     """
 

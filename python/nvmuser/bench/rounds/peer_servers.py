@@ -79,7 +79,7 @@ def storage_daemon_arguments(backing: Path, socket: Path, queues: int) -> list[s
 
 @contextlib.asynccontextmanager
 async def storage_daemon(qemu: Qemu, backing: Path, directory: Path, queues: int) -> AsyncIterator[tuple[Path, int]]:
-    """Yields the socket and the daemon's pid."""
+    """A daemon that serves the file while the block runs. Yields its socket and its pid."""
     socket, log = directory / "qsd.sock", directory / "qsd.log"
     check_socket_path(socket)
     socket.unlink(missing_ok=True)
@@ -89,7 +89,7 @@ async def storage_daemon(qemu: Qemu, backing: Path, directory: Path, queues: int
         # bind and listen in one go, so that its being there is enough.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_START):
-                while child.returncode is None and not socket.exists():  # noqa: ASYNC110 (a file tells no event)
+                while child.returncode is None and not socket.exists():  # noqa: ASYNC110 (a file has no event)
                     await asyncio.sleep(0.05)
         if not socket.exists():
             raise GuestError(f"qemu-storage-daemon did not start; see {log}")
@@ -125,8 +125,8 @@ async def nvmf_target(
 ) -> AsyncIterator[tuple[Client, int]]:
     """A bare `nvmf_tgt`, started as the supervisor would. Yields a connection to it and its pid.
 
-    It is killed, for SPDK 26.01 can crash when it shuts down while a guest still disconnects; its data are
-    nobody's.
+    It is killed, for SPDK 26.01 can crash when it shuts down while a guest still disconnects; nobody
+    needs its data.
     """
     rpc_socket, log = directory / "spdk.rpc", directory / "spdk.log"
     check_socket_path(rpc_socket)

@@ -91,11 +91,13 @@ class Slot:
         return {name: _command(pids[0]) for name, pids in self.processes.items() if pids}
 
     async def pause(self) -> None:
+        """Stop the guest and its backends."""
         await self.guest.qmp.execute("stop")
         for pid in self.backends:
             os.kill(pid, signal.SIGSTOP)
 
     async def resume(self) -> None:
+        """Let the backends and the guest go on."""
         for pid in self.backends:
             os.kill(pid, signal.SIGCONT)
         await self.guest.qmp.execute("cont")

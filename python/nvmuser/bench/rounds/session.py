@@ -37,7 +37,7 @@ Opener = Callable[[str, int], AbstractAsyncContextManager[Slot]]
 
 @dataclass(frozen=True)
 class SessionPlan:
-    """What is measured on what. All ratios are with `base`, without which there is nothing to say."""
+    """What is measured on what. All ratios are with `base`; without it there is none."""
 
     cases: Sequence[Case]
     names: Sequence[str]
@@ -146,7 +146,7 @@ class Session:
         self._skipped.clear()
 
     async def _begin(self, slots: Sequence[Slot]) -> None:
-        """Writes the header once the guests are known, or checks that it is still the same."""
+        """Write the header once the guests are known, or checks that it is still the same."""
         if self._begun:
             return
         self._begun = True

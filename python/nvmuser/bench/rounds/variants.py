@@ -1,7 +1,7 @@
 """What could be set otherwise than we ship it: targets, and where the threads of QEMU run.
 
 Owns the list, and how a variant becomes a booted guest on a bare target of its own (no endpoint: it costs
-nothing for each I/O, and cannot serve mapped doorbells). How they are measured is `tune`'s business.
+nothing for each I/O, and cannot serve mapped doorbells). `tune` measures them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EUI64 = "0011223344556677"
 
 @dataclass(frozen=True)
 class Variant:
-    """One thing set otherwise. `what` says so in a line."""
+    """One setting that differs from what is shipped. `what` describes it in a line."""
 
     name: str
     what: str
@@ -52,7 +52,7 @@ class Variant:
     main_beside: bool = False
     """QEMU's main thread, which raises interrupts, may only run on the reactor's core."""
     usual: bool = True
-    """Measured when none is chosen; the others have said little so far."""
+    """Measured when none is chosen; the others have shown little so far."""
 
 
 VARIANTS = (

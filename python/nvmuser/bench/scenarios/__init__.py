@@ -1,1 +1,1 @@
-"""The measurements that have a command: each sets up its world, measures, and says what it found."""
+"""The measurements that have a command: each sets up what it needs, measures, and returns its results."""

@@ -1,7 +1,7 @@
-"""Measures ours against QEMU's and SPDK's other ways, fairly: same guest, same jobs, same backing.
+"""Ours against QEMU's and SPDK's other transports, fairly: same guest, same jobs, same backing.
 
-Owns what all peers have in common: the disks' files, our deployment, hugepages for all or for none. How rounds
-are run is `session`'s business, how each peer is made `peers`'.
+Owns what all peers have in common: the disks' files, our deployment, hugepages for all or for none. `session` runs
+the rounds, `peers` makes each peer.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ComparePlan:
 
 
 async def compare(plan: ComparePlan, output: Path, progress: Progress, *, resume: bool = False) -> records.Comparison:
-    """Runs the whole plan; results are in `output` as they come, fio's own JSON too.
+    """Run the whole plan; results are in `output` as they come, fio's own JSON too.
 
     :param resume: go on with what an interrupted comparison left in `output`.
     :raises NvmuserError: ours cannot run; another peer that cannot is left out, and the records say why.

@@ -62,7 +62,7 @@ async def measure(
     append: str = "",
     overwrite: bool = True,
 ) -> Result:
-    """Boots a guest with the disks, runs every workload, and writes result.json, report.html and fio's own
+    """Boot a guest with the disks, run every workload, and write result.json, report.html and fio's own
     files.
 
     :param append: for the guest kernel's command line.
@@ -169,6 +169,6 @@ async def own_disk(
 
 
 async def demo(output: Path, progress: Progress, *, direct: bool = False) -> Result:
-    """`make demo`: the result tells whether a block was wrong (`Result.wrong`)."""
+    """`make demo`: the result shows whether a block was wrong (`Result.wrong`)."""
     async with own_disk(output, progress, direct=direct) as disks:
         return await measure(disks, demo_jobs(), output, progress)

@@ -47,9 +47,11 @@ class Board(PciDevice):
         self.outputs = 0
 
     def read(self, bar: int, offset: int, size: int) -> int:
+        """The outputs at offset 0, else 0."""
         return self.outputs if offset == 0 else 0
 
     def write(self, bar: int, offset: int, size: int, value: int) -> None:
+        """Set the outputs, at offset 0."""
         if offset == 0:
             self.outputs = value
 
@@ -63,10 +65,12 @@ class GpioResult:
 
     @property
     def python_us(self) -> float:
+        """The median over the rounds, in microseconds."""
         return statistics.median(self.python)
 
     @property
     def c_us(self) -> float:
+        """The median over the rounds, in microseconds."""
         return statistics.median(self.c)
 
     @property
@@ -75,6 +79,7 @@ class GpioResult:
         return statistics.median(mine / theirs for mine, theirs in zip(self.python, self.c, strict=True))
 
     def to_json(self) -> dict[str, Any]:
+        """`gpio_ratio`, both medians, and the rounds."""
         rounds = {"python_us": list(self.python), "c_us": list(self.c)}
         return {"gpio_ratio": self.ratio, "python_us": self.python_us, "c_us": self.c_us, "rounds": rounds}
 
@@ -129,7 +134,7 @@ def _compile(directory: Path) -> Path:
 
 @asynccontextmanager
 async def _running(command: Sequence[str], cpu: set[int]) -> AsyncIterator[None]:
-    """A device; it says `ready` when a client may come."""
+    """A device, which prints `ready` when a client may connect."""
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
     )

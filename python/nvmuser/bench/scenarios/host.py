@@ -50,10 +50,12 @@ class HostResult:
     devices: gpio.GpioResult
     noise: float
 
-    def ratio(self, one: str, other: str) -> stats.Interval:
-        return stats.ratio(self.iops[one], self.iops[other])
+    def ratio(self, name: str, base: str) -> stats.Interval:
+        """IOPS of one program over those of another, the median over the rounds."""
+        return stats.ratio(self.iops[name], self.iops[base])
 
     def to_json(self) -> dict[str, Any]:
+        """The ratios that have goals first."""
         work = self.workload
         return {
             "perf_ratio": self.ratio("nvmuser", "spdk_nvme_perf").median,

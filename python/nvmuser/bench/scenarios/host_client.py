@@ -21,7 +21,7 @@ _LOOK = 256
 async def awaited(
     controller: initiator.Controller, namespace: initiator.Namespace, depth: int, size: int, seconds: int
 ) -> float:
-    """Reads a second, one await for each, by `depth` tasks."""
+    """Measure reads a second, one await for each, by `depth` tasks."""
     async with controller.async_queue(depth) as queue:
         memory = initiator.allocate(depth * size)
         places = namespace.size // size
@@ -45,6 +45,7 @@ async def awaited(
 
 
 def main(directory: str, cpu: str, seconds: str, what: str, pattern: str, depth: str, size: str) -> None:
+    """Connect, measure, and print commands a second. The arguments are those of the command line."""
     os.sched_setaffinity(0, {int(cpu)})
     with initiator.connect(directory) as controller:
         namespace = controller.namespace(1)

@@ -1,7 +1,7 @@
-"""The programs of `nvmuser bench host`: how each is told to run the same workload, and what it says it did.
+"""The programs of `nvmuser bench host`: their command lines for the same workload, and their results.
 
-Pure: command lines, configuration and the parsing of what was printed. Who runs them, and when, is
-`nvmuser.bench.scenarios.host`'s business.
+Pure: command lines, configuration and the parsing of what was printed. `nvmuser.bench.scenarios.host` runs
+them.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def bdevperf_config(volume: Request) -> str:
 
 
 def spdk_nvme_perf(spdk: Spdk, work: HostWorkload, directory: Path, nqn: str) -> list[str]:
+    """SPDK's own measuring program, on the controller whose socket is in `directory`."""
     # With its default subsystem name it would take the controller for a discovery service.
     return [
         str(spdk.binary("spdk_nvme_perf")), "-c", f"[{work.cpu}]", "--no-huge", "-s", str(CLIENT_MIB), *_workload(work),
@@ -67,6 +68,7 @@ def _workload(work: HostWorkload) -> list[str]:
 
 
 def fio(spdk: Spdk, work: HostWorkload, directory: Path, nqn: str) -> list[str]:
+    """fio with SPDK's plug-in, on the controller whose socket is in `directory`."""
     # fio takes a colon for the border between two files.
     name = f"trtype=VFIOUSER traddr={directory} subnqn={nqn} ns=1".replace(":", "\\:")
     return [

@@ -50,6 +50,7 @@ class Idle:
     endpoint_percent: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
+        """The ratio of a busy neighbour's throughput, and CPU by profile."""
         ratio = stats.ratio(self.beside, self.alone)
         return {
             "endpoints": self.endpoints,

@@ -128,11 +128,11 @@ async def _timed(guest: Guest, name: str, act: Callable[[], Awaitable[None]]) ->
     """
     try:
         async with asyncio.timeout(_DEADLINE), guest.stream(_WATCH.format(name=name)) as watch:
-            said = aiter(watch)
-            await anext(said)
+            lines = aiter(watch)
+            await anext(lines)
             began = time.monotonic()
             await act()
-            await anext(said)
+            await anext(lines)
             return time.monotonic() - began
     except TimeoutError:
         raise GuestError(f"the guest did not see {name} within {_DEADLINE:g} s") from None

@@ -42,7 +42,7 @@ _SIZE = 64 << 20
 
 @dataclass(frozen=True)
 class Provision:
-    """Medians over the rounds. A ratio says how many times as fast as that alternative we are."""
+    """Medians over the rounds. A ratio is that alternative's time over ours."""
 
     controllers: int
     rounds: int
@@ -55,6 +55,7 @@ class Provision:
     restore_s: float
 
     def to_json(self) -> dict[str, Any]:
+        """All fields by their names."""
         return asdict(self)
 
 

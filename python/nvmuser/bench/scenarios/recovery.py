@@ -46,7 +46,7 @@ _PAIR = ("through", "direct")
 
 @dataclass(frozen=True)
 class RecoveryPlan:
-    """What is done.
+    """Which processes are killed, how often, and under what.
 
     :param outage: seconds for which no new target is started after a kill.
     :param overhead: rounds in which the endpoint's throughput is compared with `--direct`; 0 leaves that out.
@@ -84,6 +84,7 @@ class RecoveryOutcome:
         return None if self.fsck_clean else "fsck found the file system damaged"
 
     def to_json(self, plan: RecoveryPlan) -> dict[str, Any]:
+        """What was done, and what the guest saw; times in seconds."""
         document: dict[str, Any] = {
             "kill": plan.kill,
             "standby": plan.standby,

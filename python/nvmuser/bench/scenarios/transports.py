@@ -54,7 +54,7 @@ class TransportComparison:
 
     @property
     def unclear(self) -> str | None:
-        """Why the ratio says little, if so."""
+        """Why the ratio means little, if so."""
         if self.ratio.samples < _FEWEST:
             return f"{self.ratio.samples} rounds, at least {_FEWEST} are needed"
         return None

@@ -1,7 +1,7 @@
 """What each default of ours costs or gains on this machine: the same rounds as `compare`, over variants.
 
-Owns the choice of jobs, the files, and the table. The variants are `variants`' business, the rounds
-`session`'s.
+Owns the choice of jobs, the files, and the table. `variants` has the variants, `session` runs
+the rounds.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def choose(names: Sequence[str]) -> list[Variant]:
 
 
 async def tune(plan: TunePlan, output: Path, progress: Progress, *, resume: bool = False) -> Comparison:
-    """Runs the plan; results are in `output` as they come.
+    """Run the plan; results are in `output` as they come.
 
     :raises NvmuserError: what we ship cannot run; a variant that cannot is left out, and the records say why.
     """
