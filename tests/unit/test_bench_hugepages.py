@@ -11,7 +11,7 @@ import pytest
 from nvmuser.bench.measure import hugepage_loan
 from nvmuser.bench.measure.hugepage_loan import borrowed_hugepages
 from nvmuser.hostfs import hugepages
-from nvmuser.hostfs.hugepages import PAGE, Pool
+from nvmuser.hostfs.hugepages import PAGE, HugepagePool
 
 
 class Kernel:
@@ -23,7 +23,7 @@ class Kernel:
         self.used, self.most = 4, 100_000
         monkeypatch.setattr(hugepages, "POOL", directory)
         monkeypatch.setattr(hugepage_loan, "_mounted", contextlib.nullcontext)
-        monkeypatch.setattr(hugepages, "query_pool", lambda: Pool(self.pages, self.free() // PAGE))
+        monkeypatch.setattr(hugepages, "query_pool", lambda: HugepagePool(self.pages, self.free() // PAGE))
         monkeypatch.setattr(hugepage_loan, "available_memory", lambda: 1 << 30)
         monkeypatch.setattr(hugepage_loan.os, "geteuid", lambda: 0)
 

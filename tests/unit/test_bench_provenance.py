@@ -33,7 +33,7 @@ def test_the_commit_is_that_of_the_files_own_checkout(tmp_path: Path) -> None:
     assert len(found) == 40
     (package / "x").write_text("2")
     assert versions.commit(package) == f"{found}+"
-    assert versions.commit(venv) is None, "installed beside somebody's project"
+    assert versions.commit(venv) is None, "installed beside another project"
 
 
 def test_patches_are_those_of_set_ups_build() -> None:

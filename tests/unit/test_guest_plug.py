@@ -17,7 +17,7 @@ from nvmuser.errors import GuestError, NotFoundError
 from nvmuser.guest import migration, qmp
 from nvmuser.guest.plug import plug, unplug
 from nvmuser.guest.preflight import closed_to, preflight
-from nvmuser.guest.qmp import Backend, Facts
+from nvmuser.guest.qmp import Facts, MemoryBackend
 
 NOBODY = 65534
 
@@ -142,7 +142,7 @@ async def test_with_libvfio_qemu_itself_blocks_migration(tmp_path: Path, sockets
 
 def test_preflight_of_memory() -> None:
     def found(**changes: object) -> list[str]:
-        backend = replace(Backend("mem", 1 << 30, shared=True, page_size=4096, backed=True), **changes)  # type: ignore[arg-type]
+        backend = replace(MemoryBackend("mem", 1 << 30, shared=True, page_size=4096, backed=True), **changes)  # type: ignore[arg-type]
         facts = Facts((11, 1, 3), frozenset({"vfio-user-pci"}), {}, memory=(backend,))
         return [str(problem) for problem in preflight(facts, [])]
 
@@ -155,7 +155,7 @@ def test_preflight_of_memory() -> None:
 
 
 def test_the_two_drivers_do_not_mix() -> None:
-    memory = Backend("mem", 1 << 30, shared=True, page_size=4096, backed=True)
+    memory = MemoryBackend("mem", 1 << 30, shared=True, page_size=4096, backed=True)
     drivers = frozenset({"vfio-user-pci", "vfio-pci"})
     facts = Facts((11, 1, 3), drivers, {"one": "vfio-user-pci"}, memory=(memory,), free_ports=("port0",))
     [problem] = preflight(facts, [], driver="vfio-pci")

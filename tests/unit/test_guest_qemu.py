@@ -17,7 +17,7 @@ from nvmuser.guest import libvirt, migration, spec
 from nvmuser.guest.qemu import Boot, Runtime, arguments, attachment, plain
 from nvmuser.guest.spec import GIB, MIB, GuestSpec, check_sockets, image_format, use_hugepages
 from nvmuser.hostfs import hugepages
-from nvmuser.hostfs.hugepages import PAGE, Pool
+from nvmuser.hostfs.hugepages import PAGE, HugepagePool
 
 SOCKETS = (Path("/run/a,b/vm1/cntrl"), Path("/run/a,b/vm2/cntrl"))
 IMAGE = Path("/run/a,b/no-migration.vmdk")
@@ -176,13 +176,13 @@ def test_contradictions_are_refused(options: dict[str, Any], message: str) -> No
 
 @pytest.mark.parametrize(("wanted", "free", "expected"), [(None, 2, True), (None, 0, False), (False, 2, False)])
 def test_which_memory(monkeypatch: pytest.MonkeyPatch, wanted: bool | None, free: int, expected: bool) -> None:
-    monkeypatch.setattr(hugepages, "query_pool", lambda: Pool(1024, free * GIB // PAGE))
+    monkeypatch.setattr(hugepages, "query_pool", lambda: HugepagePool(1024, free * GIB // PAGE))
     monkeypatch.setattr(spec, "available_memory", lambda: 2 * GIB)
     assert use_hugepages(GuestSpec(hugepages=wanted)) is expected
 
 
 def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hugepages, "query_pool", lambda: Pool(200, 128))
+    monkeypatch.setattr(hugepages, "query_pool", lambda: HugepagePool(200, 128))
     monkeypatch.setattr(spec, "available_memory", lambda: 512 * MIB)
     with pytest.raises(GuestError, match="1024 MiB of memory wanted, 512 MiB are available"):
         use_hugepages(GuestSpec())

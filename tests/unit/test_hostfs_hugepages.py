@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nvmuser.hostfs import hugepages
-from nvmuser.hostfs.hugepages import PAGE, Pool
+from nvmuser.hostfs.hugepages import PAGE, HugepagePool
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def test_reserved_pages_are_not_free(pool: Path) -> None:
-    assert hugepages.query_pool() == Pool(100, 20)
+    assert hugepages.query_pool() == HugepagePool(100, 20)
     assert hugepages.free_bytes() == 20 * PAGE
     assert hugepages.why_too_few(20 * PAGE) is None
 

@@ -16,7 +16,7 @@ from nvmuser.cli.guest_options import boot_options, make_spec, registry
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import run_until_ended, say
 from nvmuser.guest import machine, qemu, terminal
-from nvmuser.guest.registry import Record
+from nvmuser.guest.registry import GuestRecord
 from nvmuser.guest.spec import MIB, GuestSpec
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import occupancy
@@ -95,7 +95,7 @@ def start(state: StateDir, /, name: str, no_wait: bool, as_json: bool, **options
     """
     spec = make_spec(state, **options)
 
-    async def work() -> Record:
+    async def work() -> GuestRecord:
         await _check_free(state, spec)
         return await registry(state).start(name, spec, wait=not no_wait)
 
@@ -107,7 +107,7 @@ def start(state: StateDir, /, name: str, no_wait: bool, as_json: bool, **options
     return 0
 
 
-def _described(state: StateDir, record: Record) -> dict[str, Any]:
+def _described(state: StateDir, record: GuestRecord) -> dict[str, Any]:
     fields = ("name", "pid", "running", "cpus", "memory", "sockets")
     described = {field: getattr(record, field) for field in fields}
     return described | {"qmp": str(registry(state).runtime(record.name).qmp)}

@@ -10,7 +10,15 @@ from __future__ import annotations
 
 import logging
 
-from nvmuser.guest.agent import AgentError, CommandFailed, CommandResult, CommandTimeout, GuestRebooted, Output, Process
+from nvmuser.guest.agent import (
+    AgentError,
+    CommandFailed,
+    CommandResult,
+    CommandTimeout,
+    GuestProcess,
+    GuestRebooted,
+    Output,
+)
 from nvmuser.guest.machine import Guest, launch
 from nvmuser.guest.spec import GuestSpec
 
@@ -23,9 +31,9 @@ __all__ = [
     "CommandResult",
     "CommandTimeout",
     "Guest",
+    "GuestProcess",
     "GuestRebooted",
     "GuestSpec",
     "Output",
-    "Process",
     "launch",
 ]

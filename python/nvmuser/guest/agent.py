@@ -25,9 +25,9 @@ from nvmuser.guest.command import (
     CommandFailed,
     CommandResult,
     CommandTimeout,
+    GuestProcess,
     GuestRebooted,
     Output,
-    Process,
 )
 from nvmuser.guest.frames import MAX_PAYLOAD, Decoder, Frame, encode
 
@@ -37,9 +37,9 @@ __all__ = [
     "CommandFailed",
     "CommandResult",
     "CommandTimeout",
+    "GuestProcess",
     "GuestRebooted",
     "Output",
-    "Process",
 ]
 
 _GREETING_PERIOD = 0.5
@@ -60,7 +60,7 @@ class Agent:
         self._booted = asyncio.Event()
         self._sequence = 0
         self._expected = 0
-        self._processes: dict[int, Process] = {}
+        self._processes: dict[int, GuestProcess] = {}
         self._gone: AgentError | None = None
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._keep_in_touch())]
 
@@ -117,7 +117,7 @@ class Agent:
         return self._boot_id
 
     @contextlib.asynccontextmanager
-    async def stream(self, command: str) -> AsyncIterator[Process]:
+    async def stream(self, command: str) -> AsyncIterator[GuestProcess]:
         """Run a command of /bin/sh; its output comes while it runs. It does not outlive the context.
 
         :raises AgentError: the connection has ended.
@@ -129,7 +129,7 @@ class Agent:
         if self._gone is not None:
             raise self._gone
         identity = secrets.randbits(32) | 1
-        process = Process(self, identity, command)
+        process = GuestProcess(self, identity, command)
         self._processes[identity] = process
         try:
             self.send(b"R", identity, text)

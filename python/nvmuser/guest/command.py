@@ -68,7 +68,7 @@ class Output:
     data: bytes
 
 
-class Process:
+class GuestProcess:
     """A command that runs in the guest; made by `Agent.stream`. Iterate over it for its output, once."""
 
     def __init__(self, line: Line, identity: int, command: str) -> None:

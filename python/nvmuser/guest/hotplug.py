@@ -15,7 +15,7 @@ from qemu.qmp import QMPClient
 from nvmuser.errors import GuestError, StaleError
 from nvmuser.guest import migration
 from nvmuser.guest.plug import Intent, carry_out, intend
-from nvmuser.guest.preflight import Problem
+from nvmuser.guest.preflight import PlugProblem
 from nvmuser.guest.qemu import device_id
 from nvmuser.guest.qmp import Facts, look
 from nvmuser.hostfs.device_dirs import Devices
@@ -61,7 +61,7 @@ class Hotplug:
     transport: Transport
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[PlugProblem]:
         """What stands in the way."""
         return self.intent.problems
 

@@ -21,7 +21,7 @@ from qemu.qmp import QMPClient, QMPError
 from nvmuser import toolchain as host
 from nvmuser.errors import GuestError, SetupError
 from nvmuser.guest import migration
-from nvmuser.guest.agent import Agent, AgentError, CommandResult, CommandTimeout, Process
+from nvmuser.guest.agent import Agent, AgentError, CommandResult, CommandTimeout, GuestProcess
 from nvmuser.guest.process import QemuProcess
 from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER, Boot, Runtime, arguments
 from nvmuser.guest.spec import GuestSpec, check_sockets, image_format, use_hugepages
@@ -71,7 +71,7 @@ class Guest:
         """Run a shell command in the guest to its end; see `Agent.run`."""
         return await self.agent.run(command, input=input, timeout=timeout, check=check)
 
-    def stream(self, command: str) -> contextlib.AbstractAsyncContextManager[Process]:
+    def stream(self, command: str) -> contextlib.AbstractAsyncContextManager[GuestProcess]:
         """Run a shell command; its output comes while it runs; see `Agent.stream`."""
         return self.agent.stream(command)
 

@@ -18,7 +18,7 @@ from qemu.qmp import ExecuteError, QMPClient
 
 from nvmuser.errors import GuestError, NotFoundError
 from nvmuser.guest import migration
-from nvmuser.guest.preflight import Problem, preflight
+from nvmuser.guest.preflight import PlugProblem, preflight
 from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER, controller, device_id
 from nvmuser.guest.qmp import Facts, look
 
@@ -50,7 +50,7 @@ class Intent:
         return native and not self.facts.migration_blocked
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[PlugProblem]:
         """What stands in the way."""
         driver = DRIVER if self.directories is None else PLAIN_DRIVER
         return preflight(self.facts, self.sockets, user=self.user, driver=driver)

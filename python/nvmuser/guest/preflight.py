@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER
-from nvmuser.guest.qmp import Backend, Facts
+from nvmuser.guest.qmp import Facts, MemoryBackend
 from nvmuser.hostfs.hugepages import PAGE
 from nvmuser.hostfs.sockets import answers
 
@@ -22,7 +22,7 @@ _SMALL_PAGE = 4096
 
 
 @dataclass(frozen=True)
-class Problem:
+class PlugProblem:
     """Something that stands in the way of plugging, and what to do about it."""
 
     what: str
@@ -32,7 +32,9 @@ class Problem:
         return f"{self.what}: {self.fix}"
 
 
-def preflight(facts: Facts, sockets: Sequence[Path], *, user: int | None = None, driver: str = DRIVER) -> list[Problem]:
+def preflight(
+    facts: Facts, sockets: Sequence[Path], *, user: int | None = None, driver: str = DRIVER
+) -> list[PlugProblem]:
     """All problems at once.
 
     :param user: user ID of QEMU; None: ours.
@@ -46,74 +48,74 @@ def preflight(facts: Facts, sockets: Sequence[Path], *, user: int | None = None,
     ]
 
 
-def _driver(facts: Facts, driver: str) -> Iterator[Problem]:
+def _driver(facts: Facts, driver: str) -> Iterator[PlugProblem]:
     if driver not in facts.drivers:
         fix = "QEMU 10.1 or later, built with it, is needed; or start this one with libvfio.so preloaded"
-        yield Problem(f"QEMU {facts.version_text} has no {driver}", fix)
+        yield PlugProblem(f"QEMU {facts.version_text} has no {driver}", fix)
     if driver == PLAIN_DRIVER and facts.has_native:
         # QEMU 11.1 ends itself: 'Object … is not an instance of type vfio-iommu-legacy'.
         fix = f"plug without libvfio: {DRIVER} and {PLAIN_DRIVER} do not mix"
-        yield Problem(f"this QEMU has {DRIVER} devices", fix)
+        yield PlugProblem(f"this QEMU has {DRIVER} devices", fix)
 
 
-def _memory(facts: Facts) -> Iterator[Problem]:
+def _memory(facts: Facts) -> Iterator[PlugProblem]:
     shared = "start it with -object memory-backend-memfd,id=mem,size=…,share=on -machine memory-backend=mem"
     if not facts.memory:
-        yield Problem("the guest's memory is not shared", shared)
+        yield PlugProblem("the guest's memory is not shared", shared)
     for backend in facts.memory:
         if not backend.shared:
-            yield Problem(f"the guest's memory {backend.name} is not shared", shared)
+            yield PlugProblem(f"the guest's memory {backend.name} is not shared", shared)
         yield from _pages(backend)
 
 
-def _pages(backend: Backend) -> Iterator[Problem]:
+def _pages(backend: MemoryBackend) -> Iterator[PlugProblem]:
     page = backend.page_size
     if backend.size % PAGE:
-        yield Problem(
+        yield PlugProblem(
             f"the guest's memory {backend.name} has {backend.size} bytes",
             "make it a multiple of 2 MiB: SPDK maps memory in such pieces",
         )
     if page and page != _SMALL_PAGE and page % PAGE:
-        yield Problem(
+        yield PlugProblem(
             f"the guest's memory {backend.name} has pages of {page} bytes",
             "use a memfd or a file in tmpfs (4 KiB), or hugepages of 2 MiB or 1 GiB",
         )
     if page >= PAGE and not backend.backed:
-        yield Problem(
+        yield PlugProblem(
             f"the hugepages of the guest's memory {backend.name} are not reserved",
             "start it with reserve=on or prealloc=on: when one is missing later, SPDK dies of the access",
         )
 
 
-def _iommu(facts: Facts, driver: str) -> Iterator[Problem]:
+def _iommu(facts: Facts, driver: str) -> Iterator[PlugProblem]:
     for kind in (*facts.devices.values(), *facts.unnamed):
         if kind in _IOMMUS:
-            yield Problem(
+            yield PlugProblem(
                 f"the guest has an IOMMU ({kind})",
                 f"start it without: {driver} maps memory behind it again all the time",
             )
 
 
-def _ports(facts: Facts, wanted: int) -> Iterator[Problem]:
+def _ports(facts: Facts, wanted: int) -> Iterator[PlugProblem]:
     if (free := len(facts.free_ports)) < wanted:
-        yield Problem(
+        yield PlugProblem(
             f"{wanted} free PCIe root ports are needed, the guest has {free}",
             "they are made when QEMU starts: -machine q35 -device pcie-root-port,id=… (ours: --spare-ports)",
         )
 
 
-def _socket(path: Path, user: int) -> Iterator[Problem]:
+def _socket(path: Path, user: int) -> Iterator[PlugProblem]:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        yield Problem(f"{path} does not exist", "create the controller, and start the target")
+        yield PlugProblem(f"{path} does not exist", "create the controller, and start the target")
         return
     if not stat.S_ISSOCK(mode):
-        yield Problem(f"{path} is not a socket", "name a controller")
+        yield PlugProblem(f"{path} is not a socket", "name a controller")
     elif not answers(path):
-        yield Problem(f"nobody answers at {path}", "start the target")
+        yield PlugProblem(f"nobody answers at {path}", "start the target")
     elif closed := closed_to(path, user):
-        yield Problem(f"{closed} is closed to user {user}, as whom QEMU runs", "give the controller that --owner")
+        yield PlugProblem(f"{closed} is closed to user {user}, as whom QEMU runs", "give the controller that --owner")
 
 
 def closed_to(path: Path, user: int) -> Path | None:

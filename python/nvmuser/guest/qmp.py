@@ -24,7 +24,7 @@ _PORT = "pcie-root-port"
 
 
 @dataclass(frozen=True)
-class Backend:
+class MemoryBackend:
     """One piece of a guest's memory."""
 
     name: str
@@ -47,7 +47,7 @@ class Facts:
     """Types of the devices that have an id."""
     unnamed: tuple[str, ...] = ()
     """Types of the others."""
-    memory: tuple[Backend, ...] = ()
+    memory: tuple[MemoryBackend, ...] = ()
     free_ports: tuple[str, ...] = ()
     """Ids of PCIe root ports with nothing in them, into which something can be plugged."""
 
@@ -136,7 +136,7 @@ async def _drivers(qmp: QMPClient) -> frozenset[str]:
     return frozenset(driver for driver, there in zip(drivers, found, strict=True) if there)
 
 
-async def _backend(qmp: QMPClient, facts: dict[str, Any]) -> Backend:
+async def _backend(qmp: QMPClient, facts: dict[str, Any]) -> MemoryBackend:
     name = facts.get("id", "")
     huge, size, path = await asyncio.gather(
         *(_property(qmp, f"/objects/{name}", what) for what in ("hugetlb", "hugetlbsize", "mem-path"))
@@ -147,7 +147,7 @@ async def _backend(qmp: QMPClient, facts: dict[str, Any]) -> Backend:
             page_size = os.statvfs(path).f_bsize
     elif huge is not None:
         page_size = (size or 2 << 20) if huge else os.sysconf("SC_PAGESIZE")
-    return Backend(
+    return MemoryBackend(
         name=name or "(unnamed)",
         size=facts["size"],
         shared=bool(facts.get("share")),

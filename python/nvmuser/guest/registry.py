@@ -32,7 +32,7 @@ _TURN_INTERVAL = 0.1
 
 
 @dataclass(frozen=True)
-class Record:
+class GuestRecord:
     """A guest that was started."""
 
     name: str
@@ -65,7 +65,7 @@ class Registry:
         check_name("guest", name)
         return Runtime(self._root / name)
 
-    def list(self) -> list[Record]:
+    def list(self) -> list[GuestRecord]:
         """All guests that were started and not stopped, also those whose QEMU has ended.
 
         :raises AccessError: this user may not look.
@@ -77,14 +77,14 @@ class Registry:
                 return []
             return [record for name in names if (record := _read(self._root / name / _RECORD))]
 
-    def get(self, name: str) -> Record:
+    def get(self, name: str) -> GuestRecord:
         """:raises NotFoundError: no guest of this name was started."""
         record = _read(self.runtime(name).directory / _RECORD)
         if record is None:
             raise NotFoundError(f"there is no guest {name!r}: `nvmuser guest list` shows those there are")
         return record
 
-    async def start(self, name: str, spec: GuestSpec, *, wait: bool = True) -> Record:
+    async def start(self, name: str, spec: GuestSpec, *, wait: bool = True) -> GuestRecord:
         """Start a guest, and wait until its agent answers.
 
         :raises ConflictError: it runs already.
@@ -95,7 +95,7 @@ class Registry:
             if self.get(name).running:
                 raise ConflictError(f"guest {name!r} runs already")
         process = start_qemu(spec, runtime, foreground=False)
-        record = Record(
+        record = GuestRecord(
             name,
             process.pid,
             start_time(process.pid),
@@ -187,18 +187,18 @@ async def _hear(guest: Guest) -> None:
         await guest.wait_boot(timeout=5.0)
 
 
-def _read(path: Path) -> Record | None:
+def _read(path: Path) -> GuestRecord | None:
     """:raises GuestError: it is not what `_write` has written."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        return Record(**{**fields, "sockets": tuple(fields["sockets"])})
+        return GuestRecord(**{**fields, "sockets": tuple(fields["sockets"])})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, LookupError) as error:
         raise GuestError(f"{path}: damaged ({error}); end that guest's QEMU and remove {path.parent}") from error
 
 
-def _write(path: Path, record: Record) -> None:
+def _write(path: Path, record: GuestRecord) -> None:
     scratch = path.with_suffix(".new")
     scratch.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
     scratch.rename(path)

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from nvmuser.errors import GuestError
-from nvmuser.guest.agent import Process
+from nvmuser.guest.agent import GuestProcess
 
 ESCAPE = b"\x1d"
 """Ctrl-]: leaves the console."""
@@ -24,7 +24,7 @@ ESCAPE = b"\x1d"
 _CHUNK = 65536
 
 
-async def relay(process: Process) -> int:
+async def relay(process: GuestProcess) -> int:
     """Pass a command's output on to ours while it comes, and our input, if that is a file or a pipe, to it."""
     feeding = asyncio.create_task(_feed(process))
     try:
@@ -38,7 +38,7 @@ async def relay(process: Process) -> int:
         await asyncio.gather(feeding, return_exceptions=True)
 
 
-async def _feed(process: Process) -> None:
+async def _feed(process: GuestProcess) -> None:
     async for data in _input():
         await process.write(data)
     process.close_stdin()

@@ -20,20 +20,20 @@ _NONE = "this kernel has no 2 MiB hugepages"
 
 
 @dataclass(frozen=True)
-class Pool:
+class HugepagePool:
     """Hugepages of the machine, in pages. `free` leaves out pages that a process has reserved and not touched yet."""
 
     total: int
     free: int
 
 
-def query_pool() -> Pool | None:
+def query_pool() -> HugepagePool | None:
     """The pool as it is now; None when the kernel has no 2 MiB hugepages."""
     try:
         total, free, reserved = (_read(name) for name in ("nr_hugepages", "free_hugepages", "resv_hugepages"))
     except OSError:
         return None
-    return Pool(total, free - reserved)
+    return HugepagePool(total, free - reserved)
 
 
 def free_bytes() -> int:

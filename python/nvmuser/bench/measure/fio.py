@@ -133,6 +133,7 @@ class Job:
         return {key: value for key, value in options.items() if value is not None} | dict(self.extra)
 
     def workload(self) -> Workload:
+        """The job file with this job alone."""
         lines = [f"[{self.name}]", *(f"{key}={value}" for key, value in self.options.items())]
         seconds = None if self.runtime is None else self.runtime + self.ramp
         return Workload(self.name, "\n".join(lines) + "\n", seconds, writes=self.rw not in ("read", "randread"))
@@ -140,7 +141,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Workload:
-    """A job file for one run of fio: made from a `Job`, or somebody's own.
+    """A job file for one run of fio: made from a `Job`, or given by the user.
 
     :param seconds: how long it runs, where that is known beforehand.
     :param writes: it may change the device's data.

@@ -26,13 +26,13 @@ _DIRECTORY = "/run/nvmuser-bench"
 _SLACK = 120.0
 """Seconds that starting and ending fio, laying out and fetching may take under software emulation."""
 _UNKNOWN = 3600.0
-"""A job file of somebody's own, of which nobody knows how long it runs."""
+"""Seconds for a job file of the user, whose run-time is not known."""
 _DEVICE_WAIT = 30
 _SAMPLE = 0.2
 """Seconds between two looks at the guest's CPUs: a run of 1 s has some inside."""
 
 
-class Process(Protocol):
+class ShellProcess(Protocol):
     """A command that runs; iterated over for its output."""
 
     def __aiter__(self) -> AsyncIterator[Output]: ...
@@ -52,7 +52,7 @@ class Shell(Protocol):
         """Run a shell command to its end."""
         ...
 
-    def stream(self, command: str) -> AbstractAsyncContextManager[Process]:
+    def stream(self, command: str) -> AbstractAsyncContextManager[ShellProcess]:
         """Run a shell command while the block runs, with its output as it comes."""
         ...
 
