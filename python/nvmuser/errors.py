@@ -179,3 +179,8 @@ class RpcServerError(RpcError):
         self.code = code
         self.message = message
         super().__init__(f"{method}: {message} (code {code})")
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says to a person: the system's words without Python's `[Errno 2]` and path."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

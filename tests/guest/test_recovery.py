@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from world import GARBAGE, World, both, kill, sparse, started
 
 from nvmuser.guest import GuestSpec, launch
 from nvmuser.guest.spec import MIB
+from nvmuser.model.objects import TargetSettings
+from nvmuser.supervisor.settings import Settings
+from nvmuser.supervisor.spdk import Options
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -76,6 +80,44 @@ async def test_supervisor_killed(world: World) -> None:
         assert after["endpoint"]["pid"] == before["endpoint"]["pid"]
         kill(after, "endpoint")
         await world.recovered(after)
+
+    await world.survives(strike)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def run_otherwise(world: World) -> AsyncIterator[TargetSettings]:
+    """A target with another profile, another core and a standby, as `target start` makes it; then as before."""
+    state = world.deployment.state
+    before = (await world.status())["target"]
+    other = TargetSettings(profile="eco", cores=(min(os.sched_getaffinity(0)),))
+
+    async def run(settings: TargetSettings, *, standby: bool) -> None:
+        Settings.load(state).with_said(standby=standby).save(state)
+        await world.replace_supervisor(Options(cores=settings.cores, profile=settings.profile))
+        await world.deployment.control.call("restart")
+
+    await run(other, standby=True)
+    yield other
+    await run(TargetSettings(profile=before["profile"], cores=tuple(before["cores"])), standby=False)
+
+
+async def test_standby_profile_and_cores_outlive_a_killed_supervisor(
+    world: World, run_otherwise: TargetSettings
+) -> None:
+    """`target start` without options goes on as it was said before, also with the next target."""
+
+    async def strike() -> None:
+        before = await world.status()
+        await world.replace_supervisor()
+        after = await world.until(lambda now: now["target"]["standby"] is not None)
+        assert after["target"]["pid"] == before["target"]["pid"]
+        kill(after, "target")
+        await world.recovered(after)
+        last = await world.status()
+        assert last["target"]["pid"] == after["target"]["standby"]
+        for status in (after, last):
+            assert status["target"]["profile"] == run_otherwise.profile
+            assert status["target"]["cores"] == list(run_otherwise.cores)
 
     await world.survives(strike)
 

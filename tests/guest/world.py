@@ -54,8 +54,11 @@ class World:
         count = {one["controller"]: one["recoveries"] for one in before["guests"]}
         await self.until(lambda now: all(g["recoveries"] > count[g["controller"]] for g in both(now)))
 
-    async def replace_supervisor(self) -> None:
-        """SIGKILL for the supervisor, and another that takes over."""
+    async def replace_supervisor(self, options: Options | None = None) -> None:
+        """SIGKILL for the supervisor, and another that takes over.
+
+        :param options: what `target start` is given; nothing if None.
+        """
         state = self.deployment.state
         process = self.deployment.control.hold_peer()
         process.signal(signal.SIGKILL)
@@ -63,7 +66,7 @@ class World:
         await process.ended.wait()
         process.close()
         await self.deployment.control.aclose()
-        await asyncio.to_thread(daemon.start, state, Options())
+        await asyncio.to_thread(daemon.start, state, options or Options())
         self.deployment.control = await Client.connect(state.control_socket, timeout=60)
 
     async def survives(self, strike: Callable[[], Awaitable[None]], others: tuple[Guest, ...] = ()) -> None:

@@ -38,6 +38,7 @@ _CHECKS: dict[str, Any] = {
     "uniqueItems": lambda data, rule, _: len(set(data)) == len(data),
     "anyOf": lambda data, rule, _: any(valid(data, one) for one in rule),
     "oneOf": lambda data, rule, _: sum(valid(data, one) for one in rule) == 1,
+    "not": lambda data, rule, _: not valid(data, rule),
     "pattern": lambda data, rule, _: not isinstance(data, str) or re.search(rule, data) is not None,
     "minLength": lambda data, rule, _: len(data) >= rule,
     "maxLength": lambda data, rule, _: len(data) <= rule,

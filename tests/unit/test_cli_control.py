@@ -59,9 +59,9 @@ def test_the_life_of_a_volume(run: Run, tmp_path: Path) -> None:
     made = json.loads(ok(run("volume", "create", "a", "--size", "64M", "--json")))
     assert (tmp_path / "st/volumes/a").stat().st_size == 64 << 20
     ok(run("volume", "create", "m", "--size", "1M", "--backend", "malloc", "--volatile"))
-    refused(run("controller", "create", "c", "--attach", "m"), "--volatile-ok", 2)
+    refused(run("controller", "create", "c", "--attach", "m"), "--volatile", 2)
     assert "takes effect when it starts" in ok(
-        run("controller", "create", "c", "--attach", "a", "--attach", "m", "--volatile-ok")
+        run("controller", "create", "c", "--attach", "a", "--attach", "m", "--volatile")
     )
     assert "data dies with the target" in ok(run("volume", "list"))
     shown = json.loads(ok(run("volume", "show", "a", "--json")))
@@ -160,7 +160,7 @@ def test_profiles(run: Run, tmp_path: Path) -> None:
     assert json.loads(ok(run("export", "--json")))["target"] == {"profile": "eco", "cores": [core]}
     ok(run("volume", "create", "n", "--backend", "null", "--size", "1M", "--volatile"))
     ok(run("volume", "create", "d", "--backend", "delay", "--base", "n", "--volatile"))
-    attach = ("controller", "create", "c", "--volatile-ok", "--attach", "a", "--attach")
+    attach = ("controller", "create", "c", "--volatile", "--attach", "a", "--attach")
     refused(run(*attach, "d"), "these need one: volume d (delay), volume n (null)", 1)
     path.write_text("target: {profile: balanced}\n")
     assert run("diff", "-f", str(path), "--prune")[1] == (

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from nvmuser.doctor import machine
-from nvmuser.errors import ConflictError, RpcServerError, RpcTimeoutError
+from nvmuser.errors import ConflictError, RpcServerError, RpcTimeoutError, UsageError
 from nvmuser.hostfs import limits
 from nvmuser.model import identity
 from nvmuser.model.change import Change, next_desired
-from nvmuser.model.desired import Desired
+from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Controller, Namespace, Volume
+from nvmuser.model.objects import Controller, Namespace, TargetSettings, Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import reasons
 from nvmuser.reconcile.actual import Actual, ActualNamespace, Bdev, Subsystem
@@ -23,6 +23,7 @@ from nvmuser.reconcile.calls import Call, Needs
 from nvmuser.reconcile.declare import declared
 from nvmuser.reconcile.plan import plan
 from nvmuser.rpc import methods
+from nvmuser.store import Store
 
 MANY = 300
 
@@ -94,11 +95,63 @@ def test_the_kernel_is_asked_for_its_figures(tmp_path: Path) -> None:
 
 
 def test_doctor_looks_at_asynchronous_io(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for used, level in ((0, "ok"), (64000, "warning"), (65500, "failed")):
+    for used, level in ((0, "ok"), (64600, "warning"), (65500, "failed")):
         monkeypatch.setattr(limits, "aio_events", lambda used=used: limits.AioEvents(used, 65536))
         (finding,) = machine.asynchronous_io(StateDir(tmp_path))
         assert finding.level == level
         assert level == "ok" or "sysctl -w fs.aio-max-nr=1048576" in finding.fix
+
+
+def test_doctor_counts_what_our_volumes_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = StateDir(tmp_path)
+    with Store(state.store) as store, store.transaction():
+        store.put([Entry(TargetSettings(cores=(0, 1, 2))), Entry(Volume("a", size=1 << 20, path="/a"))])
+    for left, level, target in (
+        (3072, "ok", False),
+        (3071, "warning", False),
+        (383, "failed", False),
+        (1024, "ok", True),
+    ):
+        monkeypatch.setattr(limits, "aio_events", lambda left=left: limits.AioEvents(65536 - left, 65536))
+        monkeypatch.setattr(machine, "answers", lambda _path, target=target: target)
+        (finding,) = machine.asynchronous_io(state)
+        assert finding.level == level
+        assert "file volumes of this deployment: 1" in finding.text
+        assert target or "on 3 of the cores takes 3072" in finding.text
+
+
+def test_memory_is_looked_at_before_anything_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "available_memory", lambda: 20 << 20)
+    with pytest.raises(
+        ConflictError, match=r"300 controllers more need about 21 MiB of memory, and 20 MiB are .* 273 fit"
+    ):
+        declared(Desired(), Change(create=many()), StateDir(tmp_path))
+    monkeypatch.setattr(limits, "available_memory", lambda: 22 << 20)
+    declared(Desired(), Change(create=many()), StateDir(tmp_path))
+
+
+def test_memory_is_that_of_the_machine_and_of_every_control_group(tmp_path: Path) -> None:
+    meminfo, cgroup, groups = tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "cgroups"
+    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
+    cgroup.write_text("4:memory:/elsewhere\n0::/system.slice/nvmuser.service\n")
+    (groups / "system.slice/nvmuser.service").mkdir(parents=True)
+    assert limits.available_memory(meminfo, cgroup, groups) == 8000 << 10
+    for place, most, used in (("system.slice/nvmuser.service", "max", 7), ("system.slice", "5000000", 2000000)):
+        (groups / place / "memory.max").write_text(f"{most}\n")
+        (groups / place / "memory.current").write_text(f"{used}\n")
+        (groups / place / "memory.stat").write_text("anon 5\ninactive_file 500000\n")
+    assert limits.available_memory(meminfo, cgroup, groups) == 3500000
+    assert limits.available_memory() > 0
+
+
+def test_a_target_has_as_many_controllers_as_is_said(tmp_path: Path) -> None:
+    settings = TargetSettings(max_controllers=MANY - 1)
+    with pytest.raises(ConflictError, match=r"300 controllers, .* 299 at most: .*--max-controllers"):
+        declared(Desired(), Change(create=(settings, *many())), StateDir(tmp_path))
+    declared(Desired(), Change(create=(TargetSettings(max_controllers=MANY), *many())), StateDir(tmp_path))
+    for wrong in (0, 65520):
+        with pytest.raises(UsageError, match="1 to 65519"):
+            TargetSettings(max_controllers=wrong)
 
 
 def test_what_is_refused_for_the_moment_is_told_from_what_fails() -> None:

@@ -19,7 +19,7 @@ from nvmuser.supervisor import occupancy
 def desired() -> Desired:
     """Controller c with volumes a and b, and d without any."""
     volumes = tuple(Volume(name=name, size=1 << 20, backend="null", volatile=True) for name in "ab")
-    filled = Controller("c", (Namespace("a"), Namespace("b")), volatile_ok=True)
+    filled = Controller("c", (Namespace("a"), Namespace("b")), volatile=True)
     return next_desired(Desired(), Change(create=(*volumes, filled, Controller("d"))), lambda volume: volume)
 
 

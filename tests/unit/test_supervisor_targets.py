@@ -132,6 +132,18 @@ async def test_a_death_after_a_time_of_service_is_the_first_again(world: World) 
     assert world.pauses == []
 
 
+async def test_what_is_over_is_not_shown(world: World) -> None:
+    for _ in range(6):
+        await world.live(0.0)
+    assert len(world.history.troubles) == 1
+    await world.live(60.0)
+    assert world.history.troubles == []
+    for _ in range(2):
+        await world.live(0.0)
+    (trouble,) = world.history.troubles
+    assert trouble.times == 7
+
+
 async def test_kills_by_hand_cost_no_pause(world: World) -> None:
     for _ in range(50):
         await world.live(3.0)

@@ -23,7 +23,7 @@ from nvmuser.supervisor import control
 
 @click.group(cls=Group)
 def controller() -> None:
-    """Controllers: each is one NVMe controller for one guest.
+    """Controllers: each is controller NVMe controller for controller guest.
 
     \b
     nvmuser controller create vm1 --attach data
@@ -40,7 +40,13 @@ def controller() -> None:
 @click.option("--owner", default="", help="User whose QEMU may connect, such as libvirt-qemu.")
 @click.option("--group", default="", help="Group whose QEMU may connect. Default: the owner's own.")
 @click.option("--mode", type=click.Choice(Controller.modes), default="0660", show_default=True, help="Of the socket.")
-@click.option("--volatile-ok", is_flag=True, help="Also with volumes whose data dies with the target: for tests.")
+@click.option(
+    "--volatile",
+    is_flag=True,
+    help="Accept volumes that were created with --volatile: their data is lost "
+    "when the target exits, so that a guest does not survive that.",
+)
+@click.option("--volatile-ok", "volatile", is_flag=True, hidden=True)
 @json_option
 @click.pass_obj
 def create(state: StateDir, /, name: str, volumes: tuple[str, ...], as_json: bool, **fields: Any) -> None:
@@ -49,9 +55,9 @@ def create(state: StateDir, /, name: str, volumes: tuple[str, ...], as_json: boo
     \b
     nvmuser controller create vm1 --attach data --attach logs
     """
-    one = Controller(name, tuple(Namespace(volume) for volume in volumes), **fields)
-    control.load(state).check_surviving(one)
-    outcome = run(control.submit(state, Change(create=(one,))))
+    controller = Controller(name, tuple(Namespace(volume) for volume in volumes), **fields)
+    control.load(state).check_surviving(controller)
+    outcome = run(control.submit(state, Change(create=(controller,))))
     say_object(outcome, as_json, f"controller {name} created: {state.socket(name)}")
 
 
@@ -62,13 +68,13 @@ def list_(state: StateDir, as_json: bool) -> None:
     """Every controller, and what it shows."""
     desired = control.load(state)
     if as_json:
-        say([_described(one, desired, state) for one in desired.controllers()])
+        say([_described(controller, desired, state) for controller in desired.controllers()])
         return
     table = Table("controller", "namespaces", "socket for QEMU", "")
-    for one in desired.controllers():
-        shown = ", ".join(f"{ns.nsid}: {ns.volume}" for ns in one.namespaces)
-        note = "" if desired.surviving(one) else "has data that dies with the target"
-        table.add_row(one.name, shown, str(state.socket(one.name)), note)
+    for controller in desired.controllers():
+        shown = ", ".join(f"{ns.nsid}: {ns.volume}" for ns in controller.namespaces)
+        note = "" if desired.surviving(controller) else "has data that dies with the target"
+        table.add_row(controller.name, shown, str(state.socket(controller.name)), note)
     console().print(table)
 
 
@@ -79,8 +85,8 @@ def list_(state: StateDir, as_json: bool) -> None:
 def show(state: StateDir, name: str, as_json: bool) -> None:
     """One controller in full, and which device in the guest each of its volumes is, where the guest has udev."""
     desired = control.load(state)
-    one = desired.controller(name)
-    data = _described(one, desired, state)
+    controller = desired.controller(name)
+    data = _described(controller, desired, state)
     if as_json:
         say(data)
         return
@@ -147,9 +153,9 @@ def detach(state: StateDir, name: str, volume: str, force: bool, as_json: bool) 
     say_object(outcome, as_json, f"volume {volume} detached from controller {name}")
 
 
-def _described(one: Controller, desired: Desired, state: StateDir) -> dict[str, Any]:
+def _described(controller: Controller, desired: Desired, state: StateDir) -> dict[str, Any]:
     namespaces = []
-    for ns in one.namespaces:
+    for ns in controller.namespaces:
         volume = desired.get(Key("volume", ns.volume))
         assert isinstance(volume, Volume)
         namespaces.append(
@@ -164,9 +170,9 @@ def _described(one: Controller, desired: Desired, state: StateDir) -> dict[str, 
                 "volatile": volume.volatile,
             }
         )
-    return one.to_json() | {
+    return controller.to_json() | {
         "namespaces": namespaces,
-        "socket": str(state.socket(one.name)),
-        "direct_socket": str(state.socket(one.name, direct=True)),
-        "surviving": desired.surviving(one),
+        "socket": str(state.socket(controller.name)),
+        "direct_socket": str(state.socket(controller.name, direct=True)),
+        "surviving": desired.surviving(controller),
     }

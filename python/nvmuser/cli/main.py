@@ -35,6 +35,7 @@ _COMMANDS = {
     "setup": ("setup", "Get SPDK, QEMU and the guest."),
     "status": ("target", "Show the target, its guests, and what differs."),
     "target": ("target", "Start, stop, watch and replace the SPDK process."),
+    "uninstall": ("uninstall", "List what nvmuser has made on this machine, and remove it."),
     "volume": ("volume", "Volumes: what a guest sees as namespaces."),
 }
 

@@ -40,8 +40,8 @@ def pool() -> None:
 @click.pass_obj
 def create(state: StateDir, name: str, base: str, cluster_size: str, as_json: bool) -> None:
     """Declare a pool. What the volume held before is lost, unless it is a pool of this name already."""
-    one = Pool(name, base=base, cluster_size=parse_size(cluster_size))
-    outcome = run(control.submit(state, Change(create=(one,))))
+    pool = Pool(name, base=base, cluster_size=parse_size(cluster_size))
+    outcome = run(control.submit(state, Change(create=(pool,))))
     say_object(outcome, as_json, f"pool {name} created")
 
 
@@ -53,7 +53,7 @@ def list_(state: StateDir, as_json: bool) -> None:
     desired = control.load(state)
     actual = run(control.actual(state)) if desired.pools() else None
     spaces = pools(desired, actual) if actual else {}
-    rows = [_described(one, desired, spaces.get(one.name)) for one in desired.pools()]
+    rows = [_described(pool, desired, spaces.get(pool.name)) for pool in desired.pools()]
     if as_json:
         say(rows)
         return
@@ -66,15 +66,15 @@ def list_(state: StateDir, as_json: bool) -> None:
         click.echo("the target is not running: only it knows how large they are and what is free")
 
 
-def _described(one: Pool, desired: Desired, space: Space | None) -> dict[str, Any]:
+def _described(pool: Pool, desired: Desired, space: Space | None) -> dict[str, Any]:
     """Sizes in bytes; None where no target could be asked."""
-    return one.to_json() | {
-        "cluster_size": one.cluster_size,
+    return pool.to_json() | {
+        "cluster_size": pool.cluster_size,
         "size": space.total if space else None,
         "free": space.free if space else None,
         "used": space.total - space.free if space else None,
         "promised": space.promised if space else None,
-        "volumes": [volume.name for volume in desired.volumes() if volume.pool == one.name],
+        "volumes": [volume.name for volume in desired.volumes() if volume.pool == pool.name],
     }
 
 

@@ -26,7 +26,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 def run_guarded(work: Coroutine[Any, Any, T]) -> T:
     """Wait for it; SIGTERM cancels it, so that it ends in as good order as with Ctrl-C.
 
-    :raise asyncio.CancelledError: after SIGTERM.
+    :raises asyncio.CancelledError: after SIGTERM.
     """
 
     async def guarded() -> T:

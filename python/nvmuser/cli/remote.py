@@ -60,8 +60,8 @@ def create(state: StateDir, /, name: str, nqn: str, paths: tuple[str, ...], as_j
     nvmuser remote create safe --nqn nqn.2026-11.org.example:safe --path 10.0.0.1 --dhchap-key /etc/nvmuser/safe.key
     """
     files = {field: os.path.abspath(path) for field, path in keys.items() if path}
-    one = Remote(name, nqn=nqn, paths=tuple(map(RemotePath.parse, paths)), **files)
-    outcome = run(control.submit(state, Change(create=(one,))))
+    remote = Remote(name, nqn=nqn, paths=tuple(map(RemotePath.parse, paths)), **files)
+    outcome = run(control.submit(state, Change(create=(remote,))))
     say_object(outcome, as_json, f"remote {name} {'declared' if outcome.pending else 'attached'}")
 
 
@@ -72,11 +72,11 @@ def list_(state: StateDir, as_json: bool) -> None:
     """Every remote, and the ways to it."""
     remotes = control.load(state).remotes()
     if as_json:
-        say([one.to_json() for one in remotes])
+        say([remote.to_json() for remote in remotes])
         return
     table = Table("remote", "NQN", "paths")
-    for one in remotes:
-        table.add_row(one.name, one.nqn, ", ".join(map(str, one.paths)))
+    for remote in remotes:
+        table.add_row(remote.name, remote.nqn, ", ".join(map(str, remote.paths)))
     console().print(table)
 
 

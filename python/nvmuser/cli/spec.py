@@ -176,8 +176,8 @@ def _print(change: Change, outcome: Outcome) -> None:
         click.echo("nothing to do" + ("; the target is not running" if outcome.pending else ""))
     rounding = _rounding(change, outcome)
     for word, keys in (
-        ("created", [one.key for one in change.create]),
-        ("changed", [one.key for one in change.update]),
+        ("created", [item.key for item in change.create]),
+        ("changed", [item.key for item in change.update]),
         ("deleted", list(change.delete)),
     ):
         for key in keys:
@@ -192,8 +192,10 @@ def _print(change: Change, outcome: Outcome) -> None:
 
 def _rounding(change: Change, outcome: Outcome) -> dict[Key, str]:
     """What to say of volumes that have become larger than asked, because SPDK has no such size."""
-    asked = {one.key: one.size for one in (*change.create, *change.update) if isinstance(one, Volume) and one.size}
-    made = {Key("volume", one["name"]): int(one.get("size", 0)) for one in outcome.objects if one["kind"] == "volume"}
+    asked = {item.key: item.size for item in (*change.create, *change.update) if isinstance(item, Volume) and item.size}
+    made = {
+        Key("volume", item["name"]): int(item.get("size", 0)) for item in outcome.objects if item["kind"] == "volume"
+    }
     return {
         key: f", {format_size(made[key])}: rounded up from {format_size(size)}"
         for key, size in asked.items()
@@ -206,10 +208,10 @@ def _text(field: str, value: Any) -> str:
 
 
 def _lines(change: Change, desired: Desired) -> list[str]:
-    lines = [f"+ {one.key.words}" for one in change.create]
-    for one in change.update:
-        before, after = desired.get(one.key).to_json(), one.to_json()
+    lines = [f"+ {item.key.words}" for item in change.create]
+    for item in change.update:
+        before, after = desired.get(item.key).to_json(), item.to_json()
         fields = [key for key in {**before, **after} if before.get(key) != after.get(key)]
         changed = ", ".join(f"{key}: {_text(key, before.get(key))} → {_text(key, after.get(key))}" for key in fields)
-        lines.append(f"~ {one.key.words}  {changed}")
+        lines.append(f"~ {item.key.words}  {changed}")
     return lines + [f"- {key.words}" for key in change.delete]

@@ -17,11 +17,12 @@ from nvmuser.cli.options import json_option
 from nvmuser.cli.present import counted
 from nvmuser.errors import ConflictError, NvmuserError, TargetNotRunning, UsageError
 from nvmuser.hostfs.hugepages import why_unusable
-from nvmuser.model.objects import TargetSettings
+from nvmuser.model.objects import MAX_CONTROLLERS, TargetSettings
 from nvmuser.model.sizes import format_size, parse_size
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control, daemon
 from nvmuser.supervisor import logs as log_module
+from nvmuser.supervisor.history import stamped
 from nvmuser.supervisor.settings import Settings
 from nvmuser.supervisor.spdk import MEMORY_MIB, Options
 from nvmuser.supervisor.unit import unit
@@ -66,6 +67,12 @@ def _log_size(_ctx: click.Context, _param: click.Parameter, value: str | None) -
     default=None,
     help="throughput: polls. balanced: one core polls, others sleep while not needed. eco: interrupts, no polling.",
 )
+@click.option(
+    "--max-controllers",
+    type=click.IntRange(1, MAX_CONTROLLERS),
+    metavar="N",
+    help=f"Refuse more controllers than this; each takes about 75 KiB of memory. First default: {MAX_CONTROLLERS}.",
+)
 @click.option("--standby/--no-standby", default=None, help="Keep a second target started, to take over in no time.")
 @click.option(
     "--log-size", callback=_log_size, metavar="SIZE", help="Put a log aside at this size. First default: 16M."
@@ -80,6 +87,7 @@ def start(
     hugepages: bool | None,
     cores: tuple[int, ...],
     profile: str | None,
+    max_controllers: int | None,
     standby: bool | None,
     log_size: int | None,
     log_files: int | None,
@@ -87,8 +95,8 @@ def start(
 ) -> None:
     """Start a target with everything that is wanted, under supervision, in the background.
 
-    Options hold until others are given: here, or, for --profile and --cores, in a specification. A target that an
-    earlier supervisor has left running, because it was killed, is taken over with its guests.
+    Options hold until others are given: here, or, for --profile, --cores and --max-controllers, in a specification. A
+    target that an earlier supervisor has left running, because it was killed, is taken over with its guests.
 
     \b
     Examples:
@@ -96,7 +104,7 @@ def start(
       nvmuser target start --profile balanced --cores 2,3
       nvmuser target start --log-size 64M --log-files 9
     """
-    options = Options(hugepages, cores, profile or "")
+    options = Options(hugepages, cores, profile or "", max_controllers or 0)
     said = Settings.load(state).with_said(standby=standby, hugepages=hugepages, log_size=log_size, log_files=log_files)
     if foreground:
         daemon.become(state, options, said)
@@ -228,7 +236,7 @@ def _show(state: StateDir, as_json: bool) -> None:
     except NvmuserError as error:
         # A target that hangs, or dies at this moment: what is known of the guests is wanted all the more.
         facts["objects"] = {}
-        facts["errors"].append(f"not compared with what is wanted: {error}")
+        facts["errors"].append(stamped(f"not compared with what is wanted: {error}"))
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return

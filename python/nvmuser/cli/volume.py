@@ -48,7 +48,7 @@ def volume() -> None:
     type=click.Choice(list(BACKENDS)),
     default="file",
     show_default=True,
-    help="; ".join(f"{one.name}: {one.summary}" for one in BACKENDS.values()) + ".",
+    help="; ".join(f"{backend.name}: {backend.summary}" for backend in BACKENDS.values()) + ".",
 )
 @click.option("--path", default="", help="file: use this, or make it. Default: made for you.")
 @click.option("--block-size", type=click.Choice(["512", "4096"]), default="512", show_default=True)
@@ -77,8 +77,8 @@ def create(state: StateDir, /, name: str, size: str | None, block_size: str, as_
     bytes_ = parse_size(size) if size else 0
     if size and not bytes_:
         raise UsageError(f"volume {name}: size 0; say how large it is, such as --size 1G")
-    one = Volume(name, size=bytes_, block_size=int(block_size), **fields)
-    outcome = run(control.submit(state, Change(create=(one,))))
+    volume = Volume(name, size=bytes_, block_size=int(block_size), **fields)
+    outcome = run(control.submit(state, Change(create=(volume,))))
     say_object(outcome, as_json, f"volume {name} created{_rounding(outcome, bytes_)}")
     if not as_json:
         _note_space(state, name)
@@ -91,14 +91,16 @@ def list_(state: StateDir, as_json: bool) -> None:
     """Every volume: how large it is, what it takes of its file system or pool, and who uses it."""
     desired = control.load(state)
     actual = run(control.actual(state)) if desired.volumes() else None
-    rows = [(one, _described(one, desired, actual)) for one in desired.volumes()]
+    rows = [(volume, _described(volume, desired, actual)) for volume in desired.volumes()]
     if as_json:
         say([data for _, data in rows])
         return
     table = Table("volume", "backend", "size", "allocated", "used by", "where", "")
-    for one, data in rows:
-        where = one.path or one.pool or one.remote or one.base or ", ".join(one.members)
-        table.add_row(one.name, one.backend, *map(_size, _sizes(data)), ", ".join(data["used_by"]), where, _note(one))
+    for volume, data in rows:
+        where = volume.path or volume.pool or volume.remote or volume.base or ", ".join(volume.members)
+        table.add_row(
+            volume.name, volume.backend, *map(_size, _sizes(data)), ", ".join(data["used_by"]), where, _note(volume)
+        )
     console().print(table)
 
 
@@ -109,8 +111,8 @@ def list_(state: StateDir, as_json: bool) -> None:
 def show(state: StateDir, name: str, as_json: bool) -> None:
     """One volume in full. `device` is its name in a guest with udev, whatever number /dev/nvme0nX gives it there."""
     desired = control.load(state)
-    one = _in(desired, name)
-    data = _described(one, desired, run(control.actual(state)))
+    volume = _in(desired, name)
+    data = _described(volume, desired, run(control.actual(state)))
     if as_json:
         say(data)
         return
@@ -118,7 +120,7 @@ def show(state: StateDir, name: str, as_json: bool) -> None:
     for key, value in data.items():
         if key != "kind" and value not in ("", "-", [], None):
             click.echo(f"{key:12} {plain(value)}")
-    if note := _note(one):
+    if note := _note(volume):
         click.echo(f"{'note':12} {note}")
 
 
@@ -190,8 +192,8 @@ def limit(state: StateDir, /, name: str, as_json: bool, **limits: int) -> None:
 def snapshot(state: StateDir, name: str, source: str, as_json: bool) -> None:
     """NAME is how SOURCE, a volume in a pool, is now; read only."""
     of = _source(control.load(state), source)
-    one = Volume(name, "lvol", pool=of.pool, block_size=of.block_size, snapshot_of=source, volatile=of.volatile)
-    outcome = run(control.submit(state, Change(create=(one,))))
+    volume = Volume(name, "lvol", pool=of.pool, block_size=of.block_size, snapshot_of=source, volatile=of.volatile)
+    outcome = run(control.submit(state, Change(create=(volume,))))
     say_object(outcome, as_json, f"snapshot {name} of {source} created")
 
 
@@ -203,8 +205,8 @@ def snapshot(state: StateDir, name: str, source: str, as_json: bool) -> None:
 def clone(state: StateDir, name: str, source: str, as_json: bool) -> None:
     """NAME begins as the snapshot SOURCE is, and shares its space until it is written."""
     of = _source(control.load(state), source)
-    one = Volume(name, "lvol", pool=of.pool, block_size=of.block_size, clone_of=source, volatile=of.volatile)
-    outcome = run(control.submit(state, Change(create=(one,))))
+    volume = Volume(name, "lvol", pool=of.pool, block_size=of.block_size, clone_of=source, volatile=of.volatile)
+    outcome = run(control.submit(state, Change(create=(volume,))))
     say_object(outcome, as_json, f"clone {name} of {source} created")
 
 
@@ -262,7 +264,7 @@ def replace_member(state: StateDir, name: str, old: str, new: str, size: str | N
     create = (Volume(new, size=parse_size(size) if size else 0, path=path, block_size=blocks),) if size or path else ()
     outcome = run(control.submit(state, Change(create=create, update=(after,), expect=(mirror,))))
     if as_json:
-        say(next(one for one in outcome.objects if one["name"] == name))
+        say(next(found for found in outcome.objects if found["name"] == name))
         return
     say_object(outcome, as_json, f"volume {name}: {new} takes the place of {old}; `nvmuser status` shows its rebuild")
 
@@ -278,9 +280,9 @@ def _rounding(outcome: Outcome, asked: int) -> str:
 
 
 def _in(desired: Desired, name: str) -> Volume:
-    one = desired.get(Key("volume", name))
-    assert isinstance(one, Volume)
-    return one
+    volume = desired.get(Key("volume", name))
+    assert isinstance(volume, Volume)
+    return volume
 
 
 def _limits(limits: Limits) -> str:
@@ -288,8 +290,8 @@ def _limits(limits: Limits) -> str:
     return ", ".join(f"{getattr(limits, field)} {unit}" for field, unit in units.items() if getattr(limits, field))
 
 
-def _note(one: Volume) -> str:
-    return "data dies with the target" if one.volatile else ""
+def _note(volume: Volume) -> str:
+    return "data dies with the target" if volume.volatile else ""
 
 
 def _sizes(data: dict[str, Any]) -> tuple[int | None, int | None]:
@@ -300,15 +302,15 @@ def _size(size: int | None) -> str:
     return "-" if size is None else approximate(size)
 
 
-def _described(one: Volume, desired: Desired, actual: Actual | None) -> dict[str, Any]:
+def _described(volume: Volume, desired: Desired, actual: Actual | None) -> dict[str, Any]:
     """Sizes in bytes; None where no target could be asked."""
-    bdev = backends.find(one, desired, actual) if actual else None
-    return one.to_json() | {
-        "volatile": one.volatile,
-        "backend": one.backend,
-        "block_size": one.block_size,
-        "size": one.size or (bdev.size if bdev else None),
-        "allocated": space.allocated_bytes(one, bdev, actual),
-        "device": device_in_guest(one),
-        "used_by": desired.users(one.key),
+    bdev = backends.find(volume, desired, actual) if actual else None
+    return volume.to_json() | {
+        "volatile": volume.volatile,
+        "backend": volume.backend,
+        "block_size": volume.block_size,
+        "size": volume.size or (bdev.size if bdev else None),
+        "allocated": space.allocated_bytes(volume, bdev, actual),
+        "device": device_in_guest(volume),
+        "used_by": desired.users(volume.key),
     }

@@ -45,14 +45,14 @@ def stats(state: StateDir, names: tuple[str, ...], interval: float | None, as_js
     if absent := [name for name in names if name not in found]:
         raise NotFoundError(f"volume {absent[0]}: the target does not have it; `nvmuser status` says why")
     if as_json:
-        say([_json(one, interval) for one in chosen])
+        say([_json(statistics, interval) for statistics in chosen])
         return
     unit = "/s" if interval else ""
     table = Table("volume", *(f"{kind} {what}" for kind in ("read", "write") for what in (f"ops{unit}", f"bytes{unit}",
                   "mean latency")), f"unmap ops{unit}")  # fmt: skip
-    for one in chosen:
-        row = [cell for counters in (one.read, one.write) for cell in _cells(counters, interval or 1)]
-        table.add_row(one.volume, *row, _number(one.unmap.operations / (interval or 1)))
+    for statistics in chosen:
+        row = [cell for counters in (statistics.read, statistics.write) for cell in _cells(counters, interval or 1)]
+        table.add_row(statistics.volume, *row, _number(statistics.unmap.operations / (interval or 1)))
     console().print(table)
 
 
@@ -68,12 +68,12 @@ async def _counted(state: StateDir, desired: Desired, interval: float | None) ->
         before = after
         await asyncio.sleep(interval)
         after = await collect(rpc, desired)
-        return {name: one - before[name] for name, one in after.items() if name in before}
+        return {name: counters - before[name] for name, counters in after.items() if name in before}
 
 
-def _json(one: Statistics, interval: float | None) -> dict[str, Any]:
+def _json(statistics: Statistics, interval: float | None) -> dict[str, Any]:
     """Totals, or what was counted in the interval, which is then there too."""
-    return one.to_json() | ({"interval_s": interval} if interval else {})
+    return statistics.to_json() | ({"interval_s": interval} if interval else {})
 
 
 def _cells(counters: Counters, seconds: float) -> tuple[str, str, str]:

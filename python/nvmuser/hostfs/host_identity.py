@@ -10,7 +10,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from nvmuser.errors import SetupError, UsageError
+from nvmuser.errors import SetupError, UsageError, reason_of
 from nvmuser.paths import StateDir
 
 _NQN = re.compile(r"nqn\.\d{4}-\d{2}\.[\x21-\x7e]+")
@@ -48,7 +48,8 @@ def load(state: StateDir) -> HostIdentity:
             _write(state.host_nqn, f"nqn.2014-08.org.nvmexpress:uuid:{host_id}")
         return HostIdentity(state.host_nqn.read_text(encoding="ascii").strip(), host_id)
     except (OSError, UnicodeDecodeError, UsageError) as error:
-        raise SetupError(f"{state.root}: who this host is to remotes cannot be read or kept: {error}") from error
+        reason = reason_of(error)
+        raise SetupError(f"{state.root}: who this host is to remotes cannot be read or kept: {reason}") from error
 
 
 def keep(state: StateDir, nqn: str = "", host_id: str = "") -> HostIdentity:

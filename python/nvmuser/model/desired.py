@@ -92,6 +92,7 @@ class Desired:
                 if key not in keys:
                     raise NotFoundError(f"{one.key.words}: there is no {key.words}")
         self._check_users(wanted)
+        self._check_count()
         self._check_unique()
         self._check_cycles()
         self._check_volatile()
@@ -109,6 +110,14 @@ class Desired:
                         f"{key.words}: in use by {taken[key].key.words}, so not free for {one.key.words}"
                     )
                 taken[key] = one
+
+    def _check_count(self) -> None:
+        count, most = len(self.controllers()), self.target.max_controllers
+        if count > most:
+            raise ConflictError(
+                f"{count} controllers, and the target is to have {most} at most: raise max_controllers (of `target:` "
+                "in a specification, then `nvmuser target restart`; or `nvmuser target start --max-controllers`)"
+            )
 
     def _check_unique(self) -> None:
         controllers, volumes = self.controllers(), self.volumes()
@@ -179,8 +188,8 @@ class Desired:
         """:raises UsageError: a volume of it would die with the target, and that has not been
         accepted."""
         for one in map(self.get, controller.depends_on):
-            if isinstance(one, Volume) and one.volatile and not controller.volatile_ok:
+            if isinstance(one, Volume) and one.volatile and not controller.volatile:
                 raise UsageError(
                     f"controller {controller.name}: the data of volume {one.name} dies with the target, so that no "
-                    "guest survives it; take a file volume, or pass --volatile-ok to accept that"
+                    "guest survives it; take a file volume, or pass --volatile to accept that"
                 )

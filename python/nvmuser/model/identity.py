@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from nvmuser.errors import ConflictError
-from nvmuser.model.objects import Controller, Volume
+from nvmuser.model.objects import MAX_CONTROLLERS, Controller, Volume
 
 NQN_PREFIX = "nqn.2026-11.org.nvmuser:"
-CNTLID_MAX = 0xFFEF
-"""FFF0h to FFFFh are reserved (NVM Express Base Specification, Controller Identifier)."""
+CNTLID_MAX = MAX_CONTROLLERS
+"""Each has an identifier of its own."""
 
 
 def eui64() -> str:

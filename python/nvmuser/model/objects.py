@@ -30,6 +30,8 @@ BLOCK_SIZES = (512, 4096)
 SERIAL_MAX = 20
 _NQN = re.compile(NQN)
 
+MAX_CONTROLLERS = 0xFFEF
+"""Of one target: controller ids FFF0h to FFFFh are reserved (NVM Express Base Specification, Controller Identifier)."""
 MAX_NAMESPACES = 32
 """SPDK's default `max_namespaces` of a subsystem; more cost memory in each."""
 
@@ -273,6 +275,8 @@ class Controller(Object):
     kind: ClassVar[str] = "controller"
     identity: ClassVar[tuple[str, ...]] = ("nqn", "serial", "cntlid")
     modes: ClassVar[tuple[str, ...]] = ("0600", "0660", "0666")
+    renamed: ClassVar[Mapping[str, str]] = {"volatile_ok": "volatile"}
+    """Earlier names of fields, still read."""
     rules: ClassVar[Rules] = {
         **Object.rules,
         "mode": {"enum": list(modes)},
@@ -287,7 +291,7 @@ class Controller(Object):
     """Group whose QEMU may connect; empty: the owner's own."""
     mode: str = "0660"
     """Of the socket, in octal, as in a file's listing."""
-    volatile_ok: bool = False
+    volatile: bool = False
     """Guests may connect through the endpoint although data of theirs dies with the target."""
     nqn: str = ""
     serial: str = ""
@@ -323,12 +327,18 @@ class TargetSettings(Object):
     """throughput: its cores poll. balanced: SPDK's dynamic scheduler; one core polls, the others sleep while they
     are not needed. eco: interrupts, no polling."""
 
-    rules: ClassVar[Rules] = {"profile": {"enum": list(profiles)}, "cores": {"uniqueItems": True}}
+    rules: ClassVar[Rules] = {
+        "profile": {"enum": list(profiles)},
+        "cores": {"uniqueItems": True},
+        "max_controllers": {"minimum": 1, "maximum": MAX_CONTROLLERS},
+    }
 
     name: str = "spdk"
     profile: str = "throughput"
     cores: tuple[int, ...] = ()
     """CPU numbers; empty: chosen among those that the supervisor may use."""
+    max_controllers: int = MAX_CONTROLLERS
+    """How many it has room for: 80 bytes each, on each core."""
 
     def __post_init__(self) -> None:
         if self.name != "spdk":
@@ -337,6 +347,8 @@ class TargetSettings(Object):
             raise UsageError(f"target: profile {self.profile!r}; choose from {', '.join(self.profiles)}")
         if len(set(self.cores)) < len(self.cores) or min(self.cores, default=0) < 0:
             raise UsageError("target: cores are CPU numbers from 0, each once")
+        if not 0 < self.max_controllers <= MAX_CONTROLLERS:
+            raise UsageError(f"target: max_controllers {self.max_controllers}: 1 to {MAX_CONTROLLERS}")
 
     @property
     def depends_on(self) -> tuple[Key, ...]:

@@ -45,8 +45,11 @@ def _object_schema(kind: Any, *, snapshots: bool = False) -> dict[str, Any]:
     schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
     for old, new in getattr(kind, "renamed", {}).items():
         properties[old] = properties[new] | {"deprecated": True}
-        required.remove(new)
-        schema["oneOf"] = [{"required": [new]}, {"required": [old]}]
+        if new in required:
+            required.remove(new)
+            schema["oneOf"] = [{"required": [new]}, {"required": [old]}]
+        else:
+            schema["not"] = {"required": [new, old]}
     return schema
 
 

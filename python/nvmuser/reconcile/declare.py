@@ -29,6 +29,7 @@ def declared(before: Desired, change: Change, state: StateDir) -> Desired:
     new = [wanted.name for wanted in change.create if isinstance(wanted, Controller)]
     if new:
         limits.check_descriptors(after)
+        limits.check_memory(len(new))
     listeners.check_paths(state, max(new, key=len, default=""))
     return after
 

@@ -110,7 +110,7 @@ class Engine:
         return [
             controller.name
             for controller in desired.controllers()
-            if controller.volatile_ok or desired.surviving(controller)
+            if controller.volatile or desired.surviving(controller)
         ]
 
     def losses(self, change: Change) -> dict[Controller, str]:

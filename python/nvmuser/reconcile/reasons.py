@@ -48,7 +48,7 @@ def _cause(call: Call, error: RpcServerError) -> str:
     if call.needs.events and (events := _events()) and events.exhausted:
         return f"no events for asynchronous I/O are left for its files: {events}: {events.fix}"
     if call.object.kind == "controller" and call.verb == "create" and "exist" not in error.message:
-        return "a target that an older nvmuser has started has room for 1,023: `nvmuser target restart`"
+        return "the target was started with room for fewer controllers: `nvmuser target restart`"
     return ""
 
 

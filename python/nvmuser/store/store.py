@@ -119,7 +119,7 @@ class Store:
         try:
             return object_from_json(json.loads(spec))
         except (NvmuserError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise SetupError(f"{self.path}: damaged, or of another version: {error!r} in {spec[:80]!r}") from error
+            raise SetupError(f"{self.path}: damaged, or of another version: {error!r} in {str(spec)[:80]!r}") from error
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

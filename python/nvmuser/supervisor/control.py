@@ -32,13 +32,13 @@ _DEADLINE = 60.0
 async def submit(state: StateDir, change: Change) -> Outcome:
     """Change what is wanted. `Outcome.pending` when it takes effect only with the next target.
 
-    :raise NvmuserError: nothing has changed.
+    :raises NvmuserError: nothing has changed.
     """
     async with supervisor(state) as client:
         if client:
             return Outcome.from_json(await client.call("change", {"change": change.to_json()}, timeout=None))
     with contextlib.closing(Engine(state)) as engine:
-        if lost := [one for one in engine.losses(change) if answers(state.socket(one.name))]:
+        if lost := [controller for controller in engine.losses(change) if answers(state.socket(controller.name))]:
             raise ConflictError(
                 f"controller {lost[0].name}: a guest may be connected: the supervisor is gone, but not what it has "
                 "started; `nvmuser target start` takes over, then try again, or pass --force"
@@ -53,7 +53,7 @@ async def alter(state: StateDir, alteration: Callable[[Desired], AnyObject], *, 
 
     Two that do so at once do not undo each other: who comes second starts from what the first has left.
 
-    :raise NvmuserError: nothing has changed.
+    :raises NvmuserError: nothing has changed.
     """
     while True:
         desired = load(state)

@@ -46,8 +46,8 @@ _STOP_DEADLINE = 60.0
 def prepare(state: StateDir) -> None:
     """Make the directories of a state directory.
 
-    :raises UsageError: its path is too long for sockets. :raises TargetError: it belongs to somebody else, or cannot
-    be made.
+    :raises UsageError: its path is too long for sockets.
+    :raises TargetError: it belongs to somebody else, or cannot be made.
     """
     longest = state.socket("x" * _ROOM_FOR_NAME, direct=True)
     if len(os.fsencode(longest)) > SUN_PATH_MAX:
@@ -97,6 +97,7 @@ def _command(state: StateDir, options: Options, settings: Settings, ready_fd: in
     argv += ["--state-dir", str(state.root), "--spdk", str(spdk.prefix)]
     argv += ["--ready-fd", str(ready_fd), "--cores", ",".join(map(str, options.cores))]
     argv += ["--profile", options.profile] if options.profile else []
+    argv += ["--max-controllers", str(options.max_controllers)]
     argv += ["--settings", json.dumps(dataclasses.asdict(settings))]
     os.set_inheritable(ready_fd, True)
     return argv
@@ -116,7 +117,8 @@ def start(state: StateDir, options: Options, settings: Settings | None = None) -
     """Start a supervisor in the background and wait until everything wanted is there.
 
     :param settings: None is as of the last start.
-    :raises ConflictError: one is running already. :raises NvmuserError: it could not start; nothing is left running.
+    :raises ConflictError: one is running already.
+    :raises NvmuserError: it could not start; nothing is left running.
     """
     read_fd, write_fd = os.pipe()
     log_file = state.logs / "supervisor.log"
@@ -125,7 +127,7 @@ def start(state: StateDir, options: Options, settings: Settings | None = None) -
             known = settings or Settings.load(state).with_said(hugepages=options.hugepages)
             argv = _command(state, options, known, write_fd)
             with log_file.open("ab") as log, open(os.devnull, "rb") as nothing:
-                # Not a `Popen`: this process ends before the supervisor does, and shall not wait for it.
+                # Not a `Popen`: this process ends before the supervisor does, and must not wait for it.
                 files = [(os.POSIX_SPAWN_DUP2, nothing.fileno(), 0)]
                 files += [(os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)]
                 os.posix_spawn(sys.executable, argv, os.environ, file_actions=files, setsid=True)
@@ -178,7 +180,11 @@ def _declare(state: StateDir, options: Options, settings: Settings) -> None:
     """
     with contextlib.closing(Engine(state)) as engine:
         before = engine.target_settings()
-        after = TargetSettings(profile=options.profile or before.profile, cores=options.cores or before.cores)
+        after = TargetSettings(
+            profile=options.profile or before.profile,
+            cores=options.cores or before.cores,
+            max_controllers=options.max_controllers or before.max_controllers,
+        )
         if after != before:
             engine.declare(after)
     try:
@@ -215,10 +221,11 @@ def main() -> None:
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--cores", default="")
     parser.add_argument("--profile", default="")
+    parser.add_argument("--max-controllers", type=int, default=0)
     parser.add_argument("--settings", type=json.loads, default={})
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # What a shell has opened for its own ends (`flock`, a pipe) shall not live as long as the supervisor.
+    # What a shell has opened for its own ends (`flock`, a pipe) must not live as long as the supervisor.
     first = 3 + len(fd_store.listed())
     os.closerange(first, arguments.ready_fd)
     os.closerange(max(first, arguments.ready_fd + 1), os.sysconf("SC_OPEN_MAX"))
@@ -228,7 +235,7 @@ def main() -> None:
     state = StateDir(arguments.state_dir)
     cores = tuple(int(core) for core in arguments.cores.split(",") if core)
     settings = Settings(**arguments.settings)
-    options = Options(settings.hugepages, cores, arguments.profile)
+    options = Options(settings.hugepages, cores, arguments.profile, arguments.max_controllers)
     try:
         with locked(state):
             asyncio.run(_run(state, check_prefix(arguments.spdk), options, settings, arguments.ready_fd))

@@ -8,17 +8,22 @@ not be asked to open another file, nor wait for a reader of a pipe.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from nvmuser.errors import NotFoundError, SetupError
+from nvmuser.hostfs import permissions
 
 LOGS = ("target", "endpoint", "supervisor")
 _BLOCK = 64 << 10
+_INTERVAL = 5.0
+"""Seconds between looks at how large they are."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,14 @@ def rotate(path: Path, limits: Limits) -> bool:
     return True
 
 
+async def keep_small(directory: Path, limits: Limits) -> NoReturn:
+    """Put the logs in a directory aside as they grow, for ever."""
+    while True:
+        for name in LOGS:
+            await asyncio.to_thread(rotate, directory / f"{name}.log", limits)
+        await asyncio.sleep(_INTERVAL)
+
+
 def _older(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}.{number}")
 
@@ -69,7 +82,9 @@ def _copy(path: Path, copy: Path) -> None:
 def tail(path: Path, lines: int) -> tuple[list[str], int]:
     """The last lines of a log, of which only the end is read, and where it ends.
 
-    :raises NotFoundError: there is none yet. :raises SetupError: it cannot be read.
+    :raises NotFoundError: there is none yet.
+    :raises AccessError: this user may not read it.
+    :raises SetupError: it cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -82,6 +97,8 @@ def tail(path: Path, lines: int) -> tuple[list[str], int]:
                 text = file.read(size) + text
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such log yet; `nvmuser target start` makes it") from None
+    except PermissionError as error:
+        raise permissions.denied(path) from error
     except OSError as error:
         raise SetupError(f"{path}: {error.strerror}") from error
     return text.decode(errors="replace").splitlines()[-lines:], end

@@ -29,9 +29,9 @@ _INTERVAL = 0.05
 async def check_free(state: StateDir, names: Sequence[str], *, direct: bool = False) -> None:
     """Before a QEMU connects: it would end with 'Broken pipe', or wait for its turn while its guest stands still.
 
-    :raise ConflictError: one of these controllers serves a guest; the error says which.
+    :raises ConflictError: one of these controllers serves a guest; the error says which.
     """
-    known = {one.name: one for one in control.load(state).controllers()}
+    known = {controller.name: controller for controller in control.load(state).controllers()}
 
     async def look(controllers: Sequence[Controller]) -> dict[str, str]:
         if direct:
@@ -47,7 +47,7 @@ async def check_losses(losses: Mapping[Controller, str], look: Look) -> None:
     """Before something is taken away from controllers.
 
     :param losses: what each would lose.
-    :raise ConflictError: one of them serves a guest; the error says which.
+    :raises ConflictError: one of them serves a guest; the error says which.
     """
     taken = await _settled(look, list(losses))
     for controller, what in losses.items():
@@ -64,12 +64,12 @@ async def connected(
     """As the supervisor sees it.
 
     :param endpoint: its status.
-    :raise TargetError: the endpoint does not answer.
+    :raises TargetError: the endpoint does not answer.
     """
     if not endpoint["rss_kib"]:
         raise TargetError("the endpoint does not answer, so that nobody knows its guests: try again, or pass --force")
     found = _at_endpoint(controllers, endpoint["sessions"])
-    others = [one for one in controllers if one.name not in found]
+    others = [controller for controller in controllers if controller.name not in found]
     return found | (await _at_spdk(target, others) if target else {})
 
 
@@ -84,7 +84,7 @@ async def _settled(look: Look, controllers: Sequence[Controller]) -> dict[str, s
 
 
 def _at_endpoint(controllers: Sequence[Controller], guests: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    names = {one.name for one in controllers}
+    names = {controller.name for controller in controllers}
     return {guest["controller"]: f"process {guest['pid']}" for guest in guests if guest["controller"] in names}
 
 
@@ -96,9 +96,9 @@ async def _at_target(state: StateDir, controllers: Sequence[Controller]) -> dict
 
 
 async def _at_spdk(target: Client, controllers: Sequence[Controller]) -> dict[str, str]:
-    calls = (target.call("nvmf_subsystem_get_controllers", {"nqn": one.nqn}) for one in controllers)
+    calls = (target.call("nvmf_subsystem_get_controllers", {"nqn": controller.nqn}) for controller in controllers)
     connected = await asyncio.gather(*calls, return_exceptions=True)
-    found = dict(zip((one.name for one in controllers), connected, strict=True))
+    found = dict(zip((controller.name for controller in controllers), connected, strict=True))
     for result in found.values():
         if isinstance(result, BaseException) and not isinstance(result, RpcServerError | RpcConnectionError):
             raise result

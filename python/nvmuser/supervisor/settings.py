@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from nvmuser.errors import SetupError
+from nvmuser.hostfs import permissions
 from nvmuser.paths import StateDir
 from nvmuser.supervisor.logs import Limits
 
@@ -35,12 +36,18 @@ class Settings:
 
     @classmethod
     def load(cls, state: StateDir) -> Self:
-        """:raises SetupError: the file is damaged, or of another version."""
+        """Read what holds; the defaults where nothing is kept.
+
+        :raises AccessError: this user may not read it.
+        :raises SetupError: the file is damaged, or of another version.
+        """
         try:
             content = json.loads(state.settings.read_text())
             return cls(**content)
         except FileNotFoundError:
             return cls()
+        except PermissionError as error:
+            raise permissions.denied(state.settings) from error
         except OSError as error:
             raise SetupError(f"{state.settings}: {error.strerror}") from error
         except (ValueError, TypeError) as error:

@@ -1,12 +1,13 @@
 """One SPDK process: which arguments it gets, when it is ready, where it answers.
 
-Owns the choice of memory and cores, and one JSON-RPC connection. What the process serves is the engine's business.
+Owns the choice of memory and cores, and one JSON-RPC connection. What the process serves is up to the engine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ from typing import Self
 
 from nvmuser.errors import RpcError, SetupError, TargetError
 from nvmuser.hostfs import hugepages
+from nvmuser.model.objects import MAX_CONTROLLERS
 from nvmuser.paths import StateDir, cache_dir
 from nvmuser.rpc import Client
 from nvmuser.supervisor.process import Process
@@ -45,11 +47,13 @@ class Options:
     :param hugepages: None decides by what the machine has.
     :param cores: CPU numbers; empty chooses of those that this process may use.
     :param profile: of `model.TargetSettings.profiles`; empty is the first.
+    :param max_controllers: how many it has room for; 0: as many as NVMe has ids.
     """
 
     hugepages: bool | None = None
     cores: tuple[int, ...] = ()
     profile: str = ""
+    max_controllers: int = 0
 
     def resolve_hugepages(self) -> bool:
         """:raises TargetError: hugepages are asked for, but there are none."""
@@ -70,8 +74,11 @@ class Options:
         return self.cores or tuple(sorted(allowed)[-count:])
 
 
-def arguments(spdk: Spdk, rpc_socket: Path, options: Options) -> list[str]:
-    """The command line of a target. Without PCI: it serves files, never a device of the host's."""
+def arguments(spdk: Spdk, rpc_socket: Path, options: Options, startup: Path = STARTUP) -> list[str]:
+    """The command line of a target. Without PCI: it serves files, never a device of the host's.
+
+    :param startup: its configuration; see `_startup`.
+    """
     cores = ",".join(map(str, options.resolve_cores()))
     argv = [str(spdk.binary("nvmf_tgt")), "--no-pci", "--rpc-socket", str(rpc_socket), "--cpumask", f"[{cores}]"]
     # A standby shares its core with the target that it stands by for.
@@ -81,9 +88,26 @@ def arguments(spdk: Spdk, rpc_socket: Path, options: Options) -> list[str]:
     argv += NO_TRACE
     # What guests write is not examined for pools, mirrors and partitions: only what the engine names is.
     # To look at each file takes 7 ms as it comes and 25 ms as it goes, also after a crash.
-    argv += ["--json", str(STARTUP)]
+    argv += ["--json", str(startup)]
     argv += ["--interrupt-mode"] if options.profile == "eco" else []
     return argv
+
+
+def _startup(options: Options, directory: Path) -> Path:
+    """SPDK's configuration: ours, or, where it is to have room for another number of controllers, a copy with that.
+
+    :raises OSError: the copy cannot be written.
+    """
+    if options.max_controllers in (0, MAX_CONTROLLERS):
+        return STARTUP
+    content = json.loads(STARTUP.read_text(encoding="ascii"))
+    calls = [call for subsystem in content["subsystems"] for call in subsystem["config"]]
+    (room,) = (call for call in calls if call["method"] == "nvmf_set_max_subsystems")
+    # The discovery subsystem is one of them.
+    room["params"]["max_subsystems"] = options.max_controllers + 1
+    path = directory / STARTUP.name
+    path.write_text(json.dumps(content), encoding="ascii")
+    return path
 
 
 @contextlib.contextmanager
@@ -146,7 +170,8 @@ class Target:
         start = log_file.stat().st_size if log_file.exists() else 0
         pid_file = state.run / f"target-{generation}.pid"
         with _runtime_directory(state) as environment:
-            argv = arguments(spdk, rpc_socket, options)
+            startup = _startup(options, Path(environment["RUNTIME_DIRECTORY"]))
+            argv = arguments(spdk, rpc_socket, options, startup)
             process = Process.start(argv, pid_file=pid_file, log=log_file, environment=environment)
             try:
                 async with asyncio.timeout(_START_DEADLINE):

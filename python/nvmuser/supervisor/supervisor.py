@@ -22,13 +22,14 @@ from nvmuser.hostfs import hugepages
 from nvmuser.model.change import Change
 from nvmuser.model.objects import Controller
 from nvmuser.paths import StateDir
+from nvmuser.reconcile.calls import Problem
 from nvmuser.reconcile.engine import Engine
+from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc import Server
-from nvmuser.supervisor import occupancy
+from nvmuser.supervisor import logs, occupancy, room
 from nvmuser.supervisor.backoff import Backoff
 from nvmuser.supervisor.endpoint import EndpointProcess
 from nvmuser.supervisor.history import History
-from nvmuser.supervisor.logs import LOGS, rotate
 from nvmuser.supervisor.settings import Settings
 from nvmuser.supervisor.spdk import MEMORY_MIB, Options, Target, choose_spdk
 from nvmuser.supervisor.targets import Targets
@@ -37,12 +38,10 @@ from nvmuser.toolchain.spdk import check_prefix
 
 log = logging.getLogger(__name__)
 
-_LOG_INTERVAL = 5.0
-"""Seconds between looks at how large the logs are."""
 _ANSWER_DEADLINE = 2.0
 _STOP_GRACE = 10.0
-_NEARLY_FULL = 1 << 20
-"""Bytes free under the state directory below which `status` warns."""
+_OBJECT = "object "
+"""How what a trouble is about begins where it is an object."""
 
 
 class Supervisor:
@@ -71,7 +70,7 @@ class Supervisor:
     # -- life ------------------------------------------------------------------------------------------------
 
     async def run(self, on_ready: asyncio.Future[None]) -> None:
-        """Serve until stopped. `on_ready` is told when everything wanted is there, or why it cannot be."""
+        """Serve until stopped. `on_ready` gets its result when everything wanted is there, or why it cannot be."""
         names = ("change", "reconcile", "status", "drift", "restart", "upgrade", "hold", "stop")
         methods: dict[str, Callable[..., Awaitable[Any]]] = {name: getattr(self, name) for name in names}
         loop = asyncio.get_running_loop()
@@ -83,7 +82,8 @@ class Supervisor:
                 if self._targets.current is None:
                     await self._targets.next()
                 async with asyncio.TaskGroup() as tasks:
-                    watchers = [self._watch_target(), self._watch_endpoint(), self._watch_logs()]
+                    small_logs = logs.keep_small(self._state.logs, self._settings.limits)
+                    watchers = [self._watch_target(), self._watch_endpoint(), small_logs]
                     watching = [tasks.create_task(watcher) for watcher in watchers]
                     failure = await self._wait_ready(on_ready)
                     if failure is None:
@@ -136,14 +136,12 @@ class Supervisor:
 
     def _wanted(self) -> Options:
         settings = self._engine.target_settings()
-        return replace(self._options, profile=settings.profile, cores=settings.cores)
-
-    async def _watch_logs(self) -> None:
-        """Keep them from growing, for ever."""
-        while True:
-            for name in LOGS:
-                await asyncio.to_thread(rotate, self._state.logs / f"{name}.log", self._settings.limits)
-            await asyncio.sleep(_LOG_INTERVAL)
+        return replace(
+            self._options,
+            profile=settings.profile,
+            cores=settings.cores,
+            max_controllers=settings.max_controllers,
+        )
 
     # -- the target ------------------------------------------------------------------------------------------
 
@@ -184,8 +182,10 @@ class Supervisor:
             link.unlink(missing_ok=True)
             link.symlink_to(target.rpc_socket.name)
             link.replace(self._state.rpc_socket)
+            self.history.resolve("link")
         except OSError as error:
-            self.history.note(f"{self._state.rpc_socket}: {error.strerror}; `nvmuser rpc` does not find the target")
+            text = f"{self._state.rpc_socket}: {error.strerror}; `nvmuser rpc` does not find the target"
+            self.history.note("link", text)
 
     async def _try_bring_up(self, target: Target) -> bool:
         try:
@@ -196,13 +196,19 @@ class Supervisor:
             # Its end is seen elsewhere. Else it may answer later, or there may be room again.
             if target.process.alive and not target.rpc.closed:
                 reason = f"target {target.process.pid} is not ready: {error}"
-                self.history.note(reason)
+                self.history.note("target", reason)
                 self._refusal = TargetError(reason)
                 self._refused.set()
             return False
         for problem in outcome.problems:
-            self.history.note(str(problem))
+            self.history.note(_about(problem), str(problem))
+        self._settle(outcome)
         return True
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Objects that have been reconciled have no errors any more."""
+        if not outcome.pending:
+            self.history.resolve_others(_OBJECT, {_about(problem) for problem in outcome.problems})
 
     async def _bury(self) -> None:
         """The target has ended and is reaped: nothing that it had in flight can land any more."""
@@ -226,15 +232,16 @@ class Supervisor:
             log.warning("endpoint %s", self._endpoint.process.ending)
             target = self._targets.current
             if target:
-                # What it has in flight must end before the guests go on, and only its end tells that.
+                # What it has in flight must end before the guests go on, and only its end shows that.
                 await target.process.kill()
             backoff.worked()
             while True:
                 try:
                     await self._endpoint.replace()
+                    self.history.resolve("endpoint")
                     break
                 except (TargetError, OSError) as error:
-                    self.history.note(str(error))
+                    self.history.note("endpoint", str(error))
                     backoff.failed()
                     await backoff.wait()
             await self._serve()
@@ -256,6 +263,7 @@ class Supervisor:
         await occupancy.check_losses(self._engine.losses(wanted), self._connected)
         async with self._changing:
             outcome = await self._engine.change(wanted)
+        self._settle(outcome)
         await self._serve()
         return outcome.to_json()
 
@@ -266,6 +274,7 @@ class Supervisor:
         """Carry out what is wanted and not there yet."""
         async with self._changing:
             outcome = await self._engine.reconcile()
+        self._settle(outcome)
         await self._serve()
         return outcome.to_json()
 
@@ -289,8 +298,16 @@ class Supervisor:
             },
             "guests": endpoint["sessions"],
             "longest_stall_s": max(stalls, default=None),
-            "errors": [*map(str, self.history.troubles), *self._engine.warnings, *_room(self._state)],
+            "errors": self._errors(),
         }
+
+    def _errors(self) -> list[str]:
+        """What is wrong at this moment, each with its time."""
+        if self._targets.stable:
+            self.history.resolve("target")
+        self.history.hold("warning", self._engine.warnings)
+        self.history.hold("room", room.warnings(self._state))
+        return [str(trouble) for trouble in self.history.troubles]
 
     async def _target_answers(self) -> bool:
         target = self._targets.current
@@ -338,8 +355,10 @@ class Supervisor:
         await self._replace(spdk)
         try:
             choose_spdk(self._state, spdk)
+            self.history.resolve("upgrade")
         except OSError as error:
-            self.history.note(f"{self._state.spdk}: {error.strerror}; the next start uses another SPDK than {prefix}")
+            text = f"{self._state.spdk}: {error.strerror}; the next start uses another SPDK than {prefix}"
+            self.history.note("upgrade", text)
 
     async def _replace(self, spdk: Spdk) -> None:
         """The next target is started before the old one ends."""
@@ -365,16 +384,8 @@ class Supervisor:
         await self._ready.wait()
 
 
-def _room(state: StateDir) -> list[str]:
-    """A warning when the state directory's file system is full."""
-    try:
-        facts = os.statvfs(state.root)
-    except OSError as error:
-        return [f"{state.root}: {error.strerror}"]
-    free = facts.f_bavail * facts.f_frsize
-    if free >= _NEARLY_FULL:
-        return []
-    return [f"{state.root}: its file system is full ({free} bytes free): changes may be refused; guests go on"]
+def _about(problem: Problem) -> str:
+    return f"{_OBJECT}{problem.object}"
 
 
 async def supervise(

@@ -1,6 +1,6 @@
 """Which target serves, which stands by, and when another is started.
 
-Owns both processes and the numbers by which they are known on disk. What is in them, and who is told of their end, is
+Owns both processes and the numbers by which they are known on disk. What is in them, and who learns of their end, is
 the supervisor's part.
 """
 
@@ -115,24 +115,31 @@ class Targets:
                 return await self.next()
             except (NvmuserError, OSError) as error:
                 # Also for want of memory or room: guests wait, and there may be some again.
-                self._history.note(str(error))
+                self._history.note("target", str(error))
                 self._backoff.failed()
 
     def is_ready(self) -> None:
         """The current one serves."""
         self._ready_at = self._clock()
 
+    @property
+    def stable(self) -> bool:
+        """Whether the current one has served for a time: what was wrong with those before is over."""
+        return self._ready_at is not None and self._clock() - self._ready_at >= _STABLE_AFTER
+
     def bury(self, *, planned: bool) -> Target:
         """The current one has ended, and is not there any more. A death after a time of service is the first again."""
         assert self.current is not None
         dead, self.current = self.current, None
+        was_stable = self.stable
         ready_at, self._ready_at = self._ready_at, None
-        if planned or (ready_at is not None and self._clock() - ready_at >= _STABLE_AFTER):
+        if planned or was_stable:
             self._backoff.worked()
+            self._history.resolve("target")
         if not planned:
             self._backoff.failed()
             if ready_at is None or self._backoff.failures > 1:
-                self._history.note(f"target {dead.process.ending}; see {self._state.logs / 'target.log'}")
+                self._history.note("target", f"target {dead.process.ending}; see {self._state.logs / 'target.log'}")
         self._history.restarts += 1
         self._history.last_ending = dead.process.ending
         return dead
@@ -163,9 +170,10 @@ class Targets:
             await Engine.prepare(standby.rpc)
             await standby.park()
             self.standby = standby
+            self._history.resolve("standby")
             log.info("standby %d parked", standby.process.pid)
         except (NvmuserError, OSError) as error:
-            self._history.note(f"no standby: {error}")
+            self._history.note("standby", f"no standby: {error}")
         finally:
             # Also when the supervisor is stopped at this moment: it would spin on its core for ever.
             if standby and self.standby is not standby:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from nvmuser.errors import SetupError
+from nvmuser.errors import SetupError, reason_of
 from nvmuser.toolchain import artifact, cpu
 
 _DECISIVE = ("version", "layout", "source", "fio", "configure")
@@ -59,7 +59,7 @@ def load() -> Recipe:
         patches = series(glue / "patches")
         return parse(text, patches, cpu.level(), _host())
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
-        raise SetupError(f"{glue}: not a usable SPDK recipe: {error}") from error
+        raise SetupError(f"{glue}: not a usable SPDK recipe: {reason_of(error)}") from error
 
 
 def parse(text: str, patches: tuple[Path, ...], cpu_level: str, host: str) -> Recipe:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nvmuser.errors import UsageError
+from nvmuser.errors import UsageError, reason_of
 
 MODES = ("read", "write", "randread", "randwrite", "randrw", "rw", "trim", "randtrim")
 ENGINES = ("libaio", "io_uring", "psync", "sync")
@@ -167,7 +167,7 @@ class Workload:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the fio job file {path}: {error}") from None
+            raise UsageError(f"cannot read the fio job file {path}: {reason_of(error)}") from None
         sections = re.findall(r"^\s*\[([^]]+)\]", text, re.MULTILINE)
         if not [name for name in sections if name.lower() != "global"]:
             raise UsageError(f"{path} holds no fio job: it needs a section such as [randread]")

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from nvmuser.bench.measure.stats import Steadiness
 from nvmuser.bench.report.result import JobResult, null_for_nan
-from nvmuser.errors import UsageError
+from nvmuser.errors import UsageError, reason_of
 
 SCHEMA = "nvmuser.bench.compare/1"
 FILE = "runs.jsonl"
@@ -234,7 +234,7 @@ def read(path: Path) -> Comparison:
         text = _whole_lines(file.read_text(encoding="utf-8"))
         lines = [json.loads(line) for line in text.splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the comparison {file}: {error}") from None
+        raise UsageError(f"cannot read the comparison {file}: {reason_of(error)}") from None
     if not lines or not isinstance(lines[0], dict) or lines[0].get("schema") != SCHEMA:
         raise UsageError(f"{file} is not a result of `nvmuser bench compare` ({SCHEMA})")
     comparison = Comparison(lines[0])

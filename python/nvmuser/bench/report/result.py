@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nvmuser.errors import UsageError
+from nvmuser.errors import UsageError, reason_of
 
 SCHEMA = "nvmuser.bench.result/1"
 
@@ -138,7 +138,7 @@ class Result:
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read the result {path}: {error}") from None
+            raise UsageError(f"cannot read the result {path}: {reason_of(error)}") from None
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             raise UsageError(f"{path} is not a result of `nvmuser bench` ({SCHEMA})")
         return cls(
