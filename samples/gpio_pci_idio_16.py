@@ -4,7 +4,7 @@
     qemu-system-x86_64 … -device '{"driver":"vfio-user-pci","socket":{"type":"unix","path":"/tmp/gpio.sock"}}'
 
 Linux binds gpio-pci-idio-16 to it: lines 0 to 15 are outputs, 16 to 31 inputs. `3 on` and `3 off` on standard input set
-an input; standard output tells of each output that the guest changes.
+an input; standard output reports each output that the guest changes.
 """
 
 from __future__ import annotations

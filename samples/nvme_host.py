@@ -15,7 +15,7 @@ from nvmuser.errors import NvmeStatusError, NvmuserError
 
 
 def polled(controller: initiator.Controller, namespace: initiator.Namespace) -> None:
-    """Commands are requests; whoever waits for one polls."""
+    """Commands are requests; waiting for one polls the queue."""
     data = initiator.allocate(8 * namespace.block_size)
     data.view[:] = os.urandom(len(data))
     with controller.queue(depth=8, timeout=5) as queue:

@@ -168,7 +168,7 @@ def test_the_accelerator_is_proved_by_what_works_everywhere(
 
 
 def test_a_guest_boots_and_its_programs_and_modules_work(own_qemu: Qemu, guest: Appliance, tmp_path: Path) -> None:
-    """With an /init of ours appended: what the appliance's own does is tests/guest's business."""
+    """With an /init of the test appended: tests/guest tests the appliance's own."""
     root = tmp_path / "root"
     root.mkdir()
     (root / "init").write_text(

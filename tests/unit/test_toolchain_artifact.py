@@ -1,4 +1,4 @@
-"""nvmuser.toolchain.artifact: a product is whole or absent."""
+"""nvmuser.toolchain.artifact: an artifact is whole or absent."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_the_qemu_on_path_is_used_when_it_has_the_device(tmp_path: Path) -> None
 
 def test_a_qemu_on_path_without_the_device_is_passed_over(tmp_path: Path) -> None:
     fake_qemu(tmp_path / "bin/qemu-system-x86_64", WITHOUT)
-    directory = qemu.product_dir(tmp_path / "cache")
+    directory = qemu.artifact_dir(tmp_path / "cache")
     directory.mkdir(parents=True)
     artifact.write_manifest(directory, version="11.1.3")
     found = find_qemu()
@@ -127,7 +127,7 @@ def test_with_libvfio_any_qemu_will_do_but_one_with_both_ways_is_better(
         find_qemu("vfio-pci")
     fake_qemu(tmp_path / "bin/qemu-system-x86_64", WITHOUT, "7.2.0")
     assert find_qemu("vfio-pci").version == "7.2.0"
-    cached = qemu.product_dir(tmp_path / "cache")
+    cached = qemu.artifact_dir(tmp_path / "cache")
     cached.mkdir(parents=True)
     artifact.write_manifest(cached, version="11.1.0")
     assert find_qemu("vfio-pci").version == "11.1.0"
@@ -199,7 +199,7 @@ def test_a_prefix_without_a_target_is_refused(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_built_spdk_is_found_by_its_recipe(tmp_path: Path) -> None:
-    prefix = spdk.product_dir(tmp_path / "cache")
+    prefix = spdk.artifact_dir(tmp_path / "cache")
     assert prefix.name.startswith("spdk-26.01-")
     prefix.mkdir(parents=True)
     artifact.write_manifest(prefix, version="26.01")

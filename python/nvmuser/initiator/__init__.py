@@ -1,9 +1,8 @@
 """An NVMe host: connects to a controller over vfio-user and sends it commands, without a guest.
 
 Owns nothing of its own: it is the package's front. SPDK's driver does the work, in this process: `environment` starts
-it, `controller` connects, `queue` (polled) and `aio` (awaited) send commands on `memory`, `perf` measures. Which
-target serves the controller, and who else may be connected to it, is the caller's business: a controller takes one
-host at a time.
+it, `controller` connects, `queue` (polled) and `aio` (awaited) send commands on `memory`, `perf` measures. The caller
+chooses the target, and makes sure that no other host is connected: a controller takes one host at a time.
 """
 
 from nvmuser.initiator.aio import AsyncQueue

@@ -32,7 +32,8 @@ class AsyncQueue(Commands[Answer]):
     """An awaited queue pair, made by `Controller.async_queue`. It belongs to the loop that it was made in.
 
     Each command returns a future. More commands than `depth` wait their turn. A future that is cancelled has its
-    command aborted; its slot and buffer are in use until the controller has answered.
+    command aborted; its slot and buffer are in use until the controller has answered. The futures' errors are those of
+    `nvmuser.initiator.queue.Request.wait`; a command that the driver refuses raises HostError or UsageError.
     """
 
     def __init__(self, controller: Controller, depth: int, timeout: float | None) -> None:
@@ -82,7 +83,7 @@ class AsyncQueue(Commands[Answer]):
         self._idle.clear()
 
     async def drain(self) -> None:
-        """Wait until the controller has answered every command, those included that nobody awaits any more."""
+        """Wait until the controller has answered every command, cancelled ones included."""
         await self._idle.wait()
 
     def _round(self) -> None:
@@ -138,7 +139,7 @@ class AsyncQueue(Commands[Answer]):
             self._waiting.popleft()
 
     def _check(self) -> None:
-        """Whether the controller is still there, and which commands nobody waits for any more."""
+        """Check that the controller is there, fail commands that took too long, abort those not awaited any more."""
         self.controller.poll()
         if self.timeout is not None:
             count = self._lib.nvmuser_queue_expired(self._queue, round(self.timeout * 1e6), self._expired, self.depth)
@@ -153,7 +154,7 @@ class AsyncQueue(Commands[Answer]):
                 self._lib.nvmuser_abort(self._queue, slot)
 
     def _fail(self, error: HostError) -> None:
-        """Nothing of this queue will complete any more."""
+        """Fail all commands: nothing of this queue will complete any more."""
         self._idle.set()
         waiting = [command[0] for command in self._waiting]
         self._waiting.clear()
@@ -163,7 +164,7 @@ class AsyncQueue(Commands[Answer]):
         self._answers = [None] * self.depth
 
     def close(self) -> None:
-        """Close the queue: what is in flight fails. Once is enough."""
+        """Close the queue: what is in flight fails with HostError. Idempotent."""
         if self._polling is not None:
             self._polling.cancel()
             self._polling = None

@@ -1,6 +1,6 @@
 """What polled and awaited queues share: slots, the commands, and what an error status means.
 
-Owns a queue pair of the driver. It decides neither who polls nor what a caller gets in return for a command.
+Owns a queue pair of the driver. It decides neither when to poll nor what a caller gets in return for a command.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FUA = 1 << 30
 
 R = TypeVar("R")
 Data = Transfer | Memory | Scattered
-"""What a command transfers, kept until the controller has done with it."""
+"""What a command transfers, kept until the controller is done with it."""
 
 
 class Opcode(IntEnum):
@@ -45,7 +45,14 @@ class Opcode(IntEnum):
 
 
 class Commands(ABC, Generic[R]):
-    """A queue pair with `depth` slots, one for each command in flight."""
+    """A queue pair with `depth` slots, one for each command in flight.
+
+    Each command takes addresses and sizes in logical blocks of its namespace, and raises UsageError for a buffer that
+    is no whole number of blocks or cannot be used, and HostError once the queue is closed.
+
+    :raises UsageError: the depth is not 1 to 1024.
+    :raises HostError: the controller gives no queue.
+    """
 
     def __init__(self, controller: Controller, depth: int, *, batch: bool) -> None:
         if not 1 <= depth <= MAX_DEPTH:
@@ -68,50 +75,59 @@ class Commands(ABC, Generic[R]):
 
     @abstractmethod
     def close(self) -> None:
-        """Close the queue: what is in flight fails. Once is enough."""
+        """Close the queue: what is in flight fails with HostError. Idempotent."""
 
     @property
     def in_flight(self) -> int:
-        """Commands that the controller has not answered yet, those included that have timed out."""
+        """Number of commands that the controller has not answered yet, including those that have timed out."""
         return self.depth - len(self._free)
 
     def read(self, namespace: Namespace, lba: int, buffer: Memory | Scattered | Buffer) -> R:
-        """Fill the buffer from `lba` on."""
+        """Read blocks into the buffer, from `lba` on."""
         data = _data(buffer, reading=True)
         return self._submit(Opcode.READ, namespace, data, lba, _blocks(namespace, data))
 
     def write(self, namespace: Namespace, lba: int, buffer: Memory | Scattered | Buffer, *, fua: bool = False) -> R:
-        """Write the buffer from `lba` on. :param fua: answered when it has reached the medium (Force Unit Access)."""
+        """Write the buffer from `lba` on.
+
+        :param fua: answered when it has reached the medium (Force Unit Access).
+        """
         data = _data(buffer, reading=False)
         return self._submit(Opcode.WRITE, namespace, data, lba, _blocks(namespace, data), _FUA if fua else 0)
 
     def compare(self, namespace: Namespace, lba: int, buffer: Memory | Scattered | Buffer) -> R:
-        """Fails with COMPARE FAILURE when the blocks differ from the buffer."""
+        """Compare blocks with the buffer: NvmeStatusError (COMPARE FAILURE) when they differ."""
         data = _data(buffer, reading=False)
         return self._submit(Opcode.COMPARE, namespace, data, lba, _blocks(namespace, data))
 
     def write_zeroes(self, namespace: Namespace, lba: int, blocks: int) -> R:
+        """Fill blocks with zeroes, from `lba` on, without a transfer."""
         return self._submit(Opcode.WRITE_ZEROES, namespace, None, lba, blocks)
 
     def flush(self, namespace: Namespace) -> R:
-        """What was answered before has reached the medium when this is answered."""
+        """Flush: what was answered before has reached the medium when this is answered."""
         return self._submit(Opcode.FLUSH, namespace, None, 0, 0)
 
     def deallocate(self, namespace: Namespace, ranges: Sequence[tuple[int, int]]) -> R:
-        """Dataset Management, Deallocate. :param ranges: first block and number of blocks of each."""
+        """Deallocate blocks (Dataset Management).
+
+        :param ranges: first block and number of blocks of each.
+        :raises UsageError: there is no range, or more than 256.
+        """
         if not 1 <= len(ranges) <= MAX_RANGES:
             raise UsageError(f"1 to {MAX_RANGES} ranges can be deallocated at once, not {len(ranges)}")
         made = self._ffi.new("struct spdk_nvme_dsm_range[]", len(ranges))
-        for one, (lba, blocks) in zip(made, ranges, strict=True):
-            one.starting_lba, one.length = lba, blocks
+        for entry, (lba, blocks) in zip(made, ranges, strict=True):
+            entry.starting_lba, entry.length = lba, blocks
         return self._submit(Opcode.DATASET_MANAGEMENT, namespace, Transfer(0, 0, made), 0, len(ranges))
 
     def _send(
         self, opcode: Opcode, namespace: Namespace, data: Data | None, lba: int, blocks: int, flags: int
     ) -> int | None:
-        """Give the driver a command: the slot that it is in, or None: not before one in flight has completed.
+        """Give the driver a command; return its slot, or None: not before one in flight has completed.
 
-        :raise HostError: the driver does not take it. :raise UsageError: it cannot be meant.
+        :raises HostError: the driver does not take it.
+        :raises UsageError: its blocks are out of any range.
         """
         if not self._free:
             return None
@@ -145,9 +161,9 @@ class Commands(ABC, Generic[R]):
         return int(self._lib.nvmuser_submit(queue, pointer, slot, opcode, address, lba, blocks, flags))
 
     def _poll(self) -> list[int]:
-        """Slots whose commands have completed.
+        """Poll the queue; return the slots whose commands have completed.
 
-        :raise HostConnectionError: the controller is gone.
+        :raises HostConnectionError: the controller is gone.
         """
         count = self._lib.nvmuser_poll(self._open())
         if count < 0:
@@ -156,7 +172,7 @@ class Commands(ABC, Generic[R]):
         return completed
 
     def _errors(self) -> dict[int, NvmeStatusError]:
-        """Of the last poll, by slot."""
+        """The errors of the last poll, by slot."""
         failed = self._lib.nvmuser_queue_failed(self._queue)
         return {self._failures[n].slot: self._error(self._failures[n]) for n in range(failed)}
 

@@ -18,6 +18,7 @@ from nvmuser.initiator.environment import api, reason
 from nvmuser.initiator.queue import Queue
 
 ADMIN_TIMEOUT_S = 10.0
+"""How long an admin command may take unless `connect` is given another time."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class ControllerInfo:
 
 @dataclass(frozen=True)
 class Namespace:
-    """One namespace, as it was when it was listed. It is of use until its controller is closed."""
+    """One namespace, as it was when it was listed; sizes are in bytes. It is valid until its controller is closed."""
 
     id: int
     block_size: int
@@ -62,13 +63,13 @@ class Namespace:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Capacity in bytes."""
         return self.block_size * self.blocks
 
     def handle(self, controller: Controller) -> Any:
         """The driver's handle, for commands to this open controller: the driver frees it with its own.
 
-        :raise UsageError: the namespace is another connection's.
+        :raises UsageError: the namespace is another connection's.
         """
         if self._controller is not controller:
             raise UsageError(f"namespace {self.id} is another connection's: ask {controller.path}'s for its own")
@@ -80,8 +81,9 @@ def connect(directory: Path | str, *, timeout: float = ADMIN_TIMEOUT_S) -> Contr
 
     Blocks for about 30 ms; in an event loop, `await asyncio.to_thread(connect, …)`.
 
-    :param timeout: for each admin command, at any time.
-    :raise HostConnectionError: nobody listens there, or another host is connected, or it is no NVMe controller.
+    :param timeout: seconds for each admin command, at any time.
+    :raises HostConnectionError: no target listens there, or another host is connected, or it is no NVMe controller.
+    :raises SetupError: the module `nvmuser_nvme` is missing.
     """
     path = Path(directory)
     if not (path / "cntrl").exists():
@@ -105,14 +107,17 @@ class Controller:
     def pointer(self) -> Any:
         """The driver's handle.
 
-        :raise HostError: the controller is closed.
+        :raises HostError: the controller is closed.
         """
         if self._pointer is None:
             raise HostError(f"{self.path}: the controller is closed")
         return self._pointer
 
     def identify(self) -> ControllerInfo:
-        """What the controller says of itself. Known since the connection was made: nothing is sent."""
+        """What the controller says of itself. Known since the connection was made: nothing is sent.
+
+        :raises HostError: the controller is closed.
+        """
         ffi, lib = api()
         raw = ffi.new("struct nvmuser_identity *")
         lib.nvmuser_identify(self.pointer, raw)
@@ -130,9 +135,9 @@ class Controller:
         )  # fmt: skip
 
     def namespaces(self) -> list[Namespace]:
-        """The active namespaces, with changes of which the controller has told meanwhile.
+        """The active namespaces, with changes that the controller has reported meanwhile.
 
-        :raise HostConnectionError: the controller is gone.
+        :raises HostConnectionError: the controller is gone.
         """
         self.poll()
         _, lib = api()
@@ -144,7 +149,10 @@ class Controller:
         return found
 
     def namespace(self, number: int = 1) -> Namespace:
-        """:raise NotFoundError: it is not active."""
+        """The active namespace of this number.
+
+        :raises NotFoundError: it is not active.
+        """
         ffi, lib = api()
         raw = ffi.new("struct nvmuser_namespace *")
         pointer = lib.nvmuser_namespace(self.pointer, number, raw)
@@ -160,16 +168,21 @@ class Controller:
         )  # fmt: skip
 
     def poll(self) -> None:
-        """Take what the controller has to tell: events, and answers to aborts.
+        """Process what the controller reports: events, and answers to aborts.
 
-        :raise HostConnectionError: it is gone. What was in flight may have been carried out.
+        :raises HostConnectionError: it is gone. What was in flight may have been carried out.
         """
         _, lib = api()
         if lib.nvmuser_poll_admin(self.pointer) < 0:
             raise HostConnectionError(f"{self.path}: the controller is gone (its target ended, or gave it up)")
 
     def queue(self, depth: int = 64, *, timeout: float | None = None) -> Queue:
-        """A queue pair that is polled. :param timeout: seconds that `Request.wait` waits."""
+        """A queue pair that is polled.
+
+        :param timeout: seconds that `Request.wait` waits.
+        :raises UsageError: the depth is not 1 to 1024.
+        :raises HostError: the controller gives no queue, or is closed.
+        """
         queue = Queue(self, depth, timeout)
         self._queues.append(queue)
         return queue
@@ -178,17 +191,19 @@ class Controller:
         """A queue pair whose commands are awaited, in the running event loop.
 
         :param timeout: seconds after which a command is aborted and fails.
+        :raises UsageError: the depth is not 1 to 1024.
+        :raises HostError: the controller gives no queue, or is closed.
         """
         queue = AsyncQueue(self, depth, timeout)
         self._queues.append(queue)
         return queue
 
     def forget(self, queue: Commands[Any]) -> None:
-        """A queue was closed."""
+        """Take a closed queue off the list of those to close."""
         self._queues.remove(queue)
 
     def close(self) -> None:
-        """Close the queues and shut the controller down. Once is enough."""
+        """Close the queues and shut the controller down. Idempotent."""
         if self._pointer is None:
             return
         for queue in list(self._queues):

@@ -1,7 +1,7 @@
 """SPDK's driver in this process: started once, with what memory.
 
-Owns the choice of memory, and the way to the cffi module (`spdk-glue/nvme/glue.h` says what each function does). All
-else of the package asks `api()` for it, which starts the driver if nobody has.
+Owns the choice of memory, and the way to the cffi module (`spdk-glue/nvme/glue.h` says what each function does). The
+rest of the package asks `api()` for it, which starts the driver where it does not run yet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _lock = threading.Lock()
 class Environment:
     """How the driver runs in this process.
 
-    :param memory_mib: DMA memory, all of it from the start.
+    :param memory_mib: DMA memory in MiB, all of it from the start.
     :param hugepages: whether it lies in hugepages.
     """
 
@@ -37,11 +37,12 @@ _environment: Environment | None = None
 
 
 def initialise(*, memory_mib: int = MEMORY_MIB, hugepages: bool = False) -> Environment:
-    """Start the driver, with other memory than it would start with by itself. Once a process: DPDK cannot end.
+    """Start the driver, with other memory than it would start with by itself. Once in a process: DPDK cannot end.
 
-    :param hugepages: only if they are asked for: a target that is started anew may need those that are free.
-    :raise HostError: it runs already, or could not be started.
-    :raise SetupError: the module `nvmuser_nvme` is missing.
+    :param memory_mib: DMA memory, in MiB.
+    :param hugepages: off by default: a target that restarts may need those that are free.
+    :raises HostError: it runs already, or could not be started.
+    :raises SetupError: the module `nvmuser_nvme` is missing.
     """
     with _lock:
         if _environment is not None:
@@ -52,8 +53,8 @@ def initialise(*, memory_mib: int = MEMORY_MIB, hugepages: bool = False) -> Envi
 def api() -> tuple[Any, Any]:
     """The module's `ffi` and `lib`, with the driver running.
 
-    :raise HostError: the driver could not be started.
-    :raise SetupError: the module is missing.
+    :raises HostError: the driver could not be started.
+    :raises SetupError: the module is missing.
     """
     with _lock:
         if _environment is None:
@@ -63,7 +64,7 @@ def api() -> tuple[Any, Any]:
 
 
 def reason() -> str:
-    """What SPDK said when something could not be opened, in brackets for the end of a message, or nothing."""
+    """SPDK's last error, in brackets for the end of a message, or nothing."""
     ffi, lib = api()
     text = ffi.string(lib.nvmuser_error()).decode(errors="replace")
     return f" ({text})" if text else ""

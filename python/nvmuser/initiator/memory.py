@@ -19,9 +19,10 @@ PAGE = 4096
 
 
 class Memory:
-    """DMA memory, or a slice of it. It is free again when it, its slices and all views of it are gone.
+    """DMA memory, or a slice of it. It is freed when it, its slices and all views of it are gone.
 
-    `view` is a writable memoryview: `numpy.frombuffer(memory.view, dtype)` is an array on the same bytes.
+    `view` is a writable memoryview: `numpy.frombuffer(memory.view, dtype)` is an array on the same bytes. `address` and
+    `size` are in bytes.
     """
 
     __slots__ = ("_owner", "address", "size", "view")
@@ -48,26 +49,27 @@ class Memory:
 
 
 def allocate(size: int, align: int = PAGE) -> Memory:
-    """Zeroed DMA memory.
+    """Allocate zeroed DMA memory: `size` bytes at a multiple of `align`.
 
-    :raise HostError: there is not so much left of what the driver was started with (`initialise`).
+    :raises HostError: there is not so much left of what the driver was started with (`initialise`).
+    :raises UsageError: the size is not positive.
     """
     if size <= 0:
-        raise UsageError(f"{size} bytes of DMA memory cannot be meant")
+        raise UsageError(f"{size} bytes of DMA memory: the size must be positive")
     ffi, lib = api()
     pointer = lib.nvmuser_dma_alloc(size, align)
     if pointer == ffi.NULL:
-        raise HostError(f"no {size} bytes of DMA memory left: start with more (host.initialise(memory_mib=…))")
+        raise HostError(f"no {size} bytes of DMA memory left: start with more (initiator.initialise(memory_mib=…))")
     owner = ffi.gc(pointer, lib.nvmuser_dma_free, size)
     return Memory(owner, int(ffi.cast("uintptr_t", owner)), memoryview(ffi.buffer(owner, size)).cast("B"))
 
 
 @dataclass(slots=True)
 class Transfer:
-    """The data of one command where it is not simply a Memory, kept until the controller has done with it.
+    """The data of one command where it is not simply a Memory, kept until the controller is done with it.
 
     :param kept: what must not go away meanwhile.
-    :param into: where what was read has yet to be copied to.
+    :param into: the destination to which what was read has yet to be copied.
     """
 
     address: int
@@ -77,7 +79,7 @@ class Transfer:
     bounce: Memory | None = None
 
     def finish(self) -> None:
-        """The command succeeded: hand over what it read."""
+        """Copy what the command read to its destination, after it has succeeded."""
         if self.into is not None and self.bounce is not None:
             self.into[:] = self.bounce.view
 
@@ -86,7 +88,7 @@ def transfer(buffer: Memory | Buffer, *, reading: bool) -> Transfer | Memory:
     """Make a buffer reachable for the controller.
 
     :param reading: the controller writes into it.
-    :raise UsageError: it is read-only, or empty, or its bytes are not one piece.
+    :raises UsageError: it is read-only, or empty, or its bytes are not one piece.
     """
     if isinstance(buffer, Memory) and buffer.address % 4 == 0 and buffer.size:
         return buffer
@@ -97,7 +99,7 @@ def transfer(buffer: Memory | Buffer, *, reading: bool) -> Transfer | Memory:
     if reading and view.readonly:
         raise UsageError("a buffer to read into is read-only")
     if view.nbytes == 0:
-        raise UsageError("a buffer of no bytes cannot be meant")
+        raise UsageError("a buffer of no bytes: it must hold at least one block")
     flat = view.cast("B")
     pinned = ffi.from_buffer(flat)
     address = int(ffi.cast("uintptr_t", pinned))

@@ -1,4 +1,4 @@
-"""The measuring loop, which runs in C: a pattern at a depth for some seconds, and the latencies it saw.
+"""The measuring loop, which runs in C: a pattern at a depth for some seconds, and the latencies that it measured.
 
 Owns the options and what is made of the counters. Comparing it with others is left to `nvmuser.bench.scenarios.host`.
 """
@@ -24,7 +24,7 @@ _BUCKETS = 8192
 
 @dataclass(frozen=True)
 class PerfResult:
-    """What the loop has seen. Latencies are in microseconds.
+    """What the loop measured. Latencies are in microseconds, `seconds` without the warm-up, `size` in bytes.
 
     :param histogram: upper bound of each filled bucket, and how many commands fell into it.
     """
@@ -42,10 +42,11 @@ class PerfResult:
 
     @property
     def iops(self) -> float:
+        """Commands a second."""
         return self.ios / self.seconds
 
     def percentile(self, share: float) -> float:
-        """The latency that `share` percent of the commands did not exceed."""
+        """The latency in microseconds that `share` percent of the commands did not exceed."""
         wanted = self.ios * share / 100
         seen = 0
         for bound, count in self.histogram:
@@ -55,6 +56,7 @@ class PerfResult:
         return self.max_us
 
     def to_json(self) -> dict[str, Any]:
+        """The fields by name, and `iops`."""
         return {**asdict(self), "iops": self.iops}
 
 
@@ -65,7 +67,9 @@ def measure(
     """Run commands of `size` bytes to completion, `depth` at a time, each submitted when one has ended.
 
     :param warmup: seconds before that are not counted.
-    :raise HostError: the queue could not be made. :raise HostConnectionError: the controller went away.
+    :raises UsageError: an unknown pattern, a depth that is not 1 to 1024, or a size that is no number of blocks.
+    :raises HostError: the queue could not be made, or no command completed.
+    :raises HostConnectionError: the controller went away.
     """
     _check(namespace, pattern, depth, size)
     ffi, lib = api()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nvmuser.initiator.controller import Controller, Namespace
 
 _CHECK_S = 0.01
-"""While something is waited for: how often it is asked whether the controller is still there."""
+"""How often the controller is checked while a command is waited for."""
 
 
 class Request:
@@ -32,24 +32,29 @@ class Request:
         self.error: HostError | None = None
 
     def result(self) -> None:
-        """:raise NvmeStatusError: the controller answered with an error. :raise HostError: it is not done."""
+        """Return when the command has succeeded.
+
+        :raises NvmeStatusError: the controller answered with an error.
+        :raises HostError: it is not done.
+        """
         if not self.done:
             raise HostError(f"{self.opcode.name} is still in flight")
         if self.error is not None:
             raise self.error
 
     def wait(self, timeout: float | None = None) -> None:
-        """Poll until it is done. :param timeout: seconds; None is the queue's.
+        """Poll until it is done.
 
-        :raise NvmeStatusError: the controller answered with an error.
-        :raise HostTimeoutError: no answer in time. The controller was asked to abort the command, and until it has
+        :param timeout: seconds; None is the queue's.
+        :raises NvmeStatusError: the controller answered with an error.
+        :raises HostTimeoutError: no answer in time. The controller was asked to abort the command, and until it has
             answered, the buffer belongs to it.
-        :raise HostConnectionError: it is gone.
+        :raises HostConnectionError: it is gone.
         """
         self._queue.wait([self], timeout)
 
     def abort(self) -> None:
-        """Ask the controller to give it up. It then completes as ABORTED - BY REQUEST, if it has not just ended."""
+        """Ask the controller to abort it: it completes as ABORTED - BY REQUEST, unless it has just ended."""
         if not self.done:
             self._queue.abort(self._slot)
 
@@ -64,9 +69,9 @@ class Queue(Commands[Request]):
         self._checked = 0.0
 
     def poll(self) -> list[Request]:
-        """What has completed since, in the order of completion.
+        """Poll once; return what has completed, in the order of completion.
 
-        :raise HostConnectionError: the controller is gone; every request has failed with this error.
+        :raises HostConnectionError: the controller is gone; every request has failed with this error.
         """
         try:
             now = time.monotonic()
@@ -80,7 +85,11 @@ class Queue(Commands[Request]):
         return self._finish(slots) if slots else []
 
     def wait(self, requests: list[Request], timeout: float | None = None) -> None:
-        """Poll until all are done. :raise: as `Request.wait`, for the first of them that failed."""
+        """Poll until all are done. What fails first raises as in `Request.wait`.
+
+        :param timeout: seconds; None is the queue's.
+        :raises HostTimeoutError: no answer in time.
+        """
         timeout = self.timeout if timeout is None else timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         for request in requests:
@@ -92,6 +101,10 @@ class Queue(Commands[Request]):
             request.result()
 
     def abort(self, slot: int) -> None:
+        """Ask the controller to abort the command in a slot.
+
+        :raises HostError: the queue is closed.
+        """
         self._lib.nvmuser_abort(self._open(), slot)
 
     def _submit(
@@ -126,7 +139,7 @@ class Queue(Commands[Request]):
                 self._requests[slot] = None
 
     def close(self) -> None:
-        """Close the queue: what is in flight fails. Once is enough."""
+        """Close the queue: what is in flight fails with HostError. Idempotent."""
         if self._close():
             self._fail(HostError(f"{self.controller.path}: the queue was closed"))
 

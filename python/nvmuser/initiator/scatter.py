@@ -41,7 +41,7 @@ class Scattered:
 def scatter(pieces: Sequence[Memory]) -> Scattered:
     """Make one command's data of several pieces of DMA memory.
 
-    :raise UsageError: they cannot be named by a list of pages.
+    :raises UsageError: they cannot be named by a list of pages, or are more than 513 pages.
     """
     return Scattered(pieces)
 

@@ -1,7 +1,7 @@
 """Base address registers: what a device declares, and the memory behind those that a guest may map.
 
-Owns the rules for sizes and areas (PCI Local Bus Specification 3.0, 6.2.5.1) and the memfd. How a guest's accesses get
-here is the context's business.
+Owns the rules for sizes and areas (PCI Local Bus Specification 3.0, 6.2.5.1) and the memfd. `nvmuser.pci.context`
+brings a guest's accesses here.
 """
 
 from __future__ import annotations
@@ -29,25 +29,27 @@ class Space(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """A part of a BAR that guests may map: whole pages."""
+    """A part of a BAR that guests may map: whole pages. `offset` and `size` are in bytes."""
 
     offset: int
     size: int
 
     @property
     def end(self) -> int:
+        """Offset of the first byte behind it."""
         return self.offset + self.size
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One BAR.
+    """One base address register (PCI Local Bus Specification 3.0, 6.2.5.1).
 
+    :raises UsageError: index, size or areas contradict that section, or each other.
     :param index: 0 to 5; a `wide` one takes the next index too.
     :param size: in bytes, a power of two.
     :param wide: it may lie anywhere in 64 bits.
-    :param mappable: the areas that guests access without telling the device. The rest, and what comes by message all
-        the same (libvfio-user.h, vfu_setup_region), goes to `PciDevice.read` and `write`; areas go to their memory.
+    :param mappable: the areas that guests access without a message to the device. The rest goes to `PciDevice.read` and
+        `write`; what comes by message all the same (libvfio-user.h, vfu_setup_region) goes to the areas' memory.
     """
 
     index: int
@@ -75,7 +77,10 @@ class Bar:
 
 
 def check_bars(bars: tuple[Bar, ...]) -> None:
-    """:raise UsageError: two want the same index."""
+    """Check that no two BARs have the same index.
+
+    :raises UsageError: two want the same index.
+    """
     used: set[int] = set()
     for bar in bars:
         indexes = {bar.index, bar.index + bar.wide}
@@ -85,7 +90,10 @@ def check_bars(bars: tuple[Bar, ...]) -> None:
 
 
 class BarMemory:
-    """The memfd behind a mappable BAR, and our own view of it. Areas of it are the guest's to write at any time."""
+    """The memfd behind a mappable BAR, and our own view of it. Guests may write to its areas at any time.
+
+    :raises DeviceError: the memory could not be allocated.
+    """
 
     def __init__(self, bar: Bar) -> None:
         self.bar = bar
@@ -99,17 +107,19 @@ class BarMemory:
         self.view = memoryview(self._map)
 
     def holds(self, offset: int, size: int) -> bool:
-        """Whether an access lies in an area."""
+        """Whether an access of `size` bytes at `offset` lies in an area."""
         return any(area.offset <= offset and offset + size <= area.end for area in self.bar.mappable)
 
     def read(self, offset: int, size: int) -> int:
+        """The little-endian value of `size` bytes at `offset`."""
         return int.from_bytes(self.view[offset : offset + size], "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
+        """Store a value as `size` little-endian bytes at `offset`."""
         self.view[offset : offset + size] = value.to_bytes(size, "little")
 
     def close(self) -> None:
-        """Give the memory back. A view that somebody still has stays good: the mapping goes with the last one."""
+        """Release the memory. A view that is still held stays valid: the mapping ends with the last one."""
         if self.fd >= 0:
             self.view.release()
             # The mapping has a descriptor of its own.

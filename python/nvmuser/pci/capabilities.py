@@ -1,7 +1,7 @@
 """PCI capabilities as a device declares them, and as they lie in configuration space.
 
-Owns the layouts (the specifications that each names) and the limits. Where in configuration space they come to lie,
-and what writes to them do, is libvfio-user's business (vfu_pci_add_capability): all but the vendor's are handled there.
+Owns the layouts (the specifications that each names) and the limits. libvfio-user decides where in configuration space
+they lie, and what writes to them do (vfu_pci_add_capability); it handles all but the vendor's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Capability(Protocol):
         """Whether guests may not write to it."""
 
     def pack(self) -> bytes:
-        """Its bytes, from the header on; the pointer to the next one is filled in later."""
+        """Its bytes, from the header on; libvfio-user fills in the pointer to the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +43,16 @@ class PowerManagement:
     read_only: bool = False
 
     def pack(self) -> bytes:
+        """Its 8 bytes (3.2, "Register Definitions")."""
         return struct.pack("<BBHHBB", self.ID, 0, 0x3, self.keeps_state << 3, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Msi:
-    """PCI Local Bus Specification 3.0, 6.8.1: 64-bit addresses, a mask bit for each vector."""
+    """PCI Local Bus Specification 3.0, 6.8.1: 64-bit addresses, a mask bit for each vector.
+
+    :raises UsageError: the number of vectors is not a power of two from 1 to 32.
+    """
 
     ID: ClassVar[int] = 0x05
     vectors: int = 1
@@ -59,6 +63,7 @@ class Msi:
             raise UsageError(f"MSI has 1, 2, 4, 8, 16 or 32 vectors, not {self.vectors}")
 
     def pack(self) -> bytes:
+        """Its 24 bytes, with interrupts disabled."""
         control = (self.vectors.bit_length() - 1) << 1 | 1 << 7 | 1 << 8
         return struct.pack("<BBHIIHHII", self.ID, 0, control, 0, 0, 0, 0, 0, 0)
 
@@ -71,6 +76,7 @@ class MsiX:
 
     :param pending_bar: None: the table's.
     :param pending_offset: None: right behind the table.
+    :raises UsageError: the number of vectors is out of range, or an offset (in bytes) is no multiple of 8.
     """
 
     ID: ClassVar[int] = 0x11
@@ -98,7 +104,10 @@ class MsiX:
         return bar, behind if self.pending_offset is None else self.pending_offset, (self.vectors + 63) // 64 * 8
 
     def check(self, bars: tuple[Bar, ...]) -> None:
-        """:raise UsageError: table or pending bits are not within a memory BAR, or they overlap."""
+        """Check the places of table and pending bits against a device's BARs.
+
+        :raises UsageError: they are not within a memory BAR, or they overlap.
+        """
         sizes = {bar.index: bar.size for bar in bars if bar.space is Space.MEMORY}
         for what, (bar, offset, size) in (("table", self._table), ("pending bits", self._pending)):
             if offset + size > sizes.get(bar, 0):
@@ -108,6 +117,7 @@ class MsiX:
             raise UsageError("MSI-X: table and pending bits overlap")
 
     def pack(self) -> bytes:
+        """Its 12 bytes, with interrupts disabled."""
         table, pending = self._table, self._pending
         return struct.pack("<BBHII", self.ID, 0, self.vectors - 1, table[1] | table[0], pending[1] | pending[0])
 
@@ -125,6 +135,7 @@ class PciExpress:
     read_only: bool = False
 
     def pack(self) -> bytes:
+        """Its 60 bytes."""
         # Version 2, type 0 (endpoint); role-based error reporting; a link of 2.5 GT/s and one lane, in both registers.
         capabilities = 1 << 15 | self.function_reset << 28
         head = struct.pack("<BBHIHHIHH", self.ID, 0, 0x2, capabilities, 0, 0, 0x11, 0, 0x11)
@@ -133,7 +144,10 @@ class PciExpress:
 
 @dataclass(frozen=True, slots=True)
 class Vendor:
-    """PCI Local Bus Specification 3.0, 6.8.3 and appendix H: anything. Guests write to it as they please, or not."""
+    """PCI Local Bus Specification 3.0, 6.8.3 and appendix H: any bytes, which guests may write to or not.
+
+    :raises UsageError: the data is longer than 160 bytes.
+    """
 
     ID: ClassVar[int] = 0x09
     data: bytes
@@ -144,4 +158,5 @@ class Vendor:
             raise UsageError(f"a vendor's capability holds {_VENDOR_MAX} bytes at most, not {len(self.data)}")
 
     def pack(self) -> bytes:
+        """The header of 3 bytes, and the data."""
         return struct.pack("<BBB", self.ID, 0, 3 + len(self.data)) + self.data

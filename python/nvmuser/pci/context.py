@@ -1,7 +1,7 @@
 """One vfu_ctx: made from a description, run, and destroyed with all that belongs to it.
 
 Owns libvfio-user's context, the handle that its callbacks find us by, the memory of mappable BARs and the guest memory
-of the client. It waits for nothing: when to attach and to run is `nvmuser.pci.server`'s business. Everything here
+of the client. It waits for nothing: `nvmuser.pci.server` decides when to attach and to run. Everything here
 belongs to one thread.
 """
 
@@ -33,7 +33,7 @@ _SEND_SECONDS = 2
 
 @dataclass(frozen=True)
 class Description:
-    """What libvfio-user is told of a device before anybody connects."""
+    """What a context is made from: all that libvfio-user has to know of a device before a client connects."""
 
     vendor: int
     device: int
@@ -52,32 +52,42 @@ class Description:
 
 
 class Handler(Protocol):
-    """The device."""
+    """The device, as a context calls it. Offsets and sizes are in bytes, values little-endian."""
 
-    def read(self, bar: int, offset: int, size: int) -> int: ...
+    def read(self, bar: int, offset: int, size: int) -> int:
+        """Return the value of a BAR's register."""
 
-    def write(self, bar: int, offset: int, size: int, value: int) -> None: ...
+    def write(self, bar: int, offset: int, size: int, value: int) -> None:
+        """Take a write to a BAR's register."""
 
-    def config_read(self, offset: int, size: int) -> int: ...
+    def config_read(self, offset: int, size: int) -> int:
+        """Return the value of a register in configuration space that libvfio-user does not answer for."""
 
-    def config_write(self, offset: int, size: int, value: int) -> None: ...
+    def config_write(self, offset: int, size: int, value: int) -> None:
+        """Take a write to such a register."""
 
-    def context_reset(self, reason: int) -> None: ...
+    def context_reset(self, reason: int) -> None:
+        """Reset the device. :param reason: vfu_reset_type_t."""
 
-    def quiesce(self) -> Awaitable[None] | None: ...
+    def quiesce(self) -> Awaitable[None] | None:
+        """Leave guest memory alone; an awaitable: not before it is done."""
 
-    def irq_state(self, kind: int, start: int, count: int, masked: bool) -> None: ...
+    def irq_state(self, kind: int, start: int, count: int, masked: bool) -> None:
+        """Take note that the client has masked or unmasked interrupts. :param kind: vfu_dev_irq_type."""
 
 
 _live: set[Context] = set()
-"""Those whose context libvfio-user still has: what a callback finds must be there, whoever else has forgotten it."""
+"""Those whose context libvfio-user still has: what a callback finds must exist, even if nothing else refers to it."""
 
 
 class Context:
     """A realized context, listening at `path`."""
 
     def __init__(self, path: Path, what: Description, handler: Handler) -> None:
-        """:raise DeviceError: libvfio-user refused something; nothing is left behind."""
+        """Create and realize the context.
+
+        :raises DeviceError: libvfio-user refused something; nothing is left behind.
+        """
         self._ffi, self._lib = raw.api()
         self.name = f"{path}"
         self.config_size = _EXPRESS_CONFIG if what.express else _CONFIG
@@ -152,23 +162,24 @@ class Context:
     # Connections. These are called by the server, never from a callback.
 
     def fileno(self) -> int:
-        """What to poll: the listening socket, or the client's connection."""
+        """The descriptor to poll: the listening socket, or the client's connection."""
         return int(self._lib.vfu_get_poll_fd(self._ctx))
 
     @property
     def is_attached(self) -> bool:
+        """Whether a client is connected."""
         return self.fileno() != self.listener
 
     def attach(self) -> None:
         """Accept a client and agree on a version; blocks while the client is silent: `hang_up` ends that.
 
-        :raise DeviceError: nobody was there, or the client would not do.
+        :raises DeviceError: no client was there, or it was not accepted.
         """
         raw.check(self._lib.vfu_attach_ctx(self._ctx), self.name)
         self._greeted, self._hung_up = True, False
 
     def limit_waiting(self) -> None:
-        """Right after attaching: nothing that the library sends to the client, or asks of it, waits for ever."""
+        """Bound, right after attaching, the time that the library waits when it sends to the client or asks it: 2 s."""
         limit = struct.pack("@ll", _SEND_SECONDS, 0)
         with socket.socket(fileno=os.dup(self.fileno())) as connection:
             for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
@@ -193,7 +204,7 @@ class Context:
         return self._result(self._lib.vfu_run_ctx(self._ctx))
 
     def quiesced(self) -> int:
-        """The device is quiet: carry out what the client waits for. Returns as `run` does."""
+        """Carry out what the client waits for: the device is quiet. Returns as `run` does."""
         self.memory.by_message = True
         result = self._result(self._lib.vfu_device_quiesced(self._ctx, 0))
         # What the client waited for may have been its own end.
@@ -222,7 +233,7 @@ class Context:
     def trigger(self, vector: int) -> bool:
         """Interrupt the guest. False: it has not enabled this vector.
 
-        :raise DeviceError: there is no such vector.
+        :raises DeviceError: there is no such vector.
         """
         if self._lib.vfu_irq_trigger(self._ctx, vector) == 0:
             return True
@@ -232,15 +243,26 @@ class Context:
         raise DeviceError(f"interrupt {vector}: {os.strerror(number)}", number)
 
     def bar_memory(self, index: int) -> memoryview:
-        """:raise UsageError: the BAR has no memory of its own."""
+        """The memory of a mappable BAR.
+
+        :raises UsageError: the BAR has no memory of its own.
+        """
         if index not in self._memories:
             raise UsageError(f"BAR {index} is not mappable")
         return self._memories[index].view
 
     def config_get(self, offset: int, size: int) -> int:
+        """The little-endian value of `size` bytes of configuration space.
+
+        :raises UsageError: they are beyond its end.
+        """
         return int.from_bytes(self._config(offset, size), "little")
 
     def config_put(self, offset: int, size: int, value: int) -> None:
+        """Store a value as `size` little-endian bytes of configuration space.
+
+        :raises UsageError: they are beyond its end.
+        """
         self._config(offset, size)[:] = value.to_bytes(size, "little")
 
     def _config(self, offset: int, size: int) -> memoryview:
@@ -251,12 +273,14 @@ class Context:
     # Callbacks, from raw.
 
     def region_read(self, region: int, offset: int, size: int) -> int:
+        """Answer a read that came by message: from an area's memory, or by the device."""
         memory = self._memories.get(region)
         if memory is not None and memory.holds(offset, size):
             return memory.read(offset, size)
         return self._read[region](offset, size)
 
     def region_write(self, region: int, offset: int, size: int, value: int) -> None:
+        """Carry out a write that came by message: to an area's memory, or by the device."""
         memory = self._memories.get(region)
         if memory is not None and memory.holds(offset, size):
             memory.write(offset, size, value)
@@ -264,6 +288,7 @@ class Context:
         self._write[region](offset, size, value)
 
     def reset(self, reason: int) -> None:
+        """Reset the device, unless no client ever came. :param reason: vfu_reset_type_t."""
         # The library resets on its way out too, whether or not there was a client.
         if self._greeted:
             self._greeted = reason != _LOST_CONNECTION
@@ -271,7 +296,8 @@ class Context:
             self._handler.context_reset(reason)
 
     def quiesce(self) -> bool:
-        # Who has hung up need not ask the device again: that may be why.
+        """Whether the device leaves guest memory alone now; if not, `quiescing` says what to wait for."""
+        # After a hang-up the device is not asked again: its refusal may be the cause of it.
         self.quiescing = None if self._hung_up else self._handler.quiesce()
         if self.quiescing is None and not self.memory.is_mapped:
             return True
@@ -279,12 +305,15 @@ class Context:
         return False
 
     def dma(self, address: int, size: int, mapped: bool, added: bool) -> None:
+        """Add or remove a region of guest memory."""
         self.memory.changed(Region(address, size, mapped), added=added)
 
     def irq_state(self, kind: int, start: int, count: int, masked: bool) -> None:
+        """Pass on that the client has masked or unmasked interrupts."""
         self._handler.irq_state(kind, start, count, masked)
 
     def raised(self, error: BaseException) -> None:
+        """Keep what ended a callback, for the caller of `run`."""
         self.error = error
 
     def close(self) -> None:

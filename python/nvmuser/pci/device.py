@@ -24,7 +24,10 @@ _ROOM_FOR_CAPABILITIES = 256 - 64
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """By which drivers know the device (PCI Local Bus Specification 3.0, 6.2.1 and 6.2.4)."""
+    """The identifiers by which drivers find the device (PCI Local Bus Specification 3.0, 6.2.1 and 6.2.4).
+
+    :raises UsageError: one is out of its range: 16 bits, and 8 for the revision.
+    """
 
     vendor: int
     device: int
@@ -42,7 +45,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class ClassCode:
-    """What kind of device it is (PCI Code and ID Assignment Specification)."""
+    """The kind of device (PCI Code and ID Assignment Specification).
+
+    :raises UsageError: a part of it does not fit into 8 bits.
+    """
 
     base: int
     sub: int
@@ -66,7 +72,7 @@ class Reset(enum.IntEnum):
 
 
 class PciDevice:
-    """Derive from it, declare what the device is, override `read` and `write`, and give it to `Server`.
+    """A device: derive from it, declare what it is, override `read` and `write`, and give it to `Server`.
 
     An exception in any callback is an error to the guest (its errno for an OSError or DeviceError, else EIO; what a
     guest sees of it is QEMU's choice) and a traceback in the log of `nvmuser.pci`.
@@ -86,22 +92,22 @@ class PciDevice:
     # To be overridden: all of these are called from the loop's thread, one at a time.
 
     def read(self, bar: int, offset: int, size: int) -> int:
-        """The guest reads `size` bytes (1, 2, 4 or 8; naturally aligned unless the guest insists) of a BAR."""
+        """Return the little-endian value of `size` bytes of a BAR (1, 2, 4 or 8; mostly naturally aligned)."""
         raise NotImplementedError(f"BAR {bar} cannot be read")
 
     def write(self, bar: int, offset: int, size: int, value: int) -> None:
-        """The guest writes."""
+        """Take a little-endian value of `size` bytes that the guest writes to a BAR."""
         raise NotImplementedError(f"BAR {bar} cannot be written")
 
     def config_read(self, offset: int, size: int) -> int:
-        """The guest reads configuration space beside the header and the capabilities."""
+        """Return `size` bytes of configuration space beside the header and the capabilities, as a value."""
         return self.config_get(offset, size)
 
     def config_write(self, offset: int, size: int, value: int) -> None:
-        """The guest writes there. Reserved registers ignore it (PCI Local Bus Specification 3.0, 6.1)."""
+        """Take a write there. Reserved registers ignore it (PCI Local Bus Specification 3.0, 6.1)."""
 
     def reset(self, kind: Reset) -> None:
-        """Be as after power-on: nothing of the guest's memory is in use when this returns, no interrupt is pending."""
+        """Return to the state after power-on: no guest memory is in use afterwards, and no interrupt pending."""
 
     def quiesce(self) -> Awaitable[None] | None:
         """Leave guest memory alone until the next callback has returned: the client is about to change it.
@@ -115,25 +121,40 @@ class PciDevice:
 
     @property
     def memory(self) -> GuestMemory:
-        """The guest's memory. :raise DeviceError: the device is not served."""
+        """The guest's memory.
+
+        :raises DeviceError: the device is not served.
+        """
         return self._served.memory
 
     def bar_memory(self, index: int) -> memoryview:
-        """The memory of a mappable BAR: the guest's too, at any time. :raise UsageError: it has none."""
+        """The memory of a mappable BAR, to which the guest may write at any time.
+
+        :raises DeviceError: the device is not served.
+        :raises UsageError: the BAR has no memory.
+        """
         return self._served.bar_memory(index)
 
     def config_get(self, offset: int, size: int) -> int:
-        """What stands in configuration space. :raise UsageError: beyond its end."""
+        """The little-endian value of `size` bytes of configuration space.
+
+        :raises DeviceError: the device is not served.
+        :raises UsageError: they are beyond its end.
+        """
         return self._served.config_get(offset, size)
 
     def config_put(self, offset: int, size: int, value: int) -> None:
-        """Change it. :raise UsageError: beyond its end."""
+        """Store a value as `size` little-endian bytes of configuration space.
+
+        :raises DeviceError: the device is not served.
+        :raises UsageError: they are beyond its end.
+        """
         self._served.config_put(offset, size, value)
 
     def trigger(self, vector: int = 0) -> bool:
         """Send an MSI or MSI-X message, or a single edge of INTA#. False: the guest has not enabled the vector.
 
-        :raise DeviceError: there is no such vector, or the device is not served.
+        :raises DeviceError: there is no such vector, or the device is not served.
         """
         return self._served.trigger(vector)
 
@@ -142,6 +163,8 @@ class PciDevice:
 
         VFIO carries edges: as with the kernel's own devices (linux/vfio.h, VFIO_IRQ_INFO_AUTOMASKED), a client that
         has served one unmasks the pin, and gets another if it is still asserted.
+
+        :raises DeviceError: the device is not served.
         """
         rises = asserted and not self._intx_asserted
         self._intx_asserted = asserted
@@ -151,12 +174,12 @@ class PciDevice:
     # Between the context and the device.
 
     def context_reset(self, reason: int) -> None:
-        """Called by the context."""
+        """Reset the device for the context. :param reason: vfu_reset_type_t."""
         self._intx_asserted = self._intx_masked = False
         self.reset(Reset(reason))
 
     def irq_state(self, kind: int, start: int, count: int, masked: bool) -> None:
-        """Called by the context. MSI and MSI-X are masked by the client itself, which holds back what we send."""
+        """Take the mask of INTA# from the context. MSI and MSI-X the client masks itself."""
         if kind != raw.INTX:
             return
         self._intx_masked = masked
@@ -175,15 +198,15 @@ class PciDevice:
         return self._context
 
     def bind(self, context: Context | None) -> None:
-        """Called by the server: the context to act upon, or None when there is none any more."""
+        """Set the context to act upon, or None when there is none any more. Called by the server."""
         self._context = context
         self._intx_asserted = self._intx_masked = False
 
     @classmethod
     def describe(cls) -> Description:
-        """What libvfio-user is told.
+        """The declarations, as a context takes them.
 
-        :raise UsageError: the declarations contradict each other.
+        :raises UsageError: the declarations contradict each other.
         """
         check_bars(cls.bars)
         msi = next((capability for capability in cls.capabilities if isinstance(capability, Msi)), None)

@@ -1,7 +1,7 @@
 """Guest memory, as a device sees it: by guest-physical address, within what the client has registered.
 
-Owns the bounds of every access, and how long a mapped range lives: libvfio-user must not unmap a region while somebody
-still has a view of it. That is what quiescing is for (libvfio-user.h, vfu_device_quiesce_cb_t): while views are alive
+Owns the bounds of every access, and how long a mapped range lives: libvfio-user must not unmap a region while a view
+of it is still held. Quiescing is for that (libvfio-user.h, vfu_device_quiesce_cb_t): while views are alive
 the context says that the device is not quiet yet, and the client waits.
 """
 
@@ -22,7 +22,10 @@ _ADDRESS_SPACE = 1 << 64
 
 @dataclass(frozen=True, slots=True, order=True)
 class Region:
-    """A range of guest-physical addresses for DMA. One that is not `mapped` is accessed by messages to the client."""
+    """A range of guest-physical addresses for DMA, in bytes (vfio-user specification, VFIO_USER_DMA_MAP).
+
+    One that is not `mapped` is accessed by messages to the client.
+    """
 
     address: int
     size: int
@@ -30,6 +33,7 @@ class Region:
 
     @property
     def end(self) -> int:
+        """The first address behind it."""
         return self.address + self.size
 
 
@@ -46,7 +50,11 @@ class GuestMemory:
     """What the client of one context has registered."""
 
     def __init__(self, context: Any, *, desynchronized: Callable[[], None]) -> None:
-        """:param context: the vfu_ctx_t, or NULL; :param desynchronized: messages are out of step with the client."""
+        """Start without regions.
+
+        :param context: the vfu_ctx_t, or NULL.
+        :param desynchronized: called when messages are out of step with the client.
+        """
         self._ffi, self._lib = raw.api()
         self._context = context
         self._desynchronized = desynchronized
@@ -59,7 +67,7 @@ class GuestMemory:
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """By address. Empty while no client is connected."""
+        """What is registered, by address. Empty while no client is connected."""
         return tuple(self._regions)
 
     @property
@@ -68,18 +76,26 @@ class GuestMemory:
         return bool(self._mappings)
 
     def read(self, address: int, size: int) -> bytes:
-        """:raise DeviceError: a part of the range is not registered, or could not be read."""
+        """Copy `size` bytes from a guest-physical address.
+
+        :raises DeviceError: a part of the range is not registered, or could not be read.
+        :raises UsageError: it is no range of 64-bit addresses.
+        """
         self._pieces(address, size)
         data = bytearray(size)
         self.read_into(address, data)
         return bytes(data)
 
     def read_into(self, address: int, target: bytearray | memoryview) -> None:
-        """As `read`, into a buffer that is there already."""
+        """Fill a buffer from a guest-physical address. Raises as `read` does."""
         self._copy(address, memoryview(target).cast("B"), write=False)
 
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
-        """:raise DeviceError: a part of the range is not registered for writing, or could not be written."""
+        """Copy data to a guest-physical address.
+
+        :raises DeviceError: a part of the range is not registered for writing, or could not be written.
+        :raises UsageError: it is no range of 64-bit addresses.
+        """
         self._copy(address, memoryview(data).cast("B"), write=True)
 
     def _copy(self, address: int, data: memoryview, *, write: bool) -> None:
@@ -104,7 +120,7 @@ class GuestMemory:
         keep it short. A client that truncates the file behind its memory ends us with SIGBUS: for one that is not
         trusted, use `read` and `write`.
 
-        :raise DeviceError: a part of the range is not registered, or not mappable (EFAULT).
+        :raises DeviceError: a part of the range is not registered, or not mappable (EFAULT).
         """
         pieces = [self._map(start, length, write=write) for _, start, length in self._pieces(address, size)]
         try:
@@ -147,13 +163,13 @@ class GuestMemory:
         raise DeviceError(f"guest memory at {at:#x} is not registered ({size} bytes at {address:#x})", errno.EFAULT)
 
     def changed(self, region: Region, *, added: bool) -> None:
-        """The client has registered a region, or is about to take it back."""
+        """Add a region that the client has registered, or remove one that it is about to take back."""
         if added and region not in self._regions:
             self._regions = sorted([*self._regions, region])
         elif not added and region in self._regions:
             self._regions.remove(region)
 
     def close(self) -> None:
-        """The context is gone."""
+        """Forget all regions: the context is gone."""
         self._regions.clear()
         self._context = self._ffi.NULL

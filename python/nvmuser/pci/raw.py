@@ -1,6 +1,6 @@
 """The cffi tier: libvfio-user's functions, checked, and the way from its callbacks into Python.
 
-Owns what is loosely typed, and that nothing that goes wrong in a callback gets into C: an exception becomes an errno
+Owns what is loosely typed, and that no exception in a callback gets into C: it becomes an errno
 for the client and a traceback in the log. It knows contexts by what `Callbacks` says, and nothing of PCI.
 """
 
@@ -37,28 +37,33 @@ class Callbacks(Protocol):
 
     name: str
 
-    def region_read(self, region: int, offset: int, size: int) -> int: ...
+    def region_read(self, region: int, offset: int, size: int) -> int:
+        """vfu_region_access_cb_t, for reads of 1, 2, 4 or 8 bytes."""
 
-    def region_write(self, region: int, offset: int, size: int, value: int) -> None: ...
+    def region_write(self, region: int, offset: int, size: int, value: int) -> None:
+        """vfu_region_access_cb_t, for writes of 1, 2, 4 or 8 bytes."""
 
-    def reset(self, reason: int) -> None: ...
+    def reset(self, reason: int) -> None:
+        """vfu_reset_cb_t."""
 
     def quiesce(self) -> bool:
-        """False: not yet; vfu_device_quiesced follows."""
+        """vfu_device_quiesce_cb_t. False: not yet; vfu_device_quiesced follows."""
 
-    def dma(self, address: int, size: int, mapped: bool, added: bool) -> None: ...
+    def dma(self, address: int, size: int, mapped: bool, added: bool) -> None:
+        """vfu_dma_register_cb_t and vfu_dma_unregister_cb_t."""
 
-    def irq_state(self, kind: int, start: int, count: int, masked: bool) -> None: ...
+    def irq_state(self, kind: int, start: int, count: int, masked: bool) -> None:
+        """vfu_dev_irq_state_cb_t."""
 
     def raised(self, error: BaseException) -> None:
-        """Something that is no `Exception` ended a callback: for whoever called vfu_run_ctx."""
+        """Keep what ended a callback and is no `Exception`, for the caller of vfu_run_ctx."""
 
 
 @functools.cache
 def api() -> tuple[Any, Any]:
     """(ffi, lib) of nvmuser_vfu, with the callbacks in place.
 
-    :raise SetupError: the module is not there.
+    :raises SetupError: the module is not there.
     """
     module = bindings.load(bindings.VFU)
     _define_callbacks(module.ffi)
@@ -66,14 +71,14 @@ def api() -> tuple[Any, Any]:
 
 
 def log_level() -> int:
-    """For vfu_setup_log: debug messages are made only when somebody would see them."""
+    """The level for vfu_setup_log: debug messages are made only when the log shows them."""
     return _LOG_DEBUG if log.isEnabledFor(logging.DEBUG) else _LOG_ERR
 
 
 def check(result: int, what: str) -> int:
-    """A result of libvfio-user's.
+    """Return a result of libvfio-user's.
 
-    :raise DeviceError: it is -1; the error carries the errno.
+    :raises DeviceError: it is -1; the error carries the errno.
     """
     if result < 0:
         number = api()[0].errno

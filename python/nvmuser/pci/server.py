@@ -1,7 +1,7 @@
 """Serving devices: many of them in one asyncio loop, each at a socket of its own.
 
-Owns when a context attaches and runs, the end of clients that keep others waiting, and the end of it all. A loop is
-told by libvfio-user's poll descriptor (libvfio-user.h, vfu_get_poll_fd) that a message waits; nothing polls.
+Owns when a context attaches and runs, and the end of clients that keep others waiting. libvfio-user's poll descriptor
+(libvfio-user.h, vfu_get_poll_fd) wakes the loop when a message waits; nothing polls.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from nvmuser.pci.context import Context
 from nvmuser.pci.device import PciDevice
 
 ATTACH_SECONDS = 5.0
-"""How long a client may take to say its version."""
+"""How long a client may take to send its version, in seconds."""
 PARTIAL_SECONDS = 2.0
-"""How long the rest of a message may take."""
+"""How long the rest of a message may take, in seconds."""
 _PARTIAL_POLL = 0.005
 _HANG_UP_AGAIN = 0.05
 _BURST = 64
@@ -52,9 +52,9 @@ class Server:
     async def __aenter__(self) -> Self:
         """Listen.
 
-        :raise UsageError: the device's declarations contradict each other, or the path is too long.
-        :raise SetupError: nvmuser_vfu is not there.
-        :raise ConflictError: the device is served already, or somebody else answers at the path.
+        :raises UsageError: the device's declarations contradict each other, or the path is too long.
+        :raises SetupError: nvmuser_vfu is not there.
+        :raises ConflictError: the device is served already, or another process answers at the path.
         """
         if self.device.is_served:
             raise ConflictError(f"{type(self.device).__name__}: served already")
@@ -83,7 +83,7 @@ class Server:
             self._failed.result()
 
     async def wait(self) -> None:
-        """Until a callback raises what is no `Exception`; else for ever."""
+        """Wait, and raise what a callback raises if it is no `Exception`."""
         await asyncio.shield(self._failed)
 
     # What the loop waits for: a client, a message, the rest of a message, or nothing but the device.
@@ -196,7 +196,10 @@ class Server:
 
 
 async def serve(devices: Mapping[Path, PciDevice]) -> None:
-    """Serve devices, each at its socket, until SIGINT or SIGTERM, or until cancelled. Raises as `Server` does."""
+    """Serve devices, each at its socket, until SIGINT or SIGTERM, or until cancelled.
+
+    :raises UsageError: as `Server.__aenter__`, which also raises SetupError and ConflictError.
+    """
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -25,7 +25,7 @@ from nvmuser.paths import StateDir, cache_dir
 from nvmuser.rpc import Client
 from nvmuser.supervisor.process import Process
 from nvmuser.toolchain import Spdk, find_spdk
-from nvmuser.toolchain.spdk import check_prefix, product_dir
+from nvmuser.toolchain.spdk import artifact_dir, check_prefix
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def choose_spdk(state: StateDir, spdk: Spdk) -> None:
     :raises OSError: that cannot be kept.
     """
     state.spdk.unlink(missing_ok=True)
-    if spdk.prefix != product_dir(cache_dir()):
+    if spdk.prefix != artifact_dir(cache_dir()):
         state.spdk.symlink_to(spdk.prefix)
 
 

@@ -26,9 +26,9 @@ _FIRST_WORDS = "Linux version"
 
 
 def accelerator() -> str:
-    """`kvm` or `tcg`: remembered, or found out now (takes up to 10 s, and QEMU and the guest's kernel).
+    """`kvm` or `tcg`: remembered, or determined now (takes up to 10 s, and QEMU and the guest's kernel).
 
-    :raise SetupError: there is nothing to try it with.
+    :raises SetupError: there is nothing to try it with.
     """
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         return "tcg"
@@ -51,11 +51,11 @@ def is_known() -> bool:
 
 
 class _Heard(Exception):
-    """The kernel spoke."""
+    """The kernel has printed its first line."""
 
 
 def boots(qemu: Qemu, appliance: Appliance, kind: str = "kvm") -> bool:
-    """Whether the guest's kernel says something under this accelerator within the time limit."""
+    """Whether the guest's kernel prints its first line under this accelerator within the time limit."""
 
     def listen(line: str) -> None:
         if _FIRST_WORDS in line:
@@ -100,5 +100,5 @@ def _write(answers: dict[str, str]) -> None:
         temporary.write_text(json.dumps(answers, indent=2) + "\n", encoding="utf-8")
         temporary.replace(_store())
     except PermissionError:
-        # Somebody else's cache, shared with us read-only: the answer is found out anew next time.
+        # Another user's cache, shared read-only: the answer is determined again next time.
         return

@@ -48,7 +48,7 @@ def guest_files() -> Path:
 def find_appliance(suite: Suite = "trixie") -> Appliance:
     """The guest with the kernel of a Debian suite.
 
-    :raise SetupError: set-up has not run, or not since the guest's own files changed.
+    :raises SetupError: set-up has not run, or not since the guest's own files changed.
     """
     directory = _image_dir(suite)
     facts = artifact.read_manifest(directory)

@@ -32,7 +32,7 @@ class Mirror:
 def host_mirror() -> Mirror:
     """The Debian mirror in the host's apt configuration (deb822 or one-line form: apt itself reads it).
 
-    :raise SetupError: the configuration names none.
+    :raises SetupError: the configuration names none.
     """
     fields = "$(REPO_URI)|$(COMPONENT)|$(RELEASE)|$(ORIGIN)|$(LABEL)|$(SOURCESENTRY)"
     targets = proc.output(["apt-get", "indextargets", "--format", fields, "Created-By: Packages"])

@@ -1,7 +1,7 @@
 """Directories in the cache that are either finished or not there.
 
-Owns how a product (an SPDK prefix, an unpacked QEMU, an appliance) comes to be: made in a sibling, given its manifest,
-renamed. An interrupted set-up therefore never looks finished. What is in a product is its maker's business.
+Owns how an artifact (an SPDK prefix, an unpacked QEMU, an appliance) is made: in a sibling, given its manifest, and
+renamed. An interrupted set-up therefore never looks finished. It does not know what is in an artifact.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from nvmuser.errors import SetupError
 
 _MANIFEST = "nvmuser.json"
 PARTIAL = ".partial"
-"""What the name of an unfinished product ends with."""
+"""What the name of an unfinished artifact ends with."""
 
 
 @contextmanager
@@ -49,25 +49,28 @@ def remove(tree: Path) -> None:
 
 
 def forget_older(directory: Path, pattern: str, keep: int) -> None:
-    """Remove all but the last `keep` products of a pattern: another checkout on this cache may use those."""
+    """Remove all but the last `keep` artifacts of a pattern: another checkout on this cache may use those."""
     found = [path for path in directory.glob(pattern) if not path.name.endswith(PARTIAL)]
     for old in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[keep:]:
         remove(old)
 
 
-def write_manifest(product: Path, **facts: Any) -> None:
-    """State what a product is; written last, before the rename."""
-    (product / _MANIFEST).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def write_manifest(directory: Path, **facts: Any) -> None:
+    """State what an artifact is; written last, before the rename."""
+    (directory / _MANIFEST).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def read_manifest(product: Path) -> dict[str, Any] | None:
-    """What a product says of itself, or None when it is not there."""
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The facts in an artifact's manifest, or None when it is not there.
+
+    :raises SetupError: it cannot be read.
+    """
     try:
-        text = (product / _MANIFEST).read_text(encoding="utf-8")
+        text = (directory / _MANIFEST).read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise SetupError(f"{product}: {error.strerror}: make it readable, or set NVMUSER_CACHE") from error
+        raise SetupError(f"{directory}: {error.strerror}: make it readable, or set NVMUSER_CACHE") from error
     facts = json.loads(text)
     assert isinstance(facts, dict)
     return facts

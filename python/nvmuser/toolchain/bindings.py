@@ -2,8 +2,8 @@
 
 Owns the cache's `bindings/`, one directory a module, named by all that the module depends on. A module is loaded from
 there by path: nothing is put into site-packages. What a module offers is decided in spdk-glue, by its sources alone:
-`cdefs.h` is what cffi parses, `glue.h` what the compiler sees, and each `*.c` beside them is compiled in. Who uses a
-module is no business of this one.
+`cdefs.h` is what cffi parses, `glue.h` what the compiler sees, and each `*.c` beside them is compiled in. It does not
+know who uses a module.
 
 nvmuser's control plane needs none of them: where one cannot be built, set-up goes on, and `load` says why.
 """
@@ -63,7 +63,7 @@ ALL = (VFU, NVME)
 def load(binding: Binding) -> ModuleType:
     """The module, from the cache.
 
-    :raise SetupError: it has not been built, or cannot be.
+    :raises SetupError: it has not been built, or cannot be.
     """
     if loaded := sys.modules.get(binding.name):
         return loaded
@@ -87,7 +87,7 @@ def load(binding: Binding) -> ModuleType:
 def unavailable(binding: Binding) -> str | None:
     """Why the module cannot be had here whatever set-up does, or None.
 
-    :raise SetupError: there is no SPDK at all.
+    :raises SetupError: there is no SPDK at all.
     """
     if find_spec("cffi") is None:
         return "the Python package cffi is missing (pip install 'nvmuser[bindings]')"
@@ -102,7 +102,7 @@ def unavailable(binding: Binding) -> str | None:
 def is_built(binding: Binding) -> bool:
     """Whether `load` would find the module.
 
-    :raise SetupError: there is no SPDK at all.
+    :raises SetupError: there is no SPDK at all.
     """
     return unavailable(binding) is None and _module(binding, spdk.find_spdk().prefix).exists()
 

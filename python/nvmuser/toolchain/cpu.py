@@ -18,7 +18,7 @@ _V3 = _V2 | frozenset(("abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "mov
 def level(cpuinfo: str | None = None) -> str:
     """`x86-64-v3` or `x86-64-v2`.
 
-    :raise SetupError: less than that: DPDK does not run there.
+    :raises SetupError: less than that: DPDK does not run there.
     """
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if cpuinfo is None else cpuinfo
     flags = next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), [])

@@ -56,7 +56,10 @@ def recipe() -> list[str]:
 
 
 def build(parts: Parts, out: Path, reporter: Reporter) -> str:
-    """Write the initramfs; return the version of the fio in it."""
+    """Write the initramfs; return the version of the fio in it.
+
+    :raises SetupError: a program, library or module is missing from the packages.
+    """
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         root = Path(scratch)
         _layout(root)
@@ -153,7 +156,7 @@ def _copy_modules(parts: Parts, root: Path, reporter: Reporter) -> None:
 def module_closure(dependencies: str, builtin: str, wanted: Sequence[str]) -> list[str]:
     """The files of modules and of all that they depend on; modules.dep lists each with its whole closure.
 
-    :raise SetupError: a wanted one is neither a module nor part of the kernel.
+    :raises SetupError: a wanted one is neither a module nor part of the kernel.
     """
     by_name: dict[str, list[str]] = {}
     for line in dependencies.splitlines():

@@ -1,7 +1,7 @@
 """libvfio.so, with which a QEMU that only knows the kernel's VFIO uses our controllers: built from the C source here.
 
-Owns where it lies, how it is built, and how a program is started with it. What it does is told in
-nvmf_vfio/libvfio/README.md.
+Owns where it lies, how it is built, and how a program is started with it. nvmf_vfio/libvfio/README.md describes what it
+does.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nvmf_vfio
 from nvmuser.errors import SetupError
@@ -28,7 +28,7 @@ def source_dir() -> Path:
     return Path(nvmf_vfio.__file__).parent / "libvfio"
 
 
-def _product_dir() -> Path:
+def _artifact_dir() -> Path:
     source = source_dir()
     files = sorted([*source.glob("*.[ch]"), source / "Makefile"])
     parts = [part for path in files for part in (path.name, path.read_bytes())]
@@ -39,9 +39,9 @@ def _product_dir() -> Path:
 def find_libvfio() -> Path:
     """The library.
 
-    :raise SetupError: set-up has not run since its source changed, or its path cannot be preloaded.
+    :raises SetupError: set-up has not run since its source changed, or its path cannot be preloaded.
     """
-    directory = _product_dir()
+    directory = _artifact_dir()
     if artifact.read_manifest(directory) is None:
         raise SetupError(f"{_NAME} is not in {directory.parent}: run `make setup`")
     if _SEPARATORS & set(str(directory)):
@@ -52,20 +52,20 @@ def find_libvfio() -> Path:
 def preload() -> str:
     """`LD_PRELOAD=…`, for env(1) or a shell. What is preloaded already stays, behind ours.
 
-    :raise SetupError: see `find_libvfio`.
+    :raises SetupError: see `find_libvfio`.
     """
     return "LD_PRELOAD=" + ":".join(filter(None, (str(find_libvfio()), os.environ.get("LD_PRELOAD"))))
 
 
 def is_done() -> bool:
     """Whether the library is there and up to date."""
-    return artifact.read_manifest(_product_dir()) is not None
+    return artifact.read_manifest(_artifact_dir()) is not None
 
 
 def build(reporter: Reporter) -> None:
     """Compile it."""
-    # Elsewhere than in the cache, in whose path there may be a space: make cannot have that.
-    with artifact.assembling(_product_dir()) as root, tempfile.TemporaryDirectory(prefix="nvmuser-libvfio-") as objects:
+    # Not in the cache, whose path may hold a space, which make cannot handle.
+    with artifact.assembling(_artifact_dir()) as root, TemporaryDirectory(prefix="nvmuser-libvfio-") as objects:
         proc.run(["make", "-C", str(source_dir()), f"OUT={objects}"], log=reporter.log)
         shutil.copyfile(Path(objects) / _NAME, root / _NAME)
         artifact.write_manifest(root, libc=" ".join(platform.libc_ver()))

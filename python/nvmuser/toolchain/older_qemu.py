@@ -20,16 +20,16 @@ SUITES: tuple[Suite, ...] = get_args(Suite)
 _PACKAGES = ("qemu-system-x86", "seabios")
 
 
-def _product_dir(suite: Suite) -> Path:
+def _artifact_dir(suite: Suite) -> Path:
     return cache_dir() / f"qemu-{suite}-{artifact.digest(*_PACKAGES, *qemu.LEAVE_OUT)}"
 
 
 def find_older_qemu(suite: Suite) -> qemu.Qemu:
     """The QEMU of a Debian release.
 
-    :raise SetupError: set-up has not fetched it.
+    :raises SetupError: set-up has not fetched it.
     """
-    root = _product_dir(suite)
+    root = _artifact_dir(suite)
     facts = artifact.read_manifest(root)
     if facts is None:
         raise SetupError(f"{suite}'s QEMU is not in {root.parent}: run `nvmuser setup --qemu {suite}`")
@@ -38,7 +38,7 @@ def find_older_qemu(suite: Suite) -> qemu.Qemu:
 
 def is_done(suite: Suite) -> bool:
     """Whether it is unpacked."""
-    return artifact.read_manifest(_product_dir(suite)) is not None
+    return artifact.read_manifest(_artifact_dir(suite)) is not None
 
 
 def fetch(suite: Suite, reporter: Reporter) -> None:
@@ -46,7 +46,7 @@ def fetch(suite: Suite, reporter: Reporter) -> None:
     private = apt.PrivateApt(cache_dir() / f"apt/qemu-{suite}", (suite,))
     private.update(reporter)
     packages = private.fetch_packages(_PACKAGES, reporter)
-    with artifact.assembling(_product_dir(suite)) as root:
+    with artifact.assembling(_artifact_dir(suite)) as root:
         apt.unpack(packages, root, reporter, leave_out=qemu.LEAVE_OUT)
         artifact.write_manifest(root, version=qemu.version_of(_argv(root)))
     artifact.remove(private.root)

@@ -62,7 +62,7 @@ def output(
 ) -> str:
     """Run a short program; return its standard output.
 
-    :raise CommandError: it is missing, failed, or took too long.
+    :raises CommandError: it is missing, failed, or took too long.
     """
     argv = [str(word) for word in command]
     try:
@@ -92,7 +92,7 @@ def run(
 
     However this ends, also by KeyboardInterrupt, the program and its children are gone afterwards.
 
-    :raise CommandError: it is missing, failed, or took longer than `timeout` seconds.
+    :raises CommandError: it is missing, failed, or took longer than `timeout` seconds.
     """
     argv = [str(word) for word in command]
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -55,16 +55,18 @@ class Qemu:
         return self._tool(name)
 
 
-def product_dir(cache: Path) -> Path:
+def artifact_dir(cache: Path) -> Path:
     """Where the unpacked Debian package lies."""
     return cache / f"qemu-{artifact.digest(*_SUITES, *_PACKAGES, *LEAVE_OUT)}"
 
 
 def find_qemu(device: str = DEVICE) -> Qemu:
-    """The QEMU to use, one that has `device`. If that is another than DEVICE, still one with both unless $NVMUSER_QEMU
-    names another or it is all there is: what is compared shall be compared in one QEMU.
+    """The QEMU to use, one that has `device`.
 
-    :raise SetupError: $NVMUSER_QEMU has no such device, or there is none at all and set-up has not run.
+    If that is not DEVICE, one with both is preferred unless $NVMUSER_QEMU names another: a comparison then needs only
+    one QEMU.
+
+    :raises SetupError: $NVMUSER_QEMU has no such device, or there is none at all and set-up has not run.
     """
     named, path = os.environ.get("NVMUSER_QEMU", ""), os.environ.get("PATH", "")
     if device == DEVICE:
@@ -83,14 +85,17 @@ def find_qemu(device: str = DEVICE) -> Qemu:
 def _find(named: str, path: str, cache: Path) -> Qemu:
     if host := host_qemu(named, path):
         return host
-    facts = artifact.read_manifest(product_dir(cache))
+    facts = artifact.read_manifest(artifact_dir(cache))
     if facts is None:
         raise SetupError(f"no QEMU with {DEVICE} (QEMU 10.1 or later) here: run `make setup`, or set NVMUSER_QEMU")
-    return _unpacked(product_dir(cache), facts["version"])
+    return _unpacked(artifact_dir(cache), facts["version"])
 
 
 def host_qemu(named: str, path: str) -> Qemu | None:
-    """$NVMUSER_QEMU, which must do, or the one on PATH if it does."""
+    """The QEMU that $NVMUSER_QEMU names, or the one on PATH if it has `vfio-user-pci`.
+
+    :raises SetupError: $NVMUSER_QEMU has no such device.
+    """
     return _named(named, path, DEVICE) if named else _on_path(path, DEVICE)
 
 
@@ -132,7 +137,7 @@ def _installed(binary: Path, origin: str) -> Qemu:
 
     code, variables = _uefi(Path("/"))
     if code is None:
-        code, variables = _uefi(product_dir(cache_dir()))
+        code, variables = _uefi(artifact_dir(cache_dir()))
     return Qemu((str(binary),), version_of((str(binary),)), origin, code, variables, tool)
 
 
@@ -165,7 +170,7 @@ def is_done() -> bool:
     try:
         find_qemu()
     except SetupError:
-        # A QEMU that was asked for by name and does not do is an error of its own, not something to install.
+        # A named QEMU that cannot be used is an error of its own, not something to install.
         if os.environ.get("NVMUSER_QEMU"):
             raise
         return False
@@ -178,7 +183,7 @@ def install(reporter: Reporter) -> None:
     private = apt.PrivateApt(cache / "apt/qemu", _SUITES)
     private.update(reporter)
     packages = private.fetch_packages(_PACKAGES, reporter)
-    with artifact.assembling(product_dir(cache)) as root:
+    with artifact.assembling(artifact_dir(cache)) as root:
         apt.unpack(packages, root, reporter, leave_out=LEAVE_OUT)
         reporter.update(f"looking for {DEVICE}")
         if not has_device(unpacked_argv(root, BINARY)):

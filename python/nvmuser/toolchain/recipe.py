@@ -14,7 +14,7 @@ from nvmuser.errors import SetupError, reason_of
 from nvmuser.toolchain import artifact, cpu
 
 _DECISIVE = ("version", "layout", "source", "fio", "configure")
-"""The parts of spdk.toml that decide what a build is; the rest may be corrected without building anew."""
+"""The parts of spdk.toml that decide what a build is; the rest may be corrected without another build."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def glue_dir() -> Path:
 def load() -> Recipe:
     """The recipe for this machine.
 
-    :raise SetupError: the recipe's files are missing or make no sense.
+    :raises SetupError: the recipe's files are missing or cannot be parsed.
     """
     glue = glue_dir()
     try:

@@ -67,13 +67,13 @@ def run(
 ) -> dict[str, float]:
     """Do what is not done yet; return the seconds of each step.
 
-    :raise SetupError: a step failed. What was done stays, and running again goes on from there.
+    :raises SetupError: a step failed. What was done stays, and running again goes on from there.
     """
     cache = cache_dir()
     row = steps(guest_kernel, older_qemus)
-    # All of them, so that a wrong NVMUSER_SPDK or NVMUSER_QEMU is told before anything is done.
+    # All of them, so that a wrong NVMUSER_SPDK or NVMUSER_QEMU is reported before anything is done.
     if all([step.done() for step in row]):
-        # Nothing to write: this also serves a cache that somebody else set up and that we may only read.
+        # Nothing to write: this also serves another user's cache that we may only read.
         return run_steps(row, cache / "log", console)
     with exclusive(cache, console):
         return run_steps(row, cache / "log", console)

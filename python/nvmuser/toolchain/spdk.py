@@ -1,7 +1,6 @@
 """Which SPDK is used: the one that $NVMUSER_SPDK names, or the one that set-up built.
 
-Owns where it lies and whether it will do. How it is built is `nvmuser.toolchain.spdk_build`'s business; processes of it
-are `nvmuser.supervisor`'s.
+Owns where it lies and whether it can be used. `nvmuser.toolchain.spdk_build` builds it; `nvmuser.supervisor` runs it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Spdk:
     def binary(self, name: str) -> Path:
         """bin/NAME: nvmf_tgt, spdk_tgt, spdk_nvme_perf, bdevperf …
 
-        :raise SetupError: this SPDK has no such program.
+        :raises SetupError: this SPDK has no such program.
         """
         path = self.prefix / "bin" / name
         if not path.exists():
@@ -39,14 +38,17 @@ class Spdk:
 
     @property
     def fio_plugin(self) -> Path:
-        """SPDK's fio engine for NVMe drivers in user space; it wants the fio in `binary("fio")`."""
+        """SPDK's fio engine for NVMe drivers in user space; it wants the fio in `binary("fio")`.
+
+        :raises SetupError: this SPDK has none.
+        """
         path = self.prefix / "lib/fio/spdk_nvme"
         if not path.exists():
             raise SetupError(f"{self.prefix} has no fio plug-in (SPDK's configure --with-fio)")
         return path
 
 
-def product_dir(cache: Path) -> Path:
+def artifact_dir(cache: Path) -> Path:
     """Where set-up installs SPDK: the name changes with the recipe, the patches and the CPU level."""
     current = recipe.load()
     return cache / f"spdk-{current.version}-{current.key}"
@@ -55,14 +57,14 @@ def product_dir(cache: Path) -> Path:
 def find_spdk() -> Spdk:
     """The SPDK to use.
 
-    :raise SetupError: $NVMUSER_SPDK will not do, or set-up has not run.
+    :raises SetupError: $NVMUSER_SPDK cannot be used, or set-up has not run.
     """
     if named := os.environ.get("NVMUSER_SPDK"):
         try:
             return check_prefix(Path(named))
         except SetupError as error:
             raise SetupError(f"NVMUSER_SPDK={error}") from None
-    prefix = product_dir(cache_dir())
+    prefix = artifact_dir(cache_dir())
     facts = artifact.read_manifest(prefix)
     if facts is None:
         raise SetupError(f"SPDK is not in {prefix.parent}: run `make setup`, or set NVMUSER_SPDK to an installed one")
@@ -71,9 +73,9 @@ def find_spdk() -> Spdk:
 
 @functools.cache
 def check_prefix(prefix: Path) -> Spdk:
-    """An SPDK that somebody else built, when it has the vfio-user transport and runs.
+    """An SPDK built elsewhere, checked to have the vfio-user transport and to run.
 
-    :raise SetupError: it does not.
+    :raises SetupError: it has no such transport, or does not run.
     """
     target = prefix / "bin/nvmf_tgt"
     if not target.exists():
@@ -90,7 +92,7 @@ def is_done() -> bool:
     try:
         find_spdk()
     except SetupError:
-        # One that was asked for by name and will not do is an error of its own, not something to build.
+        # A named SPDK that cannot be used is an error of its own, not something to build.
         if os.environ.get("NVMUSER_SPDK"):
             raise
         return False

@@ -1,7 +1,7 @@
 """Builds SPDK: source package → tree → patches → build → prefix.
 
 Owns the order of things and what an interruption leaves: downloads are kept and continued; a tree is used again only
-when the last make ended by itself; the prefix appears whole or not at all. What is built is the recipe's business.
+when the last make ended by itself; the prefix appears whole or not at all. The recipe decides what is built.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def fetch(reporter: Reporter) -> None:
 
 
 def _downloads() -> Path:
-    # Not a product directory: a partial download is worth keeping. apt checks a file that is there before it uses it.
+    # Not an artifact: a partial download is worth keeping. apt checks a file that is there before it uses it.
     return cache_dir() / "download"
 
 
@@ -108,10 +108,10 @@ def build(reporter: Reporter) -> None:
     tree = _unpacked(wanted, facts, work, reporter)
     unclean = work / "make-is-running"
     if unclean.exists():
-        # Whoever was killed in the middle of make may have left half-written objects that look finished.
+        # A make that was killed may have left half-written objects that look finished.
         artifact.remove(work)
         tree = _unpacked(wanted, facts, work, reporter)
-    prefix = spdk.product_dir(cache_dir())
+    prefix = spdk.artifact_dir(cache_dir())
     unclean.touch()
     try:
         _make(wanted, work, tree, prefix, reporter)

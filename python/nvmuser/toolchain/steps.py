@@ -24,12 +24,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from nvmuser.errors import SetupError
 
 _QUIET_SECONDS = 15.0
-"""Without a terminal: how long a step may go on before another line says so."""
+"""Without a terminal: seconds between two lines of a step that goes on."""
 
 
 @dataclass
 class Reporter:
-    """What a running step has: its log, and a way to say how far it is."""
+    """What a running step is given: its log, and a way to report progress."""
 
     log: Path
     what: str = ""
@@ -37,7 +37,7 @@ class Reporter:
     _changed: Callable[[], None] = field(default=lambda: None, repr=False)
 
     def update(self, what: str, fraction: float | None = None) -> None:
-        """Say what is going on, and how much of the step (0 to 1) is behind us where that is known."""
+        """Report what is being done, and the fraction of the step (0 to 1) that is done, where that is known."""
         self.what = what
         self.fraction = None if fraction is None else min(max(fraction, 0.0), 1.0)
         self._changed()
@@ -122,7 +122,7 @@ class _LineDisplay(_Display):
 def run_steps(steps: Sequence[Step], logs: Path, console: Console) -> dict[str, float]:
     """Run what is not done yet, in order; return the seconds that each step took (0.0: it was done already).
 
-    :raise SetupError: a step failed; the message ends with the tail of its output and names its log.
+    :raises SetupError: a step failed; the message ends with the tail of its output and names its log.
     """
     seconds: dict[str, float] = {}
     for step in steps:
@@ -156,7 +156,10 @@ def _run_step(step: Step, logs: Path, console: Console) -> None:
 
 @contextmanager
 def exclusive(cache: Path, console: Console) -> Iterator[None]:
-    """Hold the cache's set-up lock; wait, and say so, while another set-up has it."""
+    """Hold the cache's set-up lock; wait, and print so, while another set-up has it.
+
+    :raises SetupError: the cache cannot be written to.
+    """
     try:
         cache.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(cache / "setup.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
