@@ -13,7 +13,8 @@ import pytest
 from nvmuser.errors import ConflictError, SetupError
 from nvmuser.model.desired import Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import TargetSettings, Volume
+from nvmuser.model.objects import Remote, TargetSettings, Volume
+from nvmuser.model.remote_path import RemotePath
 from nvmuser.store import Store, schema
 
 OLD = Path(__file__).parent / "data/store-43f6887.sql"
@@ -44,6 +45,9 @@ def test_a_store_of_an_older_nvmuser_opens_with_all_that_is_in_it(tmp_path: Path
             Key("volume", "f"),
         ]
         assert entries[Key("remote", "r")].deleting
+        remote = entries[Key("remote", "r")].object
+        assert isinstance(remote, Remote)
+        assert remote.paths == (RemotePath("127.0.0.1", 1), RemotePath("::1")), "`name` there, `address` here"
         assert (entries[Key("volume", "a")].provisioned, entries[Key("volume", "f")].provisioned) == (True, False)
         assert store.load().target == TargetSettings(profile="eco", cores=(1,))
         with store.transaction():

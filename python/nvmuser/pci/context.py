@@ -319,7 +319,7 @@ class Context:
     def close(self) -> None:
         """Disconnect and destroy: no callback comes after this. Idempotent.
 
-        While somebody has views of guest memory it would be unmapped under them: the context is then destroyed with
+        While views of guest memory are held it would be unmapped under them: the context is then destroyed with
         the last of them, and serves nobody until then.
         """
         if not self._ctx:
