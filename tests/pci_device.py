@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from vfio_fakes import Client
+from vfio_guest import Client
 
 from nvmuser.pci import (
     Area,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from pci_device import Everything, connect, off_loop
-from vfio_fakes import Client, memory
+from vfio_fds import memory
+from vfio_guest import Client
 
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmuser.pci import Server

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from pci_device import CONFIG, Everything, capabilities, config, connect, off_loop
-from vfio_fakes import Client, Refusal
+from vfio_guest import Client, Refusal
 
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import RegionInfo

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from pci_device import Everything, connect, off_loop
-from vfio_fakes import VERSION, Client, until
+from vfio_fds import until
+from vfio_guest import Client
+from vfio_target import VERSION
 
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmf_vfio.protocol.header import Command, Header

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from pci_device import Everything, off_loop
-from vfio_fakes import Client, eventfd, signals
+from vfio_fds import eventfd, signals
+from vfio_guest import Client
 
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import SetIrqs

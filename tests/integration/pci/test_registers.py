@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from pci_device import Everything, connect, off_loop
-from vfio_fakes import Client, Refusal
+from vfio_guest import Client, Refusal
 
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmf_vfio.protocol.header import Command, Header

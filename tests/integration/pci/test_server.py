@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from pci_device import CONFIG, Everything, capabilities, connect, off_loop
-from vfio_fakes import Client, descriptors_open, until
+from vfio_fds import descriptors_open, until
+from vfio_guest import Client
 
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmf_vfio.protocol.header import Command, Header
