@@ -38,8 +38,8 @@ def group_of(controller: Controller) -> int:
 def grant(state: StateDir, controller: Controller) -> None:
     """Make the directory, or put it right. What exists with other rights is changed, also a socket in it.
 
-    :raises UsageError, ConflictError: the group is unknown or not ours to give, or the directory is somebody
-        else's.
+    :raises UsageError: the group is unknown, or not ours to give.
+    :raises ConflictError: the directory is another user's.
     """
     shared = bool(controller.owner or controller.group or controller.mode == _EVERYBODY)
     directory = state.guest_dir(controller.name)
@@ -73,9 +73,10 @@ def grant(state: StateDir, controller: Controller) -> None:
 
 
 def settle(state: StateDir, controller: Controller) -> None:
-    """The socket that the endpoint has made belongs to whom it is for. Nothing happens where there is none.
+    """Set owner and mode of the socket that the endpoint has made. Nothing happens where there is none.
 
-    :raises UsageError, ConflictError: the user is unknown, or not ours to give it to.
+    :raises UsageError: the user is unknown.
+    :raises ConflictError: it is not ours to give to this user.
     """
     socket, root = state.socket(controller.name), os.geteuid() == 0
     try:

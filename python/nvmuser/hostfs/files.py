@@ -27,7 +27,9 @@ _AT_ONCE = 64
 def prepare(volume: Volume, state: StateDir) -> Volume:
     """A declared file volume with its path and size, after looking at the machine. Nothing is made yet.
 
-    :raises UsageError, ConflictError, SetupError: it is not possible; the message has the reason.
+    :raises UsageError: its path or size cannot be used.
+    :raises ConflictError: the file is not ours to take.
+    :raises SetupError: the file cannot be opened.
     """
     if volume.backend != "file":
         return volume
@@ -58,7 +60,11 @@ def _existing(volume: Volume, path: Path, info: os.stat_result) -> Volume:
 
 
 def size_of(path: str) -> int:
-    """Of a file or block device. :raises NotFoundError, SetupError: it cannot be opened."""
+    """Of a file or block device.
+
+    :raises NotFoundError: it is missing.
+    :raises SetupError: it cannot be opened.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -201,7 +207,10 @@ def remove(volume: Volume) -> None:
 
 
 def sync(volume: Volume) -> None:
-    """What was written to it is on the disk when this returns. :raises SetupError: it is not."""
+    """What was written to it is on the disk when this returns.
+
+    :raises SetupError: it is not.
+    """
     try:
         fd = os.open(volume.path, os.O_RDWR | os.O_CLOEXEC)
         try:

@@ -35,7 +35,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def check_free(path: str) -> None:
     """:raises ConflictError: somebody holds a lock on it, who is named if the kernel knows.
 
-    :raises NotFoundError, SetupError: it is missing or may not be opened.
+    :raises NotFoundError: it is missing.
+    :raises SetupError: it may not be opened.
     """
     with _opened(path) as fd:
         if not _try_lock(fd):

@@ -43,7 +43,10 @@ def is_listening(path: Path) -> bool:
 
 
 def _listeners() -> Iterator[bytes]:
-    """The files (`struct unix_diag_vfs`) of all sockets that listen. :raises OSError: the kernel does not list them."""
+    """The files (`struct unix_diag_vfs`) of all sockets that listen.
+
+    :raises OSError: the kernel does not list them.
+    """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as netlink:
         body = _REQUEST.pack(socket.AF_UNIX, 0, 0, _LISTENING, 0, _UDIAG_SHOW_VFS, _ANY_COOKIE, _ANY_COOKIE)
         size = _HEADER.size + len(body)

@@ -84,7 +84,9 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
     """What is wanted after `change`.
 
     :param prepare: completes a new volume with what only the machine knows: its path and its size.
-    :raises ConflictError, NotFoundError, UsageError: it is not possible; the message has the reason.
+    :raises ConflictError: it does not go with what is wanted already, or with an identity.
+    :raises NotFoundError: it names an object that there is not.
+    :raises UsageError: an object cannot be declared so, or data would be lost without consent.
     """
     for expected in change.expect:
         if _declared(desired.get(expected.key)) != _declared(expected):
@@ -240,7 +242,10 @@ def _check_members(before: Volume, after: Volume) -> None:
 
 
 def replace_member(mirror: Volume, old: str, new: str) -> Volume:
-    """With `new` in the place of `old`. :raises ConflictError: `old` is none, or `new` is one already."""
+    """With `new` in the place of `old`.
+
+    :raises ConflictError: `old` is none, or `new` is one already.
+    """
     if old not in mirror.members:
         members = ", ".join(mirror.members) or "none"
         raise ConflictError(f"volume {mirror.name}: {old} is no member of it; its members: {members}")
@@ -257,7 +262,10 @@ def attach(controller: Controller, volume: str, nsid: int = 0) -> Controller:
 
 
 def detach(controller: Controller, volume: str) -> Controller:
-    """With one namespace less. :raises ConflictError: there is none of this volume."""
+    """With one namespace less.
+
+    :raises ConflictError: there is none of this volume.
+    """
     left = tuple(namespace for namespace in controller.namespaces if namespace.volume != volume)
     if len(left) == len(controller.namespaces):
         raise ConflictError(f"volume {volume}: not attached to controller {controller.name}")

@@ -38,7 +38,10 @@ class FieldError(UsageError):
 
 
 def build(kind: Any, data: Any, where: str, path: tuple[str | int, ...] = ()) -> Any:
-    """An instance of dataclass `kind`. :raises FieldError: unknown or missing field, or a wrong type."""
+    """An instance of dataclass `kind`.
+
+    :raises FieldError: unknown or missing field, or a wrong type.
+    """
     if not isinstance(data, Mapping):
         raise FieldError(where, path, f"expected a mapping, got {data!r}")
     shapes = _shapes(kind)

@@ -83,8 +83,12 @@ class Desired:
         return found
 
     def check(self) -> None:
-        """:raises NotFoundError, ConflictError, UsageError: the objects do not go together; the
-        message has the reason."""
+        """Check the rules across objects.
+
+        :raises NotFoundError: an object refers to one that there is not.
+        :raises ConflictError: two objects need the same thing, or one does not go with how the target is run.
+        :raises UsageError: an object lies on itself, or on volatile data without being declared volatile.
+        """
         wanted = self.wanted()
         keys = {one.key for one in wanted}
         for one in wanted:

@@ -181,7 +181,10 @@ class Actual:
 
 
 async def query(rpc: Client) -> Actual:
-    """Everything at once. :raises RpcError: SPDK could not be asked."""
+    """Everything at once.
+
+    :raises RpcError: SPDK could not be asked.
+    """
     transports, bdevs, subsystems, lvstores, remotes, raids, keys, scheduler, reactors = await asyncio.gather(
         rpc.call("nvmf_get_transports"),
         rpc.call("bdev_get_bdevs"),

@@ -141,7 +141,10 @@ class Engine:
         await asyncio.gather(*(rpc.call(request.method, request.params) for request in calls), return_exceptions=True)
 
     def sync_files(self) -> None:
-        """Flush every file volume to its disk. :raises TargetError: one is not."""
+        """Flush every file volume to its disk.
+
+        :raises TargetError: one is not.
+        """
         volumes = [volume for volume in self._store.load().volumes() if volume.backend == "file"]
         if failures := files.each(files.sync, volumes):
             raise TargetError("; ".join(map(str, failures.values())))
@@ -302,7 +305,10 @@ class Engine:
         gate, failures = directories(calls, self._state)
 
         def ready(call: Call) -> None:
-            """Check that this machine is ready for the call. :raises NvmuserError: it is not."""
+            """Check that this machine is ready for the call.
+
+            :raises NvmuserError: it is not.
+            """
             if call.needs.file:
                 locks.check_free(call.needs.file)
             elif call.needs.directory and call.object in failures:

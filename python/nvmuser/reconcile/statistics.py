@@ -80,7 +80,10 @@ class Statistics:
 
 
 async def collect(rpc: Client, desired: Desired) -> dict[str, Statistics]:
-    """Of every volume that SPDK has, snapshots and clones too, by name. :raises RpcError: SPDK cannot be asked."""
+    """Of every volume that SPDK has, snapshots and clones too, by name.
+
+    :raises RpcError: SPDK cannot be asked.
+    """
     bdevs, counted = await asyncio.gather(rpc.call("bdev_get_bdevs"), rpc.call("bdev_get_iostat"))
     actual = Actual(bdevs={bdev["name"]: Bdev.from_spdk(bdev) for bdev in bdevs})
     counters = {bdev["name"]: bdev for bdev in counted["bdevs"]}

@@ -57,7 +57,10 @@ class Server:
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> Self:
-        """Listen. :raises ConflictError: somebody answers there already, or the path is not ours to remove."""
+        """Listen.
+
+        :raises ConflictError: somebody answers there already, or the path is not ours to remove.
+        """
         listener = listen_unix(self._path, self._mode)
         self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=1 << 20)
         return self
