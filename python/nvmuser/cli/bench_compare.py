@@ -105,15 +105,21 @@ def compare(
         lambda progress: comparing.compare(plan, output, progress, resume=resume),
         f"what was measured is kept: `nvmuser bench report {output}`; --resume goes on",
     )
-    summary = analysis.summary(comparison)
-    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    (output / "report.html").write_text(compare_page.html(comparison), encoding="utf-8")
-    (output / "report.md").write_text(compare_page.markdown(comparison), encoding="utf-8")
+    summary = _save(comparison, output)
     if as_json:
         click.echo(json.dumps(summary, indent=1))
     else:
         print_table(compare_page.table(comparison))
         click.echo(f"report: {output / 'report.html'}")
+
+
+def _save(comparison: records.Comparison, output: Path) -> dict[str, Any]:
+    """Write the summary and the reports. Returns the summary."""
+    summary = analysis.summary(comparison)
+    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    (output / "report.html").write_text(compare_page.html(comparison), encoding="utf-8")
+    (output / "report.md").write_text(compare_page.markdown(comparison), encoding="utf-8")
+    return summary
 
 
 @click.command("report")

@@ -107,7 +107,7 @@ async def look(qmp: QMPClient) -> Facts:
         drivers=drivers,
         devices=devices,
         unnamed=tuple(kind for _, kind in unnamed),
-        memory=tuple(await asyncio.gather(*(_backend(qmp, name) for name in memory))),
+        memory=tuple(await asyncio.gather(*(_backend(qmp, backend) for backend in memory))),
         free_ports=await _free_ports(qmp, devices, buses),
         migration_blocked=any(node["node-name"] == NODE for node in nodes),
     )

@@ -126,12 +126,6 @@ def summary(comparison: Comparison) -> dict[str, Any]:
     def bounds(ratio: Ratio) -> list[float]:
         return [round(ratio.interval.low, 4), round(ratio.interval.high, 4)]
 
-    def middle(name: str) -> dict[str, dict[str, float]]:
-        return {
-            job: {peer: interval.median for peer, interval in row.items()}
-            for job, row in medians(comparison, name).items()
-        }
-
     return {
         "schema": "nvmuser.bench.summary/1",
         "ratios": nested(table, number),
@@ -142,12 +136,7 @@ def summary(comparison: Comparison) -> dict[str, Any]:
         "unclear": {
             job: {peer: ratio.unclear for peer, ratio in row.items() if ratio.unclear} for job, row in table.items()
         },
-        "iops": middle("iops"),
-        "bw_bytes": middle("bw_bytes"),
-        "lat_ns": {part: middle(f"lat_ns.{part}") for part in ("p50", "p99", "p99_9")},
-        "lat_ns_p99": middle("lat_ns.p99"),
-        "host_us_per_io": middle("host_us_per_io"),
-        "guest_us_per_io": middle("guest_us_per_io"),
+        **_middles(comparison),
         "noise": comparison.noise,
         "unsteady": comparison.unsteady,
         "unsteady_by_peer": {
@@ -156,6 +145,25 @@ def summary(comparison: Comparison) -> dict[str, Any]:
         "skipped": comparison.skipped,
         "complete": comparison.footer is not None,
         **{key: comparison.header[key] for key in ("created", "accelerator", "versions", "environment", "settings")},
+    }
+
+
+def _middles(comparison: Comparison) -> dict[str, Any]:
+    """The medians of every metric, by job and peer."""
+
+    def middle(name: str) -> dict[str, dict[str, float]]:
+        return {
+            job: {peer: interval.median for peer, interval in row.items()}
+            for job, row in medians(comparison, name).items()
+        }
+
+    return {
+        "iops": middle("iops"),
+        "bw_bytes": middle("bw_bytes"),
+        "lat_ns": {part: middle(f"lat_ns.{part}") for part in ("p50", "p99", "p99_9")},
+        "lat_ns_p99": middle("lat_ns.p99"),
+        "host_us_per_io": middle("host_us_per_io"),
+        "guest_us_per_io": middle("guest_us_per_io"),
     }
 
 

@@ -185,20 +185,7 @@ def intervals(rows: Rows, peers: Sequence[str], title: str, *, ratio: bool) -> F
     for slot, (index, peer) in enumerate(shown):
         offset = (slot - (len(shown) - 1) / 2) * step
         points = [(number + offset, row[peer]) for number, row in enumerate(rows.values()) if peer in row]
-        axes.errorbar(
-            [interval.median for _, interval in points],
-            [place for place, _ in points],
-            xerr=[
-                [max(0.0, interval.median - interval.low) for _, interval in points],
-                [max(0.0, interval.high - interval.median) for _, interval in points],
-            ],
-            fmt=_MARKERS[index % len(_MARKERS)],
-            color=COLOURS[index % len(COLOURS)],
-            markersize=3.8,
-            linewidth=1.2,
-            capsize=1.5,
-            label=peer,
-        )
+        _mark(axes, points, index, peer)
     axes.set_xscale("log")
     if ratio:
         _around_one(axes, [interval for row in rows.values() for interval in row.values()])
@@ -209,13 +196,31 @@ def intervals(rows: Rows, peers: Sequence[str], title: str, *, ratio: bool) -> F
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-    # Groups are told apart by lines, for they stand close.
+    # Lines separate the groups, which stand close.
     for number in range(1, len(rows)):
         axes.axhline(number - 0.5, color="#e3e6ea", linewidth=0.8, zorder=0)
     axes.set_title(title)
     if shown:
         figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
     return figure
+
+
+def _mark(axes: Axes, points: Sequence[tuple[float, Interval]], index: int, peer: str) -> None:
+    """A peer's medians with their intervals. `points`: the place on the vertical axis, and the interval."""
+    axes.errorbar(
+        [interval.median for _, interval in points],
+        [place for place, _ in points],
+        xerr=[
+            [max(0.0, interval.median - interval.low) for _, interval in points],
+            [max(0.0, interval.high - interval.median) for _, interval in points],
+        ],
+        fmt=_MARKERS[index % len(_MARKERS)],
+        color=COLOURS[index % len(COLOURS)],
+        markersize=3.8,
+        linewidth=1.2,
+        capsize=1.5,
+        label=peer,
+    )
 
 
 def _around_one(axes: Axes, shown: Sequence[Interval]) -> None:
