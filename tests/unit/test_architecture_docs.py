@@ -11,9 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {"nvmuser": ROOT / "python", "nvmf_vfio": ROOT}
-DOCUMENTED = ("nvmf_vfio.protocol", "nvmf_vfio.keeper", "nvmf_vfio.state", "nvmuser.pci", "nvmuser.initiator")
+DOCUMENTED = (
+    "nvmf_vfio.protocol", "nvmf_vfio.keeper", "nvmf_vfio.state", "nvmuser.rpc", "nvmuser.pci", "nvmuser.initiator",
+)  # fmt: skip
 """Packages in which every public definition has a docstring."""
-STYLED = ("nvmf_vfio", "nvmuser.pci", "nvmuser.initiator", "nvmuser.toolchain")
+STYLED = ("nvmf_vfio", "nvmuser")
 """Packages whose docstrings use `:raises Error: when`."""
 _FIELD = re.compile(r":(raises?|excepts?|exception|throws?)\b[^:\n]*:?", re.IGNORECASE)
 _RAISES = re.compile(r":raises [A-Za-z][\w.]*:$")

@@ -91,7 +91,8 @@ class Targets:
     async def next(self) -> Target:
         """The standby if there is one, else a new process.
 
-        :raises NvmuserError, OSError: it does not start.
+        :raises NvmuserError: it does not start.
+        :raises OSError: its files cannot be made.
         """
         await self._sleep(max(0.0, self._hold_until - self._clock()))
         await self._backoff.wait()
