@@ -77,12 +77,17 @@ def test_a_directory_that_may_not_be_entered(state: StateDir) -> None:
         seen = check(ended(state, "--as-nobody"))
     finally:
         state.root.chmod(0o750)
+    for words, (_, out, err) in seen.items():
+        assert "Permission denied" not in out + err, f"{words}: not in the words of hostfs.permissions\n{err}"
     for words in (
         "status",
         "volume list",
         "controller list",
         "guest list",
         "target logs",
+        "target start",
+        "guest qemu-args a",
+        "remote host-id",
         "rpc bdev_get_bdevs",
         "export",
     ):
@@ -90,6 +95,7 @@ def test_a_directory_that_may_not_be_entered(state: StateDir) -> None:
         assert (status, out) == (1, ""), words
         assert f"{state.root}: user " in err, words
         assert "may not enter it (it belongs to " in err
+    assert "stale sockets: none" not in seen["doctor"][1]
 
 
 def test_a_directory_that_may_be_entered_and_not_read(state: StateDir) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from nvmuser.errors import GuestError, UsageError
 from nvmuser.guest import libvirt, migration, spec
+from nvmuser.guest.process import QemuProcess
 from nvmuser.guest.qemu import Boot, Runtime, arguments, attachment, plain
 from nvmuser.guest.spec import GIB, MIB, GuestSpec, check_sockets, image_format, use_hugepages
 from nvmuser.hostfs import hugepages
@@ -228,9 +229,41 @@ def test_libvirt_gets_shared_memory_and_the_devices() -> None:
     assert len({json.loads(arg or "")["addr"] for arg in args[3::2]}) == 2
 
 
-def test_an_iommu_must_tell_of_what_the_guest_maps() -> None:
-    """QEMU ends itself otherwise."""
-    with pytest.raises(UsageError, match="caching-mode=on"):
-        GuestSpec(qemu_args=("-device", "intel-iommu,intremap=off"))
-    GuestSpec(qemu_args=("-device", "intel-iommu,caching-mode=on"))
-    GuestSpec(qemu_args=("-device", "virtio-iommu-pci"))
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "intel-iommu",
+        "intel-iommu,caching-mode=on",
+        "driver=amd-iommu,intremap=on",
+        "virtio-iommu-pci,addr=5",
+        '{"driver": "virtio-iommu"}',
+    ],
+)
+def test_an_iommu_is_refused_before_the_guest_starts(argument: str) -> None:
+    """The guest would boot and have no disk, without a word from QEMU."""
+    with pytest.raises(UsageError, match=r"IOMMU \([a-z-]+\) has no NVMe disk.*; start it without"):
+        GuestSpec(qemu_args=("-device", argument))
+
+
+def test_other_arguments_of_qemu_pass() -> None:
+    GuestSpec(qemu_args=("-device", "virtio-rng-pci", "-device", '{"driver": "intel-hda"}', "-append", "{intel-iommu"))
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ("qemu: hardware error: bad\nCPU #0:\nRAX=0\nRBX=0\nRCX=0\n", "qemu: hardware error: bad"),
+        ("$ qemu-system-x86_64\nqemu-system-x86_64: warning: old\nqemu-system-x86_64: no\n", "qemu-system-x86_64: no"),
+        ("**\nERROR:a.c:1:f: unreachable\nbacktrace\n1\n2\n", "ERROR:a.c:1:f: unreachable"),
+        ("a\nb\nc\nd\n", "b | c | d"),
+    ],
+)
+async def test_qemu_s_own_words_explain_its_end(tmp_path: Path, written: str, why: str) -> None:
+    log = tmp_path / "log"
+    log.write_text(written)
+    process = QemuProcess.start(["true"], log, (), foreground=False)
+    try:
+        assert await process.wait_ended(60)
+        assert process.why() == why
+    finally:
+        process.close()

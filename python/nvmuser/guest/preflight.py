@@ -14,10 +14,10 @@ from pathlib import Path
 
 from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER
 from nvmuser.guest.qmp import Facts, MemoryBackend
+from nvmuser.guest.spec import IOMMUS
 from nvmuser.hostfs.hugepages import PAGE
 from nvmuser.hostfs.sockets import answers
 
-_IOMMUS = ("intel-iommu", "amd-iommu", "virtio-iommu-pci")
 _SMALL_PAGE = 4096
 
 
@@ -89,7 +89,7 @@ def _pages(backend: MemoryBackend) -> Iterator[PlugProblem]:
 
 def _iommu(facts: Facts, driver: str) -> Iterator[PlugProblem]:
     for kind in (*facts.devices.values(), *facts.unnamed):
-        if kind in _IOMMUS:
+        if kind in IOMMUS:
             yield PlugProblem(
                 f"the guest has an IOMMU ({kind})",
                 f"start it without: {driver} maps memory behind it again all the time",

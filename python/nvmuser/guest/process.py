@@ -6,6 +6,7 @@ Owns the process from its start to its certain end. It knows nothing of what run
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -17,6 +18,9 @@ from nvmuser.errors import GuestError
 from nvmuser.hostfs.process import HeldProcess
 
 _KILL_GRACE = 10.0
+
+_OWN_WORDS = re.compile(r"qemu[\w.+-]*: |ERROR:")
+"""How a line of QEMU's own begins (error_report in util/error-report.c, hw_error in system/cpus.c), or of GLib's."""
 
 # The parent may die between fork and prctl, and then nobody signals: the shell looks whether it is still there.
 _DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
@@ -69,9 +73,11 @@ class QemuProcess:
     def why(self) -> str:
         """QEMU's own last words, or how it ended."""
         written = self.log.read_text(errors="replace").splitlines()
-        lines = [line for line in written if not line.startswith("$ ") and ": warning: " not in line]
+        lines = [line.strip() for line in written if not line.startswith("$ ") and ": warning: " not in line]
+        # What follows may be long: after a hardware error QEMU prints every CPU's registers.
+        said = [line for line in lines if _OWN_WORDS.match(line)]
         ending = f"exit status {self._child.returncode}" if self._child is not None else "it is gone"
-        return " | ".join(line.strip() for line in lines[-3:] if line.strip()) or ending
+        return " | ".join(line for line in (said or lines)[-3:] if line) or ending
 
     async def wait_ended(self, seconds: float) -> bool:
         """Whether it ends within so many seconds."""

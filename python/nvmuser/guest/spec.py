@@ -5,6 +5,7 @@ Owns validation and the choice between hugepages and 4 KiB pages. It neither mak
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,9 @@ _MEMINFO = Path("/proc/meminfo")
 _SMALLEST = 256 * MIB
 _ROOT_PORTS = 32
 _QCOW2 = b"QFI\xfb"
+
+IOMMUS = ("intel-iommu", "amd-iommu", "virtio-iommu-pci", "virtio-iommu")
+"""Devices of QEMU behind which a guest finds no working NVMe controller of ours. The last is an alias."""
 
 Firmware = Literal["seabios", "uefi"]
 Suite = Literal["trixie", "bookworm"]
@@ -66,9 +70,11 @@ class GuestSpec:
         if self.boot_from is not None and self.image is not None:
             raise UsageError("a guest boots from an image or from a controller, not from both")
         for argument in self.qemu_args:
-            if argument.split(",")[0] == "intel-iommu" and "caching-mode=on" not in argument.split(","):
-                # QEMU ends itself when the guest's driver turns it on (hw/i386/intel_iommu.c).
-                raise UsageError("an intel-iommu beside NVMe controllers needs caching-mode=on")
+            if kind := iommu_in(argument):
+                raise UsageError(
+                    f"a guest with an IOMMU ({kind}) has no NVMe disk: its driver finds no controller, or no I/O "
+                    "queue; start it without"
+                )
         if self.own_system and self.append:
             raise UsageError("--append is for the appliance's kernel; an image brings its own command line")
 
@@ -81,6 +87,17 @@ class GuestSpec:
     def own_system(self) -> bool:
         """Whether the guest boots a system of the user's instead of the appliance."""
         return self.image is not None or self.boot_from is not None
+
+
+def iommu_in(argument: str) -> str:
+    """The IOMMU that an argument of QEMU adds to the guest, by its name; empty when it adds none."""
+    kind = argument.split(",")[0].removeprefix("driver=")
+    if argument.lstrip().startswith("{"):  # -device takes JSON too
+        try:
+            kind = str(json.loads(argument).get("driver", ""))
+        except ValueError:
+            return ""
+    return kind if kind in IOMMUS else ""
 
 
 def available_memory() -> int:
