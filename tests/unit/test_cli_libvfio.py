@@ -65,6 +65,8 @@ def test_as_a_list_it_can_be_run(run: Run, state: StateDir) -> None:
 def test_what_is_refused(run: Run) -> None:
     for arguments, words in (
         (("guest", "qemu-args", "none", "--via", "libvfio"), "controller none: no such controller"),
+        (("guest", "qemu-args", "one", "none"), "controller none: no such controller"),
+        (("guest", "run", "--controller", "none", "--", "true"), "controller none: no such controller"),
         (("guest", "qemu-args", "one", "--via", "libvfio", "--libvirt"), "not together with --via libvfio"),
     ):
         status, out, err = run(*arguments)

@@ -117,6 +117,13 @@ def test_damaged_settings(state: StateDir, content: str) -> None:
     assert state.settings.read_text() == content
 
 
+def test_a_second_supervisor_names_the_ways_that_keep_guests(state: StateDir) -> None:
+    with daemon.locked(state), pytest.raises(ConflictError) as refused, daemon.locked(state):
+        pass
+    for way in ("`nvmuser target restart`", "--standby or --no-standby", "lose them with `nvmuser target stop`"):
+        assert way in str(refused.value)
+
+
 def test_a_lock_on_a_full_disk(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -45,8 +45,17 @@ def test_objects_that_are_right_again_are_not_shown() -> None:
     history.note("object volume/a", "a is gone")
     history.note("object volume/b", "b is gone")
     history.note("endpoint", "exited")
-    history.resolve_others("object ", {"object volume/b"})
+    history.hold_each("object ", {"object volume/b": "b is gone"})
     assert texts(history) == ["b is gone", "exited"]
+
+
+def test_what_is_wrong_with_an_object_replaces_what_was() -> None:
+    history = History()
+    history.hold_each("object ", {"object volume/a": "a is gone"})
+    history.hold_each("object ", {"object volume/a": "a is too small", "object volume/b": "b is gone"})
+    assert texts(history) == ["a is too small", "b is gone"]
+    history.hold_each("object ", {})
+    assert texts(history) == []
 
 
 def test_what_holds_now_keeps_the_time_of_its_beginning() -> None:

@@ -203,3 +203,15 @@ async def test_two_who_want_a_standby_get_one(world: World, prepared: Preparing)
     assert len(world.started) == 1
     assert world.targets.standby is cast(Any, world.started[0])
     assert await world.targets.next() is cast(Any, world.started[0])
+
+
+async def test_a_standby_is_taken_away_while_the_target_goes_on(world: World, prepared: Preparing) -> None:
+    prepared.go_on.set()
+    serving = await world.targets.next()
+    await world.targets.raise_standby()
+    stub = cast(Stub, world.targets.standby)
+    await world.targets.drop_standby()
+    await world.targets.drop_standby()
+    assert (stub.closed, world.targets.standby) == (True, None)
+    assert world.targets.current is serving
+    assert serving.process.alive

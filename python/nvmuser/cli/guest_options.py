@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from nvmuser.errors import AccessError
 from nvmuser.guest.registry import Registry
 from nvmuser.guest.spec import MIB, GuestSpec
 from nvmuser.hostfs.device_dirs import Devices
+from nvmuser.hostfs.sockets import answers
 from nvmuser.model.sizes import parse_size
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control
@@ -96,15 +99,27 @@ def device_directories(state: StateDir, controllers: Iterable[str], *, direct: b
     return tuple(devices.provide(desired.controller(name)) for name in controllers)
 
 
+def _check_declared(state: StateDir, controllers: Iterable[str]) -> None:
+    """Tell a name that nothing bears from a controller whose target does not run.
+
+    :raises NotFoundError: there is no such controller.
+    """
+    # A user who may connect need not be one who may read what is declared.
+    with contextlib.suppress(AccessError):
+        for name in controllers:
+            control.load(state).controller(name)
+
+
 def make_spec(state: StateDir, controllers: tuple[str, ...], direct: bool, via: str, **options: Any) -> GuestSpec:
     """The specification that the options of `boot_options` describe.
 
     :raises UsageError: they contradict each other.
-    :raises NotFoundError: there is no such controller (with libvfio).
+    :raises NotFoundError: there is no such controller.
     """
     boot_from = options.pop("boot_from", None)
     if boot_from and boot_from not in controllers:
         controllers = (*controllers, boot_from)
+    _check_declared(state, [name for name in controllers if not answers(state.socket(name, direct=direct))])
     options["firmware"] = options.get("firmware") or "seabios"
     return GuestSpec(
         sockets=tuple(state.socket(name, direct=direct) for name in controllers),

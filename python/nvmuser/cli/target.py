@@ -96,7 +96,8 @@ def start(
     """Start a target with everything that is wanted, under supervision, in the background.
 
     Options hold until others are given: here, or, for --profile, --cores and --max-controllers, in a specification. A
-    target that an earlier supervisor has left running, because it was killed, is taken over with its guests.
+    target that an earlier supervisor has left running, because it was killed, is taken over with its guests. While a
+    target runs under supervision, --standby or --no-standby alone takes effect at once.
 
     \b
     Examples:
@@ -104,6 +105,9 @@ def start(
       nvmuser target start --profile balanced --cores 2,3
       nvmuser target start --log-size 64M --log-files 9
     """
+    others = (hugepages, cores or None, profile, max_controllers, log_size, log_files)
+    if standby is not None and not foreground and all(said is None for said in others) and _stand_by(state, standby):
+        return
     options = Options(hugepages, cores, profile or "", max_controllers or 0)
     said = Settings.load(state).with_said(standby=standby, hugepages=hugepages, log_size=log_size, log_files=log_files)
     if foreground:
@@ -120,6 +124,16 @@ def start(
     how = f"profile {facts['profile']}, core {_list(facts['cores'])}"
     how += ", taken over" if "target" in before else ""
     click.echo(f"target ready after {time.monotonic() - began:.1f} s, {how}; {state.root}")
+
+
+def _stand_by(state: StateDir, wanted: bool) -> bool:
+    """Give the target that runs a standby, or take it away. False when no supervisor runs."""
+    try:
+        _call(state, "stand_by", wanted=wanted)
+    except TargetNotRunning:
+        return False
+    click.echo(f"the target goes on {'with a' if wanted else 'without'} standby, now and after later starts")
+    return True
 
 
 @target.command()

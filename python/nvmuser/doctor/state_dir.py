@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nvmuser.doctor.check import Finding
+from nvmuser.hostfs.permissions import explained
 from nvmuser.hostfs.sockets import answers
 from nvmuser.paths import SUN_PATH_MAX, StateDir
 
@@ -61,27 +62,40 @@ def _problem(state: StateDir, existing: Path) -> tuple[str, str] | None:
 
 
 def stale_sockets(state: StateDir) -> Iterator[Finding]:
-    """No socket is left that nobody serves."""
-    stale = list(_stale(state))
+    """No socket is left that nobody serves.
+
+    :raises AccessError: this user may not look.
+    """
+    with explained():
+        stale = sorted(_stale(state.run))
     if stale:
         yield Finding("stale sockets", False, f"nobody answers on {len(stale)}", f"rm {' '.join(map(str, stale))}")
     else:
         yield Finding("stale sockets", True, "none")
 
 
-def _stale(state: StateDir) -> Iterator[Path]:
-    if not os.access(state.run, os.R_OK | os.X_OK):
-        return
-    for path in sorted(state.run.rglob("*")):
-        if path.is_socket() and not answers(path):
-            yield path
+def _stale(directory: Path) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        if isinstance(error, PermissionError):  # else it is not there, or not any more
+            raise error
+
+    for place, _, names in os.walk(directory, onerror=refuse):
+        for path in (Path(place, name) for name in names):
+            if path.is_socket() and not answers(path):
+                yield path
 
 
 def log_sizes(state: StateDir) -> Iterator[Finding]:
-    """Logs do not fill the disk."""
-    if not os.access(state.logs, os.R_OK | os.X_OK):
-        return
-    sizes = {path: path.stat().st_size for path in sorted(state.logs.glob("*.log*")) if path.is_file()}
+    """Logs do not fill the disk.
+
+    :raises AccessError: this user may not look.
+    """
+    with explained():
+        try:
+            paths = sorted(state.logs / name for name in os.listdir(state.logs))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        sizes = {path: path.stat().st_size for path in paths if path.match("*.log*") and path.is_file()}
     total = f"{sum(sizes.values()) / (1 << 20):.1f} MiB in {state.logs}"
     large = [path for path, size in sizes.items() if size > _LOG_WANTED]
     if large:

@@ -21,6 +21,7 @@ from typing import Any
 from qemu.qmp import ExecuteError, QMPClient
 
 from nvmuser.errors import GuestError
+from nvmuser.hostfs import permissions
 
 NODE = "vfio-user-pci-is-not-migratable"
 """QEMU shows it in its refusal. Names of nodes have at most 31 characters."""
@@ -50,16 +51,18 @@ def image_beside(sockets: Sequence[Path]) -> Path:
 def write_image(path: Path) -> None:
     """Make the image if it is not there, readable for every QEMU.
 
+    :raises AccessError: this user may not make it.
     :raises GuestError: it cannot be made.
     """
     try:
-        if path.exists():
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        scratch.write_bytes(_TEXT.encode("ascii").ljust(_SECTOR, b"\n"))
-        scratch.chmod(0o644)
-        scratch.replace(path)
+        with permissions.explained():
+            if path.exists():
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = path.with_name(f".{path.name}.{os.getpid()}")
+            scratch.write_bytes(_TEXT.encode("ascii").ljust(_SECTOR, b"\n"))
+            scratch.chmod(0o644)
+            scratch.replace(path)
     except OSError as error:
         raise GuestError(f"{path}: {error.strerror}; it keeps QEMU from a migration that loses the disks") from error
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvmuser.errors import SetupError, UsageError, reason_of
+from nvmuser.hostfs import permissions
 from nvmuser.paths import StateDir
 
 _NQN = re.compile(r"nqn\.\d{4}-\d{2}\.[\x21-\x7e]+")
@@ -38,15 +39,17 @@ class HostIdentity:
 def load(state: StateDir) -> HostIdentity:
     """The identity of this installation; the first time, it is made.
 
+    :raises AccessError: this user may not read or keep it.
     :raises SetupError: it cannot be read or kept.
     """
     try:
-        if not state.host_id.exists():
-            _write(state.host_id, str(uuid.uuid4()))
-        host_id = state.host_id.read_text(encoding="ascii").strip()
-        if not state.host_nqn.exists():
-            _write(state.host_nqn, f"nqn.2014-08.org.nvmexpress:uuid:{host_id}")
-        return HostIdentity(state.host_nqn.read_text(encoding="ascii").strip(), host_id)
+        with permissions.explained():
+            if not state.host_id.exists():
+                _write(state.host_id, str(uuid.uuid4()))
+            host_id = state.host_id.read_text(encoding="ascii").strip()
+            if not state.host_nqn.exists():
+                _write(state.host_nqn, f"nqn.2014-08.org.nvmexpress:uuid:{host_id}")
+            return HostIdentity(state.host_nqn.read_text(encoding="ascii").strip(), host_id)
     except (OSError, UnicodeDecodeError, UsageError) as error:
         reason = reason_of(error)
         raise SetupError(f"{state.root}: who this host is to remotes cannot be read or kept: {reason}") from error
@@ -60,8 +63,9 @@ def keep(state: StateDir, nqn: str = "", host_id: str = "") -> HostIdentity:
     present = load(state)
     wanted = HostIdentity(nqn or present.nqn, str(uuid.UUID(host_id)) if _is_uuid(host_id) else host_id or present.id)
     try:
-        _write(state.host_id, wanted.id)
-        _write(state.host_nqn, wanted.nqn)
+        with permissions.explained():
+            _write(state.host_id, wanted.id)
+            _write(state.host_nqn, wanted.nqn)
     except OSError as error:
         raise SetupError(f"{state.root}: {error.strerror}") from error
     return wanted

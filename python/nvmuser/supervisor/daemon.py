@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from nvmuser.errors import ConflictError, NvmuserError, TargetError, TargetNotRunning, UsageError
+from nvmuser.hostfs import permissions
 from nvmuser.model.objects import TargetSettings
 from nvmuser.paths import SUN_PATH_MAX, StateDir
 from nvmuser.reconcile.engine import Engine
@@ -32,7 +33,7 @@ from nvmuser.store import Store
 from nvmuser.supervisor import control, fd_store
 from nvmuser.supervisor.settings import Settings
 from nvmuser.supervisor.spdk import Options, chosen_spdk
-from nvmuser.supervisor.supervisor import supervise
+from nvmuser.supervisor.supervisor import Supervisor
 from nvmuser.toolchain import Spdk
 from nvmuser.toolchain.spdk import check_prefix
 
@@ -41,12 +42,18 @@ log = logging.getLogger(__name__)
 _ROOM_FOR_NAME = 32
 """Bytes of a controller's name that must fit into its socket's path. A longer name is checked when it is declared."""
 _STOP_DEADLINE = 60.0
+_WAYS = (
+    "guests keep their disks with `nvmuser target start` and nothing but --standby or --no-standby, with `target:` in "
+    "a specification (`nvmuser apply`) and with `nvmuser target restart`; they lose them with `nvmuser target stop`"
+)
+"""How one that runs is changed."""
 
 
 def prepare(state: StateDir) -> None:
     """Make the directories of a state directory.
 
     :raises UsageError: its path is too long for sockets.
+    :raises AccessError: this user may not make them.
     :raises TargetError: it belongs to somebody else, or cannot be made.
     """
     longest = state.socket("x" * _ROOM_FOR_NAME, direct=True)
@@ -54,9 +61,10 @@ def prepare(state: StateDir) -> None:
         room = SUN_PATH_MAX - (len(os.fsencode(longest)) - len(os.fsencode(state.root)))
         raise UsageError(f"{state.root}: too long for UNIX sockets; a state directory's path may have {room} bytes")
     try:
-        for directory in (state.root, state.run, state.logs, state.volumes):
-            directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-        owner = state.run.stat().st_uid
+        with permissions.explained():
+            for directory in (state.root, state.run, state.logs, state.volumes):
+                directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+            owner = state.run.stat().st_uid
     except OSError as error:
         raise TargetError(f"{error.filename}: {error.strerror}; choose another with --state-dir") from error
     if owner != os.geteuid():
@@ -74,8 +82,7 @@ def locked(state: StateDir) -> Iterator[IO[str]]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             pid = file.read().strip() or "unknown"
-            way = f"pid {pid}; `nvmuser target stop` ends it"
-            raise ConflictError(f"{state.root}: a supervisor is running ({way})") from None
+            raise ConflictError(f"{state.root}: a supervisor is running (pid {pid}); {_WAYS}") from None
         # For people, and for the message above: on a full disk it is as it was.
         content = f"{os.getpid()}\n".encode()
         with contextlib.suppress(OSError):
@@ -205,7 +212,16 @@ async def _run(state: StateDir, spdk: Spdk, options: Options, settings: Settings
 
     on_ready.add_done_callback(report)
     _declare(state, options, settings)
-    await supervise(state, spdk, options, settings, on_ready=on_ready)
+    supervisor = Supervisor(state, spdk, options, settings)
+    try:
+        await supervisor.run(on_ready)
+    except NvmuserError as error:
+        if on_ready.done():
+            raise
+        on_ready.set_exception(error)
+    finally:
+        with contextlib.suppress(OSError):
+            state.control_socket.unlink(missing_ok=True)
 
 
 def _report(ready_fd: int, error: BaseException | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -68,10 +68,12 @@ class History:
         for trouble in self._known:
             trouble.resolved |= trouble.about in about
 
-    def resolve_others(self, prefix: str, failing: Collection[str]) -> None:
-        """Everything that begins with `prefix` has been looked at: what was wrong is over for all but `failing`."""
+    def hold_each(self, prefix: str, failing: Mapping[str, str]) -> None:
+        """Everything that begins with `prefix` has been looked at: `failing` is all that is wrong, with the text."""
         others = {trouble.about for trouble in self._known if trouble.about.startswith(prefix)}
-        self.resolve(*(others - set(failing)))
+        self.resolve(*(others - failing.keys()))
+        for about, text in failing.items():
+            self.hold(about, [text])
 
     def hold(self, about: str, texts: Iterable[str]) -> None:
         """What is wrong right now, and all that is: each has the time at which it was seen first."""

@@ -22,7 +22,6 @@ from nvmuser.hostfs import hugepages
 from nvmuser.model.change import Change
 from nvmuser.model.objects import Controller
 from nvmuser.paths import StateDir
-from nvmuser.reconcile.calls import Problem
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc import Server
@@ -71,7 +70,7 @@ class Supervisor:
 
     async def run(self, on_ready: asyncio.Future[None]) -> None:
         """Serve until stopped. `on_ready` gets its result when everything wanted is there, or why it cannot be."""
-        names = ("change", "reconcile", "status", "drift", "restart", "upgrade", "hold", "stop")
+        names = ("change", "reconcile", "status", "drift", "restart", "upgrade", "hold", "stand_by", "stop")
         methods: dict[str, Callable[..., Awaitable[Any]]] = {name: getattr(self, name) for name in names}
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -200,15 +199,13 @@ class Supervisor:
                 self._refusal = TargetError(reason)
                 self._refused.set()
             return False
-        for problem in outcome.problems:
-            self.history.note(_about(problem), str(problem))
         self._settle(outcome)
         return True
 
     def _settle(self, outcome: Outcome) -> None:
-        """Objects that have been reconciled have no errors any more."""
+        """Everything wanted has been looked at: what is wrong with objects is this, and nothing else any more."""
         if not outcome.pending:
-            self.history.resolve_others(_OBJECT, {_about(problem) for problem in outcome.problems})
+            self.history.hold_each(_OBJECT, {f"{_OBJECT}{p.object}": str(p) for p in outcome.problems})
 
     async def _bury(self) -> None:
         """The target has ended and is reaped: nothing that it had in flight can land any more."""
@@ -345,6 +342,24 @@ class Supervisor:
         """Start no target for so long: an outage, for `nvmuser bench recovery` or for work on the host's storage."""
         self._targets.hold(seconds)
 
+    async def stand_by(self, wanted: bool) -> None:
+        """Keep a standby from now on, and after later starts; or none.
+
+        :raises TargetError: that cannot be recorded, or the standby does not start.
+        """
+        settings = self._settings.with_said(standby=wanted)
+        try:
+            await asyncio.to_thread(settings.save, self._state)
+        except OSError as error:
+            raise TargetError(f"{self._state.settings}: {error.strerror}; nothing was changed") from error
+        self._settings = settings
+        if not wanted:
+            await self._targets.drop_standby()
+        elif self._ready.is_set():  # else it is raised as soon as guests are served
+            await self._targets.raise_standby()
+            if self._targets.standby is None:
+                raise TargetError(f"the standby does not start now: see {self._state.logs / 'supervisor.log'}")
+
     async def restart(self) -> None:
         """Replace the target by another process of the same SPDK, with its I/O finished first."""
         await self._replace(self._targets.spdk)
@@ -382,23 +397,3 @@ class Supervisor:
             await target.process.stop(_STOP_GRACE)
             await asyncio.to_thread(self._engine.sync_files)
         await self._ready.wait()
-
-
-def _about(problem: Problem) -> str:
-    return f"{_OBJECT}{problem.object}"
-
-
-async def supervise(
-    state: StateDir, spdk: Spdk, options: Options, settings: Settings, *, on_ready: asyncio.Future[None]
-) -> None:
-    """Run a supervisor; whatever ends it before it was ready goes to `on_ready`."""
-    supervisor = Supervisor(state, spdk, options, settings)
-    try:
-        await supervisor.run(on_ready)
-    except NvmuserError as error:
-        if on_ready.done():
-            raise
-        on_ready.set_exception(error)
-    finally:
-        with contextlib.suppress(OSError):
-            state.control_socket.unlink(missing_ok=True)

@@ -101,9 +101,7 @@ class Targets:
             await standby.unpark()
             self.current = standby
             return standby
-        if standby:
-            await standby.unpark()
-            await standby.stop()
+        await _discard(standby)
         started = self._clock()
         self.current = await self._start()
         self._history.startup = self._clock() - started
@@ -164,8 +162,7 @@ class Targets:
 
     async def _raise_standby(self) -> None:
         stale, self.standby, standby = self.standby, None, None
-        if stale:  # of another SPDK, or another profile
-            await stale.stop()
+        await _discard(stale)  # of another SPDK, or another profile
         try:
             standby = await self._start()
             await Engine.prepare(standby.rpc)
@@ -181,10 +178,21 @@ class Targets:
                 await standby.process.kill()
                 await standby.close()
 
+    async def drop_standby(self) -> None:
+        """Do without one from now on."""
+        async with self._raising:
+            standby, self.standby = self.standby, None
+            await _discard(standby)
+        self._history.resolve("standby")
+
     async def end(self) -> None:
         """Stop both, in good order."""
         for target in (self.current, self.standby):
-            if target:
-                await target.unpark()
-                await target.stop()
+            await _discard(target)
         self.current = self.standby = None
+
+
+async def _discard(target: Target | None) -> None:
+    if target:
+        await target.unpark()
+        await target.stop()
