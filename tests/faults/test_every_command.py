@@ -151,6 +151,18 @@ def objects_without_fields(state: StateDir) -> None:
     store.close()
 
 
+def undecodable_objects(state: StateDir) -> None:
+    with sqlite3.connect(state.store) as store:
+        store.execute("UPDATE object SET spec = CAST(x'7bff7d' AS TEXT)")
+    store.close()
+
+
+def references_to_nothing(state: StateDir) -> None:
+    with sqlite3.connect(state.store) as store:
+        store.execute("DELETE FROM object WHERE kind = 'volume'")
+    store.close()
+
+
 def broken_records(state: StateDir) -> None:
     (state.run / "vm/a/guest.json").write_text("{")
     state.lock.write_text("no number")
@@ -183,7 +195,8 @@ def files_for_sockets(state: StateDir) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        newer, truncated, garbage, text, unknown_objects, broken_objects, objects_without_fields, broken_records,
+        newer, truncated, garbage, text, unknown_objects, broken_objects, objects_without_fields,
+        undecodable_objects, references_to_nothing, broken_records,
         a_file, files_for_directories, directories_for_files, files_for_sockets,
     ],
 )  # fmt: skip

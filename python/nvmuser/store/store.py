@@ -196,10 +196,14 @@ class Store:
             raise SetupError(f"{self.path}: {self._reason(error)}") from error
         except sqlite3.DatabaseError as error:
             raise SetupError(f"{self.path}: not usable as a store: {error}") from error
+        except UnicodeDecodeError as error:
+            # A damaged schema: Python's sqlite3 cannot decode the message in which SQLite quotes it.
+            raise SetupError(f"{self.path}: damaged: {error.object!a}") from error
 
     def _reason(self, error: sqlite3.OperationalError) -> str:
         """SQLite's own words, except for a full file system, which it reports as 'disk I/O error'."""
-        is_io = error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
+        # Python's own ('Could not decode to UTF-8 column', of damaged text) have no code.
+        is_io = getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
         if is_io and os.statvfs(self.path.parent).f_bavail == 0:
             return "its file system is full: make room, or move the state directory"
         return str(error)
