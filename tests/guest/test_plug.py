@@ -74,7 +74,9 @@ async def test_events_of_an_unplug(boot: Boot) -> None:
 async def test_preflight_finds_all_at_once(target: Target, boot: Boot, tmp_path: Path) -> None:
     """In a guest as somebody else may have made it."""
     memory, port = "memory-backend-ram,id=odd,size=3M", "pcie-root-port,id=closed,hotplug=off"
-    arguments = ("-device", "virtio-iommu-pci", "-object", memory, "-device", port)
+    # Among arguments an IOMMU is refused.
+    (tmp_path / "config").write_text('[device]\n  driver = "virtio-iommu-pci"\n')
+    arguments = ("-readconfig", str(tmp_path / "config"), "-object", memory, "-device", port)
     guest = await boot(GuestSpec(memory=512 * MIB, hugepages=False, spare_ports=1, qemu_args=arguments))
     facts = await look(guest.qmp)
     assert facts.free_ports == ("port0",)
