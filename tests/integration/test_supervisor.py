@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser.errors import RpcServerError
+from nvmuser.errors import RpcServerError, TargetError
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
@@ -77,7 +77,8 @@ async def test_status_shows_what_is_wrong_with_objects_as_long_as_it_is(state: S
         create = Change(create=(Volume("a", size=1 << 20, path=str(path)),))
         await control.call("change", {"change": create.to_json()}, timeout=None)
         path.rename(away)
-        await control.call("restart", timeout=None)
+        with pytest.raises(TargetError, match=f"was replaced; .* {path}: No such file"):
+            await control.call("restart", timeout=None)
         gone = f"volume a: {path}: the backing file is gone; its data cannot be served"
         assert await errors() == [gone]
         away.rename(path)
@@ -85,6 +86,6 @@ async def test_status_shows_what_is_wrong_with_objects_as_long_as_it_is(state: S
         assert await errors() == []
         path.rename(away)
         await control.call("reconcile", timeout=None)
-        assert await errors() == [gone]
+        assert await errors() == [f"{gone} (2 times)"]
         await control.call("change", {"change": Change(delete=(Key("volume", "a"),)).to_json()}, timeout=None)
         assert await errors() == []

@@ -134,13 +134,8 @@ class Supervisor:
         self._engine.close()
 
     def _wanted(self) -> Options:
-        settings = self._engine.target_settings()
-        return replace(
-            self._options,
-            profile=settings.profile,
-            cores=settings.cores,
-            max_controllers=settings.max_controllers,
-        )
+        said = self._engine.target_settings()
+        return replace(self._options, profile=said.profile, cores=said.cores, max_controllers=said.max_controllers)
 
     # -- the target ------------------------------------------------------------------------------------------
 
@@ -395,5 +390,11 @@ class Supervisor:
             self._endpoint.target("gone")
             await self._engine.release(target.rpc)
             await target.process.stop(_STOP_GRACE)
-            await asyncio.to_thread(self._engine.sync_files)
+            failure = ""
+            try:
+                await asyncio.to_thread(self._engine.sync_files)
+            except TargetError as error:
+                failure = str(error)
         await self._ready.wait()
+        if failure:
+            raise TargetError(f"the target was replaced; what the old one wrote may not be on the disk: {failure}")
