@@ -34,7 +34,7 @@ demo: setup ## boot a guest on an SPDK volume, run fio in it: out/demo/report.ht
 	$(BIN)/nvmuser bench demo --output out/demo
 
 test: setup test-packages lint type ## set up, then every check and test but the matrix
-	$(BIN)/nvmuser setup --qemu bookworm --qemu trixie
+	$(BIN)/nvmuser setup --guest-kernel bookworm --qemu bookworm --qemu trixie
 	$(MAKE) --no-print-directory -C tests/c check
 	$(BIN)/pytest -q -n 2 tests/unit
 	$(BIN)/pytest -m 'not matrix' --durations=15 --ignore tests/unit

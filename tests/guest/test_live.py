@@ -20,6 +20,7 @@ from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB
 from nvmuser.model import change as changes
 from nvmuser.model.change import Change
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import NO_LIMITS, Controller, Limits, Namespace, Remote, TargetSettings, Volume
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
@@ -52,7 +53,7 @@ async def guest(deployment: Deployment, tmp_path: Path) -> AsyncIterator[Guest]:
 
 
 def wanted(state: StateDir, key: str) -> object:
-    return control.load(state).get(key)
+    return control.load(state).get(Key.parse(key))
 
 
 async def update(state: StateDir, after: Volume | Controller) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from pathlib import Path
@@ -95,7 +96,7 @@ asyncio.run(main())
 async def test_a_killed_qemu_is_noticed_at_once(boot: Boot) -> None:
     guest = await boot(GuestSpec(memory=512 * MIB))
     async with guest.stream("exec sleep 1000") as process:
-        signal.pidfd_send_signal(guest.process._pidfd, signal.SIGKILL)
+        os.kill(guest.process.pid, signal.SIGKILL)
         with pytest.raises(GuestError, match="connection to the guest's agent ended"):
             await asyncio.wait_for(process.wait(), 10)
     assert await guest.process.wait_ended(10)
