@@ -81,7 +81,7 @@ def test_more_than_there_is_is_promised_with_a_note(run: Run) -> None:
     status, _, err = run("volume", "create", "a", "--size", "4096T")
     assert (status, "or pass --thin to promise it all the same" in err) == (2, True)
     made = ok(run("volume", "create", "a", "--backend", "file", "--size", "7T", "--thin"))
-    assert made.splitlines()[-1].startswith("note: file system of ")
+    assert made.splitlines()[-1].startswith("note: file system at ")
     assert "7T promised to volumes and not written yet" in made
 
 

@@ -12,11 +12,11 @@ import pytest
 
 from nvmuser.doctor import space as doctor_space
 from nvmuser.errors import UsageError
-from nvmuser.hostfs.space import file_systems
+from nvmuser.hostfs.space import file_systems, mount_point
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Pool, Volume
+from nvmuser.model.objects import Limits, Pool, Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.actual import Actual, Bdev, Lvstore
 from nvmuser.reconcile.declare import declared
@@ -58,8 +58,8 @@ def test_two_volumes_on_a_file_system_that_holds_one(state: StateDir, free: Call
     with pytest.raises(UsageError) as caught:
         change(one, state, Volume("b", size=40 * MIB))
     assert str(caught.value) == (
-        f"volume b: with it, 80M would be promised to 2 volumes on the file system of {state.volumes} and not written "
-        "yet, and 60M are free; free some, or pass --thin to promise it all the same"
+        f"volume b: with it, 80M would be promised to 2 volumes on the file system at {mount_point(state.volumes)} and "
+        "not written yet, and 60M are free; free some, or pass --thin to promise it all the same"
     )
     both = change(one, state, Volume("b", size=40 * MIB, thin=True))
     (space,) = file_systems(both.volumes())
@@ -95,7 +95,7 @@ def test_growth_is_counted(state: StateDir, free: Callable[[int], None]) -> None
 
 def test_one_that_is_larger_than_all_that_is_free(state: StateDir, free: Callable[[int], None]) -> None:
     free(60)
-    with pytest.raises(UsageError, match="volume a: 61M is more than the 60M free on the file system of"):
+    with pytest.raises(UsageError, match="volume a: 61M is more than the 60M free on the file system at /"):
         change(Desired(), state, Volume("a", size=61 * MIB))
 
 
@@ -105,6 +105,27 @@ def test_other_changes_are_not_held_up(state: StateDir, free: Callable[[int], No
     free(0)
     declared(one, Change(create=(Volume("n", "null", size=MIB, volatile=True),)), state)
     declared(one, Change(delete=(Key("volume", "a"),), wipe=True), state)
+
+
+def test_only_what_takes_space_is_judged(state: StateDir, free: Callable[[int], None]) -> None:
+    free(60)
+    one = change(Desired(), state, Volume("a", size=40 * MIB), Volume("t", size=40 * MIB, thin=True))
+    a, t = (one.get(Key("volume", name)) for name in "at")
+    assert isinstance(a, Volume)
+    assert isinstance(t, Volume)
+    free(0)
+    limited = change(one, state, update=(replace(a, limits=Limits(iops=1000)),))
+    change(limited, state, update=(a, replace(t, limits=Limits(mbps=5))))
+    change(one, state, update=(replace(a, thin=True), replace(t, size=80 * MIB)))
+    with pytest.raises(UsageError, match="volume t: with it, 80M would be promised to 2 volumes"):
+        change(one, state, update=(replace(t, thin=False),))
+
+
+def test_a_file_system_is_named_by_where_it_is_mounted(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/proc/sys")
+    assert mount_point(Path("/proc/self")) == Path("/proc")
+    assert mount_point(tmp_path / "link" / "fs") in (Path("/proc"), Path("/proc/sys"))
+    assert mount_point(Path("/")) == Path("/")
 
 
 def test_doctor_says_what_is_promised_and_there(
@@ -118,8 +139,9 @@ def test_doctor_says_what_is_promised_and_there(
     free(30)
     (finding,) = doctor_space.space(state)
     assert finding.level == "warning"
+    where = mount_point(state.volumes)
     assert finding.text == (
-        f"file system of {state.volumes}: 30M of 100M free, and 40M promised to volumes and not written yet"
+        f"file system at {where}: 30M of 100M free, and 40M promised to volumes and not written yet"
     )
 
 

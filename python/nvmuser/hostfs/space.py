@@ -1,7 +1,7 @@
 """What has been promised to volumes, and what is there: of the file systems that their files are on.
 
 A file of ours is sparse: it takes space as it is written. Its volume was promised all of its size, so that what all of
-them may still write is counted together.
+them may still write is counted together; a thin one was promised nothing, which is why only warnings count it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvmuser.errors import UsageError
+from nvmuser.model.capacity import claiming
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.objects import Volume
@@ -58,12 +59,18 @@ def _space(found: list[tuple[Volume, Path, int]]) -> Space:
     directory = found[0][1]
     info = os.statvfs(directory)
     return Space(
-        f"file system of {directory}",
+        f"file system at {mount_point(directory)}",
         info.f_blocks * info.f_frsize,
         info.f_bavail * info.f_frsize,
         sum(size for _, _, size in found),
         tuple(volume.name for volume, _, _ in found),
     )
+
+
+def mount_point(directory: Path) -> Path:
+    """Where its file system is mounted: what an operator knows it by, whichever volume is looked at."""
+    place = Path(os.path.realpath(directory))
+    return next(one for one in (place, *place.parents) if os.path.ismount(one) or one == one.parent)
 
 
 def _unwritten(volume: Volume) -> tuple[int, Path, int] | None:
@@ -88,12 +95,13 @@ def allocated(info: os.stat_result) -> int:
     return info.st_blocks * 512
 
 
-def check(after: Desired, change: Change) -> None:
-    """What is new or grown fits beside all that is promised already; thin volumes take the risk, and are not counted.
+def check(before: Desired, after: Desired, change: Change) -> None:
+    """What is new, has grown or is thin no more fits beside all that is promised already. Thin volumes take the risk:
+    they are neither refused nor counted.
 
     :raises UsageError: it does not fit.
     """
-    keys = {declared.key for declared in (*change.create, *change.update)}
+    keys = claiming(before, after, change)
     firm = [volume for volume in after.volumes() if volume.backend == "file" and not volume.thin]
     changed = {volume.name for volume in firm if volume.key in keys}
     for space in file_systems(firm) if changed else ():

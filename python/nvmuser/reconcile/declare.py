@@ -9,6 +9,7 @@ import os
 
 from nvmuser.errors import UsageError
 from nvmuser.hostfs import access, files, key_files, limits, listeners, space
+from nvmuser.model import capacity
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired
 from nvmuser.model.objects import Controller, Remote, TargetSettings
@@ -18,7 +19,8 @@ from nvmuser.paths import StateDir
 def declared(before: Desired, change: Change, state: StateDir) -> Desired:
     """:raises NvmuserError: the change is not possible; the message has the reason."""
     after = next_desired(before, change, lambda volume: files.prepare(volume, state))
-    space.check(after, change)
+    capacity.check_pools(before, after, change)
+    space.check(before, after, change)
     for wanted in (*change.create, *change.update):
         if isinstance(wanted, Controller):
             access.group_of(wanted)
