@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser.errors import SetupError, UsageError
+from nvmuser.errors import ConflictError, SetupError, UsageError
 from nvmuser.hostfs import host_identity
 from nvmuser.hostfs.host_identity import HostIdentity
+from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Remote, object_from_json
+from nvmuser.model.objects import Remote, Volume, object_from_json
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.model.spec import dump, export, parse
 from nvmuser.paths import StateDir
-from nvmuser.reconcile import fabrics, remotes
+from nvmuser.reconcile import fabrics, reasons, remotes
 from nvmuser.reconcile.actual import Actual, RemoteController
 from nvmuser.reconcile.calls import Plan
 from nvmuser.reconcile.plan import plan
@@ -162,3 +163,27 @@ async def test_what_speaks_no_nvme_is_said_so() -> None:
             answer = await fabrics.ask("127.0.0.1", port, NQN, HOST.nqn, HOST.id)
             assert answer.stage == "silent"
             assert text in answer.text
+
+
+def test_a_namespace_of_a_remote_is_one_volume() -> None:
+    remote = Remote("far", nqn=NQN, paths=(RemotePath("10.0.0.1"),))
+
+    def volume(name: str, nsid: int, far: str = "far") -> Volume:
+        return Volume(name, "remote", remote=far, remote_nsid=nsid)
+
+    def declare(*volumes: Volume) -> Desired:
+        return next_desired(Desired(), Change((remote, replace(remote, name="near"), *volumes)), lambda one: one)
+
+    declare(volume("a", 1), volume("b", 2), volume("c", 1, "near"))
+    with pytest.raises(ConflictError, match="volume b: its namespace, 1 of remote far, is volume a's already"):
+        declare(volume("a", 1), volume("b", 1))
+
+
+def test_a_namespace_that_the_remote_does_not_have() -> None:
+    remote = Remote("far", nqn=NQN, paths=(RemotePath("10.0.0.1"),))
+    volume = Volume("v", "remote", remote="far", remote_nsid=7)
+    desired = Desired({one.key: Entry(one) for one in (remote, volume)})
+    there = far(("10.0.0.1", 4420))
+    assert volume.key in plan(desired, there, Path).waiting
+    assert reasons.absent(volume.key, desired, there) == "remote far has no namespace 7"
+    assert reasons.absent(volume.key, desired, Actual()).startswith("not there: what it lies on is missing")

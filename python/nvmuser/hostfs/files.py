@@ -33,7 +33,7 @@ def prepare(volume: Volume, state: StateDir) -> Volume:
     """
     if volume.backend != "file":
         return volume
-    path = Path(os.path.abspath(volume.path)) if volume.path else state.volumes / volume.name
+    path = Path(path_of(volume, state))
     try:
         info = path.stat()
     except FileNotFoundError:
@@ -45,6 +45,11 @@ def prepare(volume: Volume, state: StateDir) -> Volume:
     if not volume.path:
         raise ConflictError(f"{path}: left over from another volume; move it away, or use it with --path {path}")
     return _existing(volume, path, info)
+
+
+def path_of(volume: Volume, state: StateDir) -> str:
+    """Where the file of a declared file volume is, or will be made."""
+    return os.path.abspath(volume.path or state.volumes / volume.name)
 
 
 def _existing(volume: Volume, path: Path, info: os.stat_result) -> Volume:

@@ -129,6 +129,7 @@ class Desired:
             ("NQN", [(controller.nqn, controller.key) for controller in controllers]),
             ("serial number", [(controller.serial, controller.key) for controller in controllers]),
             ("path", [(volume.path, volume.key) for volume in volumes]),
+            ("namespace", [(_of_remote(volume), volume.key) for volume in volumes]),
             ("UUID", [(volume.uuid, volume.key) for volume in volumes]),
         ):
             first: dict[str, Key] = {}
@@ -197,3 +198,8 @@ class Desired:
                     f"controller {controller.name}: the data of volume {one.name} dies with the target, so that no "
                     "guest survives it; take a file volume, or pass --volatile to accept that"
                 )
+
+
+def _of_remote(volume: Volume) -> str:
+    """The namespace that it is of a remote, in words; empty for other volumes. SPDK has one bdev for each."""
+    return f"{volume.remote_nsid} of remote {volume.remote}" if volume.remote else ""

@@ -5,20 +5,23 @@ Changes nothing: `apply`, its `--dry-run` and `diff` judge alike, because all of
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
+from dataclasses import replace
 
-from nvmuser.errors import UsageError
-from nvmuser.hostfs import access, files, key_files, limits, listeners, space
+from nvmuser.errors import ConflictError, UsageError
+from nvmuser.hostfs import access, backing, files, key_files, limits, listeners, space
 from nvmuser.model import capacity
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired
-from nvmuser.model.objects import Controller, Remote, TargetSettings
+from nvmuser.model.objects import Controller, Remote, TargetSettings, Volume
 from nvmuser.paths import StateDir
 
 
 def declared(before: Desired, change: Change, state: StateDir) -> Desired:
     """:raises NvmuserError: the change is not possible; the message has the reason."""
-    after = next_desired(before, change, lambda volume: files.prepare(volume, state))
+    after = next_desired(before, change, _preparer(before, change, state))
     capacity.check_pools(before, after, change)
     space.check(before, after, change)
     for wanted in (*change.create, *change.update):
@@ -34,6 +37,25 @@ def declared(before: Desired, change: Change, state: StateDir) -> Desired:
         limits.check_memory(len(new))
     listeners.check_paths(state, max(new, key=len, default=""))
     return after
+
+
+def _preparer(before: Desired, change: Change, state: StateDir) -> Callable[[Volume], Volume]:
+    owners = backing.Owners()
+    for volume in before.volumes():
+        if volume.backend == "file" and volume.key not in change.delete:
+            with contextlib.suppress(ConflictError):  # shared since before this was checked; the engine reports it
+                owners.claim(volume)
+
+    def prepare(volume: Volume) -> Volume:
+        if volume.backend == "file":
+            # Before its lock is looked at, which would name our own target.
+            try:
+                owners.claim(replace(volume, path=files.path_of(volume, state)))
+            except ConflictError as error:
+                raise ConflictError(f"{volume.key.words}: {error}") from None
+        return files.prepare(volume, state)
+
+    return prepare
 
 
 def check_cores(settings: TargetSettings) -> None:

@@ -31,7 +31,7 @@ from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, TargetSettings
 from nvmuser.model.sizes import format_size
 from nvmuser.paths import StateDir
-from nvmuser.reconcile import backends, reasons
+from nvmuser.reconcile import backends, machine, reasons
 from nvmuser.reconcile.actual import Actual, query
 from nvmuser.reconcile.calls import Call, Plan, Problem
 from nvmuser.reconcile.declare import check_cores, declared
@@ -54,8 +54,6 @@ _ROUNDS = 8
 
 _PAUSE_S = 0.05
 """Before what SPDK has refused only for the moment is asked for again."""
-
-_LOST = "not there: what it lies on is missing, or does not hold it any more"
 
 log = logging.getLogger(__name__)
 
@@ -199,13 +197,13 @@ class Engine:
         if self.rpc is None:
             return await asyncio.to_thread(self._offline)
         calls, problems, current, actual = 0, dict[Key, Problem](), Plan(), Actual()
-        machine = await asyncio.to_thread(self._ready_machine)
-        if not machine.keys().isdisjoint(all_or_nothing):
-            return Outcome(0, tuple(machine.values()))
-        without: frozenset[Key] = frozenset()
+        unready = await asyncio.to_thread(self._ready_machine)
+        if not unready.keys().isdisjoint(all_or_nothing):
+            return Outcome(0, tuple(unready.values()))
+        without, opened = frozenset[Key](), set[Key]()
         routes: Routes | None = None
         for _ in range(_ROUNDS):
-            problems = dict(machine)
+            problems = dict(unready)
             actual = await query(self.rpc)
             desired = await asyncio.to_thread(self._rebuilds.note, actual)
             routes = routes or await explore(desired, actual, self._state)
@@ -215,6 +213,7 @@ class Engine:
             if runnable:
                 result = await self._examine_and_run(runnable, backends.to_examine(desired, actual), problems)
                 calls += len(result.done)
+                opened |= {call.object for call in result.done if call.needs.file}
                 if result.lost:
                     return Outcome(calls, (), current.foreign, pending=True)
                 if not result.done and any(reasons.is_transient(error) for _, error in result.failed):
@@ -228,11 +227,9 @@ class Engine:
                     break
                 without |= more or frozenset()
         self._rebuilds.watch(self.rpc, actual)
-        problems |= await asyncio.to_thread(self._lock)
+        problems |= await self._lock(opened)
         problems |= await asyncio.to_thread(self._forget_deleted, actual)
-        problems |= {problem.object: problem for problem in (*current.conflicts, *current.restart)}
-        # Report objects that still wait when no progress is possible.
-        problems |= {key: Problem(key, _LOST) for key in current.waiting - problems.keys()}
+        problems |= _unsolved(current, desired, actual, problems)
         return Outcome(calls, tuple(problems.values()), current.foreign)
 
     async def _look_if_possible(self) -> Actual:
@@ -260,27 +257,10 @@ class Engine:
 
     def _ready_machine(self) -> dict[Key, Problem]:
         """Files and directories. It waits for the disk."""
-        return self._provision() | self._grant()
-
-    def _provision(self) -> dict[Key, Problem]:
-        """Backing files: made for new volumes, looked at for the others."""
         desired = self._store.load()
-        volumes = [volume for volume in desired.volumes() if volume.backend == "file"]
-        new = [volume for volume in volumes if not desired.entries[volume.key].provisioned]
-        old = [volume for volume in volumes if desired.entries[volume.key].provisioned]
-        errors = files.each(files.provision, new) | files.each(files.check_or_grow, old)
-        self._mark(volume.key for volume in new if volume.key not in errors)
-        return {key: Problem(key, str(error)) for key, error in errors.items()}
-
-    def _grant(self) -> dict[Key, Problem]:
-        """Let those who may connect reach the sockets."""
-        problems: dict[Key, Problem] = {}
-        for controller in self._store.load().controllers():
-            try:
-                access.grant(self._state, controller)
-            except NvmuserError as error:
-                problems[controller.key] = Problem(controller.key, str(error))
-        return problems
+        made, problems = machine.provision(desired)
+        self._mark(made)
+        return problems | machine.grant(desired, self._state)
 
     def _adopt(self, desired: Desired, keys: Iterable[Key]) -> None:
         """Mark objects found in SPDK as provisioned: an earlier run may have died before it recorded them."""
@@ -327,20 +307,26 @@ class Engine:
             problems.setdefault(call.object, Problem(call.object, "waits for what failed below it"))
         return result
 
-    def _lock(self) -> dict[Key, Problem]:
-        """Lock the files that the target has open for it alone."""
-        volumes = {v.path: v for v in self._store.load().volumes() if v.backend == "file"}
+    async def _lock(self, opened: Collection[Key]) -> dict[Key, Problem]:
+        """Lock the files that the target has open for it alone. One that cannot be locked is another program's.
+
+        :param opened: keys of volumes that were opened in this act: they are closed again.
+        """
+        desired = await asyncio.to_thread(self._store.load)
         pid = self.rpc.peer_pid if self.rpc else None
-        if not pid:
+        if not self.rpc or not pid:
             return {}
         try:
-            failures = locks.lock_for(pid, volumes)
+            problems = await asyncio.to_thread(machine.lock, desired, pid)
         except SetupError as error:
             # As in a container without the right to: everything else is done, and is not undone for want of this.
             self.warnings = (f"volumes are not locked against other programs: {error}",)
             return {}
         self.warnings = ()
-        return {volumes[path].key: Problem(volumes[path].key, str(error)) for path, error in failures}
+        mine = problems.keys() & opened
+        closing = [backends.delete(volume, desired) for volume in desired.volumes() if volume.key in mine]
+        await asyncio.gather(*(self.rpc.post(one.method, one.params) for one in closing if one), return_exceptions=True)
+        return problems
 
     def _forget_deleted(self, actual: Actual) -> dict[Key, Problem]:
         """Remove the files and the tombstones of what SPDK does not have any more."""
@@ -390,6 +376,13 @@ class Engine:
             sizes = ", ".join(f"volume {volume.name} has {format_size(volume.size)}" for volume in grown)
             return f"but for {sizes} now, nothing was changed"
         return "nothing was changed"
+
+
+def _unsolved(left: Plan, desired: Desired, actual: Actual, known: Collection[Key]) -> dict[Key, Problem]:
+    """What no call can fix, when no progress is possible any more; what waits for a known problem has none of its own."""
+    found = {problem.object: problem for problem in (*left.conflicts, *left.restart)}
+    waiting = left.waiting - found.keys() - set(known)
+    return found | {key: Problem(key, reasons.absent(key, desired, actual)) for key in waiting}
 
 
 def _kept_on_a_disk(entry: Entry) -> bool:

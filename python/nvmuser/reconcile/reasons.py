@@ -11,8 +11,10 @@ import os
 from nvmuser.errors import NvmuserError, RpcServerError
 from nvmuser.hostfs import host_identity, limits
 from nvmuser.model.desired import Desired
-from nvmuser.model.objects import Remote
+from nvmuser.model.keys import Key
+from nvmuser.model.objects import Remote, Volume
 from nvmuser.paths import StateDir
+from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.calls import Call
 from nvmuser.reconcile.remotes import why_not
 
@@ -35,6 +37,15 @@ def reason(call: Call, error: NvmuserError) -> str:
     if cause := _cause(call, error):
         text += f": {cause}"
     return text
+
+
+def absent(key: Key, desired: Desired, actual: Actual) -> str:
+    """Why an object that no call makes is not there, as far as can be seen."""
+    entry = desired.entries.get(key)
+    wanted = entry.object if entry else None
+    if isinstance(wanted, Volume) and wanted.remote in actual.remotes:
+        return f"remote {wanted.remote} has no namespace {wanted.remote_nsid}"
+    return "not there: what it lies on is missing, or does not hold it any more"
 
 
 def is_transient(error: NvmuserError) -> bool:
