@@ -169,7 +169,7 @@ def test_profiles(run: Run, tmp_path: Path) -> None:
     ok(run("apply", "-f", str(path)))
     ok(run(*attach, "d"))
     path.write_text("target: {profile: eco}\n")
-    refused(run("apply", "-f", str(path)), f"{path}:1: target: the profile eco has no pollers", 1)
+    refused(run("apply", "-f", str(path)), f"{path}:1: target: the profile eco has no pollers", 2)
     path.write_text("target: {cores: [100000]}\n")
     refused(run("apply", "-f", str(path)), "core 100000 may not be used here; choose among", 2)
     path.write_text("target: {profile: fast}\n")

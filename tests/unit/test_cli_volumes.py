@@ -52,12 +52,59 @@ def test_a_size_that_is_rounded_up_is_printed(run: Run) -> None:
     create = ("volume", "create", "l", "--backend", "lvol", "--pool", "p", "--size")
     assert first(ok(run(*create, "1600K"))) == "volume l created, 2M: rounded up from 1600K"
     assert json.loads(ok(run("volume", "show", "l", "--json")))["size"] == 2 << 20
-    assert first(ok(run("volume", "grow", "l", "2.5M"))) == "volume l has grown to 2.5M, 3M: rounded up from 2560K"
+    assert first(ok(run("volume", "grow", "l", "2.5M"))) == "volume l has grown to 3M: rounded up from 2.5M"
     assert first(ok(run("volume", "create", "m", "--pool", "p", "--backend", "lvol", "--size", "3M"))) == (
         "volume m created"
     )
     null = ("volume", "create", "n", "--backend", "null", "--volatile", "--size", "512K")
     assert first(ok(run(*null))) == "volume n created, 1M: rounded up from 512K"
+
+
+def test_a_fraction_that_is_rounded_up_is_printed(run: Run, tmp_path: Path) -> None:
+    assert first(ok(run("volume", "create", "a", "--size", "1.7K"))) == "volume a created, 4K: rounded up from 1.7K"
+    assert first(ok(run("volume", "create", "b", "--size", "1.5K"))) == "volume b created"
+    assert first(ok(run("volume", "grow", "a", "4.1K"))) == "volume a has grown to 8K: rounded up from 4.1K"
+    path = tmp_path / "spec.yaml"
+    path.write_text("target: {profile: eco}\nvolumes: [{name: c, size: 1.7K}, {name: b, size: 2K}]\n")
+    assert ok(run("apply", "-f", str(path))).splitlines()[:3] == [
+        "created target spdk",
+        "created volume c, 4K: rounded up from 1.7K",
+        "changed volume b",
+    ]
+    assert ok(run("diff", "-f", str(path))) == ""
+
+
+def test_only_what_dies_with_the_target_is_volatile(run: Run) -> None:
+    """Else it would be listed as such, and refused to controllers."""
+    status, out, err = run("volume", "create", "a", "--size", "4M", "--volatile")
+    assert (status, out) == (2, "")
+    assert "volume a: volatile (--volatile) is for data that dies with the target" in err
+    ok(run("volume", "create", "disk", "--size", "64M"))
+    assert run("volume", "create", "slow", "--backend", "delay", "--base", "disk", "--volatile")[0] == 2
+    ok(run("pool", "create", "p", "--base", "disk"))
+    in_pool = ("--backend", "lvol", "--pool", "p", "--size", "4M")
+    assert run("volume", "create", "l", *in_pool, "--volatile")[0] == 2
+    ok(run("volume", "create", "l", *in_pool))
+    ok(run("volume", "create", "n", "--backend", "null", "--size", "64M", "--volatile"))
+    ok(run("pool", "create", "q", "--base", "n"))
+    ok(run("volume", "create", "m", "--backend", "lvol", "--pool", "q", "--size", "4M", "--volatile"))
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("controllers: [{name: c, namespaces: [nothing]}]", 2),
+        ("volumes: [{name: a, path: /dev/null}]", 2),
+        ("volumes: [{name: a, size: 4M}, {name: b, size: 4M, path: SAME}, {name: c, size: 4M, path: SAME}]", 2),
+        ("volumes: [{name: a, size: 1M}", 2),
+    ],
+)
+def test_apply_ends_as_diff_does_where_the_file_is_wrong(run: Run, tmp_path: Path, text: str, status: int) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text.replace("SAME", str(tmp_path / "same")) + "\n")
+    ends = [run(*command, "-f", str(path)) for command in (("diff",), ("apply",), ("apply", "--dry-run"))]
+    assert [end[0] for end in ends] == [status] * 3
+    assert len({end[2] for end in ends}) == 1
 
 
 @pytest.mark.usefixtures("pool")
@@ -102,7 +149,9 @@ def test_a_controller_whose_socket_would_not_fit_is_refused(run: Run) -> None:
 def test_options_of_another_backend_are_refused_by_name(run: Run) -> None:
     for options, words in (
         (("--size", "1G", "--pool", "p", "--remote", "r"), "pool is for lvol; this is a file volume: leave it out"),
-        (("--size", "1G", "--latency-us", "5"), "latency_us is for delay"),
+        (("--size", "1G", "--latency-us", "5"), "latency_us (--latency-us) is for delay"),
+        (("--size", "1G", "--nsid", "5"), "remote_nsid (--nsid) is for remote"),
+        (("--size", "1G", "--member", "a", "--member", "b"), "members (--member) is for raid1, concat"),
         (("--backend", "error", "--base", "b", "--size", "1G"), "size is for file, malloc, null, lvol"),
     ):
         status, out, err = run("volume", "create", "a", *options)

@@ -22,8 +22,7 @@ from nvmuser.model import spec_schema
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Volume
-from nvmuser.model.sizes import format_size
+from nvmuser.model.sizes import format_size, rounding
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.declare import declared
 from nvmuser.reconcile.dry_run import dry_run
@@ -54,18 +53,22 @@ def apply(state: StateDir, path: str, prune: bool, yes: bool, force: bool, dry_r
     What a guest that is connected would lose is not taken away without --force.
     """
     spec = _read(path)
-    change = replace(specs.difference(control.load(state), spec, prune=prune, wipe=yes), force=force)
+    desired = control.load(state)
+    change = replace(specs.difference(desired, spec, prune=prune, wipe=yes), force=force)
     try:
         if dry_run:
             say(run(_dry_run(state, change)))
             return
         outcome = run(_apply(state, change))
     except NvmuserError as error:
-        raise spec.explain(error) from error
+        explained = spec.explain(error)
+        if _is_impossible(desired, change, state):
+            explained.exit_status = 2  # as of `diff`
+        raise explained from error
     if as_json:
         say(outcome.to_json() | {"changed": [str(key) for key in sorted(change.keys)]})
     else:
-        _print(change, outcome)
+        _print(spec, change, outcome)
 
 
 @click.command()
@@ -95,6 +98,15 @@ def diff(state: StateDir, path: str, prune: bool, as_json: bool) -> None:
             click.echo(line)
     if change.keys:
         sys.exit(1)
+
+
+def _is_impossible(desired: Desired, change: Change, state: StateDir) -> bool:
+    """Was it the file, and not what came when it was carried out?"""
+    try:
+        declared(desired, change, state)
+    except (NvmuserError, OSError):
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -171,17 +183,17 @@ async def _dry_run(state: StateDir, change: Change) -> list[list[dict[str, Any]]
         return await dry_run(control.load(state), change, state, rpc)
 
 
-def _print(change: Change, outcome: Outcome) -> None:
+def _print(spec: specs.Spec, change: Change, outcome: Outcome) -> None:
     if not change.keys and not outcome.calls and not outcome.problems:
         click.echo("nothing to do" + ("; the target is not running" if outcome.pending else ""))
-    rounding = _rounding(change, outcome)
+    rounded = _rounding(spec, outcome)
     for word, keys in (
         ("created", [item.key for item in change.create]),
         ("changed", [item.key for item in change.update]),
         ("deleted", list(change.delete)),
     ):
         for key in keys:
-            click.echo(f"{word} {key.words}{rounding.get(key, '')}")
+            click.echo(f"{word} {key.words}{rounded.get(key, '')}")
     if not change.keys and outcome.calls:
         click.echo(f"repaired with {counted(outcome.calls, 'call')}")
     if outcome.pending and change.keys:
@@ -190,17 +202,12 @@ def _print(change: Change, outcome: Outcome) -> None:
         click.echo(f"note: {problem}")
 
 
-def _rounding(change: Change, outcome: Outcome) -> dict[Key, str]:
-    """What to say of volumes that have become larger than asked, because SPDK has no such size."""
-    asked = {item.key: item.size for item in (*change.create, *change.update) if isinstance(item, Volume) and item.size}
+def _rounding(spec: specs.Spec, outcome: Outcome) -> dict[Key, str]:
+    """What to say of volumes that have become larger than asked."""
     made = {
         Key("volume", item["name"]): int(item.get("size", 0)) for item in outcome.objects if item["kind"] == "volume"
     }
-    return {
-        key: f", {format_size(made[key])}: rounded up from {format_size(size)}"
-        for key, size in asked.items()
-        if made.get(key, 0) > size
-    }
+    return {key: rounding(made.get(key, 0), size) for key, size in spec.sizes.items()}
 
 
 def _text(field: str, value: Any) -> str:

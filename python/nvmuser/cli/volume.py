@@ -21,7 +21,7 @@ from nvmuser.model.desired import Desired
 from nvmuser.model.identity import device_in_guest
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import NO_LIMITS, Limits, Volume
-from nvmuser.model.sizes import approximate, format_size, parse_size
+from nvmuser.model.sizes import approximate, parse_size, rounding
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import backends, space
 from nvmuser.reconcile.actual import Actual
@@ -79,7 +79,7 @@ def create(state: StateDir, /, name: str, size: str | None, block_size: str, as_
         raise UsageError(f"volume {name}: size 0; say how large it is, such as --size 1G")
     volume = Volume(name, size=bytes_, block_size=int(block_size), **fields)
     outcome = run(control.submit(state, Change(create=(volume,))))
-    say_object(outcome, as_json, f"volume {name} created{_rounding(outcome, bytes_)}")
+    say_object(outcome, as_json, f"volume {name} created{_rounding(outcome, size)}")
     if not as_json:
         _note_space(state, name)
 
@@ -159,7 +159,7 @@ def grow(state: StateDir, name: str, size: str, as_json: bool) -> None:
     """
     bytes_ = parse_size(size)
     outcome = run(control.alter(state, lambda desired: replace(_in(desired, name), size=bytes_)))
-    say_object(outcome, as_json, f"volume {name} has grown to {size}{_rounding(outcome, bytes_)}")
+    say_object(outcome, as_json, f"volume {name} has grown to {_rounding(outcome, size).removeprefix(', ') or size}")
     if not as_json:
         _note_space(state, name)
 
@@ -272,11 +272,10 @@ def replace_member(state: StateDir, name: str, old: str, new: str, size: str | N
 volume.add_command(stats)
 
 
-def _rounding(outcome: Outcome, asked: int) -> str:
-    """What to add where SPDK cannot give exactly the size that was asked for."""
+def _rounding(outcome: Outcome, asked: str | None) -> str:
+    """What to add where a volume cannot have exactly the size that was asked for."""
     (made,) = outcome.objects
-    size = int(made.get("size", 0))
-    return f", {format_size(size)}: rounded up from {format_size(asked)}" if asked and size > asked else ""
+    return rounding(int(made.get("size", 0)), asked) if asked else ""
 
 
 def _in(desired: Desired, name: str) -> Volume:

@@ -94,6 +94,15 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
+_OPTIONS = {"remote_nsid": "--nsid", "latency_us": "--latency-us", "members": "--member"}
+"""Of the command line, where they are written otherwise than the fields."""
+
+
+def _spoken(field: str) -> str:
+    """As a specification and the command line have it."""
+    return f"{field} ({_OPTIONS[field]})" if field in _OPTIONS else field
+
+
 def check_declared(volume: Volume) -> str:
     """Why a volume cannot be declared so; empty when it can."""
     backend = BACKENDS[volume.backend]
@@ -101,7 +110,7 @@ def check_declared(volume: Volume) -> str:
         for field in other.takes:
             if field not in backend.takes and getattr(volume, field):
                 whose = ", ".join(backend.name for backend in BACKENDS.values() if field in backend.takes)
-                return f"{field} is for {whose}; this is {backend.article} {backend.name} volume: leave it out"
+                return f"{_spoken(field)} is for {whose}; this is {backend.article} {backend.name} volume: leave it out"
     if volume.snapshot_of and (volume.thin or volume.clone_of):
         return "a snapshot takes no thin and no clone_of"
     if volume.inflated and not volume.clone_of:

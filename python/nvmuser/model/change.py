@@ -118,6 +118,9 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
         if users := users_of.get(key):
             raise ConflictError(f"{key.words}: in use by {', '.join(users)}")
     after.check()
+    for declared in change.create:
+        if isinstance(one := after.get(declared.key), Volume):
+            after.check_new(one)
     return after
 
 

@@ -165,6 +165,21 @@ class Desired:
                         "pass --volatile to accept that"
                     )
 
+    def check_new(self, volume: Volume) -> None:
+        """Asked when it is declared: what a store holds since long ago stays.
+
+        :raises UsageError: it is declared volatile, and nothing of it is.
+        """
+        below = [key for key in volume.depends_on if key.kind != "remote"]
+        below += [key for pool in below if pool.kind == "pool" for key in self.get(pool).depends_on]
+        lying_on = [self.get(key) for key in below]
+        dies = BACKENDS[volume.backend].volatile or any(isinstance(b, Volume) and b.volatile for b in lying_on)
+        if volume.volatile and not dies:
+            raise UsageError(
+                f"volume {volume.name}: volatile (--volatile) is for data that dies with the target, and this does "
+                "not: leave it out"
+            )
+
     def _check_interrupts(self) -> None:
         """In interrupt mode, whatever needs a poller would keep a core busy, or not be there at all."""
         if self.target.profile != "eco":

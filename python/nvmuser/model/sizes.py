@@ -18,10 +18,8 @@ _NUMBER = re.compile(r"[0-9.]+")
 _UNITS = " KMGTP"
 
 
-def parse_size(text: str | int) -> int:
-    """Bytes from `512M`, `1.5G`, `20Gi`, `1GiB` or a number; units are powers of 1024.
-
-    A fraction that is no whole number of sectors is rounded up to 4096 bytes: never less than what was asked for.
+def exact_size(text: str | int) -> Decimal:
+    """What `parse_size` rounds up, in bytes.
 
     :raises UsageError: it is not a size.
     """
@@ -32,14 +30,32 @@ def parse_size(text: str | int) -> int:
             f"size {text!r}: expected a number of bytes, or one with K, M, G, T or P, such as 512M, 1.5G or 20Gi"
         )
     unit = stripped[number.end() :].strip()[:1].upper().replace("B", "")
-    exact = Decimal(number[0]) * (1 << 10 * _UNITS.index(unit or " "))
-    if "." in number[0] and exact % SECTOR:
-        if not unit:
-            raise UsageError(f"size {text!r}: a fraction needs a unit, such as 1.5G")
+    if not unit and "." in number[0]:
+        raise UsageError(f"size {text!r}: a fraction needs a unit, such as 1.5G")
+    return Decimal(number[0]) * (1 << 10 * _UNITS.index(unit or " "))
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from `512M`, `1.5G`, `20Gi`, `1GiB` or a number; units are powers of 1024.
+
+    A fraction that is no whole number of sectors is rounded up to 4096 bytes: never less than what was asked for.
+
+    :raises UsageError: it is not a size.
+    """
+    exact = exact_size(text)
+    if "." in str(text) and exact % SECTOR:
         exact = Decimal(round_up(int(exact.to_integral_value(ROUND_CEILING)), PAGE))
     if exact > _MOST:
         raise UsageError(f"size {text!r}: more than {format_size(_MOST)}")
     return int(exact)
+
+
+def rounding(made: int, asked: str | int) -> str:
+    """What a person reads of a size that has become larger than asked; empty when it has not.
+
+    :param asked: as it was written.
+    """
+    return f", {format_size(made)}: rounded up from {asked}" if made > exact_size(asked) else ""
 
 
 def format_size(size: int) -> str:

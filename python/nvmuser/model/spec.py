@@ -48,6 +48,8 @@ class Spec:
     objects: tuple[AnyObject, ...]
     places: Mapping[Key, str]
     """Key of an object → `spec.yaml:12: volumes[3]`."""
+    sizes: Mapping[Key, str]
+    """Key of an object → its size as it is written."""
 
     def explain(self, error: NvmuserError) -> NvmuserError:
         """The error with the place of the object that it is about, if it is in the file."""
@@ -69,7 +71,7 @@ def parse(text: str, source: str) -> Spec:
         raise UsageError(f"{source}: {error}") from error
     reader = _Reader(source)
     objects = list(reader.objects(root)) if root is not None else []
-    return Spec(tuple(objects), reader.places)
+    return Spec(tuple(objects), reader.places, reader.sizes)
 
 
 class _Reader:
@@ -78,6 +80,7 @@ class _Reader:
     def __init__(self, source: str) -> None:
         self._source = source
         self.places: dict[Key, str] = {}
+        self.sizes: dict[Key, str] = {}
 
     def objects(self, root: yaml.Node) -> Iterator[AnyObject]:
         for key, section in self._pairs(root, ()):
@@ -111,6 +114,8 @@ class _Reader:
         if one.key in self.places:
             raise self._error(node, path, f"{kind} {one.name}: declared already at {self.places[one.key]}")
         self.places[one.key] = f"{self._source}:{node.start_mark.line + 1}: {_text(path)}"
+        if "size" in data:
+            self.sizes[one.key] = _at(node, ("size",)).value
         return one
 
     def _plain(self, node: yaml.Node, path: Path) -> Any:

@@ -379,7 +379,7 @@ class Engine:
 
 
 def _unsolved(left: Plan, desired: Desired, actual: Actual, known: Collection[Key]) -> dict[Key, Problem]:
-    """What no call can fix, when no progress is possible any more; what waits for a known problem has none of its own."""
+    """What no call can fix, when no progress is possible any more. What has a known problem keeps it."""
     found = {problem.object: problem for problem in (*left.conflicts, *left.restart)}
     waiting = left.waiting - found.keys() - set(known)
     return found | {key: Problem(key, reasons.absent(key, desired, actual)) for key in waiting}
