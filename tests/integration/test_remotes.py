@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from bare_target import TargetFactory
 
-from nvmuser.errors import NvmuserError, TargetError, UsageError
+from nvmuser.errors import ConflictError, NvmuserError, TargetError, UsageError
 from nvmuser.hostfs import host_identity
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
@@ -109,6 +109,18 @@ async def test_ipv6_in_any_form(pair: Pair) -> None:
     await pair.admit(host_identity.load(pair.state).nqn)
     await pair.listen("::1")
     await pair.attach("0:0::1")
+
+
+async def test_a_namespace_is_one_volume_and_has_to_be_there(pair: Pair) -> None:
+    await pair.admit(host_identity.load(pair.state).nqn)
+    await pair.listen()
+    await pair.attach("127.0.0.1")
+    with pytest.raises(TargetError, match=r"^volume v7: remote far has no namespace 7; nothing was changed$"):
+        await pair.engine.change(Change((Volume("v7", "remote", remote="far", remote_nsid=7),)))
+    with pytest.raises(ConflictError, match=r"^volume two: its namespace, 1 of remote far, is volume disk's already$"):
+        await pair.engine.change(Change((Volume("two", "remote", remote="far", remote_nsid=1),)))
+    status = await pair.engine.status()
+    assert (status.drifted, status.missing) == ((), ())
 
 
 async def test_each_reason_is_its_own(pair: Pair) -> None:
