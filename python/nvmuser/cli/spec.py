@@ -15,7 +15,7 @@ import click
 from nvmuser.cli import failure
 from nvmuser.cli.options import force_option, json_option
 from nvmuser.cli.present import counted, plain, run, say
-from nvmuser.errors import NvmuserError, UsageError
+from nvmuser.errors import NvmuserError, RpcError, TargetError, UsageError
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model import spec as specs
 from nvmuser.model import spec_schema
@@ -62,7 +62,8 @@ def apply(state: StateDir, path: str, prune: bool, yes: bool, force: bool, dry_r
         outcome = run(_apply(state, change))
     except NvmuserError as error:
         explained = spec.explain(error)
-        if _is_impossible(desired, change, state):
+        # What a target has refused was tried, and may have left files.
+        if not isinstance(error, TargetError | RpcError) and _is_impossible(desired, change, state):
             explained.exit_status = 2  # as of `diff`
         raise explained from error
     if as_json:
