@@ -83,6 +83,9 @@ class ModelSpdk:
     def bdev_examine(self, name: str) -> None:
         """What is to be found comes by itself here."""
 
+    def bdev_wait_for_examine(self) -> None:
+        """It has been looked at already."""
+
     def bdev_aio_create(self, name: str, filename: str, block_size: int, fallocate: bool, uuid: str) -> None:
         assert fallocate
         check(filename in self.file_sizes, "no such file")

@@ -21,6 +21,7 @@ from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, Namespace, Pool, Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import engine as engine_module
+from nvmuser.reconcile import reopen as reopen_module
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.plan import plan
@@ -53,6 +54,9 @@ class ModelRpc:
             reply.set_result(None)
         return reply
 
+    async def call(self, method: str) -> None:
+        await self.post(method, {})
+
     def _do(self, method: str, params: Mapping[str, Any]) -> None:
         self.trap(f"before {method}")
         if method == "bdev_aio_create":
@@ -71,7 +75,8 @@ def rpc(monkeypatch: pytest.MonkeyPatch) -> ModelRpc:
     async def query(rpc: ModelRpc) -> Actual:
         return rpc.spdk.actual
 
-    monkeypatch.setattr(engine_module, "query", query)
+    for module in (engine_module, reopen_module):
+        monkeypatch.setattr(module, "query", query)
     return ModelRpc()
 
 

@@ -30,6 +30,8 @@ class Bdev:
     """lvol: clusters of its own; a clone's others are its snapshot's."""
     clone_of: str = ""
     """lvol: the short name of the snapshot that it shares clusters with."""
+    claimed: bool = False
+    """Somebody writes to it."""
 
     @classmethod
     def from_spdk(cls, data: Mapping[str, Any]) -> Self:
@@ -51,6 +53,7 @@ class Bdev:
             thin=lvol.get("thin_provision", False),
             allocated_clusters=lvol.get("num_allocated_clusters", 0),
             clone_of=lvol.get("base_snapshot", ""),
+            claimed=data.get("claimed", False),
         )
 
 

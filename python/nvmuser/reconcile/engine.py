@@ -31,7 +31,7 @@ from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, TargetSettings
 from nvmuser.model.sizes import format_size
 from nvmuser.paths import StateDir
-from nvmuser.reconcile import backends, machine, reasons
+from nvmuser.reconcile import backends, machine, pool_room, reasons
 from nvmuser.reconcile.actual import Actual, query
 from nvmuser.reconcile.calls import Call, Plan, Problem
 from nvmuser.reconcile.declare import check_cores, declared
@@ -41,6 +41,7 @@ from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.plan import plan
 from nvmuser.reconcile.rebuilds import Rebuilds
 from nvmuser.reconcile.remotes import Routes, explore
+from nvmuser.reconcile.reopen import reopen
 from nvmuser.reconcile.space import pools
 from nvmuser.reconcile.status import Status, status_of
 from nvmuser.reconcile.tidy import tidy
@@ -202,6 +203,7 @@ class Engine:
             return Outcome(0, tuple(unready.values()))
         without, opened = frozenset[Key](), set[Key]()
         routes: Routes | None = None
+        reopened = False
         for _ in range(_ROUNDS):
             problems = dict(unready)
             actual = await query(self.rpc)
@@ -220,6 +222,9 @@ class Engine:
                     await asyncio.sleep(_PAUSE_S)
                     continue
             if not runnable or not result.done:
+                if not reopened and await reopen(self.rpc, desired, actual):
+                    reopened = True
+                    continue
                 # Nothing else comes: mirrors need not wait for it any longer.
                 more, refused = await self._rebuilds.degrade(self.rpc, actual)
                 problems |= refused
@@ -229,7 +234,10 @@ class Engine:
         self._rebuilds.watch(self.rpc, actual)
         problems |= await self._lock(opened)
         problems |= await asyncio.to_thread(self._forget_deleted, actual)
-        problems |= _unsolved(current, desired, actual, problems)
+        problems |= await asyncio.to_thread(self._keep_room)
+        problems |= {problem.object: problem for problem in (*current.conflicts, *current.restart)}
+        # Report objects that still wait when no progress is possible.
+        problems |= reasons.missing(current.waiting, problems, desired, actual)
         return Outcome(calls, tuple(problems.values()), current.foreign)
 
     async def _look_if_possible(self) -> Actual:
@@ -257,10 +265,14 @@ class Engine:
 
     def _ready_machine(self) -> dict[Key, Problem]:
         """Files and directories. It waits for the disk."""
+        self._keep_room()  # What has none is reported when its pool has been tried.
         desired = self._store.load()
         made, problems = machine.provision(desired)
         self._mark(made)
         return problems | machine.grant(desired, self._state)
+
+    def _keep_room(self) -> dict[Key, Problem]:
+        return pool_room.reserve_all(self._store.load())
 
     def _adopt(self, desired: Desired, keys: Iterable[Key]) -> None:
         """Mark objects found in SPDK as provisioned: an earlier run may have died before it recorded them."""
@@ -304,7 +316,7 @@ class Engine:
             log.warning("%s: %s", call.object, error)
             problems[call.object] = Problem(call.object, await reasons.explain(call, error, desired, self._state))
         for call in result.skipped:
-            problems.setdefault(call.object, Problem(call.object, "waits for what failed below it"))
+            problems.setdefault(call.object, Problem(call.object, reasons.FAILED_BELOW))
         return result
 
     async def _lock(self, opened: Collection[Key]) -> dict[Key, Problem]:
@@ -349,7 +361,7 @@ class Engine:
         problems = self._ready_machine()
         if not answers(self._state.rpc_socket):
             deleted = [entry for entry in self._store.load().entries.values() if entry.deleting]
-            problems |= self._bury([entry for entry in deleted if not _kept_on_a_disk(entry)])
+            problems |= self._bury([entry for entry in deleted if not backends.kept_on_a_disk(entry)])
         return Outcome(0, tuple(problems.values()), pending=not problems)
 
     async def _undo(self, before: Desired, after: Desired, change: Change, reasons: list[Problem]) -> str:
@@ -376,15 +388,3 @@ class Engine:
             sizes = ", ".join(f"volume {volume.name} has {format_size(volume.size)}" for volume in grown)
             return f"but for {sizes} now, nothing was changed"
         return "nothing was changed"
-
-
-def _unsolved(left: Plan, desired: Desired, actual: Actual, known: Collection[Key]) -> dict[Key, Problem]:
-    """What no call can fix, when no progress is possible any more. What has a known problem keeps it."""
-    found = {problem.object: problem for problem in (*left.conflicts, *left.restart)}
-    waiting = left.waiting - found.keys() - set(known)
-    return found | {key: Problem(key, reasons.absent(key, desired, actual)) for key in waiting}
-
-
-def _kept_on_a_disk(entry: Entry) -> bool:
-    """May SPDK have made it, in such a way that it outlives every target?"""
-    return backends.made_once(entry.object) and (entry.asked or entry.provisioned)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable, Mapping
 
 from nvmuser.errors import NvmuserError, RpcServerError
 from nvmuser.hostfs import host_identity, limits
@@ -15,8 +16,12 @@ from nvmuser.model.keys import Key
 from nvmuser.model.objects import Remote, Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.actual import Actual
-from nvmuser.reconcile.calls import Call
+from nvmuser.reconcile.calls import Call, Problem
 from nvmuser.reconcile.remotes import why_not
+
+_LOST = "not there: what it lies on is missing, or does not hold it any more"
+
+FAILED_BELOW = "waits for what failed below it"
 
 
 async def explain(call: Call, error: NvmuserError, desired: Desired, state: StateDir) -> str:
@@ -39,13 +44,28 @@ def reason(call: Call, error: NvmuserError) -> str:
     return text
 
 
-def absent(key: Key, desired: Desired, actual: Actual) -> str:
-    """Why an object that no call makes is not there, as far as can be seen."""
+def missing(
+    waiting: Iterable[Key], problems: Mapping[Key, Problem], desired: Desired, actual: Actual
+) -> dict[Key, Problem]:
+    """Why what waits does not come, as far as can be seen, for all of it that has no problem of its own."""
+
+    def fails(key: Key) -> bool:
+        entry = desired.entries.get(key)
+        return key in problems or (entry is not None and any(map(fails, entry.object.depends_on)))
+
+    return {
+        key: Problem(key, FAILED_BELOW if fails(key) else _absent(key, desired, actual))
+        for key in waiting
+        if key not in problems
+    }
+
+
+def _absent(key: Key, desired: Desired, actual: Actual) -> str:
     entry = desired.entries.get(key)
     wanted = entry.object if entry else None
     if isinstance(wanted, Volume) and wanted.remote in actual.remotes:
         return f"remote {wanted.remote} has no namespace {wanted.remote_nsid}"
-    return "not there: what it lies on is missing, or does not hold it any more"
+    return _LOST
 
 
 def is_transient(error: NvmuserError) -> bool:

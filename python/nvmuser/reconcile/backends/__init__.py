@@ -6,7 +6,7 @@ is `nvmuser.reconcile.plan`'s. What a person may declare of each is `nvmuser.mod
 
 from __future__ import annotations
 
-from nvmuser.model.desired import Desired
+from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, Volume
 from nvmuser.reconcile.actual import Actual, Bdev
@@ -102,6 +102,11 @@ def set_limits(volume: Volume, desired: Desired) -> Request:
 def made_once(one: AnyObject) -> bool:
     """Does making it a second time lose what it holds?"""
     return one.kind == "pool" or (isinstance(one, Volume) and REGISTRY[one.backend].made_once)
+
+
+def kept_on_a_disk(entry: Entry) -> bool:
+    """May SPDK have made it, in such a way that it outlives every target?"""
+    return made_once(entry.object) and (entry.asked or entry.provisioned)
 
 
 def to_examine(desired: Desired, actual: Actual) -> list[str]:

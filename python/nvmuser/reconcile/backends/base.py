@@ -36,6 +36,9 @@ class SpdkBackend:
     stays: ClassVar[bool] = False
     """Its bdev is there whether the volume is wanted or not, so that a deletion does not wait for its end."""
 
+    reopens: ClassVar[bool] = False
+    """Its bdev can be deleted and made again, and holds the same as before."""
+
     def bdev_name(self, volume: Volume, below: Below) -> str:
         """What SPDK calls it."""
         return volume.name

@@ -11,6 +11,7 @@ from nvmuser.rpc.methods import Request
 class DelayBackend(SpdkBackend):
     name = "delay"
     module = "delay"
+    reopens = True
     passes_on = True
 
     def create(self, volume: Volume, below: Below) -> Request:

@@ -11,6 +11,7 @@ from nvmuser.rpc.methods import Request
 class ErrorBackend(SpdkBackend):
     name = "error"
     module = "error"
+    reopens = True
     passes_on = True
     identified = False
     """SPDK ignores the UUID that it is given and derives one from the base's."""

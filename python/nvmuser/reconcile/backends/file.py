@@ -17,6 +17,7 @@ class FileBackend(SpdkBackend):
 
     name = "file"
     module = "aio"
+    reopens = True
 
     def create(self, volume: Volume, below: Below) -> Request:
         return methods.aio_create(volume.name, volume.path, volume.block_size, volume.uuid)

@@ -31,3 +31,4 @@ class ConcatBackend(_Raid):
     """Without one: it holds nothing but its members' order, which is declared."""
 
     name = "concat"
+    reopens = True
