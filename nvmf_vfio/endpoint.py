@@ -83,9 +83,9 @@ class Endpoint:
             case "start":
                 self._start()
             case "serve":
-                self._serve(set(message["controllers"]))
+                failed = self._serve(set(message["controllers"]))
                 if self._channel:
-                    self._channel.send("served")
+                    self._channel.send("served", failed=failed)
             case "target":
                 self._target(message["state"])
             case "status":
@@ -128,14 +128,18 @@ class Endpoint:
 
     # -- listeners -----------------------------------------------------------------------------------------------
 
-    def _serve(self, controllers: set[str]) -> None:
+    def _serve(self, controllers: set[str]) -> dict[str, str]:
+        """Returns why some have no socket, by their names."""
+        failed: dict[str, str] = {}
         for name in set(self._listeners) - controllers:
             self._unlisten(name)
         for name in sorted(controllers - set(self._listeners)):
             try:
                 self._listen(name)
             except OSError as error:
+                failed[name] = error.strerror or str(error)
                 log.error("%s: no socket: %s", name, error)
+        return failed
 
     def _listen(self, name: str) -> None:
         path = self._guests / name / "cntrl"

@@ -11,7 +11,7 @@ hello       endpoint            `fresh`: it has nothing yet and takes what the s
 kept        supervisor          `names` and their descriptors: what an earlier endpoint handed over
 start       supervisor          that was all; an endpoint that is not fresh hands everything over once more
 serve       supervisor          `controllers`: exactly these have a socket from now on
-served      endpoint            the answer: those that could be made are there
+served      endpoint            the answer: all are there but for `failed`, with the reason of each by its name
 target      supervisor          `state`: gone, drained or ready
 status      both                question, and the answer in several messages while `more`
 put, drop   endpoint            keep a copy of this descriptor under `name`; close it

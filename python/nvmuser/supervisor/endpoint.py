@@ -39,7 +39,7 @@ class EndpointProcess:
         self._process: Process | None = None
         self._hello: asyncio.Future[bool] | None = None
         self._status: asyncio.Future[dict[str, Any]] | None = None
-        self._served: deque[asyncio.Future[None]] = deque()
+        self._served: deque[asyncio.Future[dict[str, str]]] = deque()
         self._partial: list[dict[str, Any]] = []
 
     @property
@@ -115,7 +115,8 @@ class EndpointProcess:
                 if self._hello and not self._hello.done():
                     self._hello.set_result(message["fresh"])
             case "served" if self._served:
-                self._answer_served(1)
+                # An endpoint of an older version does not report them.
+                self._answer_served(1, message.get("failed", {}))
             case "status":
                 self._partial += message["sessions"]
                 if not message["more"] and self._status and not self._status.done():
@@ -123,28 +124,31 @@ class EndpointProcess:
                     self._status.set_result({"sessions": self._partial, **facts})
         close_all(descriptors)
 
-    def _answer_served(self, count: int) -> None:
+    def _answer_served(self, count: int, failed: dict[str, str]) -> None:
         for _ in range(count):
             served = self._served.popleft()
             if not served.done():
-                served.set_result(None)
+                served.set_result(failed)
 
     def _channel_ended(self) -> None:
         self._channel = None
-        self._answer_served(len(self._served))
+        self._answer_served(len(self._served), {})
         if self._status and not self._status.done():
             self._status.set_result(dict(_NOBODY))
         if self._hello and not self._hello.done():
             self._hello.set_exception(TargetError("the endpoint hung up"))
 
-    async def serve(self, controllers: Iterable[str]) -> None:
-        """Exactly these controllers have a socket for guests when this returns, unless the endpoint dies meanwhile."""
+    async def serve(self, controllers: Iterable[str]) -> dict[str, str]:
+        """Exactly these controllers have a socket for guests when this returns, unless the endpoint dies meanwhile.
+
+        Returns those that could not be made: the reasons by the controllers' names.
+        """
         if self._channel is None:
-            return
-        served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            return {}
+        served: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
         self._served.append(served)
         self._channel.send("serve", controllers=sorted(controllers))
-        await served
+        return await served
 
     def target(self, state: str) -> None:
         """Report the target's state: gone, drained or ready."""

@@ -27,6 +27,7 @@ from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc import Server
 from nvmuser.supervisor import logs, occupancy, room
 from nvmuser.supervisor.backoff import Backoff
+from nvmuser.supervisor.doors import Doors
 from nvmuser.supervisor.endpoint import EndpointProcess
 from nvmuser.supervisor.history import History
 from nvmuser.supervisor.settings import Settings
@@ -56,6 +57,7 @@ class Supervisor:
         self._endpoint = EndpointProcess(state)
         self._engine = Engine(state)
         self.history = History()
+        self._doors = Doors(self._endpoint, self._engine, self.history)
         self._targets = Targets(state, spdk, self.history, settings.limits, self._wanted)
         self._changing = asyncio.Lock()
         self._ready = asyncio.Event()
@@ -82,7 +84,7 @@ class Supervisor:
                     await self._targets.next()
                 async with asyncio.TaskGroup() as tasks:
                     small_logs = logs.keep_small(self._state.logs, self._settings.limits)
-                    watchers = [self._watch_target(), self._watch_endpoint(), small_logs]
+                    watchers = [self._watch_target(), self._watch_endpoint(), self._doors.keep_open(), small_logs]
                     watching = [tasks.create_task(watcher) for watcher in watchers]
                     failure = await self._wait_ready(on_ready)
                     if failure is None:
@@ -159,7 +161,7 @@ class Supervisor:
         while not await self._try_bring_up(target):
             backoff.failed()
             await backoff.wait()
-        await self._serve()
+        await self._doors.open()
         self._endpoint.target("ready")
         self._ready.set()
         self._targets.is_ready()
@@ -236,15 +238,11 @@ class Supervisor:
                     self.history.note("endpoint", str(error))
                     backoff.failed()
                     await backoff.wait()
-            await self._serve()
+            await self._doors.open()
             if self._targets.current is None or self._targets.current is target:
                 self._endpoint.target("drained")
             else:
                 self._endpoint.target("ready")
-
-    async def _serve(self) -> None:
-        await self._endpoint.serve(self._engine.controllers())
-        self._engine.open_sockets()
 
     # -- methods of the control socket -----------------------------------------------------------------------
 
@@ -256,7 +254,7 @@ class Supervisor:
         async with self._changing:
             outcome = await self._engine.change(wanted)
         self._settle(outcome)
-        await self._serve()
+        await self._doors.open()
         return outcome.to_json()
 
     async def _connected(self, controllers: Sequence[Controller]) -> dict[str, str]:
@@ -267,7 +265,7 @@ class Supervisor:
         async with self._changing:
             outcome = await self._engine.reconcile()
         self._settle(outcome)
-        await self._serve()
+        await self._doors.open()
         return outcome.to_json()
 
     async def drift(self) -> dict[str, Any]:
