@@ -101,7 +101,11 @@ def test_controller_ids_are_distinct_and_reused() -> None:
             "lies on itself",
         ),
         (
-            (Volume("a", **NULL), Pool("p", base="a"), Volume("l", "lvol", size=1 << 20, pool="p")),  # type: ignore[arg-type]
+            (
+                Volume("a", **NULL),
+                Pool("p", base="a", cluster_size=1 << 16),
+                Volume("l", "lvol", size=1 << 20, pool="p"),
+            ),  # type: ignore[arg-type]
             UsageError,
             "volume l: lies on volume a, whose data dies",
         ),

@@ -34,7 +34,7 @@ def test_the_head_of_a_blobstore(size: int, cluster: int, head: int) -> None:
     assert head_size(size, cluster) == head
 
 
-@pytest.mark.parametrize(("cluster", "least"), [(1 << 16, 2 << 16), (4 * MIB, 8 * MIB)])
+@pytest.mark.parametrize(("cluster", "least"), [(1 << 16, 3 << 16), (4 * MIB, 12 * MIB)])
 def test_the_smallest_pool(cluster: int, least: int) -> None:
     assert least_size(cluster) == least
 

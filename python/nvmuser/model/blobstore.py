@@ -23,11 +23,13 @@ def head_size(size: int, cluster_size: int) -> int:
 
 
 def least_size(cluster_size: int) -> int:
-    """Bytes of the smallest volume that a pool can be made on: its metadata, and one cluster for a volume.
+    """Bytes of the smallest volume that a pool can be made on, and a volume in it.
+
+    Three pages of metadata are for the pool, a volume, and where that one's clusters are.
 
     :param cluster_size: in bytes.
     """
-    clusters = 2
+    clusters = 3
     while round_up(head_size(clusters * cluster_size, cluster_size) + clusters * PAGE, cluster_size) >= (
         clusters * cluster_size
     ):

@@ -15,7 +15,7 @@ from nvmuser.model import extent, identity
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import AnyObject, Controller, Namespace, Remote, Volume, object_from_json
+from nvmuser.model.objects import AnyObject, Controller, Namespace, Pool, Remote, Volume, object_from_json
 from nvmuser.model.sizes import format_size
 
 
@@ -179,6 +179,8 @@ def _identified(
         return identity.identify_volume(prepare(extent.begun(one, find)))
     if isinstance(one, Controller):
         return identity.identify_controller(_numbered(one), cntlids)
+    if isinstance(one, Pool):
+        extent.check_pool(one, find)
     return one
 
 

@@ -129,6 +129,9 @@ class Additions:
 
     def _rebuild(self, mirror: mirrors.Mirror) -> None:
         """One member that is there and not in the mirror. The next one has to wait for the end of its rebuild."""
+        if reason := mirrors.too_small(mirror, self._desired, self._actual):
+            self._draft.conflict(mirror.volume.key, reason)
+            return
         for member in mirror.missing:
             key = Key("volume", member)
             volume = self._desired.get(key)

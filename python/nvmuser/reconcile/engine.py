@@ -201,9 +201,8 @@ class Engine:
         unready = await asyncio.to_thread(self._ready_machine)
         if not unready.keys().isdisjoint(all_or_nothing):
             return Outcome(0, tuple(unready.values()))
-        without, opened = frozenset[Key](), set[Key]()
+        without, opened, reopened = frozenset[Key](), set[Key](), False
         routes: Routes | None = None
-        reopened = False
         for _ in range(_ROUNDS):
             problems = dict(unready)
             actual = await query(self.rpc)
@@ -314,7 +313,8 @@ class Engine:
         await asyncio.to_thread(self._mark, [call.object for call in result.done if call.provisions])
         for call, error in result.failed:
             log.warning("%s: %s", call.object, error)
-            problems[call.object] = Problem(call.object, await reasons.explain(call, error, desired, self._state))
+            why = await reasons.explain(call, error, desired, self._state, self.rpc)
+            problems[call.object] = Problem(call.object, why)
         for call in result.skipped:
             problems.setdefault(call.object, Problem(call.object, reasons.FAILED_BELOW))
         return result

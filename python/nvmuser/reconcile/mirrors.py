@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.extent import MIRROR_HEAD
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
+from nvmuser.model.sizes import format_size
 from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual, Raid
 from nvmuser.reconcile.calls import Problem
@@ -93,6 +95,21 @@ def why_not_without(mirror: Mirror) -> str:
     if not mirror.in_sync:
         return "not served: none of its members is there"
     return f"not served: only {', '.join(mirror.in_sync)} is there, which missed writes; bring {newest} back"
+
+
+def too_small(mirror: Mirror, desired: Desired, actual: Actual) -> str:
+    """Which member that is missing cannot have all of the data, in words; empty when each can, or no size is known."""
+    shown = actual.find(mirror.volume.name)
+    for name in mirror.missing if shown else ():
+        member = desired.get(Key("volume", name))
+        bdev = backends.find(member, desired, actual) if isinstance(member, Volume) else None
+        size = bdev.size if bdev else getattr(member, "size", 0)
+        if shown and 0 < size < shown.size + MIRROR_HEAD:
+            return (
+                f"member {name} is too small: it has {format_size(size)}, and the mirror takes "
+                f"{format_size(shown.size + MIRROR_HEAD)} of each"
+            )
+    return ""
 
 
 def noted(desired: Desired, actual: Actual) -> list[Entry]:

@@ -12,9 +12,10 @@ from nvmuser.errors import NvmuserError
 from nvmuser.hostfs.reserve import reserve
 from nvmuser.model.blobstore import head_size
 from nvmuser.model.desired import Desired
+from nvmuser.model.extent import MIRROR_HEAD
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Pool, Volume
-from nvmuser.model.sizes import MIB, approximate
+from nvmuser.model.sizes import approximate
 from nvmuser.reconcile.calls import Problem
 
 
@@ -53,8 +54,7 @@ def _files(volume: Volume, desired: Desired) -> Iterator[tuple[Volume, int]]:
     """File volumes below, each with the bytes in front of what is passed on of it."""
     if volume.backend == "file":
         yield volume, 0
-    # A mirror's superblock takes 1 MiB of each member (module/bdev/raid/bdev_raid.h, RAID_BDEV_MIN_DATA_OFFSET_SIZE).
-    more = MIB if volume.backend == "raid1" else 0
+    more = MIRROR_HEAD if volume.backend == "raid1" else 0
     below = volume.members or ((volume.base,) if volume.backend in ("delay", "error") else ())
     for name in below:
         if one := _volume(name, desired):

@@ -9,29 +9,51 @@ import errno
 import os
 from collections.abc import Iterable, Mapping
 
-from nvmuser.errors import NvmuserError, RpcServerError
+from nvmuser.errors import NvmuserError, RpcError, RpcServerError
 from nvmuser.hostfs import host_identity, limits
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Remote, Volume
+from nvmuser.model.objects import Pool, Remote, Volume
+from nvmuser.model.sizes import format_size
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.calls import Call, Problem
 from nvmuser.reconcile.remotes import why_not
+from nvmuser.rpc.client import Client
 
 _LOST = "not there: what it lies on is missing, or does not hold it any more"
 
 FAILED_BELOW = "waits for what failed below it"
 
 
-async def explain(call: Call, error: NvmuserError, desired: Desired, state: StateDir) -> str:
-    """As `reason`; a remote that could not be attached is asked itself."""
+async def explain(call: Call, error: NvmuserError, desired: Desired, state: StateDir, rpc: Client) -> str:
+    """As `reason`; a remote that could not be attached is asked itself, and SPDK what a full pool has."""
     entry = desired.entries.get(call.object)
     if call.needs.path and entry and isinstance(entry.object, Remote):
         host = host_identity.load(state)
         if found := await why_not(entry.object, *call.needs.path, host):
             return found
-    return reason(call, error)
+    text = reason(call, error)
+    # ENOMEM is also what SPDK answers where all pages of metadata of a pool are in use (lib/blob/blobstore.c).
+    full = _is(error, errno.ENOSPC) or _is(error, errno.ENOMEM)
+    if full and entry and isinstance(entry.object, Volume) and entry.object.pool:
+        text += await _room(entry.object, desired, rpc)
+    return text
+
+
+async def _room(volume: Volume, desired: Desired, rpc: Client) -> str:
+    """What is free in a volume's pool, and the way out; empty where SPDK does not answer."""
+    try:
+        (store,) = await rpc.call("bdev_lvol_get_lvstores", {"lvs_name": volume.pool})
+    except RpcError:
+        return ""
+    free, total = (store[field] * store["cluster_size"] for field in ("free_clusters", "total_data_clusters"))
+    pool = desired.get(Key("pool", volume.pool))
+    base = f" {pool.base}" if isinstance(pool, Pool) else ""
+    text = f": pool {volume.pool} has {format_size(free)} free of {format_size(total)}"
+    if free >= volume.size:
+        return f"{text}, but no room for metadata: delete volumes or snapshots in it, or free space below it"
+    return f"{text}; take less, grow its base{base}, or pass --thin for a new volume"
 
 
 def reason(call: Call, error: NvmuserError) -> str:
@@ -70,9 +92,12 @@ def _absent(key: Key, desired: Desired, actual: Actual) -> str:
 
 def is_transient(error: NvmuserError) -> bool:
     """Did SPDK refuse only for the moment? The same call may be made again."""
-    return isinstance(error, RpcServerError) and (
-        error.code == -errno.EAGAIN or error.message.endswith(os.strerror(errno.EAGAIN))
-    )
+    return _is(error, errno.EAGAIN)
+
+
+def _is(error: NvmuserError, number: int) -> bool:
+    """Some of SPDK's methods answer with the number, others with its text."""
+    return isinstance(error, RpcServerError) and (error.code == -number or error.message.endswith(os.strerror(number)))
 
 
 def _cause(call: Call, error: RpcServerError) -> str:

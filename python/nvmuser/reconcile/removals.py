@@ -65,6 +65,8 @@ class Removals:
                 mirror.volume.key, f"bdev {names} alone holds its data: wait until a member is rebuilt"
             )
             return
+        if mirrors.too_small(mirror, self._desired, self._actual):
+            return  # the member that would take the place cannot: that is a conflict of the additions
         for bdev in mirror.foreign if mirror.raid.online else ():
             request = methods.raid_remove_member(bdev)
             self._draft.release(bdev, self._draft.add("replace", request, mirror.volume.key))
