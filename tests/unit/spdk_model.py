@@ -78,6 +78,11 @@ class ModelSpdk:
         for user in [store.name for store in self.lvstores.values() if store.base == bdev.name]:
             self.bdev_lvol_delete_lvstore(user)
 
+    def bdev_lvol_get_lvstores(self, lvs_name: str) -> list[dict[str, Any]]:
+        store = self.lvstores[lvs_name]
+        fields = {"total_data_clusters": store.total_clusters, "free_clusters": store.free_clusters}
+        return [fields | {"cluster_size": store.cluster_size}]
+
     # -- bdevs -----------------------------------------------------------------------------------------------
 
     def bdev_examine(self, name: str) -> None:

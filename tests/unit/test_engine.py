@@ -54,8 +54,10 @@ class ModelRpc:
             reply.set_result(None)
         return reply
 
-    async def call(self, method: str) -> None:
-        await self.post(method, {})
+    async def call(self, method: str, params: Mapping[str, Any] | None = None) -> Any:
+        if method == "bdev_lvol_get_lvstores":
+            return self.spdk.bdev_lvol_get_lvstores(**(params or {}))
+        return await self.post(method, params or {})
 
     def _do(self, method: str, params: Mapping[str, Any]) -> None:
         self.trap(f"before {method}")
