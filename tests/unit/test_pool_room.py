@@ -81,9 +81,11 @@ def test_a_pool_without_room_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_waits_for_a_failure_says_so() -> None:
     disk = Volume("d", backend="lvol", pool="p", size=MIB)
     both, wanted = {POOL.key, disk.key}, desired(BASE, POOL, disk)
-    found = reasons.missing(both, {POOL.key: Problem(POOL.key, "full")}, wanted)
+    found = reasons.missing(both, {POOL.key: Problem(POOL.key, "full")}, wanted, Actual())
     assert {key: problem.message for key, problem in found.items()} == {disk.key: "waits for what failed below it"}
-    assert reasons.missing(both, {}, wanted)[disk.key].message.startswith("not there: what it lies on is missing")
+    assert reasons.missing(both, {}, wanted, Actual())[disk.key].message.startswith(
+        "not there: what it lies on is missing"
+    )
 
 
 def test_a_base_is_opened_once_more_where_nobody_has_it() -> None:

@@ -185,5 +185,8 @@ def test_a_namespace_that_the_remote_does_not_have() -> None:
     desired = Desired({one.key: Entry(one) for one in (remote, volume)})
     there = far(("10.0.0.1", 4420))
     assert volume.key in plan(desired, there, Path).waiting
-    assert reasons.absent(volume.key, desired, there) == "remote far has no namespace 7"
-    assert reasons.absent(volume.key, desired, Actual()).startswith("not there: what it lies on is missing")
+    message, lost = (
+        reasons.missing({volume.key}, {}, desired, actual)[volume.key].message for actual in (there, Actual())
+    )
+    assert message == "remote far has no namespace 7"
+    assert lost.startswith("not there: what it lies on is missing")
