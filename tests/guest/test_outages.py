@@ -35,7 +35,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
 async def test_a_full_or_broken_backing_is_an_error_for_that_io_alone(world: World, tmp_path: Path) -> None:
     with small_disk(tmp_path / "small", "8m"):
         backing = sparse(tmp_path / "small/full")
-        socket = await world.deployment.disk("full", backing)
+        socket = await world.deployment.disk("full", backing, thin=True)
         before = await world.status()
         async with launch(GuestSpec(memory=384 * MIB, sockets=(socket,)), tmp_path / "third") as third:
 

@@ -42,13 +42,14 @@ class Deployment:
         async with daemon.running(state, options, standby=standby) as control:
             yield cls(state, control)
 
-    async def disk(self, name: str, backing: Path, *, direct: bool = False) -> Path:
+    async def disk(self, name: str, backing: Path, *, direct: bool = False, thin: bool = False) -> Path:
         """A controller with one file volume on `backing`, which exists; made at the first call.
 
+        :param thin: the file system need not have room for all of it.
         :returns: the vfio-user socket for a guest.
         """
         if name not in self._disks:
-            volume = Volume(name=name, path=str(backing.absolute()))
+            volume = Volume(name=name, path=str(backing.absolute()), thin=thin)
             controller = Controller(name=name, namespaces=(Namespace(volume=name),))
             await self.control.call("change", {"change": Change(create=(volume, controller)).to_json()})
             self._disks.add(name)
