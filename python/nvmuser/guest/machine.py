@@ -101,16 +101,24 @@ class Guest:
 
     async def stop(self) -> bool:
         """End the guest: from inside, else QEMU, else by SIGKILL. True when the guest shut down by itself."""
-        if not self.process.ended.is_set() and self.boot_id:
-            with contextlib.suppress(AgentError, CommandTimeout):
-                await self.agent.run("poweroff", timeout=_POWEROFF_GRACE)
-        elif not self.process.ended.is_set():
-            await self._tell("system_powerdown")
-        if await self.process.wait_ended(_POWEROFF_GRACE):
-            return True
+        if not await self._stands_still():
+            if not self.process.ended.is_set() and self.boot_id:
+                with contextlib.suppress(AgentError, CommandTimeout):
+                    await self.agent.run("poweroff", timeout=_POWEROFF_GRACE)
+            elif not self.process.ended.is_set():
+                await self._tell("system_powerdown")
+            if await self.process.wait_ended(_POWEROFF_GRACE):
+                return True
         await self._tell("quit")
         if not await self.process.wait_ended(_QUIT_GRACE):
             await self.process.kill()
+        return False
+
+    async def _stands_still(self) -> bool:
+        """Whether its CPUs are stopped (QMP `query-status`), so that it cannot shut down by itself."""
+        with contextlib.suppress(QMPError, TimeoutError):
+            status = await asyncio.wait_for(self.qmp.execute("query-status"), _QUIT_GRACE)
+            return isinstance(status, dict) and status.get("running") is False
         return False
 
     async def _tell(self, command: str) -> None:
