@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from backing import MIB, call, controller, sparse, uuid
 from bare_target import BareTarget, TargetFactory
+from private_tmpfs import private_tmpfs
 
 from nvmuser import initiator
 from nvmuser.errors import NvmeStatusError
@@ -22,13 +22,8 @@ TRANSFER = 128 << 10
 
 @pytest.fixture
 def tmpfs() -> Iterator[Path]:
-    """A tmpfs of 8 MiB in a mount namespace of its own, which ends with the process that has it."""
-    script = "mount -t tmpfs -o size=8m tmpfs /mnt && echo ready && exec cat"
-    argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n", "no mount namespace for this user"
-        yield Path(f"/proc/{process.pid}/root/mnt")
+    with private_tmpfs("8m") as path:
+        yield path
 
 
 def serve(target: BareTarget, directory: Path, *requests: Request, bdevs: tuple[str, ...] = ("v",)) -> Path:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bare_target import TargetFactory
+from private_tmpfs import private_tmpfs
 
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
@@ -25,13 +25,8 @@ MIB = 1 << 20
 
 @pytest.fixture
 def tmpfs() -> Iterator[Path]:
-    """A tmpfs of 96 MiB in a mount namespace of its own, which ends with the process that has it."""
-    script = "mount -t tmpfs -o size=96m tmpfs /mnt && echo ready && exec cat"
-    argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n", "no mount namespace for this user"
-        yield Path(f"/proc/{process.pid}/root/mnt")
+    with private_tmpfs("96m") as path:
+        yield path
 
 
 def fill(path: Path) -> None:
