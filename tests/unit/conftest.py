@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from cli_run import Run
 from vfio_fds import descriptors_open, until
 from vfio_supervisor import Supervisor
 from vfio_world import World
 
 from nvmf_vfio.endpoint import Endpoint
+from nvmuser.cli.main import main
 
 
 @pytest.fixture
@@ -27,3 +30,19 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     yield world
     world.close()
     assert descriptors_open() == before
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`run("volume", "list")` → status, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nvmuser", "--state-dir", str(tmp_path / "st"), *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        status = end.value.code
+        assert isinstance(status, int)
+        return status, said.out, said.err
+
+    return run

@@ -6,13 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_run import Run, ok
 
-from nvmuser.cli.main import main
 from nvmuser.errors import ConflictError
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
@@ -21,30 +20,6 @@ from nvmuser.paths import StateDir
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc import Server
 from nvmuser.supervisor import control
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`run("volume", "list")` → status, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nvmuser", "--state-dir", str(tmp_path / "st"), *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        said = capsys.readouterr()
-        status = end.value.code
-        assert isinstance(status, int)
-        return status, said.out, said.err
-
-    return run
-
-
-def ok(result: tuple[int, str, str]) -> str:
-    assert result[0] == 0, result
-    assert result[2] == ""
-    return result[1]
 
 
 def refused(result: tuple[int, str, str], words: str, status: int) -> None:

@@ -3,37 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from nvmuser.cli.main import main
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`run("volume", "list")` → status, stdout, stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nvmuser", "--state-dir", str(tmp_path / "st"), *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        said = capsys.readouterr()
-        status = end.value.code
-        assert isinstance(status, int)
-        return status, said.out, said.err
-
-    return run
-
-
-def ok(result: tuple[int, str, str]) -> str:
-    assert result[0] == 0, result
-    assert result[2] == ""
-    return result[1]
+from cli_run import Run, ok
 
 
 def first(text: str) -> str:
