@@ -3,8 +3,8 @@
     python -m nvmf_vfio.endpoint --control SOCKET --guests DIR --targets DIR
 
 Owns the listening sockets (`DIR/<controller>/cntrl`), a session for each connected guest, and the control socket on
-which the supervisor reports which controllers there are and the target's state. It reads no configuration and starts no
-process. It goes on when its supervisor is gone.
+which the supervisor reports which controllers there are and the state of each one's target. It reads no configuration
+and starts no process. It goes on when its supervisor is gone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import resource
@@ -24,9 +23,10 @@ from typing import Any
 from nvmf_vfio.keeper.channel import Channel
 from nvmf_vfio.keeper.fd_store import FdStore, Record, StoredFd
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
-from nvmf_vfio.protocol.header import MAX_MESSAGE, Flag, Header, ProtocolError
+from nvmf_vfio.protocol.header import MAX_MESSAGE, ProtocolError
 from nvmf_vfio.protocol.wire import Closed, Wire
 from nvmf_vfio.session import Session
+from nvmf_vfio.visitors import answer_busy, has_left
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,9 @@ class Endpoint:
         self._stores: dict[str, FdStore] = {}
         self._stored: dict[str, Descriptor] = {}
         self._channel: Channel | None = None
-        self._target_state = "gone"
+        self._states: dict[str, str] = {}
+        """Of controllers' targets. `_other_state` is that of controllers of which none was reported."""
+        self._other_state = "gone"
         self._serial = 0
         self._fresh = True
         self._loop = asyncio.get_running_loop()
@@ -69,7 +71,7 @@ class Endpoint:
         if self._channel:
             self._channel.close()
         self._channel = Channel(sock, self._received, self._supervisor_gone)
-        self._channel.send("hello", fresh=self._fresh, pid=os.getpid())
+        self._channel.send("hello", fresh=self._fresh, pid=os.getpid(), several=True)
 
     def _supervisor_gone(self) -> None:
         log.warning("the supervisor is gone; guests stay connected")
@@ -87,7 +89,7 @@ class Endpoint:
                 if self._channel:
                     self._channel.send("served", failed=failed)
             case "target":
-                self._target(message["state"])
+                self._target(message["state"], message.get("controllers"))
             case "status":
                 self._status()
             case "stop":
@@ -102,9 +104,14 @@ class Endpoint:
             for store in self._stores.values():
                 store.push_all()
 
-    def _target(self, state: str) -> None:
-        self._target_state = state
-        for session in list(self._sessions.values()):
+    def _target(self, state: str, controllers: list[str] | None) -> None:
+        """:param controllers: whose target it is; None: all of them, from a supervisor that knows one target only."""
+        if controllers is None:
+            self._states, self._other_state = {}, state
+            controllers = list(self._sessions)
+        else:
+            self._states.update(dict.fromkeys(controllers, state))
+        for session in [self._sessions[name] for name in controllers if name in self._sessions]:
             match state:
                 case "gone":
                     session.target_gone()
@@ -112,6 +119,9 @@ class Endpoint:
                     session.target_drained()
                 case "ready":
                     session.target_ready()
+
+    def _is_target_ready(self, name: str) -> bool:
+        return self._states.get(name, self._other_state) == "ready"
 
     def _status(self) -> None:
         sessions = [session.status() for session in self._sessions.values()]
@@ -164,6 +174,7 @@ class Endpoint:
         if session := self._sessions.get(name):
             session.close()
         self._forget_visitors(name)
+        self._states.pop(name, None)
         listener = self._listeners.pop(name)
         self._loop.remove_reader(listener)
         listener.close()
@@ -194,14 +205,14 @@ class Endpoint:
         self._loop.add_reader(sock, self._first_message, name, sock)
 
     def _first_message(self, name: str, sock: socket.socket) -> None:
-        if _has_left(sock) or sock in self._refused:
+        if has_left(sock) or sock in self._refused:
             # Only this one: a guest that has connected, and sent no message yet, may be among the others.
             self._forget_visitor(sock)
             sock.close()
         elif name in self._sessions:
             log.warning("%s: a second guest was turned away", name)
             self._refused.add(sock)
-            _answer_busy(sock)
+            answer_busy(sock)
         else:
             self._forget_visitors(name, but=sock)
             self._welcome(name, sock)
@@ -232,7 +243,7 @@ class Endpoint:
         session = self._session(name, Wire(sock, limit=MAX_MESSAGE), record, store)
         log.info("%s: guest connected", name)
         session.start()
-        if self._target_state == "ready":
+        if self._is_target_ready(name):
             session.target_ready()
 
     def _accept_again(self, name: str, listener: socket.socket) -> None:
@@ -263,7 +274,7 @@ class Endpoint:
             wire,
             record,
             store,
-            is_target_ready=lambda: self._target_state == "ready",
+            is_target_ready=lambda: self._is_target_ready(name),
             on_end=ended,
         )
         self._sessions[name] = session
@@ -309,28 +320,6 @@ class Endpoint:
             session.close()
         if self._channel:
             self._channel.close()
-
-
-def _has_left(sock: socket.socket) -> bool:
-    """Whether a peer has closed its end without a message."""
-    try:
-        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-
-
-def _answer_busy(sock: socket.socket) -> None:
-    """Answer a guest's first message with an error.
-
-    QEMU prints 'Device or resource busy' then. When a server hangs up instead, QEMU 11.1 prints 'Broken pipe', and
-    sometimes exits, with a guest into which the device was being plugged.
-    """
-    with contextlib.suppress(OSError, ProtocolError):
-        header = Header.unpack(sock.recv(MAX_MESSAGE)[: Header.SIZE], limit=MAX_MESSAGE)
-        error = Header(header.id, header.command, Header.SIZE, Flag.REPLY | Flag.ERROR, errno.EBUSY)
-        sock.send(error.pack(), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 def _resident_kib() -> int:

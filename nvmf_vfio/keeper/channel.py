@@ -1,18 +1,20 @@
 """The channel between the supervisor and the endpoint: JSON messages with descriptors, over a SOCK_SEQPACKET socket.
 
 Owns the framing and the table of operations; both ends use it. The supervisor reports which controllers there are and
-the target's state; the endpoint hands over what must outlive it. An endpoint may be older than its supervisor: the
-operations keep their names.
+the state of their targets; the endpoint hands over what must outlive it. Either end may be older than the other: the
+operations keep their names. An older endpoint takes what is said of some controllers for all of them, so that it can
+have one target only; its hello lacks `several`.
 
 ==========  ==================  ==============================================================================
 op          sender              meaning
 ==========  ==================  ==============================================================================
-hello       endpoint            `fresh`: it has nothing yet and takes what the supervisor holds
+hello       endpoint            `fresh`: it has nothing yet and takes what the supervisor holds; `several`: its
+                                controllers may have several targets
 kept        supervisor          `names` and their descriptors: what an earlier endpoint handed over
 start       supervisor          that was all; an endpoint that is not fresh hands everything over once more
 serve       supervisor          `controllers`: exactly these have a socket from now on
 served      endpoint            the answer: all are there but for `failed`, with the reason of each by its name
-target      supervisor          `state`: gone, drained or ready
+target      supervisor          `state`: gone, drained or ready; `controllers`: whose target it is, without it all
 status      both                question, and the answer in several messages while `more`
 put, drop   endpoint            keep a copy of this descriptor under `name`; close it
 stop        supervisor          close every connection and exit

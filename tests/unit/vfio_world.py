@@ -48,9 +48,12 @@ class World:
     def session(self) -> Session:
         return self.endpoint._sessions["a"]
 
-    async def report(self, state: str) -> None:
-        self.supervisor.send("target", state=state)
-        await until(lambda: self.endpoint._target_state == state)
+    async def report(self, state: str, *controllers: str) -> None:
+        """:param controllers: whose target it is; none: all of them, as an older supervisor says it."""
+        named = {"controllers": list(controllers)} if controllers else {}
+        self.supervisor.send("target", state=state, **named)
+        # What is sent after it is answered after it.
+        await self.supervisor.status()
 
     async def running(self) -> tuple[FakeTarget, Driver]:
         """A guest whose driver works, with one event request outstanding."""

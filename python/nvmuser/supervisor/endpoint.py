@@ -41,6 +41,8 @@ class EndpointProcess:
         self._status: asyncio.Future[dict[str, Any]] | None = None
         self._served: deque[asyncio.Future[dict[str, str]]] = deque()
         self._partial: list[dict[str, Any]] = []
+        self.several = True
+        """Whether it takes one target's state for that target's controllers alone: one of an older version does not."""
 
     @property
     def process(self) -> Process:
@@ -112,6 +114,7 @@ class EndpointProcess:
             case "drop":
                 self._fds.pop(message["name"])
             case "hello":
+                self.several = message.get("several", False)
                 if self._hello and not self._hello.done():
                     self._hello.set_result(message["fresh"])
             case "served" if self._served:
@@ -150,10 +153,10 @@ class EndpointProcess:
         self._channel.send("serve", controllers=sorted(controllers))
         return await served
 
-    def target(self, state: str) -> None:
-        """Report the target's state: gone, drained or ready."""
+    def target(self, state: str, controllers: Iterable[str]) -> None:
+        """Report the state of these controllers' target: gone, drained or ready."""
         if self._channel:
-            self._channel.send("target", state=state)
+            self._channel.send("target", state=state, controllers=sorted(controllers))
 
     async def status(self) -> dict[str, Any]:
         """Guests and memory; empty when the endpoint does not answer in time."""

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nvmuser.errors import NvmuserError, RpcError, TargetError
+from nvmuser.errors import NvmuserError, TargetError
 from nvmuser.hostfs import hugepages
 from nvmuser.model.change import Change
 from nvmuser.model.objects import Controller
@@ -25,7 +25,7 @@ from nvmuser.paths import StateDir
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc import Server
-from nvmuser.supervisor import logs, occupancy, room
+from nvmuser.supervisor import facts, logs, occupancy, room
 from nvmuser.supervisor.backoff import Backoff
 from nvmuser.supervisor.doors import Doors
 from nvmuser.supervisor.endpoint import EndpointProcess
@@ -38,7 +38,6 @@ from nvmuser.toolchain.spdk import check_prefix
 
 log = logging.getLogger(__name__)
 
-_ANSWER_DEADLINE = 2.0
 _STOP_GRACE = 10.0
 _OBJECT = "object "
 """How what a trouble is about begins where it is an object."""
@@ -118,8 +117,7 @@ class Supervisor:
             if await self._targets.adopt():
                 return
             self._died_at = time.monotonic()
-            self._endpoint.target("gone")
-            self._endpoint.target("drained")
+            self._tell("gone", "drained")
             return
         if await self._targets.adopt():
             await self._targets.end()
@@ -161,9 +159,8 @@ class Supervisor:
         while not await self._try_bring_up(target):
             backoff.failed()
             await backoff.wait()
-        await self._doors.open()
-        self._endpoint.target("ready")
         self._ready.set()
+        await self._open_doors()
         self._targets.is_ready()
         if self._died_at is not None:
             self.history.ready_after = time.monotonic() - self._died_at
@@ -208,13 +205,24 @@ class Supervisor:
         """The target has ended and is reaped: nothing that it had in flight can land any more."""
         self._ready.clear()
         self._died_at = time.monotonic()
-        self._endpoint.target("gone")
-        self._endpoint.target("drained")
+        self._tell("gone", "drained")
         self._engine.rpc = None
         dead = self._targets.bury(planned=self._planned)
         self._planned = False
         log.warning("target %d %s", dead.process.pid, dead.process.ending)
         await dead.close()
+
+    def _tell(self, *states: str) -> None:
+        """Report the target's state to the guests of its controllers."""
+        controllers = self._engine.controllers()
+        for state in states:
+            self._endpoint.target(state, controllers)
+
+    async def _open_doors(self) -> None:
+        """Also for controllers that are new: the target that is ready has them."""
+        await self._doors.open()
+        if self._ready.is_set():
+            self._tell("ready")
 
     # -- the endpoint ----------------------------------------------------------------------------------------
 
@@ -240,9 +248,9 @@ class Supervisor:
                     await backoff.wait()
             await self._doors.open()
             if self._targets.current is None or self._targets.current is target:
-                self._endpoint.target("drained")
+                self._tell("drained")
             else:
-                self._endpoint.target("ready")
+                self._tell("ready")
 
     # -- methods of the control socket -----------------------------------------------------------------------
 
@@ -254,7 +262,7 @@ class Supervisor:
         async with self._changing:
             outcome = await self._engine.change(wanted)
         self._settle(outcome)
-        await self._doors.open()
+        await self._open_doors()
         return outcome.to_json()
 
     async def _connected(self, controllers: Sequence[Controller]) -> dict[str, str]:
@@ -265,7 +273,7 @@ class Supervisor:
         async with self._changing:
             outcome = await self._engine.reconcile()
         self._settle(outcome)
-        await self._doors.open()
+        await self._open_doors()
         return outcome.to_json()
 
     async def drift(self) -> dict[str, Any]:
@@ -276,11 +284,14 @@ class Supervisor:
 
     async def status(self) -> dict[str, Any]:
         """Processes, guests and what happened to them."""
-        endpoint, answers = await asyncio.gather(self._endpoint.status(), self._target_answers())
+        endpoint, target = await asyncio.gather(
+            self._endpoint.status(),
+            facts.of_target(self._targets, self.history, ready=self._ready.is_set(), hugepages=self._hugepages),
+        )
         stalls = [s["longest_stall"] for s in endpoint["sessions"] if s["longest_stall"] is not None]
         return {
             "supervisor": {"pid": os.getpid()},
-            "target": self._target_facts(answers),
+            "target": target,
             "endpoint": {
                 "pid": self._endpoint.process.pid,
                 "rss_kib": endpoint["rss_kib"],
@@ -298,34 +309,6 @@ class Supervisor:
         self.history.hold("warning", self._engine.warnings)
         self.history.hold("room", room.warnings(self._state))
         return [str(trouble) for trouble in self.history.troubles]
-
-    async def _target_answers(self) -> bool:
-        target = self._targets.current
-        if target is None:
-            return False
-        try:
-            await target.rpc.call("spdk_get_version", timeout=_ANSWER_DEADLINE)
-        except RpcError:
-            return False
-        return True
-
-    def _target_facts(self, answers: bool) -> dict[str, Any]:
-        target, standby = self._targets.current, self._targets.standby
-        return {
-            "pid": target.process.pid if target else None,
-            "ready": self._ready.is_set(),
-            "answers": answers,
-            "down": self._targets.down,
-            "spdk": self._targets.spdk.version,
-            "profile": target.options.profile if target else None,
-            "cores": target.options.resolve_cores() if target else None,
-            "hugepages": self._hugepages,
-            "standby": standby.process.pid if standby else None,
-            "restarts": self.history.restarts,
-            "last_ending": self.history.last_ending,
-            "startup_s": self.history.startup,
-            "ready_after_s": self.history.ready_after,
-        }
 
     async def stop(self) -> None:
         """Stop everything, after this call has been answered."""
@@ -385,7 +368,7 @@ class Supervisor:
                     raise TargetError(f"{spdk.prefix}: the new target does not start; the old one goes on")
             self._planned = True
             self._ready.clear()
-            self._endpoint.target("gone")
+            self._tell("gone")
             await self._engine.release(target.rpc)
             await target.process.stop(_STOP_GRACE)
             failure = ""
