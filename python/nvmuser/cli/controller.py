@@ -10,6 +10,7 @@ from rich.table import Table
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import force_option, json_option
 from nvmuser.cli.present import console, run, say, say_object
+from nvmuser.cli.rename import rename
 from nvmuser.model import change as changes
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
@@ -151,6 +152,9 @@ def detach(state: StateDir, name: str, volume: str, force: bool, as_json: bool) 
 
     outcome = run(control.alter(state, detached, force=force))
     say_object(outcome, as_json, f"volume {volume} detached from controller {name}")
+
+
+controller.add_command(rename("controller"))
 
 
 def _described(controller: Controller, desired: Desired, state: StateDir) -> dict[str, Any]:

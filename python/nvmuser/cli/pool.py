@@ -10,6 +10,7 @@ from rich.table import Table
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, run, say, say_object
+from nvmuser.cli.rename import rename
 from nvmuser.hostfs.space import Space
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
@@ -87,3 +88,6 @@ def delete(state: StateDir, name: str, yes: bool, as_json: bool) -> None:
     """Take a pool away; its volumes have to go first."""
     outcome = run(control.submit(state, Change(delete=(Key("pool", name),), wipe=yes)))
     say_object(outcome, as_json, f"pool {name} deleted")
+
+
+pool.add_command(rename("pool", "fast nvme"))

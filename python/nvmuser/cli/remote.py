@@ -10,6 +10,7 @@ from rich.table import Table
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, run, say, say_object
+from nvmuser.cli.rename import rename
 from nvmuser.hostfs import host_identity
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
@@ -110,3 +111,6 @@ def show_host_id(state: StateDir, nqn: str, host_id: str, as_json: bool) -> None
         say({"nqn": identity.nqn, "id": identity.id})
     else:
         click.echo(f"host NQN  {identity.nqn}\nhost id   {identity.id}")
+
+
+remote.add_command(rename("remote", "store archive"))

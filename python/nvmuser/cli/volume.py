@@ -11,6 +11,7 @@ from rich.table import Table
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, plain, run, say, say_object
+from nvmuser.cli.rename import rename
 from nvmuser.cli.volume_stats import stats
 from nvmuser.errors import UsageError
 from nvmuser.hostfs.space import file_systems
@@ -270,6 +271,7 @@ def replace_member(state: StateDir, name: str, old: str, new: str, size: str | N
 
 
 volume.add_command(stats)
+volume.add_command(rename("volume", "data web-data", "; so does its file"))
 
 
 def _rounding(outcome: Outcome, asked: str | None) -> str:

@@ -49,7 +49,7 @@ def prepare(volume: Volume, state: StateDir) -> Volume:
 
 def path_of(volume: Volume, state: StateDir) -> str:
     """Where the file of a declared file volume is, or will be made."""
-    return os.path.abspath(volume.path or state.volumes / volume.name)
+    return os.path.abspath(volume.path or state.volumes / volume.in_spdk)
 
 
 def _existing(volume: Volume, path: Path, info: os.stat_result) -> Volume:

@@ -17,6 +17,7 @@ from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, Namespace, Pool, Remote, Volume, object_from_json
 from nvmuser.model.sizes import format_size
+from nvmuser.model.spdk_names import SpdkNames
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,10 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
         entry = replace(desired.entries[key], object=going, deleting=True)
         _check_data_loss(entry, change.wipe)
         entries[key] = entry
-    known = (*(entry.object for entry in entries.values()), *change.create)
+    recorded = [entry.object for entry in entries.values()]
+    known = (*recorded, *change.create)
     cntlids = identity.free_cntlids(declared for declared in known if isinstance(declared, Controller))
+    names = SpdkNames(recorded, change.create)
     find = _finder(entries)
     for declared in _bottom_up(change.create):
         if present := entries.get(declared.key):
@@ -108,7 +111,7 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
                     "`nvmuser target start`, or see what is in its way with `nvmuser status`"
                 )
             raise ConflictError(f"{declared.key.words}: exists already; choose another name")
-        entries[declared.key] = Entry(_identified(declared, cntlids, prepare, find))
+        entries[declared.key] = Entry(_identified(names.named(declared), cntlids, prepare, find))
     for updated in change.update:
         before = desired.get(updated.key)
         entries[updated.key] = replace(entries[updated.key], object=_updated(before, updated, find))

@@ -5,13 +5,13 @@ Pure. Owns the rules across objects; the store keeps them, the planner brings th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nvmuser.errors import ConflictError, NotFoundError, UsageError
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import AnyObject, Controller, Pool, Remote, TargetSettings, Volume
+from nvmuser.model.objects import AnyObject, Controller, NamedInSpdk, Pool, Remote, TargetSettings, Volume
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,22 @@ class Desired:
             ("path", [(volume.path, volume.key) for volume in volumes]),
             ("namespace", [(_of_remote(volume), volume.key) for volume in volumes]),
             ("UUID", [(volume.uuid, volume.key) for volume in volumes]),
+            *(("spdk_name", [(one.in_spdk, one.key) for one in group]) for group in self._in_spdk()),
         ):
             first: dict[str, Key] = {}
             for value, key in values:
                 if value and value in first:
                     raise ConflictError(f"{key.words}: its {what}, {value}, is {first[value].words}'s already")
                 first[value] = key
+
+    def _in_spdk(self) -> Iterable[Sequence[NamedInSpdk]]:
+        """What has to differ in its name there."""
+        yield self.pools()
+        yield self.remotes()
+        pools: dict[str, list[Volume]] = {}
+        for volume in self.volumes():
+            pools.setdefault(volume.pool, []).append(volume)
+        yield from pools.values()
 
     def _check_cycles(self) -> None:
         done: set[Key] = set()

@@ -42,7 +42,7 @@ def free_cntlids(controllers: Iterable[Controller]) -> Iterator[int]:
 
 
 def identify_controller(controller: Controller, free: Iterator[int]) -> Controller:
-    """With every identifier that is still empty.
+    """With every identifier that is still empty but its NQN (`nvmuser.model.spdk_names`).
 
     :param free: controller ids, of which it takes the first.
     :raises ConflictError: there is none left.
@@ -52,7 +52,6 @@ def identify_controller(controller: Controller, free: Iterator[int]) -> Controll
         raise ConflictError(f"controller {controller.name}: all {CNTLID_MAX} controller ids are in use")
     return replace(
         controller,
-        nqn=controller.nqn or NQN_PREFIX + controller.name,
         serial=controller.serial or "NU" + secrets.token_hex(9).upper(),
         cntlid=cntlid,
     )

@@ -6,7 +6,8 @@ import re
 
 from nvmuser.errors import UsageError
 
-NAME = "[a-z0-9][a-z0-9._-]{0,62}"
+NAME_MAX = 63
+NAME = f"[a-z0-9][a-z0-9._-]{{0,{NAME_MAX - 1}}}"
 """As a regular expression, of Python's and of JSON Schema's. 63 characters are what SPDK takes for a volume in a pool
 (SPDK_LVOL_NAME_MAX in include/spdk/lvol.h is 64 with the terminating null), and what a label of DNS has. A controller's
 name is part of a socket's path too, whose length is checked where the state directory is known."""

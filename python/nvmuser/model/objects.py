@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from nvmuser.errors import UsageError
@@ -52,6 +52,8 @@ class Object:
     """Fields that are decided once, when it is declared; empty in what a person writes."""
 
     rules: ClassVar[Rules] = {"name": {"pattern": NAME}}
+    refers: ClassVar[Mapping[str, str]] = {}
+    """Fields that name other objects, and of which kind: they follow when one of those is renamed."""
 
     name: str
 
@@ -75,6 +77,29 @@ class Object:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         return typing.cast(Self, codec.build(cls, {k: v for k, v in data.items() if k != "kind"}, cls.kind))
+
+
+@dataclass(frozen=True)
+class NamedInSpdk(Object):
+    """What SPDK knows by a name that lasts as long as the object, while its own may change."""
+
+    identity: ClassVar[tuple[str, ...]] = ("spdk_name",)
+    rules: ClassVar[Rules] = {**Object.rules, "spdk_name": {"pattern": f"({NAME})?"}}
+
+    spdk_name: str = field(default="", kw_only=True)
+    """Empty: its own. Another one after it was renamed, or where the own was another's already."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.spdk_name == self.name:
+            object.__setattr__(self, "spdk_name", "")
+        if self.spdk_name:
+            check_name(f"{self.kind} {self.name}: its spdk_name, as a", self.spdk_name)
+
+    @property
+    def in_spdk(self) -> str:
+        """By what name SPDK knows it: a volume in a pool within that, a remote's namespaces begin with it."""
+        return self.spdk_name or self.name
 
 
 @dataclass(frozen=True)
@@ -105,16 +130,21 @@ NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
-class Volume(Object):
+class Volume(NamedInSpdk):
     """A bdev: what a namespace shows to a guest, or what another volume or a pool lies on.
 
     Its identifiers belong to the data: they stay when it is detached here and attached there.
     """
 
     kind: ClassVar[str] = "volume"
-    identity: ClassVar[tuple[str, ...]] = ("uuid", "nguid", "eui64")
+    identity: ClassVar[tuple[str, ...]] = ("uuid", "nguid", "eui64", *NamedInSpdk.identity)
+    refers: ClassVar[Mapping[str, str]] = {
+        "pool": "pool",
+        "remote": "remote",
+        **dict.fromkeys(("members", "stale", "base", "snapshot_of", "clone_of"), "volume"),
+    }
     rules: ClassVar[Rules] = {
-        **Object.rules,
+        **NamedInSpdk.rules,
         "backend": {"enum": list(BACKENDS)},
         "block_size": {"enum": list(BLOCK_SIZES)},
         "remote_nsid": {"minimum": 0},
@@ -197,10 +227,11 @@ class Volume(Object):
 
 
 @dataclass(frozen=True)
-class Pool(Object):
+class Pool(NamedInSpdk):
     """An lvstore: a volume divided into volumes."""
 
     kind: ClassVar[str] = "pool"
+    refers: ClassVar[Mapping[str, str]] = {"base": "volume"}
 
     base: str = ""
     cluster_size: int = 4 << 20
@@ -218,11 +249,11 @@ class Pool(Object):
 
 
 @dataclass(frozen=True)
-class Remote(Object):
+class Remote(NamedInSpdk):
     """A subsystem of another target, reached over NVMe-oF TCP by one path or more."""
 
     kind: ClassVar[str] = "remote"
-    rules: ClassVar[Rules] = {**Object.rules, "nqn": {"pattern": REMOTE_NQN, "maxLength": NQN_MAX}}
+    rules: ClassVar[Rules] = {**NamedInSpdk.rules, "nqn": {"pattern": REMOTE_NQN, "maxLength": NQN_MAX}}
 
     keys: ClassVar[tuple[str, ...]] = ("dhchap_key", "dhchap_ctrlr_key", "psk")
     """Fields that name files with a secret; what is in them is read by SPDK alone."""
@@ -246,7 +277,7 @@ class Remote(Object):
     @property
     def key_files(self) -> dict[str, str]:
         """Path of each file with a secret, by SPDK's name of the key."""
-        return {f"{self.name}.{field}": path for field in self.keys if (path := getattr(self, field))}
+        return {f"{self.in_spdk}.{field}": path for field in self.keys if (path := getattr(self, field))}
 
     def check_declared(self) -> None:
         if not re.fullmatch(REMOTE_NQN, self.nqn) or len(self.nqn.encode()) > NQN_MAX:
@@ -262,6 +293,7 @@ class Namespace:
     """A volume as a guest sees it: by its number."""
 
     rules: ClassVar[Rules] = {"nsid": {"minimum": 0, "maximum": MAX_NAMESPACES}}
+    refers: ClassVar[Mapping[str, str]] = {"volume": "volume"}
 
     volume: str
     nsid: int = 0

@@ -254,7 +254,7 @@ def _written(one: AnyObject, volumes: str, texts: bool) -> dict[str, Any]:
         if texts and field in data:
             data[field] = format_size(data[field])
     if isinstance(one, Volume):
-        if one.owned and one.path == f"{volumes}/{one.name}":
+        if one.owned and one.path == f"{volumes}/{one.in_spdk}":
             del data["path"]
         if one.snapshot_of:
             data["of"] = data.pop("snapshot_of")

@@ -77,15 +77,16 @@ class Additions:
 
     def _stands(self, wanted: AnyObject) -> bool:
         """Is it there, or can it be, although a part of what it lies on is not?"""
-        raid = self._actual.raids.get(wanted.name)
-        online = raid is not None and raid.online
-        return isinstance(wanted, Volume) and wanted.backend == "raid1" and (online or wanted.key in self._without)
+        if not isinstance(wanted, Volume) or wanted.backend != "raid1":
+            return False
+        raid = self._actual.raids.get(wanted.in_spdk)
+        return wanted.key in self._without or (raid is not None and raid.online)
 
     def _volume(self, volume: Volume, after: list[int]) -> tuple[int, ...] | None:
         bdev = backends.find(volume, self._desired, self._actual)
         if bdev is None and volume.key in self._without:
             # After nothing: the members that are there are in it, and the others do not come.
-            return (self._draft.add("start", methods.raid_start_degraded(volume.name), volume.key),)
+            return (self._draft.add("start", methods.raid_start_degraded(volume.in_spdk), volume.key),)
         if bdev is None:
             return self._volume_created(volume, after)
         if not self._ownership.bdev(volume):
@@ -139,12 +140,12 @@ class Additions:
             if ready is None or not isinstance(volume, Volume) or mirror.raid.rebuilding:
                 continue
             leaving = [call for bdev in mirror.foreign for call in self._draft.released(bdev)]
-            request = methods.raid_add_member(mirror.volume.name, backends.bdev_name(volume, self._desired))
+            request = methods.raid_add_member(mirror.volume.in_spdk, backends.bdev_name(volume, self._desired))
             self._draft.add("rebuild", request, mirror.volume.key, [*ready, *self._freed(key), *leaving])
             return
 
     def _pool(self, pool: Pool, after: list[int]) -> tuple[int, ...] | None:
-        draft, present = self._draft, self._actual.lvstores.get(pool.name)
+        draft, present = self._draft, self._actual.lvstores.get(pool.in_spdk)
         if present is None:
             base = self._desired.get(Key("volume", pool.base))
             assert isinstance(base, Volume)
@@ -152,12 +153,12 @@ class Additions:
                 draft.waiting.add(pool.key)
                 return None
             name = backends.bdev_name(base, self._desired)
-            request = methods.lvstore_create(pool.name, name, pool.cluster_size)
+            request = methods.lvstore_create(pool.in_spdk, name, pool.cluster_size)
             return (draft.add("create", request, pool.key, after, needs=Needs(events=True), provisions=True),)
         if not self._ownership.lvstore(pool):
             draft.conflict(pool.key, f"an lvstore of this name is on bdev {present.base} and is not ours")
             return None
         draft.adopted.add(pool.key)
         if any(draft.calls[number].verb == "grow" for number in after):
-            after = [draft.add("grow", methods.lvstore_grow(pool.name), pool.key, after)]
+            after = [draft.add("grow", methods.lvstore_grow(pool.in_spdk), pool.key, after)]
         return tuple(after)

@@ -15,7 +15,7 @@ from nvmuser.rpc import methods
 
 def ensure(remote: Remote, actual: Actual, routes: remotes.Routes, draft: Draft) -> tuple[int, ...] | None:
     """The calls after which it is attached by each of its paths; None when it cannot be."""
-    present = actual.remotes.get(remote.name)
+    present = actual.remotes.get(remote.in_spdk)
     if present and present.nqn != remote.nqn:
         draft.conflict(remote.key, f"an NVMe controller of this name is attached to {present.nqn}")
         return None
@@ -29,7 +29,7 @@ def ensure(remote: Remote, actual: Actual, routes: remotes.Routes, draft: Draft)
             first = not present and not calls
             calls = calls or _keys(remote, actual, draft)
             request = methods.attach_remote(
-                remote.name, remote.nqn, addresses[0], path.port, host=routes.host, keys=remote.key_files
+                remote.in_spdk, remote.nqn, addresses[0], path.port, host=routes.host, keys=remote.key_files
             )
             needs = Needs(path=(addresses[0], path.port))
             # One after the other: the first makes the controller, the others are added to it.
@@ -42,7 +42,7 @@ def ensure(remote: Remote, actual: Actual, routes: remotes.Routes, draft: Draft)
         return added
     for address, port in present.paths if present else ():
         if (address, port) not in kept:
-            request = methods.detach_path(remote.name, remote.nqn, address, port)
+            request = methods.detach_path(remote.in_spdk, remote.nqn, address, port)
             draft.add("delete", request, remote.key, added)
     return added
 

@@ -12,7 +12,7 @@ from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual, ActualNamespace, Subsystem
 from nvmuser.reconcile.calls import Needs
 from nvmuser.reconcile.draft import Draft
-from nvmuser.reconcile.ownership import Ownership
+from nvmuser.reconcile.ownership import Ownership, in_our_place
 from nvmuser.rpc import methods
 
 Ensure = Callable[[Key], tuple[int, ...] | None]
@@ -68,6 +68,10 @@ class Exports:
             # Last, so that a guest finds everything there.
             request = methods.add_listener(controller.nqn, directory)
             made.append(draft.add("add", request, key, (*made, *self._transport), needs=Needs(directory=True)))
+        for transport, address in present.listeners:
+            if address != directory and in_our_place(transport, address, Path(directory)):
+                # From before it was renamed.
+                draft.add("delete", methods.remove_listener(controller.nqn, address), key, made)
         return tuple(made)
 
     def _namespaces(self, controller: Controller, present: Subsystem, made: list[int], ensure: Ensure) -> list[int]:

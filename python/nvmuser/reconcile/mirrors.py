@@ -76,7 +76,7 @@ def each(desired: Desired, actual: Actual) -> Iterator[Mirror]:
 
 def find(volume: Volume, desired: Desired, actual: Actual) -> Mirror | None:
     """None: it is no mirror, or SPDK knows nothing of it."""
-    raid = actual.raids.get(volume.name)
+    raid = actual.raids.get(volume.in_spdk)
     if volume.backend != "raid1" or raid is None or raid.uuid != volume.uuid:
         return None
     names = []
@@ -99,7 +99,7 @@ def why_not_without(mirror: Mirror) -> str:
 
 def too_small(mirror: Mirror, desired: Desired, actual: Actual) -> str:
     """Which member that is missing cannot have all of the data, in words; empty when each can, or no size is known."""
-    shown = actual.find(mirror.volume.name)
+    shown = actual.find(mirror.volume.in_spdk)
     for name in mirror.missing if shown else ():
         member = desired.get(Key("volume", name))
         bdev = backends.find(member, desired, actual) if isinstance(member, Volume) else None

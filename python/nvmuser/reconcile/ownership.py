@@ -15,6 +15,11 @@ from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual, ActualNamespace, Bdev, Lvstore, Subsystem
 
 
+def in_our_place(transport: str, address: str, directory: Path) -> bool:
+    """Is a listener where those of our controllers are, as `directory` is, under its present name or another?"""
+    return transport == "VFIOUSER" and Path(address).parent == directory.parent
+
+
 class Ownership:
     """Compares what is recorded (wanted or being deleted) with what SPDK has."""
 
@@ -55,7 +60,7 @@ class Ownership:
 
     def lvstore(self, pool: Pool) -> Lvstore | None:
         """The lvstore of a pool; None when there is none of its name, or it is not on the pool's base."""
-        store = self._actual.lvstores.get(pool.name)
+        store = self._actual.lvstores.get(pool.in_spdk)
         entry = self._desired.entries.get(Key("volume", pool.base))
         base = self.bdev(entry.object) if entry and isinstance(entry.object, Volume) else None
         return store if store and base and store.base in (base.name, *base.aliases) else None
@@ -96,11 +101,10 @@ class Ownership:
             if controller is None:
                 found.append(f"subsystem {subsystem.nqn}")
                 continue
-            own = ("VFIOUSER", str(directory(controller.name)))
             found += [
                 f"listener {address} of controller {controller.name}"
                 for transport, address in subsystem.listeners
-                if (transport, address) != own
+                if not in_our_place(transport, address, directory(controller.name))
             ]
             found += [
                 f"namespace {namespace.nsid} of controller {controller.name} (bdev {namespace.bdev})"
@@ -112,7 +116,7 @@ class Ownership:
     def _foreign_bdevs(self) -> list[str]:
         """Without the namespaces of our remotes that no volume is, and what is in an lvstore that is not open."""
         stores = {store.uuid for store in self._actual.lvstores.values()}
-        remotes = [remote.name for remote in self._desired.remotes()]
+        remotes = [remote.in_spdk for remote in self._desired.remotes()]
         return [
             bdev.name
             for bdev in self._actual.bdevs.values()

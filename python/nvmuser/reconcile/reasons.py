@@ -16,6 +16,7 @@ from nvmuser.model.keys import Key
 from nvmuser.model.objects import Pool, Remote, Volume
 from nvmuser.model.sizes import format_size
 from nvmuser.paths import StateDir
+from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.calls import Call, Problem
 from nvmuser.reconcile.remotes import why_not
@@ -43,17 +44,17 @@ async def explain(call: Call, error: NvmuserError, desired: Desired, state: Stat
 
 async def _room(volume: Volume, desired: Desired, rpc: Client) -> str:
     """What is free in a volume's pool, and the way out; empty where SPDK does not answer."""
+    pool = desired.get(Key("pool", volume.pool))
+    assert isinstance(pool, Pool)
     try:
-        (store,) = await rpc.call("bdev_lvol_get_lvstores", {"lvs_name": volume.pool})
+        (store,) = await rpc.call("bdev_lvol_get_lvstores", {"lvs_name": pool.in_spdk})
     except RpcError:
         return ""
     free, total = (store[field] * store["cluster_size"] for field in ("free_clusters", "total_data_clusters"))
-    pool = desired.get(Key("pool", volume.pool))
-    base = f" {pool.base}" if isinstance(pool, Pool) else ""
     text = f": pool {volume.pool} has {format_size(free)} free of {format_size(total)}"
     if free >= volume.size:
         return f"{text}, but no room for metadata: delete volumes or snapshots in it, or free space below it"
-    return f"{text}; take less, grow its base{base}, or pass --thin for a new volume"
+    return f"{text}; take less, grow its base {pool.base}, or pass --thin for a new volume"
 
 
 def reason(call: Call, error: NvmuserError) -> str:
@@ -85,7 +86,8 @@ def missing(
 def _absent(key: Key, desired: Desired, actual: Actual) -> str:
     entry = desired.entries.get(key)
     wanted = entry.object if entry else None
-    if isinstance(wanted, Volume) and wanted.remote in actual.remotes:
+    remote = desired.entries.get(Key("remote", wanted.remote)) if isinstance(wanted, Volume) and wanted.remote else None
+    if remote and isinstance(wanted, Volume) and backends.present(remote.object, desired, actual):
         return f"remote {wanted.remote} has no namespace {wanted.remote_nsid}"
     return _LOST
 

@@ -74,7 +74,7 @@ async def explore(desired: Desired, actual: Actual, state: StateDir) -> Routes:
             addresses[path] = result
     known = Routes(host, addresses)
     for path, remote in paths.items():
-        if len(addresses.get(path, ())) > 1 and not attached(path, actual.remotes.get(remote.name), known):
+        if len(addresses.get(path, ())) > 1 and not attached(path, actual.remotes.get(remote.in_spdk), known):
             addresses[path] = await _open_first(addresses[path], path.port)
     return Routes(host, addresses, unresolved)
 

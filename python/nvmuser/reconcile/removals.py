@@ -102,10 +102,10 @@ class Removals:
     def _request(self, going: Volume | Pool | Remote) -> Request | None:
         """None: it is not there, must not be deleted, or goes with what it lies on."""
         if isinstance(going, Volume):
-            there = self._ownership.bdev(going) or self._actual.is_incomplete(going.name, going.uuid)
+            there = self._ownership.bdev(going) or self._actual.is_incomplete(going.in_spdk, going.uuid)
             return backends.delete(going, self._desired) if there else None
         if isinstance(going, Remote):
-            return methods.detach_remote(going.name) if going.name in self._actual.remotes else None
+            return methods.detach_remote(going.in_spdk) if going.in_spdk in self._actual.remotes else None
         store = self._ownership.lvstore(going)
         if store is None:
             return None
@@ -113,4 +113,4 @@ class Removals:
             names = ", ".join(strangers)
             self._draft.conflict(going.key, f"not deleted: it holds volumes that are not ours: {names}")
             return None
-        return methods.lvstore_delete(going.name)
+        return methods.lvstore_delete(going.in_spdk)

@@ -15,7 +15,7 @@ def pools(desired: Desired, actual: Actual) -> dict[str, Space]:
     """Of each pool that SPDK has, by its name. A thin volume, a clone, and what has snapshots may still be written."""
     found: dict[str, Space] = {}
     for pool in desired.pools():
-        store = actual.lvstores.get(pool.name)
+        store = actual.lvstores.get(pool.in_spdk)
         if store is None:
             continue
         inside = [volume for volume in desired.volumes() if volume.pool == pool.name and not volume.snapshot_of]
@@ -36,5 +36,5 @@ def allocated_bytes(volume: Volume, bdev: Bdev | None, actual: Actual | None) ->
             return allocated(os.stat(volume.path))
         except OSError:
             return None
-    store = actual.lvstores.get(volume.pool) if actual else None
-    return bdev.allocated_clusters * store.cluster_size if store and bdev and bdev.lvstore else None
+    stores = [store for store in actual.lvstores.values() if bdev and store.uuid == bdev.lvstore] if actual else []
+    return bdev.allocated_clusters * stores[0].cluster_size if bdev and stores else None

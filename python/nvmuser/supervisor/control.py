@@ -16,8 +16,10 @@ from nvmuser.hostfs import permissions
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject
 from nvmuser.paths import StateDir
+from nvmuser.reconcile import renaming
 from nvmuser.reconcile.actual import Actual, query
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
@@ -39,10 +41,7 @@ async def submit(state: StateDir, change: Change) -> Outcome:
             return Outcome.from_json(await client.call("change", {"change": change.to_json()}, timeout=None))
     with contextlib.closing(Engine(state)) as engine:
         if lost := [controller for controller in engine.losses(change) if answers(state.socket(controller.name))]:
-            raise ConflictError(
-                f"controller {lost[0].name}: a guest may be connected: the supervisor is gone, but not what it has "
-                "started; `nvmuser target start` takes over, then try again, or pass --force"
-            )
+            raise _taken_over_first(lost[0].key, ", or pass --force")
         return await engine.change(change)
 
 
@@ -62,6 +61,27 @@ async def alter(state: StateDir, alteration: Callable[[Desired], AnyObject], *, 
             return await submit(state, Change(update=(after,), expect=(desired.get(after.key),), force=force))
         except StaleError:
             continue
+
+
+async def rename(state: StateDir, key: Key, name: str) -> Outcome:
+    """Give an object another name.
+
+    :raises NvmuserError: nothing has changed.
+    """
+    async with supervisor(state) as client:
+        if client:
+            return Outcome.from_json(await client.call("rename", {"key": str(key), "name": name}, timeout=None))
+    if key.kind == "controller" and answers(state.socket(key.name)):
+        raise _taken_over_first(key)
+    with contextlib.closing(Engine(state)) as engine:
+        return await renaming.rename(state, engine, key, name)
+
+
+def _taken_over_first(key: Key, way_out: str = "") -> ConflictError:
+    return ConflictError(
+        f"{key.words}: a guest may be connected: the supervisor is gone, but not what it has started; `nvmuser target "
+        f"start` takes over, then try again{way_out}"
+    )
 
 
 @contextlib.asynccontextmanager

@@ -58,6 +58,18 @@ async def check_losses(losses: Mapping[Controller, str], look: Look) -> None:
             )
 
 
+async def check_unused(controller: Controller, look: Look) -> None:
+    """Before its socket moves.
+
+    :raises ConflictError: it serves a guest; the error says which.
+    """
+    if who := (await _settled(look, [controller])).get(controller.name):
+        raise ConflictError(
+            f"controller {controller.name} serves a guest ({who}), and its socket moves with its name: shut it down "
+            "first"
+        )
+
+
 async def connected(
     controllers: Sequence[Controller], endpoint: Mapping[str, Any], target: Client | None
 ) -> dict[str, str]:

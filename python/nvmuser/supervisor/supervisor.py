@@ -20,10 +20,12 @@ from typing import Any
 from nvmuser.errors import NvmuserError, TargetError
 from nvmuser.hostfs import hugepages
 from nvmuser.model.change import Change
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
+from nvmuser.reconcile.renaming import rename
 from nvmuser.rpc import Server
 from nvmuser.supervisor import facts, logs, occupancy, room
 from nvmuser.supervisor.backoff import Backoff
@@ -71,7 +73,7 @@ class Supervisor:
 
     async def run(self, on_ready: asyncio.Future[None]) -> None:
         """Serve until stopped. `on_ready` gets its result when everything wanted is there, or why it cannot be."""
-        names = ("change", "reconcile", "status", "drift", "restart", "upgrade", "hold", "stand_by", "stop")
+        names = ("change", "rename", "reconcile", "status", "drift", "restart", "upgrade", "hold", "stand_by", "stop")
         methods: dict[str, Callable[..., Awaitable[Any]]] = {name: getattr(self, name) for name in names}
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -154,7 +156,7 @@ class Supervisor:
 
     async def _bring_up(self, target: Target) -> None:
         """Everything wanted into this target, then the guests; as often as it takes."""
-        self._point_to(target)
+        self._targets.point_to(target)
         backoff = Backoff()
         while not await self._try_bring_up(target):
             backoff.failed()
@@ -168,17 +170,6 @@ class Supervisor:
         log.info("target %d ready", target.process.pid)
         if self._settings.standby and self._targets.standby is None:
             await self._targets.raise_standby()
-
-    def _point_to(self, target: Target) -> None:
-        try:
-            link = self._state.rpc_socket.with_suffix(".new")
-            link.unlink(missing_ok=True)
-            link.symlink_to(target.rpc_socket.name)
-            link.replace(self._state.rpc_socket)
-            self.history.resolve("link")
-        except OSError as error:
-            text = f"{self._state.rpc_socket}: {error.strerror}; `nvmuser rpc` does not find the target"
-            self.history.note("link", text)
 
     async def _try_bring_up(self, target: Target) -> bool:
         try:
@@ -261,6 +252,19 @@ class Supervisor:
         await occupancy.check_losses(self._engine.losses(wanted), self._connected)
         async with self._changing:
             outcome = await self._engine.change(wanted)
+        return await self._carried_out(outcome)
+
+    async def rename(self, key: str, name: str) -> dict[str, Any]:
+        """Give an object another name; a controller only while no guest is connected to it."""
+        old = Key.parse(key)
+        one = self._engine.desired().get(old)
+        if isinstance(one, Controller) and name != old.name:
+            await occupancy.check_unused(one, self._connected)
+        async with self._changing:
+            outcome = await rename(self._state, self._engine, old, name)
+        return await self._carried_out(outcome)
+
+    async def _carried_out(self, outcome: Outcome) -> dict[str, Any]:
         self._settle(outcome)
         await self._open_doors()
         return outcome.to_json()
@@ -272,9 +276,7 @@ class Supervisor:
         """Carry out what is wanted and not there yet."""
         async with self._changing:
             outcome = await self._engine.reconcile()
-        self._settle(outcome)
-        await self._open_doors()
-        return outcome.to_json()
+        return await self._carried_out(outcome)
 
     async def drift(self) -> dict[str, Any]:
         """What differs between wanted and actual."""

@@ -117,6 +117,18 @@ class Targets:
                 self._history.note("target", str(error))
                 self._backoff.failed()
 
+    def point_to(self, target: Target) -> None:
+        """Let `nvmuser rpc` and others find it."""
+        link = self._state.rpc_socket.with_suffix(".new")
+        try:
+            link.unlink(missing_ok=True)
+            link.symlink_to(target.rpc_socket.name)
+            link.replace(self._state.rpc_socket)
+            self._history.resolve("link")
+        except OSError as error:
+            text = f"{self._state.rpc_socket}: {error.strerror}; `nvmuser rpc` does not find the target"
+            self._history.note("link", text)
+
     def is_ready(self) -> None:
         """The current one serves."""
         self._ready_at = self._clock()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import AnyObject, Controller, Volume
+from nvmuser.model.objects import AnyObject, Controller, NamedInSpdk, Pool, Remote, Volume
 from nvmuser.reconcile.actual import Actual, Bdev
 from nvmuser.reconcile.backends.base import SpdkBackend
 from nvmuser.reconcile.backends.delay import DelayBackend
@@ -44,12 +44,15 @@ def bdev_name(volume: Volume, desired: Desired) -> str:
     return REGISTRY[volume.backend].bdev_name(volume, _below(volume, desired))
 
 
-def _below(volume: Volume, desired: Desired) -> dict[str, str]:
-    """SPDK's names of the volumes that it lies on; of one that is not known, ours."""
-    found: dict[str, str] = {}
+def _below(volume: Volume, desired: Desired) -> dict[Key, str]:
+    """SPDK's names of what it lies on; of what is not known, ours."""
+    found: dict[Key, str] = {}
     for name in filter(None, (*volume.members, volume.base, volume.snapshot_of, volume.clone_of)):
         below = _volume(name, desired)
-        found[name] = bdev_name(below, desired) if below else name
+        found[Key("volume", name)] = bdev_name(below, desired) if below else name
+    for key in (Key("pool", volume.pool), Key("remote", volume.remote)):
+        entry = desired.entries.get(key)
+        found[key] = entry.object.in_spdk if entry and isinstance(entry.object, NamedInSpdk) else key.name
     return found
 
 
@@ -67,7 +70,7 @@ def is_ours(volume: Volume, bdev: Bdev, desired: Desired, actual: Actual) -> boo
     """Is the bdev of that name this volume?"""
     backend = REGISTRY[volume.backend]
     if backend.identified:
-        return backend.is_ours(volume, bdev, actual)
+        return backend.is_ours(volume, bdev, _below(volume, desired), actual)
     base = _volume(volume.base, desired)
     found = find(base, desired, actual) if base else None
     return base is not None and found is not None and is_ours(base, found, desired, actual)
@@ -132,5 +135,7 @@ def present(one: AnyObject, desired: Desired, actual: Actual) -> bool:
     if isinstance(one, Volume):
         bdev = find(one, desired, actual)
         ours = bdev is not None and is_ours(one, bdev, desired, actual)
-        return (ours or actual.is_incomplete(one.name, one.uuid)) and not REGISTRY[one.backend].stays
-    return one.name in (actual.lvstores if one.kind == "pool" else actual.remotes)
+        return (ours or actual.is_incomplete(one.in_spdk, one.uuid)) and not REGISTRY[one.backend].stays
+    if isinstance(one, Pool):
+        return one.in_spdk in actual.lvstores
+    return isinstance(one, Remote) and one.in_spdk in actual.remotes

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 from nvmuser.reconcile.actual import Actual, Bdev
 from nvmuser.reconcile.calls import NO_NEEDS, Needs
 from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
-Below = Mapping[str, str]
-"""SPDK's names of the volumes that a volume lies on, by our names."""
+Below = Mapping[Key, str]
+"""SPDK's names of what a volume lies on: bdevs, lvstores, controllers of remotes."""
 
 
 class SpdkBackend:
@@ -41,9 +42,9 @@ class SpdkBackend:
 
     def bdev_name(self, volume: Volume, below: Below) -> str:
         """What SPDK calls it."""
-        return volume.name
+        return volume.in_spdk
 
-    def is_ours(self, volume: Volume, bdev: Bdev, actual: Actual) -> bool:
+    def is_ours(self, volume: Volume, bdev: Bdev, below: Below, actual: Actual) -> bool:
         """Is the bdev of that name this volume? UUIDs are random, so that one that is equal cannot be chance."""
         return bdev.uuid == volume.uuid
 

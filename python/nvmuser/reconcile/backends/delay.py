@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 from nvmuser.reconcile.backends.base import Below, SpdkBackend
 from nvmuser.rpc import methods
@@ -15,4 +16,4 @@ class DelayBackend(SpdkBackend):
     passes_on = True
 
     def create(self, volume: Volume, below: Below) -> Request:
-        return methods.delay_create(volume.name, below[volume.base], volume.latency_us, volume.uuid)
+        return methods.delay_create(volume.in_spdk, below[Key("volume", volume.base)], volume.latency_us, volume.uuid)

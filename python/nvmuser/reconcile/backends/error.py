@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 from nvmuser.reconcile.backends.base import Below, SpdkBackend
 from nvmuser.rpc import methods
@@ -18,7 +19,7 @@ class ErrorBackend(SpdkBackend):
 
     def bdev_name(self, volume: Volume, below: Below) -> str:
         """SPDK's own: it takes no other."""
-        return f"EE_{below[volume.base]}"
+        return f"EE_{below[Key('volume', volume.base)]}"
 
     def create(self, volume: Volume, below: Below) -> Request:
-        return methods.error_create(below[volume.base])
+        return methods.error_create(below[Key("volume", volume.base)])

@@ -20,7 +20,7 @@ class FileBackend(SpdkBackend):
     reopens = True
 
     def create(self, volume: Volume, below: Below) -> Request:
-        return methods.aio_create(volume.name, volume.path, volume.block_size, volume.uuid)
+        return methods.aio_create(volume.in_spdk, volume.path, volume.block_size, volume.uuid)
 
     def needs(self, volume: Volume) -> Needs:
         return Needs(file=volume.path, events=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 from nvmuser.reconcile.actual import Actual, Bdev
 from nvmuser.reconcile.backends.base import Below, SpdkBackend
@@ -15,19 +16,20 @@ class LvolBackend(SpdkBackend):
     made_once = True
 
     def bdev_name(self, volume: Volume, below: Below) -> str:
-        return f"{volume.pool}/{volume.name}"
+        return f"{below[Key('pool', volume.pool)]}/{volume.in_spdk}"
 
-    def is_ours(self, volume: Volume, bdev: Bdev, actual: Actual) -> bool:
+    def is_ours(self, volume: Volume, bdev: Bdev, below: Below, actual: Actual) -> bool:
         """SPDK makes up the UUIDs of these; the pool is ours and so the name in it is."""
-        store = actual.lvstores.get(volume.pool)
+        store = actual.lvstores.get(below[Key("pool", volume.pool)])
         return store is not None and store.uuid == bdev.lvstore
 
     def create(self, volume: Volume, below: Below) -> Request:
         if volume.snapshot_of:
-            return methods.lvol_snapshot(below[volume.snapshot_of], volume.name)
+            return methods.lvol_snapshot(below[Key("volume", volume.snapshot_of)], volume.in_spdk)
         if volume.clone_of:
-            return methods.lvol_clone(below[volume.clone_of], volume.name)
-        return methods.lvol_create(volume.name, volume.pool, volume.size, thin=volume.thin)
+            return methods.lvol_clone(below[Key("volume", volume.clone_of)], volume.in_spdk)
+        pool = below[Key("pool", volume.pool)]
+        return methods.lvol_create(volume.in_spdk, pool, volume.size, thin=volume.thin)
 
     def grow(self, volume: Volume, bdev: str) -> Request:
         return methods.lvol_resize(bdev, volume.size)

@@ -13,4 +13,4 @@ class MallocBackend(SpdkBackend):
     module = "malloc"
 
     def create(self, volume: Volume, below: Below) -> Request:
-        return methods.malloc_create(volume.name, volume.size, volume.block_size, volume.uuid)
+        return methods.malloc_create(volume.in_spdk, volume.size, volume.block_size, volume.uuid)

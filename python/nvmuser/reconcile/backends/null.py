@@ -13,7 +13,7 @@ class NullBackend(SpdkBackend):
     module = "null"
 
     def create(self, volume: Volume, below: Below) -> Request:
-        return methods.null_create(volume.name, volume.size, volume.block_size, volume.uuid)
+        return methods.null_create(volume.in_spdk, volume.size, volume.block_size, volume.uuid)
 
     def grow(self, volume: Volume, bdev: str) -> Request:
         return methods.null_resize(bdev, volume.size)

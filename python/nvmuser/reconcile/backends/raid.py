@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 from nvmuser.reconcile.backends.base import Below, SpdkBackend
 from nvmuser.reconcile.calls import Needs
@@ -13,7 +14,8 @@ class _Raid(SpdkBackend):
     module = "raid"
 
     def create(self, volume: Volume, below: Below) -> Request:
-        return methods.raid_create(volume.name, self.name, [below[member] for member in volume.members], volume.uuid)
+        members = [below[Key("volume", member)] for member in volume.members]
+        return methods.raid_create(volume.in_spdk, self.name, members, volume.uuid)
 
     def needs(self, volume: Volume) -> Needs:
         """It opens its members, of which any may be a file."""

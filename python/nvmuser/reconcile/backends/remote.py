@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 from nvmuser.reconcile.actual import Actual, Bdev
 from nvmuser.reconcile.backends.base import Below, SpdkBackend
@@ -13,10 +14,10 @@ class RemoteBackend(SpdkBackend):
     """As long as the remote is attached."""
 
     def bdev_name(self, volume: Volume, below: Below) -> str:
-        return f"{volume.remote}n{volume.remote_nsid}"
+        return f"{below[Key('remote', volume.remote)]}n{volume.remote_nsid}"
 
-    def is_ours(self, volume: Volume, bdev: Bdev, actual: Actual) -> bool:
-        return volume.remote in actual.remotes
+    def is_ours(self, volume: Volume, bdev: Bdev, below: Below, actual: Actual) -> bool:
+        return below[Key("remote", volume.remote)] in actual.remotes
 
     def create(self, volume: Volume, below: Below) -> None:
         """It comes with the remote."""
