@@ -39,6 +39,7 @@ _COMMANDS = {
     "provision": ("bench_provision", "How long it takes to provision."),
     "recovery": ("bench_recovery", "How long a guest stalls when its target dies."),
     "report": ("bench_compare", "Print a comparison again."),
+    "scale": ("bench_scale", "How cost grows with the number of controllers."),
     "tune": ("bench_tune", "What each setting of the guest and of QEMU gains."),
 }
 

@@ -111,6 +111,18 @@ def difference(old: Sequence[float], new: Sequence[float]) -> Interval:
     return Interval(middle, float(low), float(high), min(len(old), len(new)))
 
 
+def slope(numbers: Sequence[float], costs: Sequence[float]) -> float:
+    """With which power of a number a cost grows: the slope of the best-fit line between their logarithms.
+
+    1 is in proportion, 2 four times as much for twice as many. A cost that is there with none at all makes it less.
+
+    :raises ValueError: less than two different numbers, or one or a cost that is not above zero.
+    """
+    if len(set(numbers)) < 2 or min(*numbers, *costs) <= 0:
+        raise ValueError("a slope needs two different numbers, and costs above zero")
+    return float(np.polyfit(np.log(numbers), np.log(costs), 1)[0])
+
+
 @dataclass(frozen=True)
 class Steadiness:
     """`excursion` and `drift` as shares of the average; `steady` when both are within the bounds."""

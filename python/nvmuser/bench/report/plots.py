@@ -24,9 +24,9 @@ from nvmuser.bench.measure.stats import Interval
 from nvmuser.bench.report.result import JobResult
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
-_DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
-_MARKERS = "osD^vPX*"
-_STYLE: Any = {
+DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
+MARKERS = "osD^vPX*"
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "nvmuser",
     "font.family": "sans-serif",
@@ -63,13 +63,14 @@ def duration(nanoseconds: float) -> str:
     return f"{nanoseconds:.3g} ns"
 
 
-def _figure(width: float, height: float) -> Figure:
+def svg_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, to be drawn as SVG."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasSVG(figure)
     return figure
 
 
-def _svg(figure: Figure, label: str) -> str:
+def svg(figure: Figure, label: str) -> str:
     """The figure as an <svg> element: no prologue with its public URL, no metadata, an accessible name."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
@@ -90,14 +91,14 @@ def _finish(axes: Axes, title: str, label: str) -> None:
 def over_time(jobs: Sequence[JobResult]) -> str:
     """IOPS and mean latency of each interval, one line a job; jobs without a series are left out."""
     shown = [(index, job) for index, job in enumerate(jobs) if len(job.series.t_s) > 1]
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(7.2, 2.5)
+    with matplotlib.rc_context(STYLE):
+        figure = svg_figure(7.2, 2.5)
         iops, latency = figure.subplots(1, 2)
         for index, job in shown:
             style = {
                 "color": COLOURS[index % len(COLOURS)],
-                "linestyle": _DASHES[index % len(_DASHES)],
-                "marker": _MARKERS[index % len(_MARKERS)],
+                "linestyle": DASHES[index % len(DASHES)],
+                "marker": MARKERS[index % len(MARKERS)],
                 "markersize": 3.5,
                 "linewidth": 1.6,
                 "label": job.name,
@@ -114,14 +115,14 @@ def over_time(jobs: Sequence[JobResult]) -> str:
         if shown:
             handles, labels = iops.get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(shown)))
-        return _svg(figure, "IOPS and latency over time")
+        return svg(figure, "IOPS and latency over time")
 
 
 def percentiles(jobs: Sequence[JobResult]) -> str:
     """Latency percentiles, grouped by percentile, on a logarithmic scale, each bar with its value."""
     names = ("p50", "p90", "p99", "p99_9")
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(7.2, 2.4)
+    with matplotlib.rc_context(STYLE):
+        figure = svg_figure(7.2, 2.4)
         axes = figure.subplots()
         width = 0.8 / max(1, len(jobs))
         for index, job in enumerate(jobs):
@@ -143,7 +144,7 @@ def percentiles(jobs: Sequence[JobResult]) -> str:
         axes.set_title("Latency percentiles (logarithmic)")
         if len(jobs) > 1:
             figure.legend(loc="outside lower center", ncols=min(4, len(jobs)))
-        return _svg(figure, "Latency percentiles")
+        return svg(figure, "Latency percentiles")
 
 
 Rows = Mapping[str, Mapping[str, Interval]]
@@ -169,8 +170,8 @@ def _figures(rows: Rows, peers: Sequence[str], title: str, *, ratio: bool) -> li
     figures = []
     for number, part in enumerate(parts, 1):
         name = title if len(parts) == 1 else f"{title}, {number} of {len(parts)}"
-        with matplotlib.rc_context(_STYLE):
-            figures.append(_svg(intervals({job: rows[job] for job in part}, peers, name, ratio=ratio), name))
+        with matplotlib.rc_context(STYLE):
+            figures.append(svg(intervals({job: rows[job] for job in part}, peers, name, ratio=ratio), name))
     return figures
 
 
@@ -179,7 +180,7 @@ def intervals(rows: Rows, peers: Sequence[str], title: str, *, ratio: bool) -> F
     shown = [(index, peer) for index, peer in enumerate(peers) if any(peer in row for row in rows.values())]
     columns = max(1, min(4, 92 // (max((len(peer) for _, peer in shown), default=0) + 6)))
     legend = math.ceil(len(shown) / columns) * 0.19
-    figure = _figure(7.2, 0.7 + legend + len(rows) * (0.06 + 0.065 * max(2, len(shown))))
+    figure = svg_figure(7.2, 0.7 + legend + len(rows) * (0.06 + 0.065 * max(2, len(shown))))
     axes = figure.subplots()
     step = 0.8 / max(1, len(shown))
     for slot, (index, peer) in enumerate(shown):
@@ -214,7 +215,7 @@ def _mark(axes: Axes, points: Sequence[tuple[float, Interval]], index: int, peer
             [max(0.0, interval.median - interval.low) for _, interval in points],
             [max(0.0, interval.high - interval.median) for _, interval in points],
         ],
-        fmt=_MARKERS[index % len(_MARKERS)],
+        fmt=MARKERS[index % len(MARKERS)],
         color=COLOURS[index % len(COLOURS)],
         markersize=3.8,
         linewidth=1.2,
