@@ -55,9 +55,7 @@ def plan(parts: Sequence[str], counts: Sequence[int]) -> dict[str, tuple[int, ..
     return chosen
 
 
-async def measure(
-    root: Path, wanted: Mapping[str, Sequence[int]], rounds: int, progress: Progress
-) -> dict[str, Any]:
+async def measure(root: Path, wanted: Mapping[str, Sequence[int]], rounds: int, progress: Progress) -> dict[str, Any]:
     """Measure all of it. Returns the document.
 
     :param root: a short path, for sockets are in it; its owner removes it.
