@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nvmuser.doctor.check import Finding
+from nvmuser.hostfs import unix_diag
 from nvmuser.hostfs.permissions import explained
 from nvmuser.hostfs.sockets import answers
 from nvmuser.paths import SUN_PATH_MAX, StateDir
@@ -79,9 +80,10 @@ def _stale(directory: Path) -> Iterator[Path]:
         if isinstance(error, PermissionError):  # else it is not there, or not any more
             raise error
 
+    among = unix_diag.listeners()  # once: there may be thousands
     for place, _, names in os.walk(directory, onerror=refuse):
         for path in (Path(place, name) for name in names):
-            if path.is_socket() and not answers(path):
+            if path.is_socket() and not answers(path, among):
                 yield path
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nvmuser.errors import ConflictError
 from nvmuser.hostfs.sockets import answers, check_socket_path, remove_stale
+from nvmuser.hostfs.unix_diag import Listeners
 from nvmuser.paths import StateDir
 
 
@@ -20,9 +21,10 @@ def check_paths(state: StateDir, controller: str) -> None:
         check_socket_path(state.socket(controller, direct=direct))
 
 
-def prepare(state: StateDir, controller: str) -> None:
+def prepare(state: StateDir, controller: str, among: Listeners | None = None) -> None:
     """The directory is there, ours, and without a socket that nobody serves.
 
+    :param among: who listens, where there are many controllers; None: ask now.
     :raises ConflictError: it is somebody else's, or somebody answers in it.
     """
     directory = os.fspath(state.target_dir(controller))
@@ -39,13 +41,16 @@ def prepare(state: StateDir, controller: str) -> None:
         raise ConflictError(f"{directory}: {error.strerror}") from error
     if owner != os.geteuid():
         raise ConflictError(f"{directory}: belongs to user {owner}; use another --state-dir")
-    remove_stale(Path(directory, "cntrl"))
+    remove_stale(Path(directory, "cntrl"), among)
 
 
-def tidy(directory: Path) -> None:
-    """Remove the directory of a controller that is gone."""
+def tidy(directory: Path, among: Listeners | None = None) -> None:
+    """Remove the directory of a controller that is gone.
+
+    :param among: as of `prepare`.
+    """
     socket = directory / "cntrl"
     with contextlib.suppress(OSError):  # not empty: whatever is in it is not ours to remove
-        if socket.exists() and not answers(socket):
+        if socket.exists() and not answers(socket, among):
             socket.unlink()
         directory.rmdir()

@@ -13,7 +13,7 @@ import stat
 from pathlib import Path
 
 from nvmuser.errors import ConflictError, UsageError
-from nvmuser.hostfs.unix_diag import is_listening
+from nvmuser.hostfs.unix_diag import Listeners, is_listening
 from nvmuser.paths import SUN_PATH_MAX
 
 
@@ -27,12 +27,14 @@ def check_socket_path(path: Path) -> None:
         )
 
 
-def answers(path: Path) -> bool:
+def answers(path: Path, among: Listeners | None = None) -> bool:
     """Does somebody listen at `path`? Answered without a connection, which SPDK would take for a guest; by one only
     where nobody is seen to listen (another network namespace). A full backlog counts as yes: somebody is there, only
     busy.
+
+    :param among: who listens (`unix_diag.listeners`), where many sockets are looked at; None: ask now.
     """
-    if is_listening(path):
+    if is_listening(path, among):
         return True
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
@@ -44,9 +46,10 @@ def answers(path: Path) -> bool:
         return True
 
 
-def remove_stale(path: Path) -> bool:
+def remove_stale(path: Path, among: Listeners | None = None) -> bool:
     """Remove a socket that nobody serves. True when there was one.
 
+    :param among: as of `answers`.
     :raises ConflictError: somebody answers, it is not a socket, or it belongs to somebody else.
     """
     try:
@@ -57,7 +60,7 @@ def remove_stale(path: Path) -> bool:
         raise ConflictError(f"{path}: exists and is not a socket; move it away")
     if info.st_uid != os.geteuid() and os.geteuid() != 0:
         raise ConflictError(f"{path}: belongs to user {info.st_uid}; use another --state-dir")
-    if answers(path):
+    if answers(path, among):
         raise ConflictError(f"{path}: somebody answers at this socket already")
     path.unlink(missing_ok=True)
     return True

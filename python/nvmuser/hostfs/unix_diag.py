@@ -29,21 +29,38 @@ _ANY_COOKIE = 0xFFFFFFFF
 _BUFFER = 1 << 16
 
 
-def is_listening(path: Path) -> bool:
+Listeners = frozenset[bytes]
+"""The files (`struct unix_diag_vfs`) at which somebody listened when the kernel was asked."""
+
+
+def listeners() -> Listeners:
+    """Everybody who listens now, as far as this network namespace knows: for looking at many sockets.
+
+    The kernel lists all of them at each question. Empty where it does not answer such questions.
+    """
+    try:
+        return frozenset(_listeners())
+    except OSError:
+        return frozenset()
+
+
+def is_listening(path: Path, among: Listeners | None = None) -> bool:
     """Whether somebody listens at this very file, as far as this network namespace knows.
 
     False does not prove the contrary: the kernel may not answer such questions, or not for that namespace.
+
+    :param among: who listens; None: ask now.
     """
     try:
         info = os.stat(path)
-        wanted = _VFS.pack(info.st_ino & 0xFFFFFFFF, os.major(info.st_dev) << 20 | os.minor(info.st_dev))
-        return any(found == wanted for found in _listeners())
     except OSError:
         return False
+    wanted = _VFS.pack(info.st_ino & 0xFFFFFFFF, os.major(info.st_dev) << 20 | os.minor(info.st_dev))
+    return wanted in (listeners() if among is None else among)
 
 
 def _listeners() -> Iterator[bytes]:
-    """The files (`struct unix_diag_vfs`) of all sockets that listen.
+    """Ask the kernel.
 
     :raises OSError: the kernel does not list them.
     """

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from nvmuser.errors import NvmuserError
-from nvmuser.hostfs import listeners
+from nvmuser.hostfs import listeners, unix_diag
 from nvmuser.model.keys import Key
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.calls import Call
@@ -22,10 +22,11 @@ def directories(calls: Sequence[Call], state: StateDir) -> tuple[Gate, dict[Key,
     failures: dict[Key, NvmuserError] = {}
 
     def prepare() -> None:
+        among = unix_diag.listeners() if numbers else None
         for number in numbers:
             key = calls[number].object
             try:
-                listeners.prepare(state, key.name)
+                listeners.prepare(state, key.name, among)
             except NvmuserError as error:
                 failures[key] = error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nvmuser.errors import NvmuserError
-from nvmuser.hostfs import files, listeners
+from nvmuser.hostfs import files, listeners, unix_diag
 from nvmuser.hostfs.device_dirs import Devices
 from nvmuser.model.desired import Entry
 from nvmuser.model.keys import Key
@@ -26,8 +26,9 @@ def tidy(state: StateDir, gone: Sequence[Entry]) -> dict[Key, NvmuserError]:
     errors = files.each(remove, list(volumes))
     controllers = [entry.object for entry in gone if isinstance(entry.object, Controller)]
     devices = [Devices(state, direct=direct) for direct in (False, True) if controllers]
+    among = unix_diag.listeners() if controllers else None
     for controller in controllers:
-        listeners.tidy(state.target_dir(controller.name))
+        listeners.tidy(state.target_dir(controller.name), among)
         try:
             for each in devices:
                 each.remove(controller)
