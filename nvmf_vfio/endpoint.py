@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import resource
@@ -22,6 +23,7 @@ from typing import Any
 
 from nvmf_vfio.keeper.channel import Channel
 from nvmf_vfio.keeper.fd_store import FdStore, Record, StoredFd
+from nvmf_vfio.keeper.questions import Questions
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 from nvmf_vfio.protocol.header import MAX_MESSAGE, ProtocolError
 from nvmf_vfio.protocol.wire import Closed, Wire
@@ -59,6 +61,7 @@ class Endpoint:
         self._states: dict[str, str] = {}
         """Of controllers' targets. `_other_state` is that of controllers of which none was reported."""
         self._other_state = "gone"
+        self._questions = Questions(lambda: self._channel)
         self._serial = 0
         self._fresh = True
         self._loop = asyncio.get_running_loop()
@@ -76,6 +79,7 @@ class Endpoint:
     def _supervisor_gone(self) -> None:
         log.warning("the supervisor is gone; guests stay connected")
         self._channel = None
+        self._questions.lost()
 
     def _received(self, message: dict[str, Any], descriptors: list[Descriptor]) -> None:
         match message["op"]:
@@ -90,6 +94,8 @@ class Endpoint:
                     self._channel.send("served", failed=failed)
             case "target":
                 self._target(message["state"], message.get("controllers"))
+            case "answer":
+                self._questions.answered(message)
             case "status":
                 self._status()
             case "stop":
@@ -275,6 +281,7 @@ class Endpoint:
             record,
             store,
             is_target_ready=lambda: self._is_target_ready(name),
+            ask=functools.partial(self._questions.ask, name),
             on_end=ended,
         )
         self._sessions[name] = session

@@ -5,15 +5,13 @@ Owns nothing. What is remembered between the two is `nvmf_vfio.state.controller.
 
 from __future__ import annotations
 
-import errno
-
 from nvmf_vfio.pending import Pending
 from nvmf_vfio.protocol.header import Command, ProtocolError
 from nvmf_vfio.protocol.messages import DmaUnmap, RegionAccess, RegionInfo
 from nvmf_vfio.protocol.version import Version
 from nvmf_vfio.protocol.wire import Message
 from nvmf_vfio.state.controller import Controller
-from nvmf_vfio.state.memory import MAX_MAPS, Refused
+from nvmf_vfio.state.memory import MAX_MAPS
 from nvmf_vfio.state.registers import BAR0
 
 _MAX_DATA = 0x10000
@@ -41,8 +39,6 @@ def without_target(controller: Controller, pending: Pending) -> bytes | None:
             return request.pack()
         case command if command in _CACHED:
             return controller.replies.get(command, pending.body)
-        case Command.DEVICE_FEATURE | Command.MIG_DATA_READ | Command.MIG_DATA_WRITE:
-            raise Refused(errno.ENOTSUP, f"{pending.command.name} without a target")
     return b""
 
 

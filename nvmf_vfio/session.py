@@ -10,13 +10,14 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from nvmf_vfio import replies
 from nvmf_vfio.guest import GuestLink
 from nvmf_vfio.keeper.fd_store import FdStore, StoredFd
+from nvmf_vfio.migration.machine import COMMANDS, Migration
 from nvmf_vfio.pending import Pending, Statistics, changes_state, is_admin_doorbell, release
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmf_vfio.protocol.header import Command, Flag, ProtocolError
@@ -27,10 +28,12 @@ from nvmf_vfio.state.controller import Controller
 from nvmf_vfio.state.lifecycle import Phase
 from nvmf_vfio.state.memory import Refused
 from nvmf_vfio.state.registers import CC_EN
-from nvmf_vfio.uplink import Uplink
+from nvmf_vfio.uplink import Uplink, end_io
 
 log = logging.getLogger(__name__)
 
+_QUIESCE_DEADLINE = 10.0
+"""Seconds. SPDK gives up after 12.5 s, which then proves nothing; a client of ours gives us up after 20."""
 _WAKE_AFTER = 10.0
 """Seconds without a target after which the guest's driver is notified; Linux gives an I/O 30 s."""
 
@@ -39,6 +42,7 @@ class Session:
     """A connected guest.
 
     :param store: already holds the connection and the record (`conn`, `record`).
+    :param ask: puts a question about this controller to the supervisor (`nvmf_vfio.keeper.questions`).
     :param on_end: called once when the guest has gone.
     """
 
@@ -51,12 +55,16 @@ class Session:
         store: FdStore,
         *,
         is_target_ready: Callable[[], bool],
+        ask: Callable[[str], Awaitable[dict[str, Any]]],
         on_end: Callable[[], None],
     ) -> None:
         self.name = name
         self.controller = Controller()
+        self._is_target_ready = is_target_ready
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
+        self._migration = Migration(self, ask)
+        self._drained = asyncio.Event()
         self._guest = GuestLink(
             name,
             wire,
@@ -73,7 +81,7 @@ class Session:
             name,
             target,
             self.controller,
-            is_target_ready=is_target_ready,
+            is_target_ready=lambda: is_target_ready() and not self._migration.still,
             on_request=self._guest.send,
             on_online=self._target_online,
             on_lost=self.target_gone,
@@ -99,6 +107,8 @@ class Session:
         try:
             self.controller.load_json(document, stored)
             self._guest.statistics = Statistics(**document["statistics"])
+            if migration := document.get("migration"):  # a record of an earlier version has none
+                self._migration.load_json(migration)
         except (KeyError, TypeError, ValueError) as error:
             raise ProtocolError(f"the record makes no sense: {error!r}") from error
         self.controller.target_lost()
@@ -112,6 +122,7 @@ class Session:
         if not self._open:
             return
         self._open = False
+        self._migration.close()
         self._uplink.close()
         self._guest.close()
         self._on_end()
@@ -120,24 +131,70 @@ class Session:
 
     def target_ready(self) -> None:
         """A target serves this controller (again)."""
-        self._uplink.bring_up()
+        if not self._migration.still:
+            self._uplink.bring_up()
 
     def target_gone(self) -> None:
         """The target is gone, or goes. What it had in flight may still land until `target_drained`."""
         self._uplink.drop()
+        self._lost()
+
+    def _lost(self) -> None:
+        self._drained.clear()
         if self.controller.version is not None:
             self.controller.target_lost()
             if self._guest.statistics.lost_at is None:
                 self._guest.statistics.lost_at = time.monotonic()
-            self._save()
+            self.save()
         self._reply_to_pending()
 
     def target_drained(self) -> None:
         """Nothing of the old target is in flight any more."""
         self.controller.target_drained()
+        self._drained.set()
         if not self._uplink.online:
             self._reply_to_pending()
             self._loop.call_later(_WAKE_AFTER, self._wake_without_target)
+
+    # -- migration (`nvmf_vfio.migration.machine.Host`) ----------------------------------------------------------
+
+    async def quiesce(self) -> None:
+        """End all I/O of the controller; no target serves it then.
+
+        :raises Refused: ETIMEDOUT, it does not end in time.
+        """
+        link = self._uplink.detach()
+        try:
+            async with asyncio.timeout(_QUIESCE_DEADLINE):
+                if link:
+                    self._lost()
+                    if await end_io(link):
+                        self.target_drained()
+                while not self.controller.drained:
+                    await self._drained.wait()
+        except TimeoutError:
+            raise Refused(errno.ETIMEDOUT, "the I/O in flight does not end") from None
+        finally:
+            if link:
+                link.close()
+
+    def released(self) -> None:
+        """A target may serve the controller again."""
+        if self._is_target_ready():
+            self.target_ready()
+        else:
+            self._loop.call_later(_WAKE_AFTER, self._wake_without_target)
+
+    def answer(self, pending: Pending, body: bytes) -> None:
+        """Answer a request that is none of a target's."""
+        self._guest.finish(pending)
+        self._guest.reply(pending.header, body)
+
+    def refuse(self, pending: Pending, error: Refused) -> None:
+        """Refuse a request."""
+        release(pending.stored)
+        self._guest.finish(pending)
+        self._guest.refuse(pending.header, error.errno, error)
 
     def _wake_without_target(self) -> None:
         """Wake the driver when the outage lasts: a reset that waits for RDY survives it, I/O that times out may not.
@@ -145,9 +202,9 @@ class Session:
         Linux 6.12 has been seen to lock up in `nvme_timeout` when what times out is a flush.
         """
         waits = self.controller.phase is Phase.FAILED and self.controller.drained
-        if self._open and not self._uplink.online and waits:
+        if self._open and not self._uplink.online and waits and not self._migration.cpus_stopped:
             self.controller.wake()
-            self._save()
+            self.save()
 
     def _target_online(self) -> None:
         """The target has the state that the guest gave its predecessors. No message of the guest's comes in between."""
@@ -156,11 +213,12 @@ class Session:
                 self._uplink.send_registers()
             woken = self.controller.target_ready()
             log.info("%s: target ready, guest %s", self.name, "woken" if woken else self.controller.phase)
-            self._save()
+            self.save()
         else:
             self.controller.target_ready()
         for pending in self._journal.pending:
-            self._forward(pending)
+            if pending.command not in COMMANDS:
+                self._forward(pending)
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -170,9 +228,10 @@ class Session:
         try:
             self.controller.check(request, [stored.descriptor for stored in pending.stored])
         except Refused as error:
-            release(pending.stored)
-            self._guest.finish(pending)
-            self._guest.refuse(pending.header, error.errno, error)
+            self.refuse(pending, error)
+            return
+        if pending.command in COMMANDS:
+            self._migration.requested(pending)
             return
         submitted = self.controller.observe(request)
         has_event_request = any(command.is_event_request for command in submitted)
@@ -227,7 +286,7 @@ class Session:
         if self.controller.seen_ready and self.controller.phase is Phase.LIVE:
             self._guest.statistics.back()
         if self.controller.seen_ready and not knew:
-            self._save()
+            self.save()
         self._took_effect(pending)
         self._guest.finish(pending)
         descriptors, reply.descriptors = reply.descriptors, []
@@ -241,7 +300,7 @@ class Session:
         reply.close()
         if isinstance(pending.request, DmaMap):
             self.controller.forget_map(pending.request)
-            self._save()
+            self.save()
         else:
             release(pending.stored)
         self._guest.finish(pending)
@@ -249,7 +308,7 @@ class Session:
 
     async def _prefetch(self) -> None:
         await self._uplink.prefetch()
-        self._save()
+        self.save()
 
     # -- replies without a target --------------------------------------------------------------------------------
 
@@ -257,7 +316,10 @@ class Session:
         """Answer everything that a target was to answer, in order."""
         for pending in self._journal.pending:
             pending.sent = False
-            self._reply_locally(pending)
+            if pending.command in COMMANDS:
+                self._migration.requested(pending)
+            else:
+                self._reply_locally(pending)
 
     def _reply_locally(self, pending: Pending) -> None:
         """Answer in the target's place. A request that only a target can answer waits for one."""
@@ -274,8 +336,7 @@ class Session:
         if body is None:
             return
         self._took_effect(pending)
-        self._guest.finish(pending)
-        self._guest.reply(pending.header, body)
+        self.answer(pending, body)
 
     def _late(self, pending: Pending) -> None:
         """The target does not answer: QEMU must not wait for it."""
@@ -292,23 +353,27 @@ class Session:
         self._uplink.mirror(pending)
         self.controller.remember(pending.request, pending.stored)
         if changes_state(pending.request):
-            self._save()
+            self.save()
 
     def _took_effect(self, pending: Pending) -> None:
         """Remember a request, and hand the controller over if its driver has reset it."""
         if not pending.remembered:
             self._remember(pending)
+        if pending.command is Command.DEVICE_RESET:
+            self._migration.reset()
         if not self._uplink.online:
             return
         if self.controller.hand_over():
             self._uplink.send_registers()
-            self._save()
+            self.save()
         elif self._uplink.proxy and not self.controller.cc & CC_EN:
             self._uplink.end_proxy()
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Record everything that a successor has to know."""
         document = self.controller.to_json()
         document["statistics"] = vars(self._guest.statistics)
+        document["migration"] = self._migration.to_json()
         self._journal.save(document)
 
     def status(self) -> dict[str, Any]:

@@ -16,6 +16,10 @@ serve       supervisor          `controllers`: exactly these have a socket from 
 served      endpoint            the answer: all are there but for `failed`, with the reason of each by its name
 target      supervisor          `state`: gone, drained or ready; `controllers`: whose target it is, without it all
 status      both                question, and the answer in several messages while `more`
+question    endpoint            `question` about `controller`, which its guest's migration depends on: *expect*: is a
+                                guest expected there; *yield*: close its volumes, they belong to another host; *take*:
+                                open them, they belong here
+answer      supervisor          to the question of that `number`: `error`, empty if it is so, and the `identity`
 put, drop   endpoint            keep a copy of this descriptor under `name`; close it
 stop        supervisor          close every connection and exit
 ==========  ==================  ==============================================================================

@@ -325,6 +325,23 @@ class Controller:
             self.interrupts.signal_admin()
         return woken
 
+    def arrive(self, registers: dict[Register, int], lifecycle: dict[str, Any], admin: dict[str, Any]) -> None:
+        """Become a controller that its guest has brought along, and which no target serves yet.
+
+        :param registers: their values; of four bytes, but for ASQ and ACQ.
+        :param lifecycle: as `Lifecycle.to_json` returns it.
+        :param admin: as `AdminQueue.to_json` returns it; of no use to a controller that is not enabled.
+        """
+        self.registers[Register.INTMS :] = bytes(len(self.registers) - Register.INTMS)
+        for register, value in registers.items():
+            size = 8 if register in (Register.ASQ, Register.ACQ) else 4
+            self.registers[register : register + size] = value.to_bytes(size, "little")
+        self._lifecycle.load_json(lifecycle)
+        self.admin.disable()
+        if self.cc & CC_EN:
+            self._enable_admin()
+            self.admin.load_json(admin)
+
     # -- the record ----------------------------------------------------------------------------------------------
 
     def fd_names(self) -> set[str]:

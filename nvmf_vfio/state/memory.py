@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,8 @@ class GuestMemory:
 
     def __init__(self) -> None:
         self.regions: list[Region] = []
+        self.on_write: Callable[[int, int], None] = lambda address, size: None
+        """Called with the guest physical address and the size of each write: a guest that migrates needs to know."""
         self._numbers: dict[str | None, int] = {}
 
     def check_map(self, request: DmaMap, descriptors: list[Descriptor]) -> None:
@@ -138,6 +141,7 @@ class GuestMemory:
         """
         descriptor, offset = self._locate(address, len(data), DmaMap.WRITE)
         number = descriptor.fileno()
+        self.on_write(address, len(data))
         try:
             # hugetlbfs has no write(2), hence a mapping; its granularity is the page size that fstat reports.
             facts = os.fstat(number)

@@ -65,7 +65,7 @@ async def test_while_there_is_no_target_everything_is_answered_and_remembered(wo
     client.post(DOORBELLS + 8, 4, 1)
     with pytest.raises(Refusal) as caught:
         await do(client.call, Command.DEVICE_FEATURE, DeviceFeature(8, 0).pack())
-    assert caught.value.errno == errno.ENOTSUP
+    assert caught.value.errno == errno.ENOTTY
 
     again = await world.recover()
     assert {m.address for m in again.maps} == {0, 1 << 30}

@@ -17,13 +17,20 @@ from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 
 
 class Supervisor:
-    """The supervisor's end of the channel, with the descriptors that it holds."""
+    """The supervisor's end of the channel, with the descriptors that it holds.
+
+    :ivar errors: what it answers to the questions that it refuses.
+    :ivar silent: it does not answer questions.
+    """
 
     def __init__(self, fds: HeldFds | None = None) -> None:
         self.fds = HeldFds() if fds is None else fds
         self.messages: list[dict[str, object]] = []
         self.channel: Channel | None = None
         self.is_ended = False
+        self.identity: dict[str, object] = {"nqn": "nqn.2026-11.org.nvmuser:c", "namespaces": [{"nsid": 1}]}
+        self.errors: dict[str, str] = {}
+        self.silent = False
 
     def attach(self, sock: socket.socket) -> None:
         self.channel = Channel(sock, self._heard, self._ended)
@@ -35,6 +42,9 @@ class Supervisor:
             self.fds.pop(str(message["name"]))
         else:
             self.messages.append(message)
+        if message["op"] == "question" and not self.silent:
+            error = self.errors.get(str(message["question"]), "")
+            self.send("answer", number=message["number"], error=error, identity=self.identity)
         close_all(descriptors)
 
     def _ended(self) -> None:
@@ -42,6 +52,10 @@ class Supervisor:
 
     def heard(self, op: str) -> list[dict[str, object]]:
         return [message for message in self.messages if message["op"] == op]
+
+    def asked(self, controller: str) -> list[object]:
+        """The questions about a controller so far."""
+        return [one["question"] for one in self.heard("question") if one["controller"] == controller]
 
     def send(self, op: str, **fields: object) -> None:
         assert self.channel is not None
