@@ -45,7 +45,8 @@ uint32_t nvmuser_next_namespace(struct spdk_nvme_ctrlr *ctrlr, uint32_t after);
 
 struct spdk_nvme_ns *nvmuser_namespace(struct spdk_nvme_ctrlr *ctrlr, uint32_t id, struct nvmuser_namespace *out);
 
-enum { NVMUSER_FLUSH, NVMUSER_WRITE, NVMUSER_READ, NVMUSER_COMPARE, NVMUSER_WRITE_ZEROES, ... };
+enum { NVMUSER_FLUSH, NVMUSER_WRITE, NVMUSER_READ, NVMUSER_COMPARE, NVMUSER_WRITE_ZEROES,
+       NVMUSER_DATASET_MANAGEMENT, NVMUSER_NOTHING };
 
 struct nvmuser_queue;
 
@@ -84,12 +85,13 @@ const char *nvmuser_status_name(uint16_t status_type, uint16_t status_code);
 struct nvmuser_perf_options {
 	uint32_t depth, io_size;
 		uint32_t read_percent;
+		uint32_t then;
 	bool random;
 	uint64_t seed;
 };
 
 struct nvmuser_perf_result {
-	uint64_t ios, errors;
+		uint64_t ios, errors, followed;
 		uint64_t ticks, tick_hz, min, max, total;
 };
 
@@ -98,7 +100,7 @@ struct nvmuser_perf;
 struct nvmuser_perf *nvmuser_perf_open(struct spdk_nvme_ctrlr *ctrlr, struct spdk_nvme_ns *ns,
 				       const struct nvmuser_perf_options *options);
 
-int nvmuser_perf_run(struct nvmuser_perf *perf, uint32_t milliseconds);
+int nvmuser_perf_run(struct nvmuser_perf **perfs, uint32_t count, uint32_t milliseconds);
 
 void nvmuser_perf_reset(struct nvmuser_perf *perf);
 

@@ -75,6 +75,9 @@ enum {
 	NVMUSER_READ = SPDK_NVME_OPC_READ,
 	NVMUSER_COMPARE = SPDK_NVME_OPC_COMPARE,
 	NVMUSER_WRITE_ZEROES = SPDK_NVME_OPC_WRITE_ZEROES,
+	NVMUSER_DATASET_MANAGEMENT = SPDK_NVME_OPC_DATASET_MANAGEMENT,
+	/* No command: NVMe's opcodes have eight bits. */
+	NVMUSER_NOTHING = 0x100,
 };
 
 struct nvmuser_queue;
@@ -137,12 +140,15 @@ struct nvmuser_perf_options {
 	uint32_t depth, io_size;
 	/* 0 to 100 */
 	uint32_t read_percent;
+	/* The command that each write is followed by, for the same blocks: a flush, a deallocation, zeroes, nothing. */
+	uint32_t then;
 	bool random;
 	uint64_t seed;
 };
 
 struct nvmuser_perf_result {
-	uint64_t ios, errors;
+	/* All commands; those that failed; those that followed a write. */
+	uint64_t ios, errors, followed;
 	/* Time in which I/O was submitted and completed, and latencies, in ticks. */
 	uint64_t ticks, tick_hz, min, max, total;
 };
@@ -153,8 +159,11 @@ struct nvmuser_perf;
 struct nvmuser_perf *nvmuser_perf_open(struct spdk_nvme_ctrlr *ctrlr, struct spdk_nvme_ns *ns,
 				       const struct nvmuser_perf_options *options);
 
-/* Goes on for so long; what is in flight stays there. Time between two calls is not counted. */
-int nvmuser_perf_run(struct nvmuser_perf *perf, uint32_t milliseconds);
+/*
+ * All of them go on for so long, in turns, one completion of each at a time; what is in flight stays there. Time between
+ * two calls is not counted.
+ */
+int nvmuser_perf_run(struct nvmuser_perf **perfs, uint32_t count, uint32_t milliseconds);
 
 /* Forgets what was measured so far (a warm-up). */
 void nvmuser_perf_reset(struct nvmuser_perf *perf);

@@ -1,4 +1,4 @@
-/* The measuring loop: one queue, one thread, no Python in it. */
+/* The measuring loop: a queue for each load, one thread, no Python in it. */
 
 #include <errno.h>
 #include <stdlib.h>
@@ -11,6 +11,9 @@ struct task {
 	struct nvmuser_perf *perf;
 	void *data;
 	uint64_t since;
+	/* Of the command in flight: where it goes, and whether it is a write that another follows, or that other. */
+	uint64_t lba;
+	bool followed, following;
 };
 
 struct nvmuser_perf {
@@ -42,22 +45,8 @@ next_random(struct nvmuser_perf *perf)
 static void complete(void *arg, const struct spdk_nvme_cpl *cpl);
 
 static void
-submit(struct nvmuser_perf *perf, struct task *task)
+submitted(struct nvmuser_perf *perf, int rc)
 {
-	const struct nvmuser_perf_options *options = &perf->options;
-	uint64_t place = perf->next++ % perf->places;
-	bool read = options->read_percent == 100;
-	int rc;
-
-	if (options->random) {
-		place = (uint64_t)(((unsigned __int128)next_random(perf) * perf->places) >> 64);
-	}
-	if (!read && options->read_percent != 0) {
-		read = (next_random(perf) >> 33) % 100 < options->read_percent;
-	}
-	task->since = spdk_get_ticks();
-	rc = (read ? spdk_nvme_ns_cmd_read : spdk_nvme_ns_cmd_write)(perf->ns, perf->qpair, task->data,
-			place * perf->blocks_per_io, perf->blocks_per_io, complete, task, 0);
 	if (spdk_unlikely(rc != 0)) {
 		perf->rc = rc;
 		return;
@@ -65,12 +54,52 @@ submit(struct nvmuser_perf *perf, struct task *task)
 	perf->in_flight++;
 }
 
+static int
+follow(struct nvmuser_perf *perf, struct task *task)
+{
+	struct spdk_nvme_dsm_range range = { .starting_lba = task->lba, .length = perf->blocks_per_io };
+
+	switch (perf->options.then) {
+	case NVMUSER_FLUSH:
+		return spdk_nvme_ns_cmd_flush(perf->ns, perf->qpair, complete, task);
+	case NVMUSER_DATASET_MANAGEMENT:
+		return spdk_nvme_ns_cmd_dataset_management(perf->ns, perf->qpair, SPDK_NVME_DSM_ATTR_DEALLOCATE,
+				&range, 1, complete, task);
+	case NVMUSER_WRITE_ZEROES:
+		return spdk_nvme_ns_cmd_write_zeroes(perf->ns, perf->qpair, task->lba, perf->blocks_per_io,
+						     complete, task, 0);
+	default:
+		return -EINVAL;
+	}
+}
+
+static void
+submit(struct nvmuser_perf *perf, struct task *task)
+{
+	const struct nvmuser_perf_options *options = &perf->options;
+	uint64_t place = perf->next++ % perf->places;
+	bool read = options->read_percent == 100;
+
+	if (options->random) {
+		place = (uint64_t)(((unsigned __int128)next_random(perf) * perf->places) >> 64);
+	}
+	if (!read && options->read_percent != 0) {
+		read = (next_random(perf) >> 33) % 100 < options->read_percent;
+	}
+	task->lba = place * perf->blocks_per_io;
+	task->followed = !read && options->then != NVMUSER_NOTHING;
+	task->since = spdk_get_ticks();
+	submitted(perf, (read ? spdk_nvme_ns_cmd_read : spdk_nvme_ns_cmd_write)(perf->ns, perf->qpair, task->data,
+			task->lba, perf->blocks_per_io, complete, task, 0));
+}
+
 static void
 complete(void *arg, const struct spdk_nvme_cpl *cpl)
 {
 	struct task *task = arg;
 	struct nvmuser_perf *perf = task->perf;
-	uint64_t took = spdk_get_ticks() - task->since;
+	uint64_t now = spdk_get_ticks();
+	uint64_t took = now - task->since;
 
 	perf->in_flight--;
 	perf->result.ios++;
@@ -81,7 +110,16 @@ complete(void *arg, const struct spdk_nvme_cpl *cpl)
 	if (spdk_unlikely(spdk_nvme_cpl_is_error(cpl))) {
 		perf->result.errors++;
 	}
-	if (spdk_likely(!perf->draining)) {
+	perf->result.followed += task->following;
+	task->following = task->followed;
+	if (spdk_unlikely(perf->draining)) {
+		return;
+	}
+	if (task->followed) {
+		task->followed = false;
+		task->since = now;
+		submitted(perf, follow(perf, task));
+	} else {
 		submit(perf, task);
 	}
 }
@@ -138,26 +176,44 @@ nvmuser_perf_open(struct spdk_nvme_ctrlr *ctrlr, struct spdk_nvme_ns *ns, const 
 	return perf;
 }
 
+static void
+begin(struct nvmuser_perf *perf)
+{
+	uint32_t i;
+
+	if (perf->in_flight > 0) {
+		return;
+	}
+	for (i = 0; i < perf->options.depth && perf->rc == 0; i++) {
+		submit(perf, &perf->tasks[i]);
+	}
+}
+
 int
-nvmuser_perf_run(struct nvmuser_perf *perf, uint32_t milliseconds)
+nvmuser_perf_run(struct nvmuser_perf **perfs, uint32_t count, uint32_t milliseconds)
 {
 	uint64_t began = spdk_get_ticks();
 	uint64_t until = began + milliseconds * (spdk_get_ticks_hz() / 1000);
 	uint64_t now = began;
+	/* What one submits for all that has completed would be time in which another one's completion lies there. */
+	uint32_t most = count == 1 ? 0 : 1;
 	uint32_t i;
 	int rc = 0;
 
-	if (perf->in_flight == 0) {
-		for (i = 0; i < perf->options.depth && perf->rc == 0; i++) {
-			submit(perf, &perf->tasks[i]);
-		}
+	for (i = 0; i < count; i++) {
+		begin(perfs[i]);
 	}
-	while (now < until && rc >= 0 && perf->rc == 0) {
-		rc = spdk_nvme_qpair_process_completions(perf->qpair, 0);
+	while (now < until && rc >= 0) {
+		for (i = 0; i < count && rc >= 0; i++) {
+			rc = spdk_nvme_qpair_process_completions(perfs[i]->qpair, most);
+			rc = perfs[i]->rc != 0 ? perfs[i]->rc : rc;
+		}
 		now = spdk_get_ticks();
 	}
-	perf->result.ticks += now - began;
-	return rc < 0 ? rc : perf->rc;
+	for (i = 0; i < count; i++) {
+		perfs[i]->result.ticks += now - began;
+	}
+	return rc < 0 ? rc : 0;
 }
 
 void

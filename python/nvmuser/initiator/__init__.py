@@ -9,7 +9,7 @@ from nvmuser.initiator.aio import AsyncQueue
 from nvmuser.initiator.controller import Controller, ControllerInfo, Namespace, connect
 from nvmuser.initiator.environment import Environment, initialise
 from nvmuser.initiator.memory import Memory, allocate
-from nvmuser.initiator.perf import PerfResult, measure
+from nvmuser.initiator.perf import Load, PerfResult, measure, run
 from nvmuser.initiator.queue import Queue, Request
 from nvmuser.initiator.scatter import Scattered, scatter
 
@@ -18,6 +18,7 @@ __all__ = [
     "Controller",
     "ControllerInfo",
     "Environment",
+    "Load",
     "Memory",
     "Namespace",
     "PerfResult",
@@ -28,5 +29,6 @@ __all__ = [
     "connect",
     "initialise",
     "measure",
+    "run",
     "scatter",
 ]
