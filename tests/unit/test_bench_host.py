@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from nvmuser.bench.scenarios import host_peers
 from nvmuser.bench.scenarios import host_programs as programs
+from nvmuser.bench.scenarios.host_peers import Run
 from nvmuser.bench.scenarios.host_programs import HostWorkload
 from nvmuser.cli.bench import bench
 from nvmuser.errors import NvmeStatusError, SetupError
@@ -82,6 +84,25 @@ def test_the_same_workload_for_all(spdk: Spdk) -> None:
         "4096",
     ]
     assert programs.nvmuser(WORK, directory, awaited=True)[-4:] == ["async", "randread", "64", "4096"]
+
+
+def test_peers_have_their_own_clients() -> None:
+    work = host_peers.jobs(HostWorkload("", 0, 4096, 2, 0), host_peers.PATTERNS, host_peers.DEPTHS)
+    assert list(work)[::5] == ["randread-4k-qd1", "randwrite-4k-qd128"]
+    ours = programs.nvmuser(work["randwrite-4k-qd1"], Path("/tmp/c0"), awaited=False, hugepages=True)
+    assert ours[3:] == ["/tmp/c0", "0", "2", "perf", "randwrite", "1", "4096", "hugepages"]
+    theirs = programs.vhost_client(Path("/c"), work["randread-4k-qd32"], Path("/tmp/vb"))
+    assert theirs == ["/c", "/tmp/vb", "0", "2", "randread", "32", "4096"]
+
+
+def test_ratios_are_of_rounds() -> None:
+    ours, theirs = [Run(100, 2), Run(300, 2), Run(90, 2)], [Run(100, 1), Run(100, 4), Run(100, 3)]
+    runs = {"randread-4k-qd1": {host_peers.OURS: ours, host_peers.VHOST: theirs}}
+    found = host_peers.PeersResult(runs, "memory", 4096, 2, 0.0).to_json()
+    assert found["device_ratios"] == {"randread-4k-qd1": 1.0}
+    assert found["device_ratios_ci"] == {"randread-4k-qd1": [0.9, 3.0]}
+    assert found["device_cpu_ratios"] == {"randread-4k-qd1": 1.5}
+    assert found["device_iops"]["randread-4k-qd1"][host_peers.OURS] == [100, 300, 90]
 
 
 def test_bdevperf_has_the_volume_of_the_target() -> None:

@@ -16,9 +16,12 @@ from pathlib import Path
 from nvmuser.errors import GuestError, RpcError, TargetError
 from nvmuser.hostfs.sockets import answers, check_socket_path
 from nvmuser.rpc import Client
+from nvmuser.rpc.methods import Request
 from nvmuser.supervisor.spdk import MEMORY_MIB, NO_TRACE, Options, arguments
 from nvmuser.toolchain import Qemu, Spdk
 
+VHOST_RPC = "vhost.rpc"
+"""The RPC socket of SPDK's vhost target, in its directory."""
 _START = 30.0
 _GRACE = 10.0
 
@@ -97,11 +100,11 @@ async def storage_daemon(qemu: Qemu, backing: Path, directory: Path, queues: int
 
 
 @contextlib.asynccontextmanager
-async def spdk_vhost(spdk: Spdk, backing: Path, directory: Path, core: int) -> AsyncIterator[tuple[Path, int]]:
-    """SPDK's own vhost target with one vhost-user-blk controller on a file, in hugepages. Yields the socket
+async def spdk_vhost(spdk: Spdk, volume: Request, directory: Path, core: int) -> AsyncIterator[tuple[Path, int]]:
+    """SPDK's own vhost target with one vhost-user-blk controller on a volume, in hugepages. Yields the socket
     and the target's pid.
     """
-    rpc_socket, log = directory / "vhost.rpc", directory / "vhost.log"
+    rpc_socket, log = directory / VHOST_RPC, directory / "vhost.log"
     check_socket_path(directory / "vhost-blk")
     argv = [str(spdk.binary("vhost")), "--no-pci", "--rpc-socket", str(rpc_socket), "--cpumask", f"[{core}]"]
     argv += ["--disable-cpumask-locks", "--mem-size", str(MEMORY_MIB), "--huge-unlink", "-S", str(directory)]
@@ -111,9 +114,8 @@ async def spdk_vhost(spdk: Spdk, backing: Path, directory: Path, core: int) -> A
         try:
             async with await Client.connect(rpc_socket) as rpc:
                 await rpc.call("framework_wait_init", timeout=_START)
-                bdev = {"name": "disk", "filename": str(backing), "block_size": 512, "fallocate": True}
-                await rpc.call("bdev_aio_create", bdev)
-                await rpc.call("vhost_create_blk_controller", {"ctrlr": "vhost-blk", "dev_name": "disk"})
+                name = await rpc.call(volume.method, dict(volume.params))
+                await rpc.call("vhost_create_blk_controller", {"ctrlr": "vhost-blk", "dev_name": name})
         except RpcError as error:
             raise TargetError(f"SPDK's vhost: {error}; see {log}") from None
         yield directory / "vhost-blk", child.pid

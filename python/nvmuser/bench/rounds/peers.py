@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import signal
+import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.rounds import peer_servers
 from nvmuser.errors import TargetError, UsageError
 from nvmuser.guest import Guest, GuestSpec, launch
+from nvmuser.rpc import methods
 from nvmuser.toolchain import find_qemu, find_spdk
 
 OURS = "endpoint"
@@ -183,7 +185,8 @@ async def _attach(peer: str, setup: Setup, cpus: int, stack: contextlib.AsyncExi
     if peer == "vhost-user-blk-spdk":
         if setup.no_hugepages:
             raise TargetError(f"it dies when a guest with 4 KiB pages connects; {setup.no_hugepages}")
-        vhost = peer_servers.spdk_vhost(find_spdk(), backing, directory, max(os.sched_getaffinity(0)))
+        volume = methods.aio_create("disk", str(backing), 512, str(uuid.uuid4()))
+        vhost = peer_servers.spdk_vhost(find_spdk(), volume, directory, max(os.sched_getaffinity(0)))
         socket, pid = await stack.enter_async_context(vhost)
         arguments = qemu_arguments(peer, backing, count, socket)
         return _Attachment({"backend": [pid]}, stopped=[pid], arguments=arguments)

@@ -1,16 +1,15 @@
 """What it costs to reach a volume over vfio-user, and what Python adds: host clients side by side.
 
-Owns a target with one volume, and runs the programs in alternating rounds, so that what slows the machine slows all.
-Ratios are of one round each. `host_programs` knows the programs, `gpio` measures devices in Python.
+Runs the programs in alternating rounds, so that what slows the machine slows all. Ratios are of one round each.
+`host_servers` owns the target, `host_programs` knows the programs, `gpio` measures devices in Python, `host_peers`
+other kinds of servers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import statistics
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,19 +19,11 @@ from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.rounds.alternate import alternate
 from nvmuser.bench.scenarios import gpio
 from nvmuser.bench.scenarios import host_programs as programs
+from nvmuser.bench.scenarios import host_servers as servers
 from nvmuser.bench.scenarios.host_programs import HostWorkload
-from nvmuser.errors import UsageError
-from nvmuser.paths import StateDir
-from nvmuser.rpc import methods
-from nvmuser.rpc.methods import Request
-from nvmuser.supervisor.spdk import Options, Target
+from nvmuser.supervisor.spdk import Target
 from nvmuser.toolchain import Spdk, proc
 
-VOLUME_BYTES = 64 << 20
-_VOLUME = "bench"
-_NQN = "nqn.2026-11.org.nvmuser:bench"
-_UUID = "5f3c7f0e-9a39-4e0e-8d55-3f1c5f6f2a01"
-_BLOCK = 4096
 _GRACE_S = 60.0
 """For starting and ending a program, beside the time that it measures."""
 
@@ -82,53 +73,23 @@ async def measure(
     :raises UsageError: there is one CPU only.
     :raises NvmuserError: a program or the target failed.
     """
-    cpus = sorted(os.sched_getaffinity(0))
-    if len(cpus) < 2:
-        raise UsageError("two CPUs are needed, one for the target and one for its client")
-    work = HostWorkload(pattern, depth, size, seconds, cpus[0])
-    volume = _volume(file)
+    client_cpu, target_cpu = servers.cpus()
+    work = HostWorkload(pattern, depth, size, seconds, client_cpu)
+    volume = servers.volume(file)
     config = root / "bdevperf.json"
     config.write_text(programs.bdevperf_config(volume), encoding="utf-8")
     noise = await asyncio.to_thread(environment.spin)
-    async with _target(root, spdk, cpus[-1], volume) as (target, directory):
+    async with servers.nvmf(root, spdk, target_cpu, volume) as (target, directory):
         iops = await alternate(_programs(spdk, work, config, directory, target), rounds, progress)
     devices = await gpio.measure(progress=progress)
     return HostResult(work, "memory" if file is None else str(file), iops, devices, noise)
-
-
-def _volume(file: Path | None) -> Request:
-    if file is None:
-        return methods.malloc_create(_VOLUME, VOLUME_BYTES, _BLOCK, _UUID)
-    return methods.aio_create(_VOLUME, str(file.resolve()), _BLOCK, _UUID)
-
-
-@asynccontextmanager
-async def _target(root: Path, spdk: Spdk, cpu: int, volume: Request) -> AsyncIterator[tuple[Target, Path]]:
-    """A target on its own CPU, and the directory of its one controller. It is killed in the end."""
-    state = StateDir(root / "s")
-    directory = state.target_dir(_VOLUME)
-    for needed in (state.run, state.logs, directory):
-        needed.mkdir(parents=True, exist_ok=True)
-    target = await Target.start(state, spdk, Options(hugepages=False, cores=(cpu,)), 1)
-    try:
-        for request in (
-            methods.create_transport(),
-            volume,
-            methods.create_subsystem(_NQN, "BENCH", 1, 1),
-            methods.add_namespace(_NQN, 1, _VOLUME, uuid=_UUID, nguid=_UUID.replace("-", ""), eui64=_UUID[:8] * 2),
-            methods.add_listener(_NQN, str(directory)),
-        ):
-            await target.rpc.call(request.method, dict(request.params))
-        yield target, directory
-    finally:
-        await target.process.kill()
-        await target.close()
 
 
 def _programs(
     spdk: Spdk, work: HostWorkload, config: Path, directory: Path, target: Target
 ) -> dict[str, Callable[[int], Awaitable[float]]]:
     """What to run in each round, by the name of the program."""
+    nqn = servers.NQN
 
     async def run(argv: list[str], parse: Callable[[str], float]) -> float:
         return parse(await asyncio.to_thread(proc.output, argv, timeout=work.seconds + _GRACE_S))
@@ -143,8 +104,8 @@ def _programs(
 
     return {
         "bdevperf": bdevperf,
-        "spdk_nvme_perf": lambda _round: run(programs.spdk_nvme_perf(spdk, work, directory, _NQN), programs.total),
+        "spdk_nvme_perf": lambda _round: run(programs.spdk_nvme_perf(spdk, work, directory, nqn), programs.total),
         "nvmuser": lambda _round: run(programs.nvmuser(work, directory, awaited=False), float),
         "async": lambda _round: run(programs.nvmuser(work, directory, awaited=True), float),
-        "fio": lambda _round: run(programs.fio(spdk, work, directory, _NQN), programs.fio_iops),
+        "fio": lambda _round: run(programs.fio(spdk, work, directory, nqn), programs.fio_iops),
     }

@@ -44,9 +44,13 @@ async def awaited(
         return sum(counts) / (time.monotonic() - began)
 
 
-def main(directory: str, cpu: str, seconds: str, what: str, pattern: str, depth: str, size: str) -> None:
+def main(
+    directory: str, cpu: str, seconds: str, what: str, pattern: str, depth: str, size: str, memory: str = ""
+) -> None:
     """Connect, measure, and print commands a second. The arguments are those of the command line."""
     os.sched_setaffinity(0, {int(cpu)})
+    if memory == "hugepages":
+        initiator.initialise(hugepages=True)
     with initiator.connect(directory) as controller:
         namespace = controller.namespace(1)
         if what == "async":

@@ -1,6 +1,6 @@
 """The programs of `nvmuser bench host`: their command lines for the same workload, and their results.
 
-Pure: command lines, configuration and the parsing of what was printed. `nvmuser.bench.scenarios.host` runs
+Command lines, configuration and the parsing of what was printed. `nvmuser.bench.scenarios.host` and `host_peers` run
 them.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from nvmuser.errors import SetupError
 from nvmuser.rpc.methods import Request
 from nvmuser.supervisor.spdk import NO_TRACE
-from nvmuser.toolchain import Spdk
+from nvmuser.toolchain import Spdk, proc
 
 CLIENT_MIB = 256
 """DPDK's memory in each client, outside of hugepages: clients that are killed would keep those."""
@@ -79,11 +79,28 @@ def fio(spdk: Spdk, work: HostWorkload, directory: Path, nqn: str) -> list[str]:
     ]  # fmt: skip
 
 
-def nvmuser(work: HostWorkload, directory: Path, *, awaited: bool) -> list[str]:
+def nvmuser(work: HostWorkload, directory: Path, *, awaited: bool, hugepages: bool = False) -> list[str]:
     """`nvmuser.initiator` in a process of its own: its loop in C, or 4 KiB reads that asyncio awaits."""
     loop = ("async", "randread", ASYNC_DEPTH, 4096) if awaited else ("perf", work.pattern, work.depth, work.size)
-    arguments = map(str, (directory, work.cpu, work.seconds, *loop))
+    arguments = map(str, (directory, work.cpu, work.seconds, *loop, *(("hugepages",) if hugepages else ())))
     return [sys.executable, "-m", "nvmuser.bench.scenarios.host_client", *arguments]
+
+
+def compile_vhost_client(directory: Path) -> Path:
+    """The client of a vhost-user-blk server, in hugepages.
+
+    :raises SetupError: it does not compile.
+    """
+    out = directory / "vhost_client"
+    source = Path(__file__).with_name("vhost_client.c")
+    proc.run(["gcc", "-D_GNU_SOURCE", "-O2", "-Wall", source, "-o", out], log=directory / "gcc.log")
+    return out
+
+
+def vhost_client(program: Path, work: HostWorkload, socket: Path) -> list[str]:
+    """A run of it."""
+    arguments = map(str, (socket, work.cpu, work.seconds, work.pattern, work.depth, work.size))
+    return [str(program), *arguments]
 
 
 def total(text: str) -> float:
