@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = (("nvmuser", ROOT / "python"), ("nvmf_vfio", ROOT))
 KNOWS: dict[str, set[str]] = {
     "nvmf_vfio": set(),
+    "collector": set(),
     "errors": set(),
     "paths": set(),
     "model": {"errors"},
@@ -20,7 +21,8 @@ KNOWS: dict[str, set[str]] = {
     "reconcile": {"errors", "hostfs", "model", "paths", "rpc", "store"},
     "toolchain": {"errors", "hostfs", "nvmf_vfio", "paths"},
     "pci": {"errors", "hostfs", "toolchain"},
-    "supervisor": {"errors", "hostfs", "model", "nvmf_vfio", "paths", "reconcile", "rpc", "store", "toolchain"},
+    "supervisor": {"collector", "errors", "hostfs", "model", "nvmf_vfio", "paths", "reconcile", "rpc", "store",
+                   "toolchain"},
     "initiator": {"errors", "hostfs", "supervisor", "toolchain"},
     "guest": {"errors", "hostfs", "model", "paths", "supervisor", "toolchain"},
     "doctor": {"errors", "hostfs", "model", "paths", "reconcile", "store", "supervisor", "toolchain"},
@@ -28,8 +30,8 @@ KNOWS: dict[str, set[str]] = {
         "errors", "guest", "hostfs", "initiator", "model", "nvmf_vfio", "paths", "pci", "reconcile", "rpc", "store",
         "supervisor", "toolchain",
     },
-    "cli": {"bench", "doctor", "errors", "guest", "hostfs", "model", "paths", "reconcile", "rpc", "store", "supervisor",
-            "toolchain"},
+    "cli": {"bench", "collector", "doctor", "errors", "guest", "hostfs", "model", "paths", "reconcile", "rpc",
+            "store", "supervisor", "toolchain"},
 }  # fmt: skip
 """Package or module of nvmuser → what it may import."""
 

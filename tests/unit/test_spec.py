@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nvmuser.errors import NotFoundError, UsageError
 from nvmuser.model import spec as specs
@@ -151,3 +152,16 @@ def test_the_documented_example_is_one() -> None:
     assert found
     desired, _ = declared(found[1])
     assert Key("volume", "db-friday") in desired.entries
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["1", "0", "-7", "017", "0x1f", "1_000", "1:30", "3.5", ".inf", "2001-01-01", "yes", "No", "ON", "oFF", "TRUE",
+     "null", "~", "", "<<", "=", "a", "c0", "'1'", '"yes"', "!!int 1", "!!str 1", "!!bool yes"],
+)  # fmt: skip
+def test_words_are_told_apart_as_pyyaml_does(word: str) -> None:
+    """It tries all kinds of YAML's for each word, which takes as long as everything else."""
+    ours = yaml.compose(f"- {word}", Loader=specs._Loader).value[0]
+    theirs = yaml.compose(f"- {word}", Loader=yaml.SafeLoader).value[0]
+    assert specs._scalar(ours) == specs._scalar(theirs)
+    assert type(specs._scalar(ours)) is type(specs._scalar(theirs))

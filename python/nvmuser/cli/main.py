@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from nvmuser import __version__
+from nvmuser import __version__, collector
 from nvmuser.cli import failure
 from nvmuser.cli.groups import LazyGroup
 from nvmuser.errors import NvmuserError
@@ -68,6 +68,7 @@ def cli(ctx: click.Context, state_dir: Path | None) -> None:
 
 def main() -> None:
     """Entry point. Exit status: 0, 1 (error), 2 (bad input), 130 (interrupted), or the guest command's own."""
+    collector.look_less_often()
     failure.prepare_standard_files()
     try:
         try:

@@ -36,9 +36,30 @@ _DEEPEST = 8
 """Nothing valid is deeper; an alias can be endless."""
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 NOT_FOR_PEOPLE = ("owned", "stale")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_BOOLEANS = frozenset(
+    spelling
+    for word in ("yes", "no", "true", "false", "on", "off")
+    for spelling in (word, word.capitalize(), word.upper())
+)
+_INT, _BOOL, _STR = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "bool", "str"))
+_TAGS: dict[type[yaml.Node], str] = {
+    yaml.MappingNode: "tag:yaml.org,2002:map",
+    yaml.SequenceNode: "tag:yaml.org,2002:seq",
+}
 
 Path = tuple[str | int, ...]
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """PyYAML's, which tells two kinds of plain words from texts. It would try all of YAML's, for each word."""
+
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
+        """The tag of a node that has none."""
+        if kind is not yaml.ScalarNode:
+            return _TAGS[kind]
+        if implicit[0] and value in _BOOLEANS:
+            return _BOOL
+        return _INT if implicit[0] and _INTEGER.fullmatch(value) else _STR
 
 
 @dataclass(frozen=True)
@@ -63,7 +84,7 @@ class Spec:
 def parse(text: str, source: str) -> Spec:
     """:raises UsageError: it is not a specification; the message has the place and the reason."""
     try:
-        root = yaml.compose(text, Loader=_LOADER)
+        root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"{source}:{line}: {error.problem or error}") from error
@@ -151,12 +172,11 @@ class _Reader:
 
 
 def _scalar(node: yaml.Node) -> Any:
-    """Strings, decimal numbers and booleans. YAML's other numbers (017, 1:30) and its dates stay strings."""
-    match node.tag:
-        case "tag:yaml.org,2002:int" if _INTEGER.fullmatch(node.value):
-            return int(node.value)
-        case "tag:yaml.org,2002:bool":
-            return node.value.lower() in ("true", "yes", "on")
+    """Strings, decimal numbers and booleans. YAML's other numbers (017, 1:30) and its dates are strings."""
+    if node.tag == _INT and _INTEGER.fullmatch(node.value):
+        return int(node.value)
+    if node.tag == _BOOL:
+        return node.value.lower() in ("true", "yes", "on")
     return node.value
 
 

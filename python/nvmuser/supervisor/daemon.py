@@ -23,6 +23,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO, NoReturn
 
+from nvmuser import collector
 from nvmuser.errors import ConflictError, NvmuserError, TargetError, TargetNotRunning, UsageError
 from nvmuser.hostfs import permissions
 from nvmuser.model.objects import TargetSettings
@@ -240,6 +241,7 @@ def main() -> None:
     parser.add_argument("--max-controllers", type=int, default=0)
     parser.add_argument("--settings", type=json.loads, default={})
     arguments = parser.parse_args()
+    collector.look_less_often()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # What a shell has opened for its own ends (`flock`, a pipe) must not live as long as the supervisor.
     first = 3 + len(fd_store.listed())
