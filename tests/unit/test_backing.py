@@ -13,7 +13,7 @@ import pytest
 from test_engine import MIB, ModelRpc, engine_on, rpc, state  # noqa: F401
 
 from nvmuser.errors import ConflictError
-from nvmuser.hostfs import backing, locks
+from nvmuser.hostfs import block_devices, locks
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
@@ -63,7 +63,7 @@ def test_a_file_that_is_still_to_be_made(state: StateDir, tmp_path: Path) -> Non
 def test_a_block_device_is_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     device = os.stat_result((0o060660, 5, 6, 1, 0, 0, 0, 0, 0, 0), {"st_rdev": 0x700})
     monkeypatch.setattr(os, "stat", lambda path: device)
-    assert backing.identity("/dev/loop0") == backing.identity("/dev/disk/by-id/x") == 0x700
+    assert block_devices.identity("/dev/loop0") == block_devices.identity("/dev/disk/by-id/x") == 0x700
 
 
 async def test_of_volumes_that_share_a_file_one_is_served(

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nvmuser.errors import ConflictError, NotFoundError, SetupError
+from nvmuser.hostfs.block_devices import identity, uses
 
 _PIDFD_GETFD = 438
 """The system call's number, the same on every architecture; Python has no name for it."""
@@ -34,6 +35,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def check_free(path: str) -> None:
     """:raises ConflictError: somebody holds a lock on it, who is named if the kernel knows.
+
+    A block device that this machine has mounted, or made a part of LVM or RAID, is held too.
 
     :raises NotFoundError: it is missing.
     :raises SetupError: it may not be opened.
@@ -90,11 +93,16 @@ def _lock_open_files(pid: int, pidfd: int, wanted: dict[str, str]) -> list[tuple
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[int]:
+    number = identity(path)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        # Exclusive, a block device is claimed as mount(2) does.
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if isinstance(number, int) else 0))
     except FileNotFoundError:
         raise NotFoundError(f"{path}: no such file") from None
     except OSError as error:
+        if isinstance(number, int) and error.errno == errno.EBUSY:
+            what = ", ".join(uses(number)) or f"`lsblk {path}` may show by what"
+            raise ConflictError(f"{path}: in use by this machine: {what}; end that first") from error
         raise SetupError(f"{path}: {error.strerror}") from error
     try:
         yield fd
