@@ -50,7 +50,8 @@ def disk(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
-async def engine(tmp_path: Path, spdk_target: BareTarget) -> AsyncIterator[Engine]:
+async def engine(tmp_path: Path, disk: dict[str, str], spdk_target: BareTarget) -> AsyncIterator[Engine]:
+    """After the disk, so that the target ends before that is taken apart."""
     async with await Client.connect(spdk_target.rpc_socket) as rpc:
         engine = Engine(StateDir(tmp_path / "st"), rpc)
         yield engine
