@@ -191,10 +191,6 @@ def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         use_hugepages(GuestSpec(hugepages=True))
 
 
-def test_available_memory_is_read_from_the_kernel() -> None:
-    assert spec.available_memory() > 0
-
-
 def test_a_socket_nobody_serves(tmp_path: Path) -> None:
     path = tmp_path / "cntrl"
     with pytest.raises(GuestError, match="no such controller socket"):

@@ -130,17 +130,16 @@ def test_memory_is_looked_at_before_anything_is_done(tmp_path: Path, monkeypatch
     declared(Desired(), Change(create=many()), StateDir(tmp_path))
 
 
-def test_memory_is_that_of_the_machine_and_of_every_control_group(tmp_path: Path) -> None:
-    meminfo, cgroup, groups = tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "cgroups"
-    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
-    cgroup.write_text("4:memory:/elsewhere\n0::/system.slice/nvmuser.service\n")
-    (groups / "system.slice/nvmuser.service").mkdir(parents=True)
-    assert limits.available_memory(meminfo, cgroup, groups) == 8000 << 10
-    for place, most, used in (("system.slice/nvmuser.service", "max", 7), ("system.slice", "5000000", 2000000)):
-        (groups / place / "memory.max").write_text(f"{most}\n")
-        (groups / place / "memory.current").write_text(f"{used}\n")
-        (groups / place / "memory.stat").write_text("anon 5\ninactive_file 500000\n")
-    assert limits.available_memory(meminfo, cgroup, groups) == 3500000
+def test_memory_is_that_of_the_machine_and_of_its_control_groups(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
+    assert limits.available_memory(tmp_path) == 8000 << 10
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self/cgroup").write_text("0::/\n")
+    (tmp_path / "self/mountinfo").write_text(f"31 23 0:28 / {tmp_path}/groups rw shared:9 - cgroup2 cgroup2 rw\n")
+    (tmp_path / "groups").mkdir()
+    for name, text in (("memory.max", "5000000"), ("memory.current", "2000000"), ("memory.stat", "anon 5\n")):
+        (tmp_path / "groups" / name).write_text(text)
+    assert limits.available_memory(tmp_path) == 3000000
     assert limits.available_memory() > 0
 
 

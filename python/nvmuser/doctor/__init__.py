@@ -25,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     machine.cores,
     machine.asynchronous_io,
     machine.descriptors,
+    machine.control_groups,
     state_dir.path_length,
     state_dir.permissions,
     state_dir.stale_sockets,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nvmuser.doctor.check import Finding
 from nvmuser.errors import NvmuserError
-from nvmuser.hostfs import limits
+from nvmuser.hostfs import cgroups, limits
 from nvmuser.hostfs.hugepages import MOUNT_COMMAND, query_pool
 from nvmuser.hostfs.sockets import answers
 from nvmuser.paths import StateDir
@@ -19,6 +19,9 @@ _WANTED_HUGEPAGES = 1024
 _HUGEPAGES_GAIN = "fewer TLB misses in the target, and vhost-user-blk as a peer of `bench compare`"
 _CONTROLLERS_WANTED = 200
 _MEMLOCK_WANTED = 64 * 1024 * 1024
+_MEMORY_WANTED = 1 << 30
+"""For a target and a small guest."""
+_TASKS_WANTED = 128
 
 
 def hugepages(_state: StateDir) -> Iterator[Finding]:
@@ -88,6 +91,20 @@ def asynchronous_io(state: StateDir) -> Iterator[Finding]:
     else:
         needed = events.exhausted or events.left < limits.AIO_LEAST * cores_used * bool(ours)
         yield Finding(name, False, f"{events}; {text}", f"{events.fix}; in /etc/sysctl.d to keep it", needed=needed)
+
+
+def control_groups(_state: StateDir) -> Iterator[Finding]:
+    """What is started here may have memory and threads."""
+    available = limits.available_memory()
+    text = f"{available >> 20} MiB available"
+    left = cgroups.memory_left()
+    text += "" if left is None else f"; the control group has {left >> 20} MiB left"
+    fix = "raise MemoryMax= of the unit, or memory.max (memory.limit_in_bytes) of the group, or end other programs"
+    yield Finding("memory", available >= _MEMORY_WANTED, text, fix)
+    tasks = cgroups.tasks_left()
+    text = "as many as the machine has" if tasks is None else f"the control group has {tasks} left"
+    fix = "raise TasksMax= of the unit, or pids.max of the group"
+    yield Finding("threads", tasks is None or tasks >= _TASKS_WANTED, text, fix)
 
 
 def _file_volumes(state: StateDir) -> tuple[int, int]:

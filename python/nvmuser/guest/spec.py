@@ -12,11 +12,11 @@ from typing import Literal
 
 from nvmuser.errors import GuestError, UsageError
 from nvmuser.hostfs import hugepages
+from nvmuser.hostfs.limits import available_memory
 from nvmuser.hostfs.sockets import answers, check_socket_path
 
 MIB = 1 << 20
 GIB = 1 << 30
-_MEMINFO = Path("/proc/meminfo")
 _SMALLEST = 256 * MIB
 _ROOT_PORTS = 32
 _QCOW2 = b"QFI\xfb"
@@ -98,15 +98,6 @@ def iommu_in(argument: str) -> str:
         except ValueError:
             return ""
     return kind if kind in IOMMUS else ""
-
-
-def available_memory() -> int:
-    """Bytes that can be had without swapping, as the kernel estimates them."""
-    for line in _MEMINFO.read_text(encoding="ascii").splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    raise GuestError(f"{_MEMINFO} has no MemAvailable")
 
 
 def use_hugepages(spec: GuestSpec) -> bool:

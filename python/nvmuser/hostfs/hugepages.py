@@ -11,6 +11,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from nvmuser.hostfs import cgroups
+
 PAGE = 2 << 20
 """Bytes of one hugepage. SPDK maps memory in pieces of this size, whatever the size of the pages."""
 MOUNT = Path("/dev/hugepages")
@@ -37,9 +39,10 @@ def query_pool() -> HugepagePool | None:
 
 
 def free_bytes() -> int:
-    """Bytes in free hugepages."""
-    pool = query_pool()
-    return pool.free * PAGE if pool else 0
+    """Bytes in free hugepages that this process may have."""
+    pool, left = query_pool(), cgroups.hugepages_left()
+    free = pool.free * PAGE if pool else 0
+    return free if left is None else min(free, left)
 
 
 def why_too_few(size: int) -> str | None:
@@ -47,6 +50,13 @@ def why_too_few(size: int) -> str | None:
     pool = query_pool()
     if pool is None:
         return _NONE
+    left = cgroups.hugepages_left()
+    if left is not None and left < size:
+        # The kernel ends with SIGBUS who touches more.
+        return (
+            f"{size >> 20} MiB of hugepages are needed, and the control group of this process has {left >> 20} MiB "
+            "left: raise its hugetlb.2MB.max (hugetlb.2MB.limit_in_bytes)"
+        )
     missing = -(-size // PAGE) - pool.free
     if missing <= 0:
         return None

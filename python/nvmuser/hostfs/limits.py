@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvmuser.errors import ConflictError
+from nvmuser.hostfs import cgroups
 from nvmuser.model.desired import Desired
 
 PER_CONTROLLER = 3
@@ -26,9 +27,7 @@ AIO_WANTED, AIO_LEAST = 1024, 128
 with less than the second (our patch of SPDK's module/bdev/aio: one context for all files of a core)."""
 
 _AIO = Path("/proc/sys/fs")
-_MEMINFO = Path("/proc/meminfo")
-_CGROUPS = Path("/sys/fs/cgroup")
-_CGROUP = Path("/proc/self/cgroup")
+_PROC = Path("/proc")
 
 
 def check_descriptors(desired: Desired) -> None:
@@ -63,31 +62,15 @@ def check_memory(controllers: int) -> None:
         )
 
 
-def available_memory(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP, cgroups: Path = _CGROUPS) -> int:
-    """Bytes that a process here may still use: of the machine, and of every control group that it is in (cgroup v2).
+def available_memory(proc: Path = _PROC) -> int:
+    """Bytes that a process here may still use: of the machine, and of every control group that it is in.
 
     :raises OSError: this is no Linux with /proc.
     """
-    lines = (line.split() for line in meminfo.read_text(encoding="ascii").splitlines())
+    lines = (line.split() for line in (proc / "meminfo").read_text(encoding="ascii").splitlines())
     free = next(int(words[1]) << 10 for words in lines if words[0] == "MemAvailable:")
-    path = next((line[3:] for line in cgroup.read_text().splitlines() if line.startswith("0::")), "/")
-    group = cgroups / path.lstrip("/")
-    for place in (group, *group.parents):
-        if place.is_relative_to(cgroups):
-            free = min(free, _group_memory(place, free))
-    return free
-
-
-def _group_memory(group: Path, otherwise: int) -> int:
-    """Bytes left of a control group's limit; `otherwise` where it has none."""
-    try:
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-        facts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-    except OSError:
-        return otherwise
-    # The page cache counts as used, and is given up when memory is wanted.
-    return otherwise if limit == "max" else max(0, int(limit) - used + int(facts.get("inactive_file", 0)))
+    left = cgroups.memory_left(proc / "self")
+    return free if left is None else min(free, left)
 
 
 @dataclass(frozen=True)

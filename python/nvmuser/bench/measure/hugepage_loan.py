@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterator
 
 from nvmuser.errors import SetupError
-from nvmuser.guest.spec import available_memory
 from nvmuser.hostfs import hugepages
 from nvmuser.hostfs.hugepages import MOUNT, PAGE
+from nvmuser.hostfs.limits import available_memory
 from nvmuser.toolchain import proc
 
 
