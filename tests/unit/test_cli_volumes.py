@@ -20,6 +20,16 @@ def pool(run: Run) -> None:
     ok(run("pool", "create", "p", "--base", "disk", "--cluster-size", "64K"))
 
 
+def test_the_size_of_a_new_member_that_is_rounded_up_is_printed(run: Run) -> None:
+    for name in ("a", "b"):
+        ok(run("volume", "create", name, "--size", "4M"))
+    ok(run("volume", "create", "m", "--backend", "raid1", "--member", "a", "--member", "b"))
+    said = first(ok(run("volume", "replace-member", "m", "b", "c", "--size", "4100.7K")))
+    assert said.startswith("volume m: c takes the place of b, and is 4104K: rounded up from 4100.7K; `nvmuser status`")
+    said = first(ok(run("volume", "replace-member", "m", "c", "d", "--size", "5M")))
+    assert said.startswith("volume m: d takes the place of c; `nvmuser status`")
+
+
 @pytest.mark.usefixtures("pool")
 def test_a_size_that_is_rounded_up_is_printed(run: Run) -> None:
     create = ("volume", "create", "l", "--backend", "lvol", "--pool", "p", "--size")

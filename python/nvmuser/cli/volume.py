@@ -80,7 +80,7 @@ def create(state: StateDir, /, name: str, size: str | None, block_size: str, as_
         raise UsageError(f"volume {name}: size 0; say how large it is, such as --size 1G")
     volume = Volume(name, size=bytes_, block_size=int(block_size), **fields)
     outcome = run(control.submit(state, Change(create=(volume,))))
-    say_object(outcome, as_json, f"volume {name} created{_rounding(outcome, size)}")
+    say_object(outcome, as_json, f"volume {name} created{_rounding(outcome, size, name)}")
     if not as_json:
         _note_space(state, name)
 
@@ -160,7 +160,8 @@ def grow(state: StateDir, name: str, size: str, as_json: bool) -> None:
     """
     bytes_ = parse_size(size)
     outcome = run(control.alter(state, lambda desired: replace(_in(desired, name), size=bytes_)))
-    say_object(outcome, as_json, f"volume {name} has grown to {_rounding(outcome, size).removeprefix(', ') or size}")
+    now = _rounding(outcome, size, name).removeprefix(", ") or size
+    say_object(outcome, as_json, f"volume {name} has grown to {now}")
     if not as_json:
         _note_space(state, name)
 
@@ -267,16 +268,21 @@ def replace_member(state: StateDir, name: str, old: str, new: str, size: str | N
     if as_json:
         say(next(found for found in outcome.objects if found["name"] == name))
         return
-    say_object(outcome, as_json, f"volume {name}: {new} takes the place of {old}; `nvmuser status` shows its rebuild")
+    made = f", and is {grown}" if (grown := _rounding(outcome, size, new).removeprefix(", ")) else ""
+    say_object(
+        outcome, as_json, f"volume {name}: {new} takes the place of {old}{made}; `nvmuser status` shows its rebuild"
+    )
+    if create:
+        _note_space(state, new)
 
 
 volume.add_command(stats)
 volume.add_command(rename("volume", "data web-data", "; so does its file"))
 
 
-def _rounding(outcome: Outcome, asked: str | None) -> str:
+def _rounding(outcome: Outcome, asked: str | None, name: str) -> str:
     """What to add where a volume cannot have exactly the size that was asked for."""
-    (made,) = outcome.objects
+    made = next(one for one in outcome.objects if one["name"] == name)
     return rounding(int(made.get("size", 0)), asked) if asked else ""
 
 
