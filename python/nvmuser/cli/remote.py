@@ -13,10 +13,13 @@ from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.cli.rename import rename
 from nvmuser.hostfs import host_identity
 from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Remote
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
+from nvmuser.reconcile.actual import Actual
+from nvmuser.reconcile.remotes import Routes, Way, ways
 from nvmuser.supervisor import control
 
 
@@ -71,14 +74,28 @@ def create(state: StateDir, /, name: str, nqn: str, paths: tuple[str, ...], as_j
 @click.pass_obj
 def list_(state: StateDir, as_json: bool) -> None:
     """Every remote, and the ways to it."""
-    remotes = control.load(state).remotes()
+    desired = control.load(state)
+    actual = run(control.actual(state)) if desired.remotes() else None
+    used = {remote.name: _in_use(remote, actual) for remote in desired.remotes()}
     if as_json:
-        say([remote.to_json() for remote in remotes])
+        say(
+            [
+                remote.to_json() | {"in_use": [way.to_json() for way in used[remote.name]]}
+                for remote in desired.remotes()
+            ]
+        )
         return
-    table = Table("remote", "NQN", "paths")
-    for remote in remotes:
-        table.add_row(remote.name, remote.nqn, ", ".join(map(str, remote.paths)))
+    table = Table("remote", "NQN", "paths", "in use")
+    for remote in desired.remotes():
+        used_ways = ", ".join(str(way).partition(": ")[2] for way in used[remote.name])
+        table.add_row(remote.name, remote.nqn, ", ".join(map(str, remote.paths)), used_ways or "-")
     console().print(table)
+
+
+def _in_use(remote: Remote, actual: Actual | None) -> list[Way]:
+    """By which addresses SPDK reaches it; none where no target could be asked."""
+    alone = Desired({remote.key: Entry(remote)})
+    return list(ways(alone, actual, Routes())) if actual else []
 
 
 @remote.command()

@@ -20,6 +20,7 @@ from nvmuser.hostfs.hugepages import why_unusable
 from nvmuser.model.objects import MAX_CONTROLLERS, TargetSettings
 from nvmuser.model.sizes import format_size, parse_size
 from nvmuser.paths import StateDir
+from nvmuser.reconcile.remotes import Way
 from nvmuser.supervisor import control, daemon
 from nvmuser.supervisor import logs as log_module
 from nvmuser.supervisor.history import stamped
@@ -278,6 +279,8 @@ def _show(state: StateDir, as_json: bool) -> None:
         console.print(f"objects   {len(objects.pop('in_sync'))} in sync")
     for mirror in objects.pop("mirrors", []):
         console.print(f"degraded  {mirror_line(mirror)}", markup=False)
+    for way in objects.pop("remotes", []):
+        console.print(f"remote    {Way(**way)}", markup=False)
     for name, state_of in sorted(objects.items()):
         if state_of:
             console.print(f"{name:<9} {', '.join(state_of) if isinstance(state_of, list) else state_of}", markup=False)

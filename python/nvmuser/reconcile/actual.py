@@ -14,6 +14,9 @@ from nvmuser.errors import RpcServerError
 from nvmuser.model.objects import NO_LIMITS, Limits
 from nvmuser.rpc.client import Client
 
+_DOWN = frozenset({"failed", "resetting", "reconnect_is_delayed"})
+"""States of a path without a connection (module/bdev/nvme/bdev_nvme.c, `nvme_ctrlr_get_state_str`)."""
+
 
 @dataclass(frozen=True)
 class Bdev:
@@ -32,6 +35,8 @@ class Bdev:
     """lvol: the short name of the snapshot that it shares clusters with."""
     claimed: bool = False
     """Somebody writes to it."""
+    unmaps: bool = True
+    """What is discarded of it is gone."""
 
     @classmethod
     def from_spdk(cls, data: Mapping[str, Any]) -> Self:
@@ -54,6 +59,7 @@ class Bdev:
             allocated_clusters=lvol.get("num_allocated_clusters", 0),
             clone_of=lvol.get("base_snapshot", ""),
             claimed=data.get("claimed", False),
+            unmaps=data.get("supported_io_types", {}).get("unmap", True),
         )
 
 
@@ -149,6 +155,8 @@ class RemoteController:
     name: str
     nqn: str
     paths: tuple[tuple[str, int], ...]
+    down: frozenset[tuple[str, int]] = frozenset()
+    """Of these, those without a connection at this moment: SPDK tries them again and again."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +226,7 @@ async def query(rpc: Client) -> Actual:
             )
             for store in lvstores
         },
-        remotes={remote["name"]: _remote(remote) for remote in remotes},
+        remotes=_remotes(remotes),
         keys={key["name"]: key["path"] for key in keys if "path" in key},
         raids={raid["name"]: Raid.from_spdk(raid) for raid in raids},
         profile=_profile(scheduler, reactors["reactors"]),
@@ -233,15 +241,33 @@ def _profile(scheduler: Mapping[str, Any], reactors: Sequence[Mapping[str, Any]]
     return "balanced" if scheduler["scheduler_name"] == "dynamic" else "throughput"
 
 
+async def query_remotes(rpc: Client) -> Actual:
+    """The remotes alone, which is asked for often.
+
+    :raises RpcError: SPDK could not be asked.
+    """
+    return Actual(remotes=_remotes(await _optional(rpc, "bdev_nvme_get_controllers")))
+
+
+def _remotes(data: Sequence[Mapping[str, Any]]) -> dict[str, RemoteController]:
+    return {remote["name"]: _remote(remote) for remote in data}
+
+
 def _remote(data: Mapping[str, Any]) -> RemoteController:
-    addresses = [controller["trid"] for controller in data.get("ctrlrs", ())]
+    controllers = data.get("ctrlrs", ())
+    addresses = [controller["trid"] for controller in controllers]
     # With multipath, further paths of a controller are listed as alternates of its first.
-    addresses += [trid for controller in data.get("ctrlrs", ()) for trid in controller.get("alternate_trids", ())]
+    addresses += [trid for controller in controllers for trid in controller.get("alternate_trids", ())]
     return RemoteController(
         name=data["name"],
         nqn=addresses[0].get("subnqn", "") if addresses else "",
-        paths=tuple((one.get("traddr", ""), int(one.get("trsvcid") or 0)) for one in addresses),
+        paths=tuple(map(_address, addresses)),
+        down=frozenset(_address(one["trid"]) for one in controllers if one.get("state") in _DOWN),
     )
+
+
+def _address(trid: Mapping[str, Any]) -> tuple[str, int]:
+    return trid.get("traddr", ""), int(trid.get("trsvcid") or 0)
 
 
 async def _optional(rpc: Client, method: str, params: Mapping[str, Any] | None = None) -> Any:

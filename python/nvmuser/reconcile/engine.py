@@ -256,7 +256,7 @@ class Engine:
         desired = self._store.load()
         actual = await query(self.rpc)
         routes = await explore(desired, actual, self._state)
-        found = status_of(desired, actual, plan(desired, actual, self._directory, routes=routes))
+        found = status_of(desired, actual, plan(desired, actual, self._directory, routes=routes), routes)
         spaces = [*file_systems(desired.volumes()), *pools(desired, actual).values()]
         return replace(found, space=tuple(str(space) for space in spaces if space.short))
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import socket
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from nvmuser.hostfs import host_identity
 from nvmuser.hostfs.host_identity import HostIdentity
@@ -24,6 +27,8 @@ from nvmuser.reconcile.actual import Actual, RemoteController
 
 _RESOLVE_S = 5.0
 _CONNECT_S = 2.0
+_RESOLVERS = ThreadPoolExecutor(4, thread_name_prefix="resolver")
+"""Of their own: one that hangs must not hold up what else waits for a thread."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,36 @@ def attached(path: RemotePath, present: RemoteController | None, routes: Routes)
     wanted = routes.to(path)
     there = present.paths if present else ()
     return {(address, port) for address, port in there if port == path.port and _shortest(address) in wanted}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a remote is reached at this moment."""
+
+    remote: str
+    path: str
+    """As it was declared; where a name leads elsewhere by now, the address."""
+    address: str
+    port: int
+    connected: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        there = str(RemotePath(self.address, self.port))
+        at = f" at {there}" if there != self.path else ""
+        return f"{self.remote}: {self.path}{at}, {'connected' if self.connected else 'no connection'}"
+
+
+def ways(desired: Desired, actual: Actual, routes: Routes) -> Iterator[Way]:
+    """Of every remote that SPDK has."""
+    for remote in desired.remotes():
+        present = actual.remotes.get(remote.in_spdk)
+        for address, port in present.paths if present else ():
+            declared = (str(path) for path in remote.paths if (address, port) in attached(path, present, routes))
+            name = next(declared, str(RemotePath(address, port)))
+            yield Way(remote.name, name, address, port, present is not None and (address, port) not in present.down)
 
 
 def _shortest(address: str) -> str:
@@ -74,17 +109,30 @@ async def explore(desired: Desired, actual: Actual, state: StateDir) -> Routes:
             addresses[path] = result
     known = Routes(host, addresses)
     for path, remote in paths.items():
-        if len(addresses.get(path, ())) > 1 and not attached(path, actual.remotes.get(remote.in_spdk), known):
-            addresses[path] = await _open_first(addresses[path], path.port)
+        if len(addresses.get(path, ())) > 1:
+            addresses[path] = await _preferred(path, actual.remotes.get(remote.in_spdk), known)
     return Routes(host, addresses, unresolved)
+
+
+async def _preferred(path: RemotePath, present: RemoteController | None, known: Routes) -> tuple[str, ...]:
+    """The addresses of a path, the one to take first: one that takes a connection. One with a connection stays, one
+    without is left for another that takes one."""
+    found, there = known.to(path), attached(path, present, known)
+    if present and there - present.down:
+        return found
+    first = await answering(found, path.port)
+    if there:
+        return first or found
+    return first + tuple(address for address in found if address not in first)
 
 
 async def _resolve(path: RemotePath) -> tuple[str, ...] | str:
     """Its addresses in the order of preference of RFC 6724, or why there are none."""
     loop = asyncio.get_running_loop()
+    ask = functools.partial(socket.getaddrinfo, path.address, path.port, type=socket.SOCK_STREAM)
     try:
         async with asyncio.timeout(_RESOLVE_S):
-            found = await loop.getaddrinfo(path.address, path.port, type=socket.SOCK_STREAM)
+            found = await loop.run_in_executor(_RESOLVERS, ask)
     except TimeoutError:
         return f"no answer from the resolver within {_RESOLVE_S:g} s"
     except OSError as error:
@@ -92,8 +140,8 @@ async def _resolve(path: RemotePath) -> tuple[str, ...] | str:
     return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-async def _open_first(addresses: tuple[str, ...], port: int) -> tuple[str, ...]:
-    """Those with a listener before the others."""
+async def answering(addresses: tuple[str, ...], port: int) -> tuple[str, ...]:
+    """Those with a listener."""
 
     async def takes(address: str) -> bool:
         try:
@@ -105,7 +153,7 @@ async def _open_first(addresses: tuple[str, ...], port: int) -> tuple[str, ...]:
         return True
 
     answers = await asyncio.gather(*map(takes, addresses))
-    return tuple(sorted(addresses, key=lambda address: not answers[addresses.index(address)]))
+    return tuple(address for address, answer in zip(addresses, answers, strict=True) if answer)
 
 
 def unresolved(paths: Iterable[RemotePath], routes: Routes) -> str:

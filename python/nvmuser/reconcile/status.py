@@ -7,9 +7,11 @@ from typing import Any
 
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.reconcile import mirrors
+from nvmuser.reconcile import mirrors, remotes
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.calls import Plan
+
+NO_ROUTES = remotes.Routes()
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Status:
     """Where more is promised to volumes than there is, in words."""
     mirrors: tuple[mirrors.Mirror, ...] = ()
     """Those that lack a member, or are rebuilding one."""
+    remotes: tuple[remotes.Way, ...] = ()
+    """How each is reached."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -36,11 +40,12 @@ class Status:
             "conflicts": list(self.conflicts),
             "space": list(self.space),
             "mirrors": [mirror.to_json() for mirror in self.mirrors],
+            "remotes": [way.to_json() for way in self.remotes],
         }
 
 
-def status_of(desired: Desired, actual: Actual, plan: Plan) -> Status:
-    """`plan` is the one from `actual` to `desired`."""
+def status_of(desired: Desired, actual: Actual, plan: Plan, routes: remotes.Routes = NO_ROUTES) -> Status:
+    """`plan` is the one from `actual` to `desired`, made with `routes`."""
     created = {call.object for call in plan.calls if call.verb == "create"} | plan.waiting
     touched = {call.object for call in plan.calls} | {problem.object for problem in (*plan.conflicts, *plan.restart)}
     wanted = [wanted.key for wanted in desired.wanted()]
@@ -58,4 +63,5 @@ def status_of(desired: Desired, actual: Actual, plan: Plan) -> Status:
         foreign=plan.foreign,
         conflicts=tuple(map(str, (*plan.conflicts, *plan.restart))),
         mirrors=tuple(mirror for mirror in mirrors.each(desired, actual) if mirror.stale),
+        remotes=tuple(remotes.ways(desired, actual, routes)),
     )

@@ -27,7 +27,7 @@ from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.renaming import rename
 from nvmuser.rpc import Server
-from nvmuser.supervisor import facts, logs, occupancy, room
+from nvmuser.supervisor import facts, logs, occupancy, reroutes, room
 from nvmuser.supervisor.backoff import Backoff
 from nvmuser.supervisor.doors import Doors
 from nvmuser.supervisor.endpoint import EndpointProcess
@@ -86,6 +86,7 @@ class Supervisor:
                 async with asyncio.TaskGroup() as tasks:
                     small_logs = logs.keep_small(self._state.logs, self._settings.limits)
                     watchers = [self._watch_target(), self._watch_endpoint(), self._doors.keep_open(), small_logs]
+                    watchers.append(reroutes.follow(self._state, self._engine, self.reconcile))
                     watching = [tasks.create_task(watcher) for watcher in watchers]
                     failure = await self._wait_ready(on_ready)
                     if failure is None:

@@ -1,0 +1,34 @@
+"""Looks after remotes by name: a path that is down, and whose name leads elsewhere by now, is moved there.
+
+Owns when that is looked at. It changes nothing itself: what is found is carried out as every other act.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from nvmuser.errors import NvmuserError
+from nvmuser.paths import StateDir
+from nvmuser.reconcile.engine import Engine
+from nvmuser.reconcile.reroute import moved
+
+_LOOK_EACH_S = 3.0
+
+log = logging.getLogger(__name__)
+
+
+async def follow(state: StateDir, engine: Engine, reconcile: Callable[[], Awaitable[object]]) -> None:
+    """For ever. Names are resolved only while a path is down.
+
+    :param reconcile: one act of the engine.
+    """
+    while True:
+        await asyncio.sleep(_LOOK_EACH_S)
+        try:
+            if engine.rpc and (found := await moved(engine.desired(), engine.rpc, state)):
+                log.info("moved: %s", ", ".join(remote.key.words for remote in found))
+                await reconcile()
+        except NvmuserError as error:
+            log.warning("remotes could not be looked at: %s", error)
