@@ -130,8 +130,8 @@ class Engine:
     async def release(self, rpc: Client) -> None:
         """Disconnect the guests from a target that is about to end: their I/O is finished when this returns.
 
-        SPDK 26.01 crashes when it shuts down while a guest's end still pauses and resumes its subsystem;
-        listeners are removed in line with that.
+        SPDK 26.01 without our patches, as an older target may be, crashes when it shuts down while a guest's end still
+        pauses and resumes its subsystem; listeners are removed in line with that.
         """
         calls = [
             methods.remove_listener(c.nqn, str(self._state.target_dir(c.name)))
