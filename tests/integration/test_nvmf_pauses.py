@@ -16,6 +16,8 @@ from bare_target import BareTarget, TargetFactory
 from raw_nvme import (
     ABORT,
     BLOCK,
+    COMPARE,
+    DELETE_SQ,
     EVENT_REQUEST,
     FLUSH,
     NQN,
@@ -32,7 +34,8 @@ from vfio_fds import memory
 from nvmf_vfio.state.registers import CSTS_RDY, Register
 from nvmuser.rpc import Client
 
-SUCCESS, SEQUENCE_ERROR = 0x00, 0x0C
+SUCCESS, MISSING_FUSED, SEQUENCE_ERROR = 0x00, 0x0A, 0x0C
+FUSED_FIRST = 1
 KEEP_ALIVE_TIMER = 0x0F
 ELSEWHERE, SIZE = 1 << 30, 1 << 20
 FAR_NQN = "nqn.2026-11.org.nvmuser:far"
@@ -70,6 +73,12 @@ def done(raw: RawNvme, count: int) -> bool:
     return all(entry[14] & 1 == queue.phase for entry in entries)
 
 
+def do(raw: RawNvme, entry: bytes) -> None:
+    """Send a command whose completion is not waited for."""
+    raw.put(entry, 1)
+    raw.ring(1)
+
+
 def test_memory_is_unmapped_when_no_read_goes_there_any_more(slow: RawNvme) -> None:
     reading(slow, 1, 2)
     slow.client.unmap(ELSEWHERE, SIZE)
@@ -86,6 +95,39 @@ async def test_also_while_another_pause_waits_for_another_namespace(nvmf_target:
         await asyncio.to_thread(slow.client.unmap, ELSEWHERE, SIZE)
         assert done(slow, 2)
         await removal
+
+
+@pytest.fixture
+def fused(raw: RawNvme) -> RawNvme:
+    """Queue 1 has the first command of a fused pair, whose second does not come."""
+    raw.create_queue(2)
+    do(raw, command(COMPARE, 1, flags=FUSED_FIRST, data=(raw.allocate(), 0)))
+    assert raw.do(command(FLUSH, 1), 2).status == SUCCESS, "all queues have been looked at"
+    return raw
+
+
+def test_half_a_fused_pair_does_not_hold_up_changes_of_its_namespace(nvmf_target: BareTarget, fused: RawNvme) -> None:
+    call(nvmf_target, ("nvmf_subsystem_remove_ns", {"nqn": NQN, "nsid": 1}))
+    assert fused.take(1).status == MISSING_FUSED
+
+
+def test_half_a_fused_pair_does_not_hold_up_memory(fused: RawNvme) -> None:
+    with memory(SIZE) as elsewhere:
+        fused.client.map(ELSEWHERE, SIZE, elsewhere)
+    assert fused.take(1).status == MISSING_FUSED
+    assert fused.do(read_or_write(READ, 1, (fused.allocate(), 0)), 1).status == SUCCESS
+
+
+def test_half_a_fused_pair_does_not_hold_up_its_queues_deletion(fused: RawNvme) -> None:
+    assert fused.admin(DELETE_SQ, cdw10=1).status == SUCCESS
+    assert fused.take(1, acknowledge=False).status == MISSING_FUSED
+
+
+def test_half_a_fused_pair_does_not_hold_up_the_next_guest(
+    fused: RawNvme, tmp_path: Path, connect_raw: Callable[[Path], RawNvme]
+) -> None:
+    fused.client.close()
+    connect_raw(tmp_path / "c/cntrl").enable()
 
 
 # -- what the admin queue has outstanding ------------------------------------------------------------------------------
