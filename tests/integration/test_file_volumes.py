@@ -98,6 +98,49 @@ def test_a_full_pool_is_capacity_exceeded(spdk_target: BareTarget, tmp_path: Pat
         queue.write(namespace, written // block, b"\1" * TRANSFER).wait()
 
 
+def served_mirror(target: BareTarget, directory: Path, *members: Path) -> Path:
+    """A controller of a mirror of files in these directories, of 32 MiB each."""
+    paths = [sparse(at / "v", 32 * MIB) for at in members]
+    files = [methods.aio_create(f"m{number}", str(path), 4096, uuid(number)) for number, path in enumerate(paths)]
+    mirror = methods.raid_create("v", "raid1", ["m0", "m1"], uuid(9))
+    return serve(target, directory, *files, mirror)
+
+
+def in_sync(target: BareTarget) -> list[str]:
+    (mirror,) = call(target, Request("bdev_raid_get_bdevs", {"category": "online"}))[0]
+    return [member["name"] for member in mirror["base_bdevs_list"] if member["is_configured"]]
+
+
+def test_a_full_member_leaves_its_mirror(spdk_target: BareTarget, tmp_path: Path, tmpfs: Path) -> None:
+    served = served_mirror(spdk_target, tmp_path, tmpfs, tmp_path)
+    with initiator.connect(served) as connected, connected.queue(4, timeout=60) as queue:
+        namespace, data, back = connected.namespace(1), b"\xff" * TRANSFER, bytearray(TRANSFER)
+        for at in range(0, 12 * MIB, TRANSFER):
+            queue.write(namespace, at // namespace.block_size, data).wait()
+            queue.read(namespace, at // namespace.block_size, back).wait()
+            assert back == data
+    assert in_sync(spdk_target) == ["m1"]
+
+
+def test_the_last_member_of_a_mirror_stays(spdk_target: BareTarget, tmp_path: Path, tmpfs: Path) -> None:
+    """Both find their file systems full: the mirror answers as a file does, and goes on when there is room again."""
+    with private_tmpfs("8m") as other:
+        served = served_mirror(spdk_target, tmp_path, tmpfs, other)
+        error, written = write_until_it_fails(served)
+        assert (error.status_type, error.code) == CAPACITY_EXCEEDED
+        assert len(in_sync(spdk_target)) == 1
+        with initiator.connect(served) as connected, connected.queue(4, timeout=60) as queue:
+            namespace, back = connected.namespace(1), bytearray(TRANSFER)
+            block = namespace.block_size
+            with pytest.raises(NvmeStatusError) as caught:
+                queue.write(namespace, written // block, b"\1" * TRANSFER).wait()
+            assert (caught.value.status_type, caught.value.code) == CAPACITY_EXCEEDED
+            queue.deallocate(namespace, [(0, 2 * MIB // block)]).wait()
+            queue.write(namespace, written // block, b"\1" * TRANSFER).wait()
+            queue.read(namespace, written // block, back).wait()
+            assert back == b"\1" * TRANSFER
+
+
 def test_many_files_share_their_events(target_factory: TargetFactory, tmp_path: Path) -> None:
     """The machine has 65,536 by default; the kernel maps each context into the process that made it."""
     target = target_factory.start()
