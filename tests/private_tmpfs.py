@@ -1,4 +1,4 @@
-"""A tmpfs that only the test sees."""
+"""A file system in memory that only the test sees."""
 
 from __future__ import annotations
 
@@ -14,7 +14,20 @@ def private_tmpfs(size: str) -> Iterator[Path]:
 
     :param size: as `mount -o size=` takes it, such as `8m`.
     """
-    script = f"mount -t tmpfs -o size={size} tmpfs /mnt && echo ready && exec cat"
+    with _mounted(f"-t tmpfs -o size={size} tmpfs") as path:
+        yield path
+
+
+@contextlib.contextmanager
+def private_ramfs() -> Iterator[Path]:
+    """The same of a file system without holes and zeroed ranges, so that a file on it unmaps nothing."""
+    with _mounted("-t ramfs ramfs") as path:
+        yield path
+
+
+@contextlib.contextmanager
+def _mounted(what: str) -> Iterator[Path]:
+    script = f"mount {what} /mnt && echo ready && exec cat"
     argv = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -154,7 +154,7 @@ class ModelSpdk:
 
     # -- pools -----------------------------------------------------------------------------------------------
 
-    def bdev_lvol_create_lvstore(self, lvs_name: str, bdev_name: str, cluster_sz: int) -> None:
+    def bdev_lvol_create_lvstore(self, lvs_name: str, bdev_name: str, cluster_sz: int, clear_method: str = "") -> None:
         check(lvs_name not in self.lvstores, "lvstore exists")
         base = self._claim(bdev_name, f"lvstore {lvs_name}")
         clusters = base.size // cluster_sz
@@ -174,7 +174,9 @@ class ModelSpdk:
             store, total_clusters=store.total_clusters + more, free_clusters=store.free_clusters + more
         )
 
-    def bdev_lvol_create(self, lvol_name: str, lvs_name: str, size_in_mib: int, thin_provision: bool) -> None:
+    def bdev_lvol_create(
+        self, lvol_name: str, lvs_name: str, size_in_mib: int, thin_provision: bool, clear_method: str = ""
+    ) -> None:
         check(lvs_name in self.lvstores, "no such lvstore")
         store, alias, new = self.lvstores[lvs_name].uuid, f"{lvs_name}/{lvol_name}", str(uuid.uuid4())
         self._new(Bdev(new, new, size_in_mib << 20, 512, (alias,), NO_LIMITS, store, thin_provision))

@@ -208,7 +208,7 @@ async def test_what_spdk_refuses_leaves_nothing_behind(method: str, state: State
 
 
 async def test_a_target_that_dies_meanwhile_leaves_the_change_for_the_next(state: StateDir, rpc: ModelRpc) -> None:
-    rpc.trap = Trap(7, lambda: RpcConnectionError("gone"))
+    rpc.trap = Trap(13, lambda: RpcConnectionError("gone"))
     with contextlib.closing(engine_on(state, rpc)) as engine:
         outcome = await engine.change(Change(create=OBJECTS))
         assert outcome.pending

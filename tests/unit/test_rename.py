@@ -19,6 +19,7 @@ from nvmuser.model.objects import AnyObject, Controller, NamedInSpdk, Namespace,
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.model.rename import renamed
 from nvmuser.reconcile import backends
+from nvmuser.reconcile.actual import Actual
 
 MIB = 1 << 20
 NQN = "nqn.2026-11.org.example:far"
@@ -53,7 +54,7 @@ def everything(desired: Desired) -> Iterator[tuple[str, object]]:
     """What SPDK is to have: names of bdevs, lvstores and remotes with the calls that make them; NQNs."""
     for one in desired.wanted():
         if isinstance(one, Volume):
-            yield backends.bdev_name(one, desired), backends.create(one, desired)
+            yield backends.bdev_name(one, desired), backends.create(one, desired, Actual())
         elif isinstance(one, NamedInSpdk):
             yield one.kind, (one.in_spdk, getattr(one, "key_files", None))
         elif isinstance(one, Controller):

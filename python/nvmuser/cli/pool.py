@@ -40,7 +40,10 @@ def pool() -> None:
 @json_option
 @click.pass_obj
 def create(state: StateDir, name: str, base: str, cluster_size: str, as_json: bool) -> None:
-    """Declare a pool. What the volume held before is lost, unless it is a pool of this name already."""
+    """Declare a pool. What the volume held before is lost, unless it is a pool of this name already.
+
+    All of the volume is written where it cannot unmap.
+    """
     pool = Pool(name, base=base, cluster_size=parse_size(cluster_size))
     outcome = run(control.submit(state, Change(create=(pool,))))
     say_object(outcome, as_json, f"pool {name} created")

@@ -99,7 +99,7 @@ class Additions:
         return self._volume_repaired(volume, bdev)
 
     def _volume_created(self, volume: Volume, after: list[int]) -> tuple[int, ...] | None:
-        request = backends.create(volume, self._desired)
+        request = backends.create(volume, self._desired, self._actual)
         once = backends.made_once(volume)
         if request is None or (once and self._desired.entries[volume.key].provisioned):
             self._draft.waiting.add(volume.key)
@@ -121,7 +121,7 @@ class Additions:
                 draft.conflict(volume.key, f"a {volume.backend} volume cannot grow; it has {bdev.size} bytes")
         if volume.inflated and bdev.clone_of:
             request = methods.lvol_inflate(backends.bdev_name(volume, self._desired))
-            calls.append(draft.add("inflate", request, volume.key))
+            calls.append(draft.add("inflate", request, volume.key, needs=Needs(takes_long=True)))
         if bdev.limits != volume.limits:
             calls.append(draft.add("limit", backends.set_limits(volume, self._desired), volume.key))
         if mirror := mirrors.find(volume, self._desired, self._actual):
@@ -153,8 +153,10 @@ class Additions:
                 draft.waiting.add(pool.key)
                 return None
             name = backends.bdev_name(base, self._desired)
-            request = methods.lvstore_create(pool.in_spdk, name, pool.cluster_size)
-            return (draft.add("create", request, pool.key, after, needs=Needs(events=True), provisions=True),)
+            zeroes = not backends.erases(pool.name, self._desired, self._actual)
+            request = methods.lvstore_create(pool.in_spdk, name, pool.cluster_size, write_zeroes=zeroes)
+            needs = Needs(events=True, seen=name, takes_long=True)
+            return (draft.add("create", request, pool.key, after, needs=needs, provisions=True),)
         if not self._ownership.lvstore(pool):
             draft.conflict(pool.key, f"an lvstore of this name is on bdev {present.base} and is not ours")
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -25,6 +25,10 @@ class Needs:
     """A core's events for asynchronous I/O (fs.aio-max-nr in Linux's Documentation/admin-guide/sysctl/fs.rst)."""
     path: tuple[str, int] | None = None
     """Address and port of a remote's listener."""
+    seen: str = ""
+    """SPDK's name of a bdev on whose abilities the request depends: only one that is there shows them."""
+    takes_long: bool = False
+    """All of a device may have to be written: there is no deadline."""
 
 
 NO_NEEDS = Needs()
@@ -84,14 +88,16 @@ class Plan:
             waves[mine].append(call)
         return waves
 
-    def runnable(self, problems: Container[Key]) -> list[Call]:
-        """The calls without those for an object that has a problem, and what comes after them. Deletions stay."""
-        if not problems:
-            return list(self.calls)
+    def runnable(self, problems: Container[Key], is_there: Callable[[str], object]) -> list[Call]:
+        """The calls without those for an object that has a problem, and what comes after them. Deletions stay.
+
+        :param is_there: whether a bdev can be seen; what depends on one that cannot comes with a later plan.
+        """
         left: list[Call] = []
         place: dict[int, int] = {}
         for number, call in enumerate(self.calls):
             blocked = call.object in problems and call.verb != "delete"
+            blocked |= bool(call.needs.seen) and not is_there(call.needs.seen)
             if blocked or any(before not in place for before in call.after):
                 continue
             place[number] = len(left)

@@ -210,7 +210,7 @@ class Engine:
             routes = routes or await explore(desired, actual, self._state)
             current = plan(desired, actual, self._directory, without, routes)
             await asyncio.to_thread(self._adopt, desired, current.adopted)
-            runnable = current.runnable(problems)
+            runnable = current.runnable(problems, actual.find)
             if runnable:
                 result = await self._examine_and_run(runnable, backends.to_examine(desired, actual), problems)
                 calls += len(result.done)

@@ -19,7 +19,7 @@ from nvmuser.reconcile.calls import Call
 from nvmuser.rpc.client import WINDOW, Client
 
 _CALL_TIMEOUT_S = 60.0
-"""A call's own deadline. Formatting a thick lvol or attaching a remote takes seconds."""
+"""A call's own deadline, where it does not write a whole device. Attaching a remote takes seconds."""
 
 
 @dataclass
@@ -154,12 +154,17 @@ class _Execution:
         self._result.failed.append((self._calls[number], error))
 
     def _until_deadline(self) -> float | None:
-        oldest = next(iter(self._in_flight.values()), None)
-        return max(0.0, oldest[0] + _CALL_TIMEOUT_S - time.monotonic()) if oldest else None
+        oldest = next((sent for number, (sent, _) in self._in_flight.items() if self._has_deadline(number)), None)
+        return None if oldest is None else max(0.0, oldest + _CALL_TIMEOUT_S - time.monotonic())
+
+    def _has_deadline(self, number: int) -> bool:
+        return not self._calls[number].needs.takes_long
 
     def _expire(self) -> None:
         now = time.monotonic()
         for number, (sent, reply) in list(self._in_flight.items()):
+            if not self._has_deadline(number):
+                continue
             if sent + _CALL_TIMEOUT_S > now:
                 break
             method = self._calls[number].request.method

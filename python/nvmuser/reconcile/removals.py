@@ -7,6 +7,7 @@ from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Pool, Remote, TargetSettings, Volume
 from nvmuser.reconcile import backends, mirrors
 from nvmuser.reconcile.actual import Actual
+from nvmuser.reconcile.calls import Needs
 from nvmuser.reconcile.draft import Draft
 from nvmuser.reconcile.ownership import Ownership
 from nvmuser.rpc import methods
@@ -89,7 +90,9 @@ class Removals:
         return self._gone[going.key]
 
     def _requested(self, going: Volume | Pool | Remote, request: Request, after: list[int]) -> list[int]:
-        call = self._draft.add("delete", request, going.key, after)
+        # What a volume or a pool gives back may have to be written.
+        needs = Needs(takes_long=not isinstance(going, Remote))
+        call = self._draft.add("delete", request, going.key, after, needs=needs)
         for key in going.depends_on:
             if bdev := self._ownership.bdev_name(key):
                 self._draft.release(bdev, call)

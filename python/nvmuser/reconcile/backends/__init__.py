@@ -10,7 +10,7 @@ from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, NamedInSpdk, Pool, Remote, Volume
 from nvmuser.reconcile.actual import Actual, Bdev
-from nvmuser.reconcile.backends.base import SpdkBackend
+from nvmuser.reconcile.backends.base import Below, SpdkBackend
 from nvmuser.reconcile.backends.delay import DelayBackend
 from nvmuser.reconcile.backends.error import ErrorBackend
 from nvmuser.reconcile.backends.file import FileBackend
@@ -44,8 +44,11 @@ def bdev_name(volume: Volume, desired: Desired) -> str:
     return REGISTRY[volume.backend].bdev_name(volume, _below(volume, desired))
 
 
-def _below(volume: Volume, desired: Desired) -> dict[Key, str]:
-    """SPDK's names of what it lies on; of what is not known, ours."""
+def _below(volume: Volume, desired: Desired, actual: Actual | None = None) -> Below:
+    """What it lies on; what is not known by our name.
+
+    :param actual: what SPDK has, where it matters.
+    """
     found: dict[Key, str] = {}
     for name in filter(None, (*volume.members, volume.base, volume.snapshot_of, volume.clone_of)):
         below = _volume(name, desired)
@@ -53,7 +56,23 @@ def _below(volume: Volume, desired: Desired) -> dict[Key, str]:
     for key in (Key("pool", volume.pool), Key("remote", volume.remote)):
         entry = desired.entries.get(key)
         found[key] = entry.object.in_spdk if entry and isinstance(entry.object, NamedInSpdk) else key.name
-    return found
+    return Below(found, actual is None or erases(volume.pool, desired, actual))
+
+
+def erases(pool: str, desired: Desired, actual: Actual) -> bool:
+    """Is gone what is discarded of a pool's base, as far as can be seen? Without it, old data would be read in new
+    volumes. A remote may keep what is deallocated (NVM Command Set Specification, Deallocate)."""
+    entry = desired.entries.get(Key("pool", pool))
+    below = [_volume(entry.object.base, desired)] if entry and isinstance(entry.object, Pool) else []
+    while below:
+        volume = below.pop()
+        bdev = find(volume, desired, actual) if volume else None
+        if volume is None or volume.backend == "remote" or (bdev and not bdev.unmaps):
+            return False
+        if volume.pool:  # which says that it unmaps whatever its base does
+            return erases(volume.pool, desired, actual)
+        below += [_volume(name, desired) for name in (*volume.members, *filter(None, (volume.base,)))]
+    return True
 
 
 def _volume(name: str, desired: Desired) -> Volume | None:
@@ -76,9 +95,9 @@ def is_ours(volume: Volume, bdev: Bdev, desired: Desired, actual: Actual) -> boo
     return base is not None and found is not None and is_ours(base, found, desired, actual)
 
 
-def create(volume: Volume, desired: Desired) -> Request | None:
+def create(volume: Volume, desired: Desired, actual: Actual) -> Request | None:
     """None: it comes with what it lies on."""
-    return REGISTRY[volume.backend].create(volume, _below(volume, desired))
+    return REGISTRY[volume.backend].create(volume, _below(volume, desired, actual))
 
 
 def needs(volume: Volume) -> Needs:

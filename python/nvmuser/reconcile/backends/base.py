@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 from nvmuser.model.keys import Key
@@ -12,8 +13,18 @@ from nvmuser.reconcile.calls import NO_NEEDS, Needs
 from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
-Below = Mapping[Key, str]
-"""SPDK's names of what a volume lies on: bdevs, lvstores, controllers of remotes."""
+
+@dataclass(frozen=True)
+class Below:
+    """What a volume lies on."""
+
+    names: Mapping[Key, str]
+    """SPDK's: of bdevs, lvstores, controllers of remotes."""
+    erases: bool = True
+    """What is discarded there is gone, so that nobody who gets the space next can read it."""
+
+    def __getitem__(self, key: Key) -> str:
+        return self.names[key]
 
 
 class SpdkBackend:

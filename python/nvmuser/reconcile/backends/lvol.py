@@ -29,7 +29,7 @@ class LvolBackend(SpdkBackend):
         if volume.clone_of:
             return methods.lvol_clone(below[Key("volume", volume.clone_of)], volume.in_spdk)
         pool = below[Key("pool", volume.pool)]
-        return methods.lvol_create(volume.in_spdk, pool, volume.size, thin=volume.thin)
+        return methods.lvol_create(volume.in_spdk, pool, volume.size, thin=volume.thin, write_zeroes=not below.erases)
 
     def grow(self, volume: Volume, bdev: str) -> Request:
         return methods.lvol_resize(bdev, volume.size)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from nvmuser.rpc.methods.request import Request, mib
 
 
-def lvstore_create(name: str, base: str, cluster_size: int) -> Request:
+def lvstore_create(name: str, base: str, cluster_size: int, *, write_zeroes: bool = False) -> Request:
     """Format a bdev as an lvstore; what it held is lost (module/bdev/lvol/vbdev_lvol_rpc.c).
 
     :param base: the bdev, which the lvstore claims.
     :param cluster_size: bytes.
+    :param write_zeroes: write all of it, since unmapping would leave what it held to be read in new volumes.
 
     Errors: EPERM for a bdev that is claimed; -32602, with the reason as text, from the library below.
     """
-    return Request("bdev_lvol_create_lvstore", {"lvs_name": name, "bdev_name": base, "cluster_sz": cluster_size})
+    params = {"lvs_name": name, "bdev_name": base, "cluster_sz": cluster_size}
+    return Request("bdev_lvol_create_lvstore", params | _clearing(write_zeroes))
 
 
 def lvstore_delete(name: str) -> Request:
@@ -26,18 +28,24 @@ def lvstore_grow(name: str) -> Request:
     return Request("bdev_lvol_grow_lvstore", {"lvs_name": name})
 
 
-def lvol_create(name: str, pool: str, size: int, *, thin: bool) -> Request:
+def _clearing(write_zeroes: bool) -> dict[str, str]:
+    return {"clear_method": "write_zeroes"} if write_zeroes else {}
+
+
+def lvol_create(name: str, pool: str, size: int, *, thin: bool, write_zeroes: bool = False) -> Request:
     """A volume in a pool (module/bdev/lvol/vbdev_lvol_rpc.c).
 
     Its parameter `uuid` is not the volume's: it names the pool, in place of `lvs_name`.
 
     :param size: bytes, rounded up to MiB; SPDK rounds up to whole clusters.
     :param thin: clusters are taken when they are written.
+    :param write_zeroes: clusters are written when they are given back, also by its snapshots and clones, since
+        unmapping would leave what they held to be read in other volumes.
 
     Errors: ENODEV without such a pool; -32602 from the library below, such as for want of space.
     """
     params = {"lvol_name": name, "lvs_name": pool, "size_in_mib": mib(size), "thin_provision": thin}
-    return Request("bdev_lvol_create", params)
+    return Request("bdev_lvol_create", params | _clearing(write_zeroes))
 
 
 def lvol_snapshot(bdev: str, name: str) -> Request:
