@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+DEFAULT_TARGET = "spdk"
+"""The target of controllers that name none, and of what no controller shows. There is always one."""
 SUN_PATH_MAX = 107
 """Longest path of a UNIX socket in bytes (unix(7): sun_path is 108 bytes with its terminating null)."""
 
@@ -86,8 +88,23 @@ class StateDir:
 
     @property
     def rpc_socket(self) -> Path:
-        """The current target's JSON-RPC socket."""
+        """The default target's JSON-RPC socket."""
         return self.run / "spdk.sock"
+
+    def rpc_socket_of(self, target: str) -> Path:
+        """A target's JSON-RPC socket."""
+        return self.rpc_socket if target == DEFAULT_TARGET else self.run / f"spdk.{target}.sock"
+
+    def process_socket(self, target: str, generation: int) -> Path:
+        """The JSON-RPC socket of one process of a target."""
+        return self.run / f"spdk-{_stem(target, generation)}.sock"
+
+    def process_pid(self, target: str, generation: int) -> Path:
+        """The pid file of one process of a target."""
+        return self.run / f"target-{_stem(target, generation)}.pid"
+
+    def target_log(self, target: str) -> Path:
+        return self.logs / ("target.log" if target == DEFAULT_TARGET else f"target.{target}.log")
 
     @property
     def endpoint_socket(self) -> Path:
@@ -109,3 +126,14 @@ class StateDir:
     def socket(self, controller: str, *, direct: bool = False) -> Path:
         """The vfio-user socket to which a guest's QEMU connects."""
         return (self.target_dir(controller) if direct else self.guest_dir(controller)) / "cntrl"
+
+
+def _stem(target: str, generation: int) -> str:
+    """Of the files of one process; the default target's are as they were when there was no other."""
+    return str(generation) if target == DEFAULT_TARGET else f"{target}-{generation}"
+
+
+def named_in(pid_file: Path) -> tuple[str, int]:
+    """Of which target a pid file is (`StateDir.process_pid`), and its number."""
+    name, _, generation = pid_file.stem.removeprefix("target-").rpartition("-")
+    return name or DEFAULT_TARGET, int(generation)

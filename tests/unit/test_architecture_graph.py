@@ -14,7 +14,7 @@ KNOWS: dict[str, set[str]] = {
     "collector": set(),
     "errors": set(),
     "paths": set(),
-    "model": {"errors"},
+    "model": {"errors", "paths"},
     "hostfs": {"errors", "model", "nvmf_vfio", "paths"},
     "rpc": {"errors", "hostfs", "paths"},
     "store": {"errors", "hostfs", "model"},

@@ -22,6 +22,7 @@ from nvmuser.model.objects import AnyObject, Controller, Namespace, Pool, Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import engine as engine_module
 from nvmuser.reconcile import reopen as reopen_module
+from nvmuser.reconcile import site as site_module
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.plan import plan
@@ -77,7 +78,7 @@ def rpc(monkeypatch: pytest.MonkeyPatch) -> ModelRpc:
     async def query(rpc: ModelRpc) -> Actual:
         return rpc.spdk.actual
 
-    for module in (engine_module, reopen_module):
+    for module in (engine_module, site_module, reopen_module):
         monkeypatch.setattr(module, "query", query)
     return ModelRpc()
 
@@ -223,7 +224,7 @@ async def test_a_target_that_does_not_answer_leaves_the_change_for_the_next(
         raise RpcConnectionError("gone")
 
     with monkeypatch.context() as patch, contextlib.closing(engine_on(state, rpc)) as engine:
-        patch.setattr(engine_module, "query", query)
+        patch.setattr(site_module, "query", query)
         assert (await engine.change(Change(create=OBJECTS))).pending
     with contextlib.closing(engine_on(state, rpc)) as engine:
         assert (await engine.reconcile()).problems == ()

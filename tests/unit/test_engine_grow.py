@@ -18,6 +18,7 @@ from nvmuser.model.change import Change
 from nvmuser.model.objects import Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import engine as engine_module
+from nvmuser.reconcile import site as site_module
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.engine import Engine
 from nvmuser.store import Store
@@ -28,7 +29,8 @@ def rpc(monkeypatch: pytest.MonkeyPatch) -> ModelRpc:
     async def query(rpc: ModelRpc) -> Actual:
         return rpc.spdk.actual
 
-    monkeypatch.setattr(engine_module, "query", query)
+    for module in (engine_module, site_module):
+        monkeypatch.setattr(module, "query", query)
     return ModelRpc()
 
 

@@ -49,7 +49,7 @@ def test_a_store_of_an_older_nvmuser_opens_with_all_that_is_in_it(tmp_path: Path
         assert isinstance(remote, Remote)
         assert remote.paths == (RemotePath("127.0.0.1", 1), RemotePath("::1")), "`name` there, `address` here"
         assert (entries[Key("volume", "a")].provisioned, entries[Key("volume", "f")].provisioned) == (True, False)
-        assert store.load().target == TargetSettings(profile="eco", cores=(1,))
+        assert store.load().target() == TargetSettings(profile="eco", cores=(1,))
         with store.transaction():
             store.put([Entry(A)])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "s-journal"]

@@ -8,6 +8,7 @@ import click
 from rich.table import Table
 
 from nvmuser.cli.groups import Group
+from nvmuser.cli.move import move
 from nvmuser.cli.options import force_option, json_option
 from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.cli.rename import rename
@@ -18,7 +19,7 @@ from nvmuser.model.identity import device_in_guest
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.model.sizes import approximate
-from nvmuser.paths import StateDir
+from nvmuser.paths import DEFAULT_TARGET, StateDir
 from nvmuser.supervisor import control
 
 
@@ -47,6 +48,9 @@ def controller() -> None:
     help="Accept volumes that were created with --volatile: their data is lost "
     "when the target exits, so that a guest does not survive that.",
 )
+@click.option(
+    "--target", default=DEFAULT_TARGET, metavar="NAME", help="Serve it by this target. Default: the default one."
+)
 @click.option("--volatile-ok", "volatile", is_flag=True, hidden=True)
 @json_option
 @click.pass_obj
@@ -71,11 +75,11 @@ def list_(state: StateDir, as_json: bool) -> None:
     if as_json:
         say([_described(controller, desired, state) for controller in desired.controllers()])
         return
-    table = Table("controller", "namespaces", "socket for QEMU", "")
+    table = Table("controller", "target", "namespaces", "socket for QEMU", "")
     for controller in desired.controllers():
         shown = ", ".join(f"{ns.nsid}: {ns.volume}" for ns in controller.namespaces)
         note = "" if desired.surviving(controller) else "has data that dies with the target"
-        table.add_row(controller.name, shown, str(state.socket(controller.name)), note)
+        table.add_row(controller.name, controller.target, shown, str(state.socket(controller.name)), note)
     console().print(table)
 
 
@@ -91,7 +95,7 @@ def show(state: StateDir, name: str, as_json: bool) -> None:
     if as_json:
         say(data)
         return
-    for key in ("name", "nqn", "serial", "cntlid", "socket", "direct_socket"):
+    for key in ("name", "target", "nqn", "serial", "cntlid", "socket", "direct_socket"):
         click.echo(f"{key:14} {data[key]}")
     for ns in data["namespaces"]:
         note = "; its data dies with the target" if ns["volatile"] else ""
@@ -157,6 +161,25 @@ def detach(state: StateDir, name: str, volume: str, force: bool, as_json: bool) 
 controller.add_command(rename("controller"))
 
 
+@controller.command("move")
+@click.argument("names", nargs=-1, required=True, metavar="CONTROLLER…")
+@click.option("--to", required=True, metavar="TARGET", help="The target that serves them from now on.")
+@json_option
+@click.pass_obj
+def move_command(state: StateDir, names: tuple[str, ...], to: str, as_json: bool) -> None:
+    """Have controllers served by another target, one after the other. Guests go on: their I/O waits for a moment.
+
+    What lies below a controller goes with it: its volumes, and a pool with all that is in it. Refused before anything
+    is touched where another controller, which stays, needs it too: name both.
+
+    \b
+    Examples:
+      nvmuser controller move vm1 --to fast
+      nvmuser controller move vm1 vm2 --to spdk
+    """
+    move(state, names, to, as_json)
+
+
 def _described(controller: Controller, desired: Desired, state: StateDir) -> dict[str, Any]:
     namespaces = []
     for ns in controller.namespaces:
@@ -178,5 +201,6 @@ def _described(controller: Controller, desired: Desired, state: StateDir) -> dic
         "namespaces": namespaces,
         "socket": str(state.socket(controller.name)),
         "direct_socket": str(state.socket(controller.name, direct=True)),
+        "target": controller.target,
         "surviving": desired.surviving(controller),
     }

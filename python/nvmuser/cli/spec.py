@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -27,7 +26,6 @@ from nvmuser.paths import StateDir
 from nvmuser.reconcile.declare import declared
 from nvmuser.reconcile.dry_run import dry_run
 from nvmuser.reconcile.outcome import Outcome
-from nvmuser.rpc import Client
 from nvmuser.supervisor import control
 
 _file = click.option("-f", "--file", "path", required=True, metavar="FILE", help="YAML or JSON; - for stdin.")
@@ -177,11 +175,8 @@ async def _apply(state: StateDir, change: Change) -> Outcome:
 
 
 async def _dry_run(state: StateDir, change: Change) -> list[list[dict[str, Any]]]:
-    async with contextlib.AsyncExitStack() as stack:
-        rpc = None
-        if await asyncio.to_thread(answers, state.rpc_socket):
-            rpc = await stack.enter_async_context(await Client.connect(state.rpc_socket))
-        return await dry_run(control.load(state), change, state, rpc)
+    async with control.spdk(state) as targets:
+        return await dry_run(control.load(state), change, state, targets)
 
 
 def _print(spec: specs.Spec, change: Change, outcome: Outcome) -> None:

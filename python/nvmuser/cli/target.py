@@ -15,11 +15,12 @@ from rich.table import Table
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import counted
+from nvmuser.cli.target_named import create, delete, drain, list_, parse_cores
 from nvmuser.errors import ConflictError, NvmuserError, TargetNotRunning, UsageError
 from nvmuser.hostfs.hugepages import why_unusable
 from nvmuser.model.objects import MAX_CONTROLLERS, TargetSettings
 from nvmuser.model.sizes import format_size, parse_size
-from nvmuser.paths import StateDir
+from nvmuser.paths import DEFAULT_TARGET, StateDir
 from nvmuser.reconcile.remotes import Way
 from nvmuser.supervisor import control, daemon
 from nvmuser.supervisor import logs as log_module
@@ -34,21 +35,19 @@ _LOG_SIZE_MIN = 64 << 10
 
 @click.group(cls=Group)
 def target() -> None:
-    """Start, stop, watch and replace the SPDK process of a state directory.
+    """Start, stop, watch and replace the SPDK processes of a state directory: the default target, and others by name.
 
     \b
     Examples:
       nvmuser target start --standby
       nvmuser target restart
+      nvmuser target create fast --cores 3
       nvmuser target logs endpoint
     """
 
 
-def _cores(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(core) for core in value.split(",") if core)
-    except ValueError:
-        raise UsageError(f"--cores {value}: numbers with commas between them, such as 1 or 2,3") from None
+for command in (create, list_, delete, drain):
+    target.add_command(command)
 
 
 def _log_size(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
@@ -61,7 +60,9 @@ def _log_size(_ctx: click.Context, _param: click.Parameter, value: str | None) -
 
 @target.command()
 @click.option("--hugepages/--no-hugepages", default=None, help="First default: hugepages where there are enough.")
-@click.option("--cores", default="", callback=_cores, help="CPU numbers for SPDK. Default: of those that you may use.")
+@click.option(
+    "--cores", default="", callback=parse_cores, help="CPU numbers for SPDK. Default: of those that you may use."
+)
 @click.option(
     "--profile",
     type=click.Choice(TargetSettings.profiles),
@@ -161,11 +162,19 @@ def _call(state: StateDir, method: str, **params: Any) -> Any:
 
 
 @target.command()
+@click.argument("name", required=False)
 @click.pass_obj
-def restart(state: StateDir) -> None:
-    """Replace the target by a new process of the same SPDK. Guests stay and wait."""
+def restart(state: StateDir, name: str | None) -> None:
+    """Replace a target by a new process of the same SPDK; without a name every target, one after the other. Guests stay
+    and wait.
+
+    \b
+    Examples:
+      nvmuser target restart
+      nvmuser target restart fast
+    """
     began = time.monotonic()
-    _call(state, "restart")
+    _call(state, "restart", target=name)
     click.echo(f"restarted in {time.monotonic() - began:.1f} s")
 
 
@@ -209,18 +218,21 @@ def show_unit(state: StateDir, standby: bool) -> None:
 
 @target.command()
 @click.argument("which", type=click.Choice(log_module.LOGS), default="target")
+@click.option("--target", "name", default=DEFAULT_TARGET, metavar="NAME", help="Of which target. Default: the default.")
 @click.option("-n", "--lines", type=click.IntRange(min=1), default=50, help="How many lines, from the end.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on, until Ctrl-C.")
 @click.pass_obj
-def logs(state: StateDir, which: str, lines: int, follow: bool) -> None:
+def logs(state: StateDir, which: str, name: str, lines: int, follow: bool) -> None:
     """Show the log of the target, the endpoint or the supervisor.
 
     \b
     Examples:
       nvmuser target logs -n 200
       nvmuser target logs endpoint -f
+      nvmuser target logs --target fast
     """
-    path = state.logs / f"{which}.log"
+    control.load(state).target(name)
+    path = state.target_log(name) if which == "target" else state.logs / f"{which}.log"
     shown, end = log_module.tail(path, lines)
     click.echo("\n".join(shown))
     if follow:
@@ -256,18 +268,8 @@ def _show(state: StateDir, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2))
         return
     console = Console(soft_wrap=True, highlight=False)
-    target_facts = facts["target"]
-    word = "not ready" if not target_facts["ready"] else "ready" if target_facts["answers"] else "does not answer"
-    memory = "hugepages" if target_facts["hugepages"] else "no hugepages"
-    standby = f", standby {target_facts['standby']}" if target_facts["standby"] else ""
-    console.print(f"target    {word}, pid {target_facts['pid']}, SPDK {target_facts['spdk']}, {memory}{standby}")
-    if target_facts["profile"]:
-        console.print(f"          profile {target_facts['profile']}, core {_list(target_facts['cores'])}")
-    if target_facts["down"]:
-        console.print(f"          {target_facts['down']}", markup=False)
-    ending = f", last {target_facts['last_ending']}" if target_facts["last_ending"] else ""
-    startup = _seconds(target_facts["startup_s"])
-    console.print(f"          {counted(target_facts['restarts'], 'restart')}{ending}, start-up {startup}")
+    for name, target_facts in facts["targets"].items():
+        _show_target(console, name, target_facts)
     console.print(f"          watched over by supervisor, pid {facts['supervisor']['pid']}")
     endpoint = facts["endpoint"]
     console.print(
@@ -285,6 +287,20 @@ def _show(state: StateDir, as_json: bool) -> None:
         if state_of:
             console.print(f"{name:<9} {', '.join(state_of) if isinstance(state_of, list) else state_of}", markup=False)
     console.print(_guests(facts["guests"]) if facts["guests"] else "guests    none")
+
+
+def _show_target(console: Console, name: str, facts: dict[str, Any]) -> None:
+    word = "not ready" if not facts["ready"] else "ready" if facts["answers"] else "does not answer"
+    memory = "hugepages" if facts["hugepages"] else "no hugepages"
+    standby = f", standby {facts['standby']}" if facts["standby"] else ""
+    which = "" if name == DEFAULT_TARGET else f"{name}: "
+    console.print(f"target    {which}{word}, pid {facts['pid']}, SPDK {facts['spdk']}, {memory}{standby}")
+    if facts["profile"]:
+        console.print(f"          profile {facts['profile']}, core {_list(facts['cores'])}")
+    if facts["down"]:
+        console.print(f"          {facts['down']}", markup=False)
+    ending = f", last {facts['last_ending']}" if facts["last_ending"] else ""
+    console.print(f"          {counted(facts['restarts'], 'restart')}{ending}, start-up {_seconds(facts['startup_s'])}")
 
 
 def mirror_line(mirror: dict[str, Any]) -> str:

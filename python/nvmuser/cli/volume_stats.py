@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -10,9 +11,10 @@ from rich.table import Table
 
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, run, say
-from nvmuser.errors import NotFoundError, RpcConnectionError, TargetNotRunning
+from nvmuser.errors import NotFoundError, TargetNotRunning
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
+from nvmuser.model.placement import on
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.statistics import Counters, Statistics, collect
 from nvmuser.rpc import Client
@@ -57,18 +59,21 @@ def stats(state: StateDir, names: tuple[str, ...], interval: float | None, as_js
 
 
 async def _counted(state: StateDir, desired: Desired, interval: float | None) -> dict[str, Statistics]:
-    try:
-        client = await Client.connect(state.rpc_socket)
-    except RpcConnectionError as error:
-        raise TargetNotRunning("the target is not running; start it with `nvmuser target start`") from error
-    async with client as rpc:
-        after = await collect(rpc, desired)
+    async with control.spdk(state) as targets:
+        if not targets:
+            raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
+        after = await _collected(targets, desired)
         if interval is None:
             return after
         before = after
         await asyncio.sleep(interval)
-        after = await collect(rpc, desired)
+        after = await _collected(targets, desired)
         return {name: counters - before[name] for name, counters in after.items() if name in before}
+
+
+async def _collected(targets: Mapping[str, Client], desired: Desired) -> dict[str, Statistics]:
+    found = await asyncio.gather(*(collect(rpc, on(desired, name)) for name, rpc in targets.items()))
+    return {volume: statistics for one in found for volume, statistics in one.items()}
 
 
 def _json(statistics: Statistics, interval: float | None) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _file_volumes(state: StateDir) -> tuple[int, int]:
     except NvmuserError:
         return 0, 0
     files = sum(volume.backend == "file" for volume in desired.volumes())
-    settings = desired.target
+    settings = desired.target()
     return files, (len(settings.cores) or (2 if settings.profile == "balanced" else 1)) if files else 0
 
 

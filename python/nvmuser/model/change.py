@@ -11,13 +11,24 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from nvmuser.errors import ConflictError, StaleError, UsageError
-from nvmuser.model import extent, identity
+from nvmuser.model import extent, identity, placement
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import AnyObject, Controller, Namespace, Pool, Remote, Volume, object_from_json
+from nvmuser.model.objects import (
+    AnyObject,
+    Controller,
+    Namespace,
+    Pool,
+    Remote,
+    TargetSettings,
+    Volume,
+    object_from_json,
+)
 from nvmuser.model.sizes import format_size
 from nvmuser.model.spdk_names import SpdkNames
+
+DEFAULT = TargetSettings().key
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,8 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
             raise StaleError(f"{expected.key.words}: somebody else has just changed it; look again")
     entries = dict(desired.entries)
     for key in change.delete:
+        if key == DEFAULT:
+            raise UsageError(f"{key.words}: the default target is always there")
         going = _going(desired.get(key), change)
         entry = replace(desired.entries[key], object=going, deleting=True)
         _check_data_loss(entry, change.wipe)
@@ -121,6 +134,8 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
         if users := users_of.get(key):
             raise ConflictError(f"{key.words}: in use by {', '.join(users)}")
     after.check()
+    placement.check(after)
+    placement.check_moves(desired, after)
     for declared in change.create:
         if isinstance(one := after.get(declared.key), Volume):
             after.check_new(one)

@@ -12,6 +12,7 @@ from nvmuser.errors import ConflictError, NotFoundError, UsageError
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, NamedInSpdk, Pool, Remote, TargetSettings, Volume
+from nvmuser.paths import DEFAULT_TARGET
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,21 @@ class Desired:
     def remotes(self) -> list[Remote]:
         return [wanted for wanted in self.wanted() if isinstance(wanted, Remote)]
 
-    @property
-    def target(self) -> TargetSettings:
-        """How the target is to be run; the defaults where nothing is declared."""
-        return next((wanted for wanted in self.wanted() if isinstance(wanted, TargetSettings)), TargetSettings())
+    def targets(self) -> list[TargetSettings]:
+        """Those that are declared: the default one need not be among them."""
+        return [wanted for wanted in self.wanted() if isinstance(wanted, TargetSettings)]
+
+    def target(self, name: str = DEFAULT_TARGET) -> TargetSettings:
+        """How a target is to be run; the defaults where nothing is declared.
+
+        :raises NotFoundError: there is no such target.
+        """
+        key = Key(TargetSettings.kind, name)
+        if name == DEFAULT_TARGET and key not in {one.key for one in self.targets()}:
+            return TargetSettings()
+        one = self.get(key)
+        assert isinstance(one, TargetSettings)
+        return one
 
     def users(self, key: Key) -> list[str]:
         """What lies on it or shows it, in words: `controller a`."""
@@ -78,7 +90,8 @@ class Desired:
         """The users of everything that has some, by its key. Where many are asked for, ask once."""
         found: dict[Key, list[str]] = {}
         for wanted in self.wanted():
-            for key in dict.fromkeys(wanted.depends_on):
+            target = [Key(TargetSettings.kind, wanted.target)] if isinstance(wanted, Controller) else []
+            for key in dict.fromkeys((*wanted.depends_on, *target)):
                 found.setdefault(key, []).append(wanted.key.words)
         return found
 
@@ -86,7 +99,7 @@ class Desired:
         """Check the rules across objects.
 
         :raises NotFoundError: an object refers to one that there is not.
-        :raises ConflictError: two objects need the same thing, or one does not go with how the target is run.
+        :raises ConflictError: two objects need the same thing.
         :raises UsageError: an object lies on itself, or on volatile data without being declared volatile.
         """
         wanted = self.wanted()
@@ -96,11 +109,9 @@ class Desired:
                 if key not in keys:
                     raise NotFoundError(f"{one.key.words}: there is no {key.words}")
         self._check_users(wanted)
-        self._check_count()
         self._check_unique()
         self._check_cycles()
         self._check_volatile()
-        self._check_interrupts()
 
     def _check_users(self, wanted: Iterable[AnyObject]) -> None:
         """SPDK claims a bdev for one user; snapshots, pools and remotes have many."""
@@ -115,12 +126,21 @@ class Desired:
                     )
                 taken[key] = one
 
-    def _check_count(self) -> None:
-        count, most = len(self.controllers()), self.target.max_controllers
+    def check_served(self, target: TargetSettings) -> None:
+        """Check what one target serves, which this is.
+
+        :raises ConflictError: it does not go with how the target is run.
+        """
+        self._check_count(target)
+        self._check_interrupts(target)
+
+    def _check_count(self, target: TargetSettings) -> None:
+        count, most = len(self.controllers()), target.max_controllers
         if count > most:
             raise ConflictError(
-                f"{count} controllers, and the target is to have {most} at most: raise max_controllers (of `target:` "
-                "in a specification, then `nvmuser target restart`; or `nvmuser target start --max-controllers`)"
+                f"{count} controllers, and the {target.subject} is to have {most} at most: raise max_controllers (of "
+                "`target:` in a specification, then `nvmuser target restart`; or `nvmuser target start "
+                "--max-controllers`)"
             )
 
     def _check_unique(self) -> None:
@@ -190,9 +210,9 @@ class Desired:
                 "not: leave it out"
             )
 
-    def _check_interrupts(self) -> None:
+    def _check_interrupts(self, target: TargetSettings) -> None:
         """In interrupt mode, whatever needs a poller would keep a core busy, or not be there at all."""
-        if self.target.profile != "eco":
+        if target.profile != "eco":
             return
         polling = {f"remote {remote.name}" for remote in self.remotes()}
         below = [key for controller in self.controllers() for key in controller.depends_on]
@@ -205,7 +225,7 @@ class Desired:
             seen.add(key)
         if polling:
             raise ConflictError(
-                f"target: the profile eco has no pollers, and these need one: {', '.join(sorted(polling))}; "
+                f"{target.subject}: the profile eco has no pollers, and these need one: {', '.join(sorted(polling))}; "
                 "take the profile balanced or throughput, or other volumes"
             )
 

@@ -1,4 +1,4 @@
-"""The one rule for names: of volumes, pools, remotes, controllers and guests."""
+"""The one rule for names: of volumes, pools, remotes, controllers, targets and guests."""
 
 from __future__ import annotations
 

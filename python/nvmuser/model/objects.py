@@ -20,6 +20,7 @@ from nvmuser.model.backends import BACKENDS, check_declared
 from nvmuser.model.keys import Key
 from nvmuser.model.names import NAME, check_name
 from nvmuser.model.remote_path import RemotePath
+from nvmuser.paths import DEFAULT_TARGET
 
 NQN = "nqn\\.[0-9]{4}-[0-9]{2}\\.[a-z0-9.-]+(:[!-~]+)?"
 REMOTE_NQN = r"nqn\.[0-9]{4}-[0-9]{2}\.[A-Za-z0-9.-]+(:[^\s]+)?"
@@ -34,6 +35,9 @@ MAX_CONTROLLERS = 0xFFEF
 """Of one target: controller ids FFF0h to FFFFh are reserved (NVM Express Base Specification, Controller Identifier)."""
 MAX_NAMESPACES = 32
 """SPDK's default `max_namespaces` of a subsystem; more cost memory in each."""
+
+MEMORY_MIN = 512 << 20
+"""Of a target. With 256 MiB, nvmf_tgt fails: 'could not allocate spdk_bdev_io pool'."""
 
 KIOPS = 1000
 """SPDK rounds I/O limits up to multiples of this; we refuse others, so that a limit is what it was set to."""
@@ -314,6 +318,7 @@ class Controller(Object):
         "mode": {"enum": list(modes)},
         "nqn": {"pattern": f"({NQN})?", "maxLength": NQN_MAX},
         "serial": {"maxLength": SERIAL_MAX},
+        "target": {"pattern": NAME},
     }
 
     namespaces: tuple[Namespace, ...] = ()
@@ -325,6 +330,8 @@ class Controller(Object):
     """Of the socket, in octal, as in a file's listing."""
     volatile: bool = False
     """Guests may connect through the endpoint although data of theirs dies with the target."""
+    target: str = DEFAULT_TARGET
+    """By which it is served, with everything that lies below it."""
     nqn: str = ""
     serial: str = ""
     cntlid: int = 0
@@ -335,6 +342,7 @@ class Controller(Object):
             raise UsageError(f"controller {self.name}: NQN {self.nqn!r} is not of the form nqn.yyyy-mm.domain:name")
         if self.mode not in self.modes:
             raise UsageError(f"controller {self.name}: mode {self.mode!r}; choose from {', '.join(self.modes)}")
+        check_name(TargetSettings.kind, self.target)
         if len(self.serial) > SERIAL_MAX or not self.serial.isascii():
             raise UsageError(f"controller {self.name}: serial {self.serial!r}: at most {SERIAL_MAX} ASCII characters")
         if len(self.namespaces) > MAX_NAMESPACES:
@@ -352,7 +360,7 @@ class Controller(Object):
 
 @dataclass(frozen=True)
 class TargetSettings(Object):
-    """How the target is run. There is one target, so that there is one of these, under one name."""
+    """A target, and how it is run. The default one is there without being declared."""
 
     kind: ClassVar[str] = "target"
     profiles: ClassVar[tuple[str, ...]] = ("throughput", "balanced", "eco")
@@ -360,27 +368,38 @@ class TargetSettings(Object):
     are not needed. eco: interrupts, no polling."""
 
     rules: ClassVar[Rules] = {
+        **Object.rules,
         "profile": {"enum": list(profiles)},
         "cores": {"uniqueItems": True},
         "max_controllers": {"minimum": 1, "maximum": MAX_CONTROLLERS},
     }
 
-    name: str = "spdk"
+    name: str = DEFAULT_TARGET
     profile: str = "throughput"
     cores: tuple[int, ...] = ()
     """CPU numbers; empty: chosen among those that the supervisor may use."""
     max_controllers: int = MAX_CONTROLLERS
     """How many it has room for: 80 bytes each, on each core."""
+    memory: int = MEMORY_MIN
+    """Bytes that it takes when it starts."""
+    standby: bool = False
+    """It has a standby, also where `nvmuser target start --standby` does not say so for all."""
 
     def __post_init__(self) -> None:
-        if self.name != "spdk":
-            raise UsageError("a target's settings have no name of their own")
+        super().__post_init__()
         if self.profile not in self.profiles:
-            raise UsageError(f"target: profile {self.profile!r}; choose from {', '.join(self.profiles)}")
+            raise UsageError(f"{self.subject}: profile {self.profile!r}; choose from {', '.join(self.profiles)}")
         if len(set(self.cores)) < len(self.cores) or min(self.cores, default=0) < 0:
-            raise UsageError("target: cores are CPU numbers from 0, each once")
+            raise UsageError(f"{self.subject}: cores are CPU numbers from 0, each once")
         if not 0 < self.max_controllers <= MAX_CONTROLLERS:
-            raise UsageError(f"target: max_controllers {self.max_controllers}: 1 to {MAX_CONTROLLERS}")
+            raise UsageError(f"{self.subject}: max_controllers {self.max_controllers}: 1 to {MAX_CONTROLLERS}")
+        if self.memory < MEMORY_MIN or self.memory % (1 << 20):
+            raise UsageError(f"{self.subject}: memory of {self.memory} bytes: whole MiB, {MEMORY_MIN >> 20} or more")
+
+    @property
+    def subject(self) -> str:
+        """How messages name it: the default one without its name."""
+        return self.kind if self.name == DEFAULT_TARGET else self.key.words
 
     @property
     def depends_on(self) -> tuple[Key, ...]:

@@ -21,8 +21,10 @@ from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, TargetSettings, Volume, object_from_json
 from nvmuser.model.sizes import format_size, parse_size
+from nvmuser.paths import DEFAULT_TARGET
 
 SECTIONS = {
+    "targets": "target",
     "pools": "pool",
     "volumes": "volume",
     "snapshots": "volume",
@@ -30,8 +32,8 @@ SECTIONS = {
     "controllers": "controller",
 }
 ONE = "target"
-"""The section that is no list."""
-SIZES = ("size", "cluster_size")
+"""The section that is no list: the default target."""
+SIZES = ("size", "cluster_size", "memory")
 _DEEPEST = 8
 """Nothing valid is deeper; an alias can be endless."""
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
@@ -122,6 +124,7 @@ class _Reader:
         data = self._plain(node, path)
         if not isinstance(data, dict):
             raise self._error(node, path, "expected a mapping")
+        self._check_target(section, data, path, node)
         for field in NOT_FOR_PEOPLE:
             if field in data:
                 raise self._error(_at(node, (field,)), (*path, field), "not for a specification")
@@ -138,6 +141,13 @@ class _Reader:
         if "size" in data:
             self.sizes[one.key] = _at(node, ("size",)).value
         return one
+
+    def _check_target(self, section: str, data: dict[str, Any], path: Path, node: yaml.Node) -> None:
+        """The default target has no need of a name, and others need one."""
+        if section == ONE and data.get("name", DEFAULT_TARGET) != DEFAULT_TARGET:
+            raise self._error(_at(node, ("name",)), (*path, "name"), "targets with a name are listed under `targets:`")
+        if section == "targets" and "name" not in data:
+            raise self._error(node, path, "missing name")
 
     def _plain(self, node: yaml.Node, path: Path) -> Any:
         """Plain data; sizes in bytes."""
@@ -222,10 +232,9 @@ def difference(desired: Desired, spec: Spec, *, prune: bool, wipe: bool) -> Chan
         elif (merged := _merged(entry.object, declared, find)) != entry.object:
             update.append(merged)
             expect.append(entry.object)
-    # How the target is run is no thing that could go.
-    delete = (
-        [wanted.key for wanted in desired.wanted() if wanted.key not in named and wanted.kind != ONE] if prune else []
-    )
+    # The default target is always there.
+    stays = {*named, TargetSettings().key}
+    delete = [wanted.key for wanted in desired.wanted() if wanted.key not in stays] if prune else []
     return Change(tuple(create), tuple(update), tuple(delete), wipe, tuple(expect))
 
 
@@ -261,6 +270,7 @@ def export(desired: Desired, volumes: str = "", *, texts: bool = True) -> dict[s
             _written(wanted, volumes, texts)
             for wanted in desired.wanted()
             if wanted.kind == kind
+            and wanted.key != TargetSettings().key
             and (section == "snapshots") == (isinstance(wanted, Volume) and bool(wanted.snapshot_of))
         ]
         if found:

@@ -15,8 +15,11 @@ from nvmuser.model.spec import NOT_FOR_PEOPLE, ONE, SECTIONS, SIZES
 def schema() -> dict[str, Any]:
     """The document's JSON Schema, for editors."""
     sections: dict[str, Any] = {"version": {"const": 1}, ONE: _object_schema(TargetSettings)}
+    del sections[ONE]["properties"]["name"]
     for section, kind in SECTIONS.items():
         sections[section] = {"type": "array", "items": _object_schema(KINDS[kind], snapshots=section == "snapshots")}
+    sections["targets"]["items"]["required"] = ["name"]
+    del sections["targets"]["items"]["properties"]["name"]["default"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "nvmuser specification",
@@ -39,8 +42,6 @@ def _object_schema(kind: Any, *, snapshots: bool = False) -> dict[str, Any]:
             required.append(name)
         elif field.default and isinstance(field.default, str | int):
             properties[name]["default"] = field.default
-    if kind is TargetSettings:
-        del properties["name"]
     required += ["of"] if snapshots else []
     schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
     for old, new in getattr(kind, "renamed", {}).items():

@@ -191,6 +191,21 @@ class Actual:
         return found
 
 
+def merged(found: Sequence[Actual]) -> Actual:
+    """What several targets have together. Only one of them has each object, but for remotes."""
+    if len(found) == 1:
+        return found[0]
+    return Actual(
+        transport=any(one.transport for one in found),
+        bdevs={name: bdev for one in found for name, bdev in one.bdevs.items()},
+        subsystems={nqn: subsystem for one in found for nqn, subsystem in one.subsystems.items()},
+        lvstores={name: store for one in found for name, store in one.lvstores.items()},
+        remotes={name: remote for one in found for name, remote in one.remotes.items()},
+        raids={name: raid for one in found for name, raid in one.raids.items()},
+        keys={name: path for one in found for name, path in one.keys.items()},
+    )
+
+
 async def query(rpc: Client) -> Actual:
     """Everything at once.
 

@@ -12,11 +12,15 @@ from dataclasses import replace
 
 from nvmuser.errors import ConflictError, UsageError
 from nvmuser.hostfs import access, backing, files, key_files, limits, listeners, space
+from nvmuser.hostfs.sockets import check_socket_path
 from nvmuser.model import capacity
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired
 from nvmuser.model.objects import Controller, Remote, TargetSettings, Volume
 from nvmuser.paths import StateDir
+
+_MANY_PROCESSES = 10**6
+"""Whose number is in the path of a target's socket, one after the other."""
 
 
 def declared(before: Desired, change: Change, state: StateDir) -> Desired:
@@ -29,6 +33,7 @@ def declared(before: Desired, change: Change, state: StateDir) -> Desired:
             access.group_of(wanted)
         elif isinstance(wanted, TargetSettings):
             check_cores(wanted)
+            check_socket_path(state.process_socket(wanted.name, _MANY_PROCESSES))
         elif isinstance(wanted, Remote):
             key_files.check(wanted)
     new = [wanted.name for wanted in change.create if isinstance(wanted, Controller)]
@@ -66,4 +71,4 @@ def check_cores(settings: TargetSettings) -> None:
     allowed = os.sched_getaffinity(0)
     if foreign := set(settings.cores) - allowed:
         usable = ", ".join(map(str, sorted(allowed)))
-        raise UsageError(f"target: core {min(foreign)} may not be used here; choose among {usable}")
+        raise UsageError(f"{settings.subject}: core {min(foreign)} may not be used here; choose among {usable}")

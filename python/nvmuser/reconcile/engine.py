@@ -1,7 +1,8 @@
 """Makes SPDK agree with the store. Every command, every specification and every recovery is the same act here.
 
-Owns the order of a change: the store first, then files, then SPDK, then a second look. One engine executes at
-a time: the supervisor's, while it lives. It owns no process, and the connection to SPDK is lent to it.
+Owns the order of a change: the store first, then what moves from one target to another (`transit`), then each target
+that has to do with it (`site`). One engine executes at a time: the supervisor's, while it lives. It owns no process,
+and the connections to SPDK are lent to it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from nvmuser.errors import (
@@ -18,43 +19,36 @@ from nvmuser.errors import (
     RpcConnectionError,
     RpcError,
     RpcTimeoutError,
-    SetupError,
     TargetError,
     TargetNotRunning,
 )
-from nvmuser.hostfs import access, files, locks
+from nvmuser.hostfs import access
 from nvmuser.hostfs.sockets import answers
 from nvmuser.hostfs.space import file_systems
 from nvmuser.model.change import Change, losses, next_desired
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Controller, TargetSettings
+from nvmuser.model.objects import Controller, Remote, TargetSettings, Volume
+from nvmuser.model.placement import moving, places
 from nvmuser.model.sizes import format_size
-from nvmuser.paths import StateDir
-from nvmuser.reconcile import backends, machine, pool_room, reasons
-from nvmuser.reconcile.actual import Actual, query
-from nvmuser.reconcile.calls import Call, Plan, Problem
+from nvmuser.paths import DEFAULT_TARGET, StateDir
+from nvmuser.reconcile import backends
+from nvmuser.reconcile.actual import Actual, merged, query
+from nvmuser.reconcile.calls import Problem
 from nvmuser.reconcile.declare import check_cores, declared
-from nvmuser.reconcile.execute import Result, execute
-from nvmuser.reconcile.gates import directories
 from nvmuser.reconcile.outcome import Outcome
-from nvmuser.reconcile.plan import plan
-from nvmuser.reconcile.rebuilds import Rebuilds
-from nvmuser.reconcile.remotes import Routes, explore
-from nvmuser.reconcile.reopen import reopen
-from nvmuser.reconcile.space import pools
-from nvmuser.reconcile.status import Status, status_of
+from nvmuser.reconcile.reroute import moved
+from nvmuser.reconcile.site import Site
+from nvmuser.reconcile.status import Status, together
 from nvmuser.reconcile.tidy import tidy
+from nvmuser.reconcile.transit import Transit
 from nvmuser.reconcile.undo import take_back
 from nvmuser.rpc import methods
 from nvmuser.rpc.client import Client
 from nvmuser.store import Store
 
-_ROUNDS = 8
-"""Rounds of query and repair. Two are usual; each layer of volumes on pools on volumes can need one more."""
-
-_PAUSE_S = 0.05
-"""Before what SPDK has refused only for the moment is asked for again."""
+_ROUNDS = 2
+"""What a deletion leaves without a controller may belong to another target."""
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +59,47 @@ class Engine:
     def __init__(self, state: StateDir, rpc: Client | None = None) -> None:
         self._state = state
         self._store = Store(state.store)
-        self._rebuilds = Rebuilds(self._store)
-        self._directory = functools.cache(state.target_dir)
-        self.rpc = rpc
-        """The target's; None while there is none."""
-        self.warnings: tuple[str, ...] = ()
+        self._sites: dict[str, Site] = {}
+        self._stuck: dict[Key, Problem] = {}
+        """What could not be taken away from this machine."""
+        self.transit = Transit(self._sites)
+        self.site(DEFAULT_TARGET).rpc = rpc
+
+    def site(self, name: str) -> Site:
+        """A target as this engine knows it; a new one where there was none of this name."""
+        if name not in self._sites:
+            self._sites[name] = Site(self._state, self._store, functools.partial(self.transit.scope, name))
+        return self._sites[name]
+
+    def drop_site(self, name: str) -> None:
+        """There is no such target any more, and its process has ended. Nothing happens to one that is not known."""
+        if site := self._sites.pop(name, None):
+            site.stop()
+            site.lost()
+
+    @property
+    def rpc(self) -> Client | None:
+        """The default target's connection; None while there is none."""
+        return self.site(DEFAULT_TARGET).rpc
+
+    @rpc.setter
+    def rpc(self, rpc: Client | None) -> None:
+        self.site(DEFAULT_TARGET).rpc = rpc
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
         """What works, but is less safe than it should be."""
+        return tuple(dict.fromkeys(warning for site in self._sites.values() for warning in site.warnings))
+
+    @property
+    def problems(self) -> dict[Key, Problem]:
+        """What is wrong with objects, as far as their targets have been looked at."""
+        return {key: problem for site in self._sites.values() for key, problem in site.problems.items()} | self._stuck
 
     def close(self) -> None:
-        """May be called again. The connection to SPDK is not closed: it was lent."""
-        self._rebuilds.stop()
+        """May be called again. The connections to SPDK are not closed: they were lent."""
+        for site in self._sites.values():
+            site.stop()
         self._store.close()
 
     @staticmethod
@@ -87,9 +112,19 @@ class Engine:
         """What is wanted."""
         return self._store.load()
 
-    def target_settings(self) -> TargetSettings:
-        """How the next target is to be run."""
-        return self._store.load().target
+    def target_settings(self, name: str = DEFAULT_TARGET) -> TargetSettings:
+        """How the next process of a target is to be run.
+
+        :raises NotFoundError: there is no such target.
+        """
+        return self._store.load().target(name)
+
+    def check(self, change: Change) -> None:
+        """Check whether a change is possible, as far as can be known without doing anything.
+
+        :raises NvmuserError: it is not; the message has the reason.
+        """
+        declared(self._store.load(), change, self._state)
 
     def declare(self, settings: TargetSettings) -> None:
         """Record how targets are to be run.
@@ -103,9 +138,13 @@ class Engine:
             change = Change(update=(settings,)) if known else Change(create=(settings,))
             self._store.put([next_desired(before, change, lambda volume: volume).entries[settings.key]])
 
-    def controllers(self) -> list[str]:
-        """Names of those that guests may connect to through the endpoint, which promises that they survive."""
-        desired = self._store.load()
+    def controllers(self, target: str | None = None) -> list[str]:
+        """Names of those that guests may connect to through the endpoint, which promises that they survive.
+
+        :param target: only those that are on it now.
+        """
+        whole = self._store.load()
+        desired = whole if target is None else self.transit.scope(target, whole)
         return [
             controller.name
             for controller in desired.controllers()
@@ -119,6 +158,16 @@ class Engine:
         known = {controller.name: controller for controller in desired.controllers()}
         return {known[name]: what for name, what in lost.items() if name in known}
 
+    async def moved_remotes(self) -> list[Remote]:
+        """Remotes with a path that has no connection, and whose name leads to where one is taken, on whichever target.
+
+        :raises SetupError: who we are to remotes is not known.
+        :raises RpcError: SPDK does not answer.
+        """
+        sites = [(site.wanted, site.rpc) for site in self._sites.values()]
+        found = [await moved(desired, rpc, self._state) for desired, rpc in sites if rpc]
+        return [remote for remotes in found for remote in remotes]
+
     def open_sockets(self) -> None:
         """Set owner and mode of the sockets that the endpoint has made."""
         for controller in self._store.load().controllers():
@@ -126,27 +175,6 @@ class Engine:
                 access.settle(self._state, controller)
             except NvmuserError as error:
                 log.warning("%s", error)
-
-    async def release(self, rpc: Client) -> None:
-        """Disconnect the guests from a target that is about to end: their I/O is finished when this returns.
-
-        SPDK 26.01 without our patches, as an older target may be, crashes when it shuts down while a guest's end still
-        pauses and resumes its subsystem; listeners are removed in line with that.
-        """
-        calls = [
-            methods.remove_listener(c.nqn, str(self._state.target_dir(c.name)))
-            for c in self._store.load().controllers()
-        ]
-        await asyncio.gather(*(rpc.call(request.method, request.params) for request in calls), return_exceptions=True)
-
-    def sync_files(self) -> None:
-        """Flush every file volume to its disk.
-
-        :raises TargetError: one is not.
-        """
-        volumes = [volume for volume in self._store.load().volumes() if volume.backend == "file"]
-        if failures := files.each(files.sync, volumes):
-            raise TargetError("; ".join(map(str, failures.values())))
 
     # -- acts ------------------------------------------------------------------------------------------------
 
@@ -158,193 +186,149 @@ class Engine:
 
         :raises NvmuserError: nothing has changed, or the message has what did.
         """
-        before, after = await asyncio.to_thread(self._record, change)
+        before, after, moved = await asyncio.to_thread(self._record, change)
+        keys, carried = change.keys | moved.keys(), False
         try:
-            outcome = await self.reconcile(change.keys)
+            if moved:
+                await self.transit.carry(moved)
+            carried = True
+            outcome = await self.reconcile(self._involved(change.keys, before, after, moved), keys)
         except (RpcConnectionError, RpcTimeoutError) as error:
             log.warning("the target does not answer: %s", error)
             outcome = Outcome(pending=True)
         except NvmuserError as error:
             reasons = [Problem(key, str(error)) for key in list(change.keys)[:1]]
-            left = await self._undo(before, after, change, reasons)
+            left = await self._undo(before, after, change, reasons, carried=carried)
             raise TargetError(f"{error}; {left}") from error
         mentioned = {declared.key for declared in (*change.create, *change.update)}
         # How the target is run has to wait for the next one: that is no refusal.
         mine = [
             problem
             for problem in outcome.problems
-            if problem.object in change.keys and problem.object.kind != TargetSettings.kind
+            if problem.object in keys and problem.object.kind != TargetSettings.kind
         ]
-        if mine and not outcome.pending:
-            left = await self._undo(before, after, change, mine)
+        if outcome.pending and any(self._serves(from_) for from_, _ in moved.values()):
+            # What was served goes on where it was.
+            mine = [Problem(key, f"target {to} has ended") for key, (_, to) in list(moved.items())[:1]]
+        elif outcome.pending:
+            mine = []
+        if mine:
+            left = await self._undo(before, after, change, mine, carried=True)
             raise TargetError(f"{'; '.join(map(str, mine))}; {left}")
         objects = tuple(after.get(key).to_json() for key in after.entries if key in mentioned)
         return replace(outcome, objects=objects)
 
-    def _record(self, change: Change) -> tuple[Desired, Desired]:
-        """Record a change, and flush it to the disk, which may be slow. Returns both states."""
-        with self._store.transaction():
-            before = self._store.load()
-            after = declared(before, change, self._state)
-            self._store.put(after.entries[key] for key in change.keys)
-        return before, after
+    def _serves(self, name: str) -> bool:
+        return name in self._sites and self._sites[name].rpc is not None
 
-    async def reconcile(self, all_or_nothing: Collection[Key] = ()) -> Outcome:
+    def _record(self, change: Change) -> tuple[Desired, Desired, dict[Key, tuple[str, str]]]:
+        """Record a change, and flush it to the disk, which may be slow. Returns both states, and what moves."""
+        moved: dict[Key, tuple[str, str]] = {}
+        try:
+            with self._store.transaction():
+                before = self._store.load()
+                after = declared(before, change, self._state)
+                moved = moving(before, after)
+                self.transit.check(moved)
+                self.transit.begin(moved)
+                self._store.put(after.entries[key] for key in change.keys)
+        except BaseException:
+            self.transit.give_up(moved)
+            raise
+        return before, after, moved
+
+    @staticmethod
+    def _involved(
+        keys: Collection[Key], before: Desired, after: Desired, moved: Mapping[Key, tuple[str, str]]
+    ) -> set[str]:
+        """Names of the targets that have something to do in a change."""
+        names = {name for pair in moved.values() for name in pair}
+        for where in (places(before), places(after)):
+            names |= {name for key in keys for name in where.get(key, ())}
+        return names
+
+    async def reconcile(self, targets: Collection[str] | None = None, all_or_nothing: Collection[Key] = ()) -> Outcome:
         """Carry out what is wanted, until nothing is left to do or no progress is possible.
 
+        :param targets: names of those that are looked at; None: all.
         :param all_or_nothing: keys of objects: if this machine is not ready for one of them, nothing is done in SPDK.
         :raises RpcError: SPDK cannot be asked what it has.
         """
-        if self.rpc is None:
+        if not any(site.rpc for site in self._sites.values()):
             return await asyncio.to_thread(self._offline)
-        calls, problems, current, actual = 0, dict[Key, Problem](), Plan(), Actual()
-        unready = await asyncio.to_thread(self._ready_machine)
-        if not unready.keys().isdisjoint(all_or_nothing):
-            return Outcome(0, tuple(unready.values()))
-        without, opened, reopened = frozenset[Key](), set[Key](), False
-        routes: Routes | None = None
+        names, outcome = set(self._sites if targets is None else targets), Outcome()
         for _ in range(_ROUNDS):
-            problems = dict(unready)
-            actual = await query(self.rpc)
-            desired = await asyncio.to_thread(self._rebuilds.note, actual)
-            routes = routes or await explore(desired, actual, self._state)
-            current = plan(desired, actual, self._directory, without, routes)
-            await asyncio.to_thread(self._adopt, desired, current.adopted)
-            runnable = current.runnable(problems, actual.find)
-            if runnable:
-                result = await self._examine_and_run(runnable, backends.to_examine(desired, actual), problems)
-                calls += len(result.done)
-                opened |= {call.object for call in result.done if call.needs.file}
-                if result.lost:
-                    return Outcome(calls, (), current.foreign, pending=True)
-                if not result.done and any(reasons.is_transient(error) for _, error in result.failed):
-                    await asyncio.sleep(_PAUSE_S)
-                    continue
-            if not runnable or not result.done:
-                if not reopened and await reopen(self.rpc, desired, actual):
-                    reopened = True
-                    continue
-                # Nothing else comes: mirrors need not wait for it any longer.
-                more, refused = await self._rebuilds.degrade(self.rpc, actual)
-                problems |= refused
-                if more is not None and more <= without:
-                    break
-                without |= more or frozenset()
-        self._rebuilds.watch(self.rpc, actual)
-        problems |= await self._lock(opened)
-        problems |= await asyncio.to_thread(self._forget_deleted, actual)
-        problems |= await asyncio.to_thread(self._keep_room)
-        problems |= {problem.object: problem for problem in (*current.conflicts, *current.restart)}
-        # Report objects that still wait when no progress is possible.
-        problems |= reasons.missing(current.waiting, problems, desired, actual)
-        return Outcome(calls, tuple(problems.values()), current.foreign)
+            names |= await self._bring_home(names)
+            outcome += await self._reconcile(names, all_or_nothing)
+            if outcome.pending or any(problem.object in all_or_nothing for problem in outcome.problems):
+                return outcome
+            self._stuck = await asyncio.to_thread(self._forget_deleted)
+            outcome = outcome.with_problems(self._stuck)
+            if not self._strays(names):
+                break
+        return outcome
+
+    async def _reconcile(self, names: Collection[str], all_or_nothing: Collection[Key]) -> Outcome:
+        outcome = Outcome()
+        for name in sorted(names):
+            site = self._sites.get(name)
+            outcome += await site.reconcile(all_or_nothing) if site else Outcome(pending=True)
+            if any(problem.object in all_or_nothing for problem in outcome.problems):
+                break
+        return outcome
+
+    def _strays(self, names: Collection[str]) -> dict[Key, tuple[str, str]]:
+        """What a target has that belongs to another, where one of both is among `names`: where it is, and belongs.
+
+        It was shown by a controller that is gone, or an earlier engine was killed in the middle of a move.
+        """
+        strays = {key: name for name, site in self._sites.items() if site.rpc for key in site.strays}
+        where = places(self._store.load()) if strays else {}
+        pairs = {key: (name, min(where[key])) for key, name in strays.items() if key in where}
+        return {key: pair for key, pair in pairs.items() if not set(pair).isdisjoint(names)}
+
+    async def _bring_home(self, names: Collection[str]) -> set[str]:
+        """Close what is on another target than the one that it belongs to. Returns the names of the latter."""
+        strays = self._strays(names)
+        if strays:
+            self.transit.begin(strays)
+            await self.transit.carry(strays)
+        return {to for _, to in strays.values()}
 
     async def _look_if_possible(self) -> Actual:
         """What SPDK has; nothing where there is none that answers."""
-        if self.rpc:
-            with contextlib.suppress(RpcError):
-                return await query(self.rpc)
-        return Actual()
+        found = []
+        for site in self._sites.values():
+            if site.rpc:
+                with contextlib.suppress(RpcError):
+                    found.append(await query(site.rpc))
+        return merged(found)
 
     async def status(self) -> Status:
         """How what is wanted and what SPDK has compare. Changes nothing.
 
         :raises TargetNotRunning: there is no SPDK to look at.
         """
-        if self.rpc is None:
-            raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
         desired = self._store.load()
-        actual = await query(self.rpc)
-        routes = await explore(desired, actual, self._state)
-        found = status_of(desired, actual, plan(desired, actual, self._directory, routes=routes), routes)
-        spaces = [*file_systems(desired.volumes()), *pools(desired, actual).values()]
-        return replace(found, space=tuple(str(space) for space in spaces if space.short))
+        live = [site for site in self._sites.values() if site.rpc]
+        if not live:
+            raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
+        found = together([await site.status() for site in live], [wanted.key for wanted in desired.wanted()])
+        spaces = [str(space) for space in file_systems(desired.volumes()) if space.short]
+        return replace(found, space=(*spaces, *found.space))
 
     # -- steps -----------------------------------------------------------------------------------------------
 
-    def _ready_machine(self) -> dict[Key, Problem]:
-        """Files and directories. It waits for the disk."""
-        self._keep_room()  # What has none is reported when its pool has been tried.
+    def _forget_deleted(self) -> dict[Key, Problem]:
+        """Remove the files and the tombstones of what no target has any more."""
         desired = self._store.load()
-        made, problems = machine.provision(desired)
-        self._mark(made)
-        return problems | machine.grant(desired, self._state)
-
-    def _keep_room(self) -> dict[Key, Problem]:
-        return pool_room.reserve_all(self._store.load())
-
-    def _adopt(self, desired: Desired, keys: Iterable[Key]) -> None:
-        """Mark objects found in SPDK as provisioned: an earlier run may have died before it recorded them."""
-        new = [entry for key in keys if not (entry := desired.entries[key]).provisioned]
-        self._mark(entry.object.key for entry in new if backends.made_once(entry.object))
-
-    def _mark(self, keys: Iterable[Key], *, asked: bool = False) -> None:
-        if keys := list(keys):
-            with self._store.transaction():
-                self._store.mark(keys, asked=asked)
-
-    async def _examine_and_run(self, calls: list[Call], names: list[str], problems: dict[Key, Problem]) -> Result:
-        """:param names: bdevs that hold SPDK's own metadata, to be looked for when they come."""
-        assert self.rpc is not None
-        examined = [self.rpc.post(one.method, one.params) for one in map(methods.examine, names)]
-        # Refused for names that it knows; what is then not found is reported as missing.
-        await asyncio.gather(*examined, return_exceptions=True)
-        return await self._run(calls, problems)
-
-    async def _run(self, calls: list[Call], problems: dict[Key, Problem]) -> Result:
-        assert self.rpc is not None
-        gate, failures = directories(calls, self._state)
-
-        def ready(call: Call) -> None:
-            """Check that this machine is ready for the call.
-
-            :raises NvmuserError: it is not.
-            """
-            if call.needs.file:
-                locks.check_free(call.needs.file)
-            elif call.needs.directory and call.object in failures:
-                raise failures[call.object]
-
-        desired = self._store.load()
-        asking = {call.object for call in calls if call.provisions}
-        new = [entry for key in asking if not (entry := desired.entries[key]).provisioned]
-        await asyncio.to_thread(self._mark, [entry.object.key for entry in new if not entry.asked], asked=True)
-        result = await execute(self.rpc, calls, ready, gate)
-        await asyncio.to_thread(self._mark, [call.object for call in result.done if call.provisions])
-        for call, error in result.failed:
-            log.warning("%s: %s", call.object, error)
-            why = await reasons.explain(call, error, desired, self._state, self.rpc)
-            problems[call.object] = Problem(call.object, why)
-        for call in result.skipped:
-            problems.setdefault(call.object, Problem(call.object, reasons.FAILED_BELOW))
-        return result
-
-    async def _lock(self, opened: Collection[Key]) -> dict[Key, Problem]:
-        """Lock the files that the target has open for it alone. One that cannot be locked is another program's.
-
-        :param opened: keys of volumes that were opened in this act: they are closed again.
-        """
-        desired = await asyncio.to_thread(self._store.load)
-        pid = self.rpc.peer_pid if self.rpc else None
-        if not self.rpc or not pid:
+        deleted = {key: entry for key, entry in desired.entries.items() if entry.deleting}
+        if not deleted:
             return {}
-        try:
-            problems = await asyncio.to_thread(machine.lock, desired, pid)
-        except SetupError as error:
-            # As in a container without the right to: everything else is done, and is not undone for want of this.
-            self.warnings = (f"volumes are not locked against other programs: {error}",)
-            return {}
-        self.warnings = ()
-        mine = problems.keys() & opened
-        closing = [backends.delete(volume, desired) for volume in desired.volumes() if volume.key in mine]
-        await asyncio.gather(*(self.rpc.post(one.method, one.params) for one in closing if one), return_exceptions=True)
-        return problems
-
-    def _forget_deleted(self, actual: Actual) -> dict[Key, Problem]:
-        """Remove the files and the tombstones of what SPDK does not have any more."""
-        desired = self._store.load()
-        deleted = [entry for entry in desired.entries.values() if entry.deleting]
-        return self._bury([entry for entry in deleted if not backends.present(entry.object, desired, actual)])
+        where = places(desired)
+        unknown = {name for name, site in self._sites.items() if not site.rpc}
+        here = {key for site in self._sites.values() for key in site.present}
+        return self._bury([e for key, e in deleted.items() if key not in here and not where[key] & unknown])
 
     def _bury(self, gone: list[Entry]) -> dict[Key, Problem]:
         errors = tidy(self._state, gone)
@@ -358,14 +342,20 @@ class Engine:
 
         What a target was asked to keep on a disk may still be there when none lives: its tombstones wait for the next.
         """
-        problems = self._ready_machine()
-        if not answers(self._state.rpc_socket):
-            deleted = [entry for entry in self._store.load().entries.values() if entry.deleting]
+        problems = self.site(DEFAULT_TARGET).ready_machine(self._store.load())
+        desired = self._store.load()
+        names = {DEFAULT_TARGET} | {key.name for key in desired.entries if key.kind == TargetSettings.kind}
+        if not any(answers(self._state.rpc_socket_of(name)) for name in names):
+            deleted = [entry for entry in desired.entries.values() if entry.deleting]
             problems |= self._bury([entry for entry in deleted if not backends.kept_on_a_disk(entry)])
         return Outcome(0, tuple(problems.values()), pending=not problems)
 
-    async def _undo(self, before: Desired, after: Desired, change: Change, reasons: list[Problem]) -> str:
+    async def _undo(
+        self, before: Desired, after: Desired, change: Change, reasons: list[Problem], *, carried: bool
+    ) -> str:
         """Restore what was wanted before, and take away what this change made.
+
+        :param carried: whether what moves has left its old target: then it moves back.
 
         Returns what has changed all the same, in words: what a guest has seen grow cannot shrink.
 
@@ -374,11 +364,14 @@ class Engine:
         why = "; ".join(map(str, reasons))
         actual = await self._look_if_possible()
         try:
-            grown = await asyncio.to_thread(take_back, self._store, before, after, change, actual)
+            grown, moved = await asyncio.to_thread(self._take_back, before, after, change, actual)
         except NvmuserError as error:
             raise TargetError(f"{why}; recorded all the same, since that could not be undone: {error}") from error
         try:
-            outcome = await self.reconcile()
+            if moved and carried:
+                await self.transit.carry(moved)
+            self.transit.give_up(moved)
+            outcome = await self.reconcile(self._involved(change.keys, before, after, moved))
         except NvmuserError as error:
             log.warning("not undone yet: %s", error)
             return "it is undone when the target answers"
@@ -388,3 +381,16 @@ class Engine:
             sizes = ", ".join(f"volume {volume.name} has {format_size(volume.size)}" for volume in grown)
             return f"but for {sizes} now, nothing was changed"
         return "nothing was changed"
+
+    def _take_back(
+        self, before: Desired, after: Desired, change: Change, actual: Actual
+    ) -> tuple[list[Volume], dict[Key, tuple[str, str]]]:
+        """As `undo.take_back`, and what moves back by it."""
+        moved = moving(after, before)
+        self.transit.begin(moved)
+        try:
+            grown = take_back(self._store, before, after, change, actual)
+        except BaseException:
+            self.transit.give_up(moved)
+            raise
+        return grown, moved

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nvmuser.model.keys import Key
@@ -20,6 +21,22 @@ class Outcome:
     """There is no target: it takes effect when one starts."""
     objects: tuple[dict[str, Any], ...] = ()
     """What a change declared, with identities."""
+
+    def __add__(self, other: Outcome) -> Outcome:
+        """What two targets' acts came to. The later problem of an object counts."""
+        problems = {problem.object: problem for problem in (*self.problems, *other.problems)}
+        return Outcome(
+            self.calls + other.calls,
+            tuple(problems.values()),
+            (*self.foreign, *other.foreign),
+            self.pending or other.pending,
+            (*self.objects, *other.objects),
+        )
+
+    def with_problems(self, more: Mapping[Key, Problem]) -> Outcome:
+        """With further problems, by their objects."""
+        problems = {problem.object: problem for problem in self.problems} | dict(more)
+        return replace(self, problems=tuple(problems.values()))
 
     def to_json(self) -> dict[str, Any]:
         return {

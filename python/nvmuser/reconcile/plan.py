@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
+from nvmuser.paths import DEFAULT_TARGET
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.additions import Additions
 from nvmuser.reconcile.calls import Plan, Problem
@@ -30,16 +31,18 @@ def plan(
     directory: Callable[[str], Path],
     without: frozenset[Key] = frozenset(),
     routes: Routes = NO_ROUTES,
+    leaving: frozenset[Key] = frozenset(),
 ) -> Plan:
-    """The calls from `actual` to `desired`.
+    """The calls from `actual` to `desired`, which is what is wanted of one target.
 
     :param directory: where a controller's listener lives.
     :param without: keys of mirrors that are to be started without the members that are missing.
     :param routes: where the paths of remotes lead.
+    :param leaving: keys of what goes to another target: of what is deleted in `desired`, these are only closed.
     """
     ownership, draft = Ownership(desired, actual), Draft()
     exports = Exports(desired, actual, ownership, draft, directory)
-    Removals(desired, actual, ownership, draft).plan()
+    Removals(desired, actual, ownership, draft, leaving).plan()
     exports.plan_transport()
     Additions(desired, actual, ownership, draft, exports, without=without, routes=routes).plan()
     return Plan(
@@ -54,8 +57,8 @@ def plan(
 
 def _restart(desired: Desired, actual: Actual) -> tuple[Problem, ...]:
     """Profile and cores are given to a process when it starts. What nobody has declared cannot be wrong."""
-    wanted, other = desired.target, []
-    if wanted.key not in desired.entries:
+    wanted, other = next(iter(desired.targets()), None), []
+    if wanted is None:
         return ()
     if actual.profile and actual.profile != wanted.profile:
         other.append(f"profile {wanted.profile}, not {actual.profile}")
@@ -63,7 +66,8 @@ def _restart(desired: Desired, actual: Actual) -> tuple[Problem, ...]:
         other.append(f"cores {_numbers(wanted.cores)}, not {_numbers(actual.cores)}")
     if not other:
         return ()
-    return (Problem(wanted.key, f"{', '.join(other)}: takes effect with `nvmuser target restart`"),)
+    name = "" if wanted.name == DEFAULT_TARGET else f" {wanted.name}"
+    return (Problem(wanted.key, f"{', '.join(other)}: takes effect with `nvmuser target restart{name}`"),)
 
 
 def _numbers(cores: Iterable[int]) -> str:

@@ -17,11 +17,15 @@ from nvmuser.rpc.methods import Request
 class Removals:
     """Adds the calls that take things away to a draft."""
 
-    def __init__(self, desired: Desired, actual: Actual, ownership: Ownership, draft: Draft) -> None:
+    def __init__(
+        self, desired: Desired, actual: Actual, ownership: Ownership, draft: Draft, leaving: frozenset[Key]
+    ) -> None:
+        """:param leaving: keys of what is closed, and stays on its disk."""
         self._desired = desired
         self._actual = actual
         self._ownership = ownership
         self._draft = draft
+        self._leaving = leaving
         self._gone: dict[Key, tuple[int, ...]] = {}
         """Key of what goes → the calls after which it is gone."""
         self._dependents: dict[Key, list[Volume | Pool]] = {}
@@ -106,11 +110,12 @@ class Removals:
         """None: it is not there, must not be deleted, or goes with what it lies on."""
         if isinstance(going, Volume):
             there = self._ownership.bdev(going) or self._actual.is_incomplete(going.in_spdk, going.uuid)
-            return backends.delete(going, self._desired) if there else None
+            end = backends.close if going.key in self._leaving else backends.delete
+            return end(going, self._desired) if there else None
         if isinstance(going, Remote):
             return methods.detach_remote(going.in_spdk) if going.in_spdk in self._actual.remotes else None
         store = self._ownership.lvstore(going)
-        if store is None:
+        if store is None or going.key in self._leaving:
             return None
         if strangers := self._ownership.strangers_in(store):
             names = ", ".join(strangers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,26 @@ class Status:
             "mirrors": [mirror.to_json() for mirror in self.mirrors],
             "remotes": [way.to_json() for way in self.remotes],
         }
+
+
+def together(found: Sequence[Status], wanted: Sequence[Key]) -> Status:
+    """How several targets fare. What is wanted, and on none of them, is missing.
+
+    :param wanted: keys of everything.
+    """
+    drifted = {key for one in found for key in one.drifted}
+    missing = {key for one in found for key in one.missing} - drifted
+    in_sync = {key for one in found for key in one.in_sync} - drifted - missing
+    return Status(
+        in_sync=tuple(key for key in wanted if key in in_sync),
+        drifted=tuple(key for key in wanted if key in drifted),
+        missing=tuple(key for key in wanted if key not in in_sync | drifted),
+        foreign=tuple(text for one in found for text in one.foreign),
+        conflicts=tuple(text for one in found for text in one.conflicts),
+        space=tuple(text for one in found for text in one.space),
+        mirrors=tuple(mirror for one in found for mirror in one.mirrors),
+        remotes=tuple(way for one in found for way in one.remotes),
+    )
 
 
 def status_of(desired: Desired, actual: Actual, plan: Plan, routes: remotes.Routes = NO_ROUTES) -> Status:

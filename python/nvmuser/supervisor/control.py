@@ -9,18 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
-from nvmuser.errors import ConflictError, NvmuserError, RpcConnectionError, StaleError, TargetNotRunning
+from nvmuser.errors import ConflictError, RpcConnectionError, RpcError, StaleError, TargetNotRunning
 from nvmuser.hostfs import permissions
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject
-from nvmuser.paths import StateDir
+from nvmuser.paths import DEFAULT_TARGET, StateDir
 from nvmuser.reconcile import renaming
-from nvmuser.reconcile.actual import Actual, query
+from nvmuser.reconcile.actual import Actual, merged, query
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc.client import Client
@@ -149,15 +150,32 @@ def _why_not(state: StateDir) -> str:
     return f"the target is not running on {state.root}; `nvmuser target start` starts one"
 
 
+def sockets(state: StateDir) -> dict[str, Path]:
+    """The RPC sockets of all targets, by their names."""
+    names = {DEFAULT_TARGET, *(target.name for target in load(state).targets())}
+    return {name: state.rpc_socket_of(name) for name in sorted(names)}
+
+
+@contextlib.asynccontextmanager
+async def spdk(state: StateDir) -> AsyncIterator[dict[str, Client]]:
+    """A connection to each target that answers, by its name. For commands that look: nothing is changed."""
+    async with contextlib.AsyncExitStack() as stack:
+        found: dict[str, Client] = {}
+        for name, path in sockets(state).items():
+            with contextlib.suppress(RpcError):
+                if await asyncio.to_thread(answers, path):
+                    found[name] = await stack.enter_async_context(await Client.connect(path))
+        yield found
+
+
 async def actual(state: StateDir) -> Actual | None:
-    """What SPDK has; None where no target answers. For commands that show it: nothing is changed."""
-    if not await asyncio.to_thread(answers, state.rpc_socket):
-        return None
-    try:
-        async with await Client.connect(state.rpc_socket) as rpc:
-            return await query(rpc)
-    except NvmuserError:
-        return None
+    """What SPDK has, all targets together; None where none answers."""
+    found = []
+    async with spdk(state) as targets:
+        for rpc in targets.values():
+            with contextlib.suppress(RpcError):
+                found.append(await query(rpc))
+    return merged(found) if found else None
 
 
 def load(state: StateDir) -> Desired:

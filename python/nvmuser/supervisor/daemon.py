@@ -26,7 +26,6 @@ from typing import IO, NoReturn
 from nvmuser import collector
 from nvmuser.errors import ConflictError, NvmuserError, TargetError, TargetNotRunning, UsageError
 from nvmuser.hostfs import permissions
-from nvmuser.model.objects import TargetSettings
 from nvmuser.paths import SUN_PATH_MAX, StateDir
 from nvmuser.reconcile.engine import Engine
 from nvmuser.rpc import Client
@@ -188,7 +187,8 @@ def _declare(state: StateDir, options: Options, settings: Settings) -> None:
     """
     with contextlib.closing(Engine(state)) as engine:
         before = engine.target_settings()
-        after = TargetSettings(
+        after = dataclasses.replace(
+            before,
             profile=options.profile or before.profile,
             cores=options.cores or before.cores,
             max_controllers=options.max_controllers or before.max_controllers,

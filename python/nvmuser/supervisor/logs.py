@@ -63,8 +63,8 @@ def rotate(path: Path, limits: Limits) -> bool:
 async def keep_small(directory: Path, limits: Limits) -> NoReturn:
     """Put the logs in a directory aside as they grow, for ever."""
     while True:
-        for name in LOGS:
-            await asyncio.to_thread(rotate, directory / f"{name}.log", limits)
+        for path in directory.glob("*.log"):
+            await asyncio.to_thread(rotate, path, limits)
         await asyncio.sleep(_INTERVAL)
 
 

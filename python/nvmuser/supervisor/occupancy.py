@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from nvmuser.errors import ConflictError, RpcConnectionError, RpcServerError, TargetError
-from nvmuser.hostfs.sockets import answers
 from nvmuser.model.objects import Controller
 from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
@@ -101,10 +100,11 @@ def _at_endpoint(controllers: Sequence[Controller], guests: Sequence[Mapping[str
 
 
 async def _at_target(state: StateDir, controllers: Sequence[Controller]) -> dict[str, str]:
-    if not answers(state.rpc_socket):
-        return {}
-    async with await Client.connect(state.rpc_socket) as target:
-        return await _at_spdk(target, controllers)
+    found: dict[str, str] = {}
+    async with control.spdk(state) as targets:
+        for name, rpc in targets.items():
+            found |= await _at_spdk(rpc, [controller for controller in controllers if controller.target == name])
+    return found
 
 
 async def _at_spdk(target: Client, controllers: Sequence[Controller]) -> dict[str, str]:

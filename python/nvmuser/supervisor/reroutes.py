@@ -10,16 +10,14 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from nvmuser.errors import NvmuserError
-from nvmuser.paths import StateDir
 from nvmuser.reconcile.engine import Engine
-from nvmuser.reconcile.reroute import moved
 
 _LOOK_EACH_S = 3.0
 
 log = logging.getLogger(__name__)
 
 
-async def follow(state: StateDir, engine: Engine, reconcile: Callable[[], Awaitable[object]]) -> None:
+async def follow(engine: Engine, reconcile: Callable[[], Awaitable[object]]) -> None:
     """For ever. Names are resolved only while a path is down.
 
     :param reconcile: one act of the engine.
@@ -27,7 +25,7 @@ async def follow(state: StateDir, engine: Engine, reconcile: Callable[[], Awaita
     while True:
         await asyncio.sleep(_LOOK_EACH_S)
         try:
-            if engine.rpc and (found := await moved(engine.desired(), engine.rpc, state)):
+            if found := await engine.moved_remotes():
                 log.info("moved: %s", ", ".join(remote.key.words for remote in found))
                 await reconcile()
         except NvmuserError as error:

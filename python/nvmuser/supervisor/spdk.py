@@ -13,15 +13,16 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from nvmuser.errors import RpcError, SetupError, TargetError
 from nvmuser.hostfs import hugepages
-from nvmuser.model.objects import MAX_CONTROLLERS
-from nvmuser.paths import StateDir, cache_dir
+from nvmuser.model.cores import assigned
+from nvmuser.model.objects import MAX_CONTROLLERS, MEMORY_MIN, TargetSettings
+from nvmuser.paths import DEFAULT_TARGET, StateDir, cache_dir, named_in
 from nvmuser.rpc import Client
 from nvmuser.supervisor.process import Process
 from nvmuser.toolchain import Spdk, find_spdk
@@ -29,8 +30,7 @@ from nvmuser.toolchain.spdk import artifact_dir, check_prefix
 
 log = logging.getLogger(__name__)
 
-MEMORY_MIB = 512
-"""With 256 MiB, nvmf_tgt fails: 'could not allocate spdk_bdev_io pool'."""
+MEMORY_MIB = MEMORY_MIN >> 20
 STARTUP = Path(__file__).with_name("startup.json")
 """SPDK's configuration before any call."""
 NO_TRACE = ("--num-trace-entries", "0")
@@ -48,16 +48,18 @@ class Options:
     :param cores: CPU numbers; empty chooses of those that this process may use.
     :param profile: of `model.TargetSettings.profiles`; empty is the first.
     :param max_controllers: how many it has room for; 0: as many as NVMe has ids.
+    :param memory_mib: what it takes when it starts.
     """
 
     hugepages: bool | None = None
     cores: tuple[int, ...] = ()
     profile: str = ""
     max_controllers: int = 0
+    memory_mib: int = MEMORY_MIB
 
     def resolve_hugepages(self) -> bool:
         """:raises TargetError: hugepages are asked for, but there are none."""
-        reason = hugepages.why_unusable(MEMORY_MIB << 20)
+        reason = hugepages.why_unusable(self.memory_mib << 20)
         if self.hugepages and reason:
             raise TargetError(f"no hugepages: {reason}")
         return not reason if self.hugepages is None else self.hugepages
@@ -68,10 +70,8 @@ class Options:
         if foreign := set(self.cores) - allowed:
             usable = ", ".join(map(str, sorted(allowed)))
             raise TargetError(f"core {min(foreign)} may not be used here; choose among {usable}")
-        # The last ones: interrupts and whatever is not pinned tend to be on the first.
-        # The dynamic scheduler needs a second core, which it lets sleep while one is enough.
-        count = 2 if self.profile == "balanced" else 1
-        return self.cores or tuple(sorted(allowed)[-count:])
+        settings = TargetSettings(profile=self.profile or TargetSettings.profile, cores=self.cores)
+        return assigned([settings], allowed)[settings.name]
 
 
 def arguments(spdk: Spdk, rpc_socket: Path, options: Options, startup: Path = STARTUP) -> list[str]:
@@ -82,7 +82,7 @@ def arguments(spdk: Spdk, rpc_socket: Path, options: Options, startup: Path = ST
     cores = ",".join(map(str, options.resolve_cores()))
     argv = [str(spdk.binary("nvmf_tgt")), "--no-pci", "--rpc-socket", str(rpc_socket), "--cpumask", f"[{cores}]"]
     # A standby shares its core with the target that it stands by for.
-    argv += ["--disable-cpumask-locks", "--mem-size", str(MEMORY_MIB)]
+    argv += ["--disable-cpumask-locks", "--mem-size", str(options.memory_mib)]
     # Unlinked at once, hugepages are free again however the process ends.
     argv += ["--huge-unlink"] if options.resolve_hugepages() else ["--no-huge"]
     argv += NO_TRACE
@@ -149,26 +149,48 @@ def choose_spdk(state: StateDir, spdk: Spdk) -> None:
         state.spdk.symlink_to(spdk.prefix)
 
 
+async def end_others(state: StateDir, names: Collection[str]) -> None:
+    """End processes that an earlier supervisor has left, of targets by other names than these."""
+    for pid_file in sorted(state.run.glob("target-*.pid")):
+        name, generation = named_in(pid_file)
+        if name not in names:
+            await _end(pid_file, state.process_socket(name, generation))
+
+
+async def _end(pid_file: Path, rpc_socket: Path) -> None:
+    if process := Process.adopt(pid_file):
+        await process.kill()
+        process.close()
+    pid_file.unlink(missing_ok=True)
+    rpc_socket.unlink(missing_ok=True)
+
+
 class Target:
     """A running SPDK and the connection to it."""
 
-    def __init__(self, process: Process, rpc: Client, spdk: Spdk, rpc_socket: Path, options: Options) -> None:
+    def __init__(
+        self, process: Process, rpc: Client, spdk: Spdk, rpc_socket: Path, options: Options, generation: int = 0
+    ) -> None:
         self.process = process
         self.rpc = rpc
         self.spdk = spdk
         self.rpc_socket = rpc_socket
         self.options = options
+        self.generation = generation
+        self.hugepages = False
 
     @classmethod
-    async def start(cls, state: StateDir, spdk: Spdk, options: Options, generation: int) -> Self:
+    async def start(
+        cls, state: StateDir, spdk: Spdk, options: Options, generation: int, name: str = DEFAULT_TARGET
+    ) -> Self:
         """Start SPDK and wait until it answers.
 
         :raises TargetError: it ended, or did not answer; the message has the last line of its log.
         """
-        rpc_socket = state.run / f"spdk-{generation}.sock"
-        log_file = state.logs / "target.log"
+        rpc_socket = state.process_socket(name, generation)
+        log_file = state.target_log(name)
         start = log_file.stat().st_size if log_file.exists() else 0
-        pid_file = state.run / f"target-{generation}.pid"
+        pid_file = state.process_pid(name, generation)
         with _runtime_directory(state) as environment:
             startup = _startup(options, Path(environment["RUNTIME_DIRECTORY"]))
             argv = arguments(spdk, rpc_socket, options, startup)
@@ -185,30 +207,42 @@ class Target:
         if rpc is None:
             process.close()
             raise TargetError(f"SPDK {process.ending}: {_last_error(log_file, start)} (log: {log_file})")
-        return cls(process, rpc, spdk, rpc_socket, options)
+        target = cls(process, rpc, spdk, rpc_socket, options, generation)
+        target.hugepages = "--no-huge" not in argv
+        return target
 
     @classmethod
-    async def adopt(cls, state: StateDir, spdk: Spdk) -> Self | None:
-        """Take over the target that an earlier supervisor has left behind, if it still answers. Others are ended."""
+    async def adopt(cls, state: StateDir, spdk: Spdk, name: str = DEFAULT_TARGET) -> Self | None:
+        """Take over the process of a target that an earlier supervisor has left behind, if it still answers. Others of
+        the same target are ended."""
         found = None
         for pid_file in sorted(state.run.glob("target-*.pid")):
-            process = Process.adopt(pid_file)
-            if process is None:
-                pid_file.unlink(missing_ok=True)
+            whose, generation = named_in(pid_file)
+            if whose != name:
                 continue
-            rpc_socket = state.run / f"spdk-{pid_file.stem.partition('-')[2]}.sock"
-            if found is None and state.rpc_socket.resolve() == rpc_socket.resolve():
-                try:
-                    rpc = await Client.connect(rpc_socket, timeout=5.0)
-                except RpcError:
-                    log.warning("target %d does not answer", process.pid)
-                else:
-                    found = cls(process, rpc, spdk, rpc_socket, await _options_of(process, rpc))
+            rpc_socket = state.process_socket(name, generation)
+            if found is None and state.rpc_socket_of(name).resolve() == rpc_socket.resolve():
+                found = await cls._adopt(pid_file, rpc_socket, spdk, generation)
+                if found:
                     continue
-            await process.kill()
-            process.close()
-            rpc_socket.unlink(missing_ok=True)
+            await _end(pid_file, rpc_socket)
         return found
+
+    @classmethod
+    async def _adopt(cls, pid_file: Path, rpc_socket: Path, spdk: Spdk, generation: int) -> Self | None:
+        process = Process.adopt(pid_file)
+        if process is None:
+            return None
+        try:
+            rpc = await Client.connect(rpc_socket, timeout=5.0)
+        except RpcError:
+            log.warning("target %d does not answer", process.pid)
+            process.close()
+            return None
+        options = await _options_of(process, rpc)
+        target = cls(process, rpc, spdk, rpc_socket, options, generation)
+        target.hugepages = bool(options.hugepages)
+        return target
 
     async def park(self) -> None:
         """Stop it in its tracks (SIGSTOP): a standby must not spin on its core."""
@@ -264,7 +298,9 @@ async def _options_of(process: Process, rpc: Client) -> Options:
     profile = "eco" if "--interrupt-mode" in argv else "balanced" if scheduler == "dynamic" else "throughput"
     mask = argv[argv.index("--cpumask") + 1] if "--cpumask" in argv else ""
     cores = tuple(int(core) for core in mask.strip("[]").split(",") if core.isdigit())
-    return Options("--no-huge" not in argv, cores, profile)
+    memory = argv[argv.index("--mem-size") + 1] if "--mem-size" in argv else ""
+    memory_mib = int(memory) if memory.isdigit() else MEMORY_MIB
+    return Options("--no-huge" not in argv, cores, profile, memory_mib=memory_mib)
 
 
 def _last_error(log_file: Path, start: int) -> str:

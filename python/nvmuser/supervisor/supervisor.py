@@ -1,28 +1,25 @@
-"""The supervisor of one state directory: keeps a target and an endpoint running, and everything wanted in them.
+"""The supervisor of one state directory: keeps its targets and an endpoint running, and everything wanted in them.
 
-Owns both processes and the control socket. It decides *when* something is started, reported or applied; how is known to
-`targets`, `endpoint` and `nvmuser.reconcile.engine`.
+Owns the endpoint, the control socket, and that one change is made at a time. What happens to each target is its
+`life`'s; how things are done is known to `targets`, `endpoint` and `nvmuser.reconcile.engine`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nvmuser.errors import NvmuserError, TargetError
-from nvmuser.hostfs import hugepages
+from nvmuser.errors import NotFoundError, NvmuserError, TargetError
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Controller
-from nvmuser.paths import StateDir
+from nvmuser.model.objects import Controller, TargetSettings
+from nvmuser.paths import DEFAULT_TARGET, StateDir
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.renaming import rename
@@ -32,15 +29,16 @@ from nvmuser.supervisor.backoff import Backoff
 from nvmuser.supervisor.doors import Doors
 from nvmuser.supervisor.endpoint import EndpointProcess
 from nvmuser.supervisor.history import History
+from nvmuser.supervisor.life import Life, Ways
+from nvmuser.supervisor.lives import Lives, Watch
 from nvmuser.supervisor.settings import Settings
-from nvmuser.supervisor.spdk import MEMORY_MIB, Options, Target, choose_spdk
-from nvmuser.supervisor.targets import Targets
+from nvmuser.supervisor.spdk import Options, choose_spdk
 from nvmuser.toolchain import Spdk
 from nvmuser.toolchain.spdk import check_prefix
 
 log = logging.getLogger(__name__)
 
-_STOP_GRACE = 10.0
+_METHODS = ("change", "rename", "reconcile", "status", "drift", "restart", "upgrade", "hold", "stand_by", "stop")
 _OBJECT = "object "
 """How what a trouble is about begins where it is an object."""
 
@@ -50,48 +48,43 @@ class Supervisor:
 
     def __init__(self, state: StateDir, spdk: Spdk, options: Options, settings: Settings) -> None:
         self._state = state
-        self._options = replace(options, hugepages=settings.hugepages)
-        # Asked before the target takes them; whether there are enough is asked when one is started.
-        usable = not hugepages.why_unusable(MEMORY_MIB << 20)
-        self._hugepages = usable if settings.hugepages is None else settings.hugepages
         self._settings = settings
         self._endpoint = EndpointProcess(state)
         self._engine = Engine(state)
         self.history = History()
         self._doors = Doors(self._endpoint, self._engine, self.history)
-        self._targets = Targets(state, spdk, self.history, settings.limits, self._wanted)
+        ways = Ways(self._engine, self._endpoint, self._welcome, self._keeps_standby)
+        self._lives = Lives(state, spdk, replace(options, hugepages=settings.hugepages), settings, ways)
+        self._engine.transit.guests = self._lives
         self._changing = asyncio.Lock()
-        self._ready = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._died_at: float | None = None
-        self._planned = False
         self._took_over = False
-        self._refused = asyncio.Event()
-        self._refusal: NvmuserError | None = None
+        self._watch: Watch | None = None
 
     # -- life ------------------------------------------------------------------------------------------------
 
     async def run(self, on_ready: asyncio.Future[None]) -> None:
         """Serve until stopped. `on_ready` gets its result when everything wanted is there, or why it cannot be."""
-        names = ("change", "rename", "reconcile", "status", "drift", "restart", "upgrade", "hold", "stand_by", "stop")
-        methods: dict[str, Callable[..., Awaitable[Any]]] = {name: getattr(self, name) for name in names}
+        methods: dict[str, Callable[..., Awaitable[Any]]] = {name: getattr(self, name) for name in _METHODS}
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         async with Server(self._state.control_socket, methods):
             try:
                 await self._take_over()
-                if self._targets.current is None:
-                    await self._targets.next()
+                if self._lives.default.targets.current is None:
+                    await self._lives.default.begin()
                 async with asyncio.TaskGroup() as tasks:
                     small_logs = logs.keep_small(self._state.logs, self._settings.limits)
-                    watchers = [self._watch_target(), self._watch_endpoint(), self._doors.keep_open(), small_logs]
-                    watchers.append(reroutes.follow(self._state, self._engine, self.reconcile))
+                    watchers = [self._watch_endpoint(), self._doors.keep_open(), small_logs]
+                    watchers.append(reroutes.follow(self._engine, self.reconcile))
                     watching = [tasks.create_task(watcher) for watcher in watchers]
+                    self._watch = lambda life: tasks.create_task(life.watch())
+                    self._lives.watch(self._watch)
                     failure = await self._wait_ready(on_ready)
                     if failure is None:
                         await self._stopping.wait()
-                    for task in watching:
+                    for task in (*watching, *self._lives.watch(self._watch)):
                         task.cancel()
                 if failure:
                     raise failure
@@ -101,13 +94,16 @@ class Supervisor:
                     await self._end()
 
     async def _wait_ready(self, on_ready: asyncio.Future[None]) -> NvmuserError | None:
-        """Returns why a target that nobody uses yet cannot be brought up. One that was taken over goes on as it is."""
-        waits = [asyncio.ensure_future(event.wait()) for event in (self._ready, self._stopping, self._refused)]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
-        if self._refusal and not (self._ready.is_set() or self._stopping.is_set() or self._took_over):
-            return self._refusal
+        """Returns why a default target that nobody uses yet cannot be brought up. One that was taken over goes on as it
+        is, and another is reported."""
+        stopping: asyncio.Future[Any] = asyncio.create_task(self._stopping.wait())
+        known: asyncio.Future[Any] = asyncio.gather(*map(_known, self._lives))
+        await asyncio.wait([stopping, known], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        known.cancel()
+        default = self._lives.default
+        if default.refusal and not (default.ready.is_set() or self._stopping.is_set() or self._took_over):
+            return default.refusal
         if not on_ready.done():
             on_ready.set_result(None)
         return None
@@ -117,104 +113,28 @@ class Supervisor:
         connections."""
         if await self._endpoint.adopt():
             self._took_over = True
-            if await self._targets.adopt():
-                return
-            self._died_at = time.monotonic()
-            self._tell("gone", "drained")
+            await self._lives.adopt()
             return
-        if await self._targets.adopt():
-            await self._targets.end()
+        await self._lives.adopt()
+        await self._lives.end()
         await self._endpoint.start()
 
     async def _end(self) -> None:
-        self._ready.clear()
         await self._endpoint.stop()
-        if (target := self._targets.current) and target.process.alive:
-            await self._engine.release(target.rpc)
-        await self._targets.end()
-        with contextlib.suppress(OSError):
-            self._state.rpc_socket.unlink(missing_ok=True)
+        await self._lives.end()
         self._engine.close()
 
-    def _wanted(self) -> Options:
-        said = self._engine.target_settings()
-        return replace(self._options, profile=said.profile, cores=said.cores, max_controllers=said.max_controllers)
+    def _keeps_standby(self, target: str) -> bool:
+        return self._settings.standby or self._lives.standby_of(target)
 
-    # -- the target ------------------------------------------------------------------------------------------
-
-    async def _watch_target(self) -> None:
-        """Bring the target up, wait for its death, get another; for ever."""
-        while True:
-            target = self._targets.current or await self._targets.next_for_certain()
-            bringing_up = asyncio.ensure_future(self._bring_up(target))
-            try:
-                # It may die at any point of this, and guests learn of it at once.
-                await target.process.wait()
-            finally:
-                bringing_up.cancel()
-                await asyncio.gather(bringing_up, return_exceptions=True)
-            await self._bury()
-
-    async def _bring_up(self, target: Target) -> None:
-        """Everything wanted into this target, then the guests; as often as it takes."""
-        self._targets.point_to(target)
-        backoff = Backoff()
-        while not await self._try_bring_up(target):
-            backoff.failed()
-            await backoff.wait()
-        self._ready.set()
-        await self._open_doors()
-        self._targets.is_ready()
-        if self._died_at is not None:
-            self.history.ready_after = time.monotonic() - self._died_at
-            self._died_at = None
-        log.info("target %d ready", target.process.pid)
-        if self._settings.standby and self._targets.standby is None:
-            await self._targets.raise_standby()
-
-    async def _try_bring_up(self, target: Target) -> bool:
-        try:
-            async with self._changing:
-                self._engine.rpc = target.rpc
-                outcome = await self._engine.reconcile()
-        except (NvmuserError, OSError) as error:
-            # Its end is seen elsewhere. Else it may answer later, or there may be room again.
-            if target.process.alive and not target.rpc.closed:
-                reason = f"target {target.process.pid} is not ready: {error}"
-                self.history.note("target", reason)
-                self._refusal = TargetError(reason)
-                self._refused.set()
-            return False
-        self._settle(outcome)
-        return True
-
-    def _settle(self, outcome: Outcome) -> None:
-        """Everything wanted has been looked at: what is wrong with objects is this, and nothing else any more."""
-        if not outcome.pending:
-            self.history.hold_each(_OBJECT, {f"{_OBJECT}{p.object}": str(p) for p in outcome.problems})
-
-    async def _bury(self) -> None:
-        """The target has ended and is reaped: nothing that it had in flight can land any more."""
-        self._ready.clear()
-        self._died_at = time.monotonic()
-        self._tell("gone", "drained")
-        self._engine.rpc = None
-        dead = self._targets.bury(planned=self._planned)
-        self._planned = False
-        log.warning("target %d %s", dead.process.pid, dead.process.ending)
-        await dead.close()
-
-    def _tell(self, *states: str) -> None:
-        """Report the target's state to the guests of its controllers."""
-        controllers = self._engine.controllers()
-        for state in states:
-            self._endpoint.target(state, controllers)
-
-    async def _open_doors(self) -> None:
-        """Also for controllers that are new: the target that is ready has them."""
+    async def _welcome(self) -> None:
+        """What is wanted of some target has been looked at. Also for controllers that are new: it has them."""
+        failing = self._engine.problems.items()
+        self.history.hold_each(_OBJECT, {f"{_OBJECT}{key}": str(problem) for key, problem in failing})
         await self._doors.open()
-        if self._ready.is_set():
-            self._tell("ready")
+        for life in self._lives:
+            if life.ready.is_set():
+                life.tell("ready")
 
     # -- the endpoint ----------------------------------------------------------------------------------------
 
@@ -224,10 +144,9 @@ class Supervisor:
         while True:
             await self._endpoint.process.wait()
             log.warning("endpoint %s", self._endpoint.process.ending)
-            target = self._targets.current
-            if target:
-                # What it has in flight must end before the guests go on, and only its end shows that.
-                await target.process.kill()
+            # What they have in flight must end before the guests go on, and only their end shows that.
+            lives = list(self._lives)
+            ended = dict(zip(lives, await asyncio.gather(*(life.kill() for life in lives)), strict=True))
             backoff.worked()
             while True:
                 try:
@@ -239,10 +158,9 @@ class Supervisor:
                     backoff.failed()
                     await backoff.wait()
             await self._doors.open()
-            if self._targets.current is None or self._targets.current is target:
-                self._tell("drained")
-            else:
-                self._tell("ready")
+            for life in self._lives:
+                current = life.targets.current
+                life.tell("drained" if current is None or current is ended.get(life) else "ready")
 
     # -- methods of the control socket -----------------------------------------------------------------------
 
@@ -252,8 +170,27 @@ class Supervisor:
         # Without the lock: it may take a second, for which no guest is to wait.
         await occupancy.check_losses(self._engine.losses(wanted), self._connected)
         async with self._changing:
-            outcome = await self._engine.change(wanted)
+            begun = await self._lives.begin(wanted)
+            try:
+                outcome = await self._engine.change(wanted)
+            except BaseException:
+                await self._lives.give_up(begun)
+                raise
+            self._lives.recorded(begun)
+            assert self._watch is not None
+            self._lives.watch(self._watch, {life.name for life in begun})
+            if await self._lives.drop_gone():
+                outcome += await self._engine.reconcile()
+        await asyncio.gather(*map(_known, begun))
+        await self._follow_standbys(wanted)
         return await self._carried_out(outcome)
+
+    async def _follow_standbys(self, change: Change) -> None:
+        """What a change says of standbys takes effect at once."""
+        for one in change.update:
+            life = self._lives[one.name] if isinstance(one, TargetSettings) else None
+            if life and self._keeps_standby(life.name) != (life.targets.standby is not None):
+                await life.keep_standby()
 
     async def rename(self, key: str, name: str) -> dict[str, Any]:
         """Give an object another name; a controller only while no guest is connected to it."""
@@ -266,12 +203,17 @@ class Supervisor:
         return await self._carried_out(outcome)
 
     async def _carried_out(self, outcome: Outcome) -> dict[str, Any]:
-        self._settle(outcome)
-        await self._open_doors()
+        await self._welcome()
         return outcome.to_json()
 
     async def _connected(self, controllers: Sequence[Controller]) -> dict[str, str]:
-        return await occupancy.connected(controllers, await self._endpoint.status(), self._engine.rpc)
+        endpoint, found = await self._endpoint.status(), dict[str, str]()
+        for name in {controller.target for controller in controllers}:
+            there = [controller for controller in controllers if controller.target == name]
+            found |= await occupancy.connected(
+                there, endpoint, self._engine.site(name).rpc if name in self._lives else None
+            )
+        return found
 
     async def reconcile(self) -> dict[str, Any]:
         """Carry out what is wanted and not there yet."""
@@ -287,14 +229,13 @@ class Supervisor:
 
     async def status(self) -> dict[str, Any]:
         """Processes, guests and what happened to them."""
-        endpoint, target = await asyncio.gather(
-            self._endpoint.status(),
-            facts.of_target(self._targets, self.history, ready=self._ready.is_set(), hugepages=self._hugepages),
-        )
+        endpoint, *found = await asyncio.gather(self._endpoint.status(), *map(facts.of_target, self._lives))
+        targets = {life.name: one for life, one in zip(self._lives, found, strict=True)}
         stalls = [s["longest_stall"] for s in endpoint["sessions"] if s["longest_stall"] is not None]
         return {
             "supervisor": {"pid": os.getpid()},
-            "target": target,
+            "target": targets[DEFAULT_TARGET],
+            "targets": targets,
             "endpoint": {
                 "pid": self._endpoint.process.pid,
                 "rss_kib": endpoint["rss_kib"],
@@ -307,24 +248,32 @@ class Supervisor:
 
     def _errors(self) -> list[str]:
         """What is wrong at this moment, each with its time."""
-        if self._targets.stable:
-            self.history.resolve("target")
-        self.history.hold("warning", self._engine.warnings)
+        self.history.hold("warning", (*self._engine.warnings, *self._lives.warnings()))
         self.history.hold("room", room.warnings(self._state))
-        return [str(trouble) for trouble in self.history.troubles]
+        return [str(trouble) for trouble in facts.troubles(self.history, self._lives)]
 
     async def stop(self) -> None:
         """Stop everything, after this call has been answered."""
         asyncio.get_running_loop().call_later(0.05, self._stopping.set)
 
-    async def hold(self, seconds: float) -> None:
-        """Start no target for so long: an outage, for `nvmuser bench recovery` or for work on the host's storage."""
-        self._targets.hold(seconds)
+    async def hold(self, seconds: float, target: str | None = None) -> None:
+        """Start no target for so long: an outage, for `nvmuser bench recovery` or for work on the host's storage.
+
+        :param target: name of one; None: all.
+        """
+        for life in self._chosen(target):
+            life.targets.hold(seconds)
+
+    def _chosen(self, target: str | None) -> list[Life]:
+        """:raises NotFoundError: there is no such target."""
+        if target is not None and target not in self._lives:
+            raise NotFoundError(f"target {target}: no such target; `nvmuser target list` shows those that there are")
+        return [self._lives[target]] if target is not None else list(self._lives)
 
     async def stand_by(self, wanted: bool) -> None:
-        """Keep a standby from now on, and after later starts; or none.
+        """Keep standbys from now on, and after later starts; or none but those of targets that ask for their own.
 
-        :raises TargetError: that cannot be recorded, or the standby does not start.
+        :raises TargetError: that cannot be recorded, or a standby does not start.
         """
         settings = self._settings.with_said(standby=wanted)
         try:
@@ -332,21 +281,22 @@ class Supervisor:
         except OSError as error:
             raise TargetError(f"{self._state.settings}: {error.strerror}; nothing was changed") from error
         self._settings = settings
-        if not wanted:
-            await self._targets.drop_standby()
-        elif self._ready.is_set():  # else it is raised as soon as guests are served
-            await self._targets.raise_standby()
-            if self._targets.standby is None:
-                raise TargetError(f"the standby does not start now: see {self._state.logs / 'supervisor.log'}")
+        for life in self._lives:
+            await life.keep_standby()
 
-    async def restart(self) -> None:
-        """Replace the target by another process of the same SPDK, with its I/O finished first."""
-        await self._replace(self._targets.spdk)
+    async def restart(self, target: str | None = None) -> None:
+        """Replace a target by another process of the same SPDK, with its I/O finished first.
+
+        :param target: name of one; None: all, one after the other.
+        """
+        for life in self._chosen(target):
+            await self._replace(life, life.targets.spdk)
 
     async def upgrade(self, prefix: str) -> None:
-        """Replace the target by a process of the SPDK in `prefix`, now and at later starts."""
+        """Replace the targets by processes of the SPDK in `prefix`, now and at later starts."""
         spdk = check_prefix(Path(prefix))
-        await self._replace(spdk)
+        for life in self._lives:
+            await self._replace(life, spdk)
         try:
             choose_spdk(self._state, spdk)
             self.history.resolve("upgrade")
@@ -354,31 +304,25 @@ class Supervisor:
             text = f"{self._state.spdk}: {error.strerror}; the next start uses another SPDK than {prefix}"
             self.history.note("upgrade", text)
 
-    async def _replace(self, spdk: Spdk) -> None:
-        """The next target is started before the old one ends."""
+    async def _replace(self, life: Life, spdk: Spdk) -> None:
+        """The next process is started before the old one ends."""
+        failure = ""
         async with self._changing:
-            targets, target = self._targets, self._targets.current
-            if target is None:
-                raise TargetError("no target is running; the supervisor is about to start one")
-            targets.spdk, old = spdk, targets.spdk
-            if not targets.fits(targets.standby):
-                try:
-                    await targets.raise_standby()
-                finally:
-                    if targets.standby is None:
-                        targets.spdk = old
-                if targets.standby is None:
-                    raise TargetError(f"{spdk.prefix}: the new target does not start; the old one goes on")
-            self._planned = True
-            self._ready.clear()
-            self._tell("gone")
-            await self._engine.release(target.rpc)
-            await target.process.stop(_STOP_GRACE)
-            failure = ""
+            await life.replace(spdk)
             try:
-                await asyncio.to_thread(self._engine.sync_files)
+                await asyncio.to_thread(self._engine.site(life.name).sync_files)
             except TargetError as error:
                 failure = str(error)
-        await self._ready.wait()
+        await life.ready.wait()
         if failure:
             raise TargetError(f"the target was replaced; what the old one wrote may not be on the disk: {failure}")
+
+
+async def _known(life: Life) -> None:
+    """Wait until a target is ready, or has been refused."""
+    waits = [asyncio.ensure_future(event.wait()) for event in (life.ready, life.refused)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

@@ -7,12 +7,14 @@ the supervisor's part.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable
 
 from nvmuser.errors import NvmuserError
-from nvmuser.paths import StateDir
+from nvmuser.paths import DEFAULT_TARGET, StateDir
 from nvmuser.reconcile.engine import Engine
 from nvmuser.supervisor.backoff import Backoff, Sleep
 from nvmuser.supervisor.history import History
@@ -31,8 +33,9 @@ Starter = Callable[[StateDir, Spdk, Options, int], Awaitable[Target]]
 
 
 class Targets:
-    """The target of the day and its standby.
+    """The process of the day of one target, and its standby.
 
+    :param name: of the target.
     :param wanted: how the next target is to be run.
     :param start, sleep, clock: the real ones, or a test's.
     """
@@ -45,7 +48,8 @@ class Targets:
         limits: Limits,
         wanted: Callable[[], Options],
         *,
-        start: Starter = Target.start,
+        name: str = DEFAULT_TARGET,
+        start: Starter | None = None,
         sleep: Sleep = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -56,7 +60,9 @@ class Targets:
         self._history = history
         self._limits = limits
         self._wanted = wanted
-        self._starter = start
+        self._name = name
+        self._log = state.target_log(name)
+        self._starter = start or functools.partial(Target.start, name=name)
         self._sleep = sleep
         self._clock = clock
         self._backoff = Backoff(free=_FREE_DEATHS, sleep=sleep)
@@ -67,9 +73,9 @@ class Targets:
 
     async def adopt(self) -> bool:
         """Take over what an earlier supervisor has left; its standby is ended."""
-        self.current = await Target.adopt(self._state, self.spdk)
+        self.current = await Target.adopt(self._state, self.spdk, self._name)
         if self.current:
-            self._generation = int(self.current.rpc_socket.stem.partition("-")[2])
+            self._generation = self.current.generation
         return self.current is not None
 
     def hold(self, seconds: float) -> None:
@@ -107,8 +113,11 @@ class Targets:
         self._history.startup = self._clock() - started
         return self.current
 
-    async def next_for_certain(self) -> Target:
-        """The same, as often as it takes."""
+    async def next_for_certain(self, on_failure: Callable[[Exception], None] = lambda error: None) -> Target:
+        """The same, as often as it takes.
+
+        :param on_failure: called with each failure.
+        """
         while True:
             try:
                 return await self.next()
@@ -116,17 +125,19 @@ class Targets:
                 # Also for want of memory or room: guests wait, and there may be some again.
                 self._history.note("target", str(error))
                 self._backoff.failed()
+                on_failure(error)
 
     def point_to(self, target: Target) -> None:
         """Let `nvmuser rpc` and others find it."""
-        link = self._state.rpc_socket.with_suffix(".new")
+        path = self._state.rpc_socket_of(self._name)
+        link = path.with_suffix(".new")
         try:
             link.unlink(missing_ok=True)
             link.symlink_to(target.rpc_socket.name)
-            link.replace(self._state.rpc_socket)
+            link.replace(path)
             self._history.resolve("link")
         except OSError as error:
-            text = f"{self._state.rpc_socket}: {error.strerror}; `nvmuser rpc` does not find the target"
+            text = f"{path}: {error.strerror}; `nvmuser rpc` does not find the target"
             self._history.note("link", text)
 
     def is_ready(self) -> None:
@@ -150,13 +161,13 @@ class Targets:
         if not planned:
             self._backoff.failed()
             if ready_at is None or self._backoff.failures > 1:
-                self._history.note("target", f"target {dead.process.ending}; see {self._state.logs / 'target.log'}")
+                self._history.note("target", f"target {dead.process.ending}; see {self._log}")
         self._history.restarts += 1
         self._history.last_ending = dead.process.ending
         return dead
 
     async def _start(self) -> Target:
-        rotate(self._state.logs / "target.log", self._limits)
+        rotate(self._log, self._limits)
         self._generation += 1
         return await self._starter(self._state, self.spdk, self._wanted(), self._generation)
 
@@ -202,6 +213,8 @@ class Targets:
         for target in (self.current, self.standby):
             await _discard(target)
         self.current = self.standby = None
+        with contextlib.suppress(OSError):
+            self._state.rpc_socket_of(self._name).unlink(missing_ok=True)
 
 
 async def _discard(target: Target | None) -> None:

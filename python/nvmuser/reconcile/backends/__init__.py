@@ -115,6 +115,11 @@ def delete(volume: Volume, desired: Desired) -> Request | None:
     return REGISTRY[volume.backend].delete(volume, bdev_name(volume, desired))
 
 
+def close(volume: Volume, desired: Desired) -> Request | None:
+    """What it holds stays, for another target. None: it goes with what it lies on."""
+    return REGISTRY[volume.backend].close(volume, bdev_name(volume, desired))
+
+
 def set_limits(volume: Volume, desired: Desired) -> Request:
     limits = volume.limits
     name = bdev_name(volume, desired)

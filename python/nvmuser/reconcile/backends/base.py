@@ -74,3 +74,7 @@ class SpdkBackend:
     def delete(self, volume: Volume, bdev: str) -> Request | None:
         """None: it goes with what it lies on."""
         return methods.delete_bdev(self.module, bdev) if self.module else None
+
+    def close(self, volume: Volume, bdev: str) -> Request | None:
+        """Without deleting what it holds, which another target opens next. None: it goes with what it lies on."""
+        return self.delete(volume, bdev)

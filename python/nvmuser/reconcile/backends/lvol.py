@@ -33,3 +33,6 @@ class LvolBackend(SpdkBackend):
 
     def grow(self, volume: Volume, bdev: str) -> Request:
         return methods.lvol_resize(bdev, volume.size)
+
+    def close(self, volume: Volume, bdev: str) -> None:
+        """SPDK closes the whole pool when its base goes (module/bdev/lvol/vbdev_lvol.c, `vbdev_lvs_hotremove_cb`)."""

@@ -1,0 +1,318 @@
+"""One target as the engine sees it: the connection to it, and what of everything wanted belongs in it.
+
+Owns the acts in one SPDK process, one at a time: closing what belongs elsewhere, and bringing about what belongs here.
+Which site has what is its caller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+
+from nvmuser.errors import SetupError, TargetError, TargetNotRunning
+from nvmuser.hostfs import files, locks
+from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.keys import Key
+from nvmuser.model.objects import Controller
+from nvmuser.paths import StateDir
+from nvmuser.reconcile import backends, machine, pool_room, reasons
+from nvmuser.reconcile.actual import Actual, query
+from nvmuser.reconcile.calls import Call, Plan, Problem
+from nvmuser.reconcile.execute import Result, execute
+from nvmuser.reconcile.gates import directories
+from nvmuser.reconcile.outcome import Outcome
+from nvmuser.reconcile.ownership import Ownership
+from nvmuser.reconcile.plan import plan
+from nvmuser.reconcile.rebuilds import Rebuilds
+from nvmuser.reconcile.remotes import Routes, explore
+from nvmuser.reconcile.reopen import reopen
+from nvmuser.reconcile.space import pools
+from nvmuser.reconcile.status import Status, status_of
+from nvmuser.rpc import methods
+from nvmuser.rpc.client import Client
+from nvmuser.store import Store
+
+_ROUNDS = 8
+"""Rounds of query and repair. Two are usual; each layer of volumes on pools on volumes can need one more."""
+
+_SOCKET_S = 0.001
+_PAUSE_S = 0.05
+"""Before what SPDK has refused only for the moment is asked for again."""
+
+log = logging.getLogger(__name__)
+
+Scope = Callable[[Desired], Desired]
+"""From everything that is wanted to what of it belongs in one target."""
+
+
+class Site:
+    """Of one SPDK process.
+
+    :param scope: what belongs in it.
+    """
+
+    def __init__(self, state: StateDir, store: Store, scope: Scope, rpc: Client | None = None) -> None:
+        self._state = state
+        self._store = store
+        self._scope = scope
+        self._rebuilds = Rebuilds(store)
+        self._directory = functools.cache(state.target_dir)
+        self._turn = asyncio.Lock()
+        self.rpc = rpc
+        """The target's; None while there is none."""
+        self.warnings: tuple[str, ...] = ()
+        """What works, but is less safe than it should be."""
+        self.problems: dict[Key, Problem] = {}
+        """What was wrong with objects when all of them were last looked at."""
+        self.present: frozenset[Key] = frozenset()
+        """What it had of ours when it was last looked at."""
+
+    def stop(self) -> None:
+        """May be called again."""
+        self._rebuilds.stop()
+
+    def lost(self) -> None:
+        """The target has ended: it has nothing any more."""
+        self.rpc, self.present = None, frozenset()
+
+    @property
+    def wanted(self) -> Desired:
+        """What of everything wanted belongs here now."""
+        return self._scope(self._store.load())
+
+    async def reconcile(self, all_or_nothing: Collection[Key] = ()) -> Outcome:
+        """Carry out what is wanted here, until nothing is left to do or no progress is possible.
+
+        :param all_or_nothing: keys of objects: if this machine is not ready for one of them, nothing is done in SPDK.
+        :raises RpcError: SPDK cannot be asked what it has.
+        """
+        async with self._turn:
+            if self.rpc is None:
+                return Outcome(pending=True)
+            return await self._reconcile(self.rpc, all_or_nothing)
+
+    async def _reconcile(self, rpc: Client, all_or_nothing: Collection[Key]) -> Outcome:
+        calls, problems, current, actual = 0, dict[Key, Problem](), Plan(), Actual()
+        unready = await asyncio.to_thread(lambda: self.ready_machine(self.wanted))
+        if not unready.keys().isdisjoint(all_or_nothing):
+            return Outcome(0, tuple(unready.values()))
+        without, opened, reopened = frozenset[Key](), set[Key](), False
+        routes: Routes | None = None
+        for _ in range(_ROUNDS):
+            problems = dict(unready)
+            actual = await query(rpc)
+            desired = self._scope(await asyncio.to_thread(self._rebuilds.note, actual))
+            routes = routes or await explore(desired, actual, self._state)
+            current = plan(desired, actual, self._directory, without, routes)
+            await asyncio.to_thread(self._adopt, desired, current.adopted)
+            runnable = current.runnable(problems, actual.find)
+            if runnable:
+                examined = backends.to_examine(desired, actual)
+                result = await self._examine_and_run(rpc, desired, runnable, examined, problems)
+                calls += len(result.done)
+                opened |= {call.object for call in result.done if call.needs.file}
+                if result.lost:
+                    return Outcome(calls, (), current.foreign, pending=True)
+                if not result.done and any(reasons.is_transient(error) for _, error in result.failed):
+                    await asyncio.sleep(_PAUSE_S)
+                    continue
+            if not runnable or not result.done:
+                if not reopened and await reopen(rpc, desired, actual):
+                    reopened = True
+                    continue
+                # Nothing else comes: mirrors need not wait for it any longer.
+                more, refused = await self._rebuilds.degrade(rpc, actual)
+                problems |= refused
+                if more is not None and more <= without:
+                    break
+                without |= more or frozenset()
+        self._rebuilds.watch(rpc, actual)
+        self._look(self._store.load(), actual)
+        problems |= await self._lock(rpc, opened)
+        problems |= {problem.object: problem for problem in (*current.conflicts, *current.restart)}
+        # Report objects that still wait when no progress is possible.
+        problems |= reasons.missing(current.waiting, problems, desired, actual)
+        problems |= await asyncio.to_thread(lambda: pool_room.reserve_all(self.wanted))
+        self.problems = problems
+        return Outcome(calls, tuple(problems.values()), current.foreign)
+
+    async def leave(self, deadline: float) -> None:
+        """Close what belongs elsewhere. Nothing of it is open here any more when this returns: no I/O is in flight,
+        and no guest's memory is mapped.
+
+        :param deadline: seconds.
+        :raises RpcError: SPDK does not answer.
+        :raises TargetError: it has something open still.
+        """
+        async with self._turn:
+            if self.rpc is None:
+                return
+            try:
+                async with asyncio.timeout(deadline):
+                    await self._leave(self.rpc)
+            except TimeoutError:
+                raise TargetError(f"it has not let go of what goes to another target within {deadline:g} s") from None
+
+    async def _leave(self, rpc: Client) -> None:
+        whole = self._store.load()
+        going: list[Controller] = []
+        for _ in range(_ROUNDS):
+            actual = await query(rpc)
+            strays = self._strays(whole, actual)
+            if not strays:
+                break
+            going += [entry.object for entry in strays.values() if isinstance(entry.object, Controller)]
+            current = plan(Desired(strays), actual, self._directory, leaving=frozenset(strays))
+            gate, _ = directories((), self._state)
+            result = await execute(rpc, current.calls, lambda call: None, gate)
+            if not result.done:
+                await asyncio.sleep(_PAUSE_S)
+        else:
+            raise TargetError(f"it has not closed {', '.join(key.words for key in strays)}")
+        self._look(whole, actual)
+        # SPDK removes a listener's socket as the last thing, when the guest's connection is taken apart
+        # (`nvmf_vfio_user_destroy_endpoint`): not before is another's there under the same path.
+        for controller in going:
+            while self._directory(controller.name).joinpath("cntrl").exists():  # noqa: ASYNC110 (a file)
+                await asyncio.sleep(_SOCKET_S)
+
+    def _strays(self, whole: Desired, actual: Actual) -> dict[Key, Entry]:
+        """What is here and belongs elsewhere, as if it were deleted."""
+        part = self._scope(whole)
+        others = {key: entry for key, entry in whole.entries.items() if key not in part.entries}
+        here = {key: entry for key, entry in others.items() if backends.present(entry.object, whole, actual)}
+        return {key: replace(entry, deleting=True) for key, entry in here.items()}
+
+    async def look(self) -> None:
+        """See what is here.
+
+        :raises RpcError: SPDK cannot be asked what it has.
+        """
+        async with self._turn:
+            if self.rpc:
+                self._look(self._store.load(), await query(self.rpc))
+
+    def _look(self, whole: Desired, actual: Actual) -> None:
+        entries = whole.entries.items()
+        self.present = frozenset(key for key, entry in entries if backends.present(entry.object, whole, actual))
+
+    @property
+    def strays(self) -> frozenset[Key]:
+        """What is here, as far as is known, and belongs elsewhere."""
+        whole = self._store.load()
+        part = self._scope(whole)
+        return frozenset() if part is whole else self.present & whole.entries.keys() - part.entries.keys()
+
+    async def status(self) -> Status:
+        """How what is wanted here and what SPDK has compare. Changes nothing.
+
+        :raises TargetNotRunning: there is no SPDK to look at.
+        """
+        if self.rpc is None:
+            raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
+        actual, whole = await query(self.rpc), self._store.load()
+        desired = self._scope(whole)
+        routes = await explore(desired, actual, self._state)
+        found = status_of(desired, actual, plan(desired, actual, self._directory, routes=routes), routes)
+        if desired is not whole:
+            # What is on its way to another target is not ours here, and nobody else's.
+            found = replace(found, foreign=tuple(Ownership(whole, actual).foreign(self._directory)))
+        return replace(found, space=tuple(str(space) for space in pools(desired, actual).values() if space.short))
+
+    async def release(self) -> None:
+        """Disconnect the guests from a target that is about to end: their I/O is finished when this returns.
+
+        SPDK 26.01 without our patches, as an older target may be, crashes when it shuts down while a guest's end still
+        pauses and resumes its subsystem; listeners are removed in line with that.
+        """
+        if self.rpc is None:
+            return
+        calls = [methods.remove_listener(c.nqn, str(self._directory(c.name))) for c in self.wanted.controllers()]
+        replies = (self.rpc.call(request.method, request.params) for request in calls)
+        await asyncio.gather(*replies, return_exceptions=True)
+
+    def sync_files(self) -> None:
+        """Flush every file volume to its disk.
+
+        :raises TargetError: one is not.
+        """
+        volumes = [volume for volume in self.wanted.volumes() if volume.backend == "file"]
+        if failures := files.each(files.sync, volumes):
+            raise TargetError("; ".join(map(str, failures.values())))
+
+    # -- steps -----------------------------------------------------------------------------------------------
+
+    def ready_machine(self, desired: Desired) -> dict[Key, Problem]:
+        """Files and directories. It waits for the disk."""
+        pool_room.reserve_all(desired)  # What has none is reported when its pool has been tried.
+        made, problems = machine.provision(desired)
+        self._mark(made)
+        return problems | machine.grant(desired, self._state)
+
+    def _adopt(self, desired: Desired, keys: Iterable[Key]) -> None:
+        """Mark objects found in SPDK as provisioned: an earlier run may have died before it recorded them."""
+        new = [entry for key in keys if not (entry := desired.entries[key]).provisioned]
+        self._mark(entry.object.key for entry in new if backends.made_once(entry.object))
+
+    def _mark(self, keys: Iterable[Key], *, asked: bool = False) -> None:
+        if keys := list(keys):
+            with self._store.transaction():
+                self._store.mark(keys, asked=asked)
+
+    async def _examine_and_run(
+        self, rpc: Client, desired: Desired, calls: list[Call], names: list[str], problems: dict[Key, Problem]
+    ) -> Result:
+        """:param names: bdevs that hold SPDK's own metadata, to be looked for when they come."""
+        examined = [rpc.post(one.method, one.params) for one in map(methods.examine, names)]
+        # Refused for names that it knows; what is then not found is reported as missing.
+        await asyncio.gather(*examined, return_exceptions=True)
+        return await self._run(rpc, desired, calls, problems)
+
+    async def _run(self, rpc: Client, desired: Desired, calls: list[Call], problems: dict[Key, Problem]) -> Result:
+        gate, failures = directories(calls, self._state)
+
+        def ready(call: Call) -> None:
+            """Check that this machine is ready for the call.
+
+            :raises NvmuserError: it is not.
+            """
+            if call.needs.file:
+                locks.check_free(call.needs.file)
+            elif call.needs.directory and call.object in failures:
+                raise failures[call.object]
+
+        asking = {call.object for call in calls if call.provisions}
+        new = [entry for key in asking if not (entry := desired.entries[key]).provisioned]
+        await asyncio.to_thread(self._mark, [entry.object.key for entry in new if not entry.asked], asked=True)
+        result = await execute(rpc, calls, ready, gate)
+        await asyncio.to_thread(self._mark, [call.object for call in result.done if call.provisions])
+        for call, error in result.failed:
+            log.warning("%s: %s", call.object, error)
+            why = await reasons.explain(call, error, desired, self._state, rpc)
+            problems[call.object] = Problem(call.object, why)
+        for call in result.skipped:
+            problems.setdefault(call.object, Problem(call.object, reasons.FAILED_BELOW))
+        return result
+
+    async def _lock(self, rpc: Client, opened: Collection[Key]) -> dict[Key, Problem]:
+        """Lock the files that the target has open for it alone. One that cannot be locked is another program's.
+
+        :param opened: keys of volumes that were opened in this act: they are closed again.
+        """
+        desired = await asyncio.to_thread(lambda: self.wanted)
+        if not (pid := rpc.peer_pid):
+            return {}
+        try:
+            problems = await asyncio.to_thread(machine.lock, desired, pid)
+        except SetupError as error:
+            # As in a container without the right to: everything else is done, and is not undone for want of this.
+            self.warnings = (f"volumes are not locked against other programs: {error}",)
+            return {}
+        self.warnings = ()
+        mine = problems.keys() & opened
+        closing = [backends.delete(volume, desired) for volume in desired.volumes() if volume.key in mine]
+        await asyncio.gather(*(rpc.post(one.method, one.params) for one in closing if one), return_exceptions=True)
+        return problems
