@@ -133,9 +133,9 @@ class Site:
         self._look(self._store.load(), actual)
         problems |= await self._lock(rpc, opened)
         problems |= {problem.object: problem for problem in (*current.conflicts, *current.restart)}
+        problems |= await asyncio.to_thread(lambda: pool_room.reserve_all(self.wanted))
         # Report objects that still wait when no progress is possible.
         problems |= reasons.missing(current.waiting, problems, desired, actual)
-        problems |= await asyncio.to_thread(lambda: pool_room.reserve_all(self.wanted))
         self.problems = problems
         return Outcome(calls, tuple(problems.values()), current.foreign)
 
