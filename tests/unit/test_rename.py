@@ -15,7 +15,8 @@ from nvmuser.model import spec as specs
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import AnyObject, Controller, NamedInSpdk, Namespace, Pool, Remote, TargetSettings, Volume
+from nvmuser.model.named import NamedInSpdk
+from nvmuser.model.objects import AnyObject, Controller, Namespace, Pool, Remote, TargetSettings, Volume
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.model.rename import renamed
 from nvmuser.reconcile import backends

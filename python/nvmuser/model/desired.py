@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from nvmuser.errors import ConflictError, NotFoundError, UsageError
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import AnyObject, Controller, NamedInSpdk, Pool, Remote, TargetSettings, Volume
+from nvmuser.model.named import NamedInSpdk
+from nvmuser.model.objects import AnyObject, Controller, Pool, Remote, TargetSettings, Volume
 from nvmuser.paths import DEFAULT_TARGET
 
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from nvmuser.errors import ConflictError, UsageError
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import NamedInSpdk, TargetSettings
+from nvmuser.model.named import NamedInSpdk
+from nvmuser.model.objects import TargetSettings
 
 _Any = TypeVar("_Any")
 

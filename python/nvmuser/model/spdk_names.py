@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import TypeVar
 
 from nvmuser.model.identity import NQN_PREFIX
+from nvmuser.model.named import NamedInSpdk, Object
 from nvmuser.model.names import NAME_MAX
-from nvmuser.model.objects import Controller, NamedInSpdk, Object, Volume
+from nvmuser.model.objects import Controller, Volume
 
 _One = TypeVar("_One", bound=Object)
 

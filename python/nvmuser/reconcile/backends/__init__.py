@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import AnyObject, Controller, NamedInSpdk, Pool, Remote, Volume
+from nvmuser.model.named import NamedInSpdk
+from nvmuser.model.objects import AnyObject, Controller, Pool, Remote, Volume
 from nvmuser.reconcile.actual import Actual, Bdev
 from nvmuser.reconcile.backends.base import Below, SpdkBackend
 from nvmuser.reconcile.backends.delay import DelayBackend
