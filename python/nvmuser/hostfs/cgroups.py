@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc/self")
+_NO_LIMIT = 1 << 60
+"""Version 1 has the largest multiple of a page in place of no limit."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def _left_in(group: Path, files: _Files, version: int) -> int | None:
     except OSError:
         return None
     facts = dict(line.split() for line in stat.splitlines() if line)
-    return None if most == "max" else max(0, int(most) - now + int(facts.get(given_back, 0)))
+    return None if most == "max" or int(most) >= _NO_LIMIT else max(0, int(most) - now + int(facts.get(given_back, 0)))
 
 
 def _groups(controller: str, proc: Path) -> Iterator[tuple[Path, int]]:
