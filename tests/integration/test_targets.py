@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nvmuser.errors import ConflictError, NvmuserError, TargetNotRunning
+from nvmuser.errors import ConflictError, NvmuserError, RpcError, TargetError, TargetNotRunning
 from nvmuser.model.change import Change
 from nvmuser.model.objects import Controller, Namespace, TargetSettings, Volume
 from nvmuser.paths import StateDir
@@ -62,6 +64,17 @@ class Deployment:
             found = await rpc.call("nvmf_get_subsystems")
         return {one["nqn"].rpartition(":")[2] for one in found if one["subtype"] == "NVMe"}
 
+    async def successor(self, pid: int) -> int:
+        """The pid of the process that takes over from `pid`, once something is served by it."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                for path in self.state.run.glob("target-fast-*.pid"):
+                    other, _ = named_in(path)
+                    socket = self.state.run / f"{path.stem.replace('target', 'spdk')}.sock"
+                    if other not in (0, pid) and await _has_subsystem(socket):
+                        return other
+                await asyncio.sleep(0.01)
+
     async def kill_supervisor(self) -> None:
         pid = int(self.state.lock.read_text())
         os.kill(pid, signal.SIGKILL)
@@ -70,6 +83,13 @@ class Deployment:
     async def move(self, name: str, target: str) -> Any:
         before = control.load(self.state).controller(name)
         return await self.change(Change(update=(replace(before, target=target),)))
+
+
+async def _has_subsystem(socket: Path) -> bool:
+    with contextlib.suppress(RpcError):
+        async with await Client.connect(socket) as rpc:
+            return any(one["subtype"] == "NVMe" for one in await rpc.call("nvmf_get_subsystems"))
+    return False
 
 
 @pytest.fixture
@@ -116,9 +136,10 @@ async def test_controllers_move_and_a_target_goes_when_nothing_is_on_it(deployme
 
 
 async def test_a_target_that_cannot_start_is_not_made(deployment: Deployment) -> None:
-    huge = replace(FAST, name="huge", memory=1 << 50)
-    with pytest.raises(NvmuserError, match="target huge: "):
-        await deployment.change(Change(create=(huge,)))
+    # No program: SPDK's own refusals look the same to the supervisor.
+    (deployment.state.run / "spdk-other-1.sock.lock").mkdir()
+    with pytest.raises(NvmuserError, match="target other: "):
+        await deployment.change(Change(create=(replace(FAST, name="other"),)))
     assert set(await deployment.targets()) == {"spdk", "fast"}
     assert {target.name for target in control.load(deployment.state).targets()} == {"spdk", "fast"}
     with pytest.raises(ConflictError, match="in use by controller b"):
@@ -137,6 +158,40 @@ async def test_restarts_and_standbys_are_each_targets_own(deployment: Deployment
     os.kill(found["fast"]["pid"], signal.SIGKILL)
     served = await deployment.until("fast", found["fast"]["pid"])
     assert served["pid"] == found["fast"]["standby"]
+
+
+async def test_a_rolling_restart(deployment: Deployment) -> None:
+    """Controllers one by one; then what no controller shows."""
+    more = [Controller(f"c{n}", (Namespace(f"c{n}"),), target="fast") for n in range(3)]
+    await deployment.change(Change(create=(*(Volume(one.name, size=4 * MIB) for one in more), *more)))
+    before = await deployment.targets()
+    assert await control.ask(deployment.state, "restart", {"rolling": True}) == 5
+    after = await deployment.targets()
+    for name, count in (("spdk", 1), ("fast", 1)):
+        assert after[name]["pid"] != before[name]["pid"]
+        assert (after[name]["restarts"], after[name]["last_ending"]) == (count, "exited with status 0")
+    assert await deployment.subsystems("fast") == {"b", "c0", "c1", "c2"}
+    await deployment.in_sync()
+
+
+@pytest.mark.parametrize("victim", ["old", "new"])
+async def test_one_of_both_dies_in_a_rolling_restart(deployment: Deployment, victim: str) -> None:
+    more = [Controller(f"c{n}", (Namespace(f"c{n}"),), target="fast") for n in range(20)]
+    await deployment.change(Change(create=(*(Volume(one.name, size=4 * MIB) for one in more), *more)))
+    before = (await deployment.targets())["fast"]
+    restart = asyncio.create_task(control.ask(deployment.state, "restart", {"target": "fast", "rolling": True}))
+    pid = before["pid"]
+    if victim == "new":
+        pid = await deployment.successor(pid)
+    else:
+        await deployment.successor(pid)
+    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(TargetError):
+        await restart
+    after = (await deployment.until("fast", before["pid"] if victim == "old" else 0))["pid"]
+    assert len(await deployment.subsystems("fast")) == 21
+    assert (after == before["pid"]) == (victim == "new")
+    await deployment.in_sync()
 
 
 async def test_a_supervisor_that_is_killed_is_followed_by_one_that_takes_all_over(deployment: Deployment) -> None:

@@ -91,6 +91,7 @@ def test_list(filled: Run) -> None:
         ("target create fast", "target fast: exists already", 1),
         ("target create spdk", "target spdk: exists already", 1),
         ("target create f --memory 100M", "512 or more", 2),
+        ("target create f --memory 4000T", "target f: memory of 4194304000 MiB", 1),
         ("target create f --cores 9999", "target f: core 9999 may not be used here", 2),
         ("target create f --cores x", "numbers with commas", 2),
         ("controller create c --target none", "there is no target none", 1),

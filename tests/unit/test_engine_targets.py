@@ -41,7 +41,7 @@ class Told:
     def left(self, controllers: Collection[str]) -> None:
         self.events.append(("left", *sorted(controllers)))
 
-    async def end_one(self, name: str) -> bool:
+    async def end_one(self, name: str, _rpc: Client) -> bool:
         self.events.append(("end", name))
         return self.can_end
 

@@ -38,6 +38,7 @@ _COMMANDS = {
     "neighbour": ("bench_neighbour", "What a guest notices of the others on its core."),
     "plug": ("bench_plug", "How long a guest waits for a disk."),
     "provision": ("bench_provision", "How long it takes to provision."),
+    "move": ("bench_move", "How long a guest stalls when its controller moves to another target."),
     "recovery": ("bench_recovery", "How long a guest stalls when its target dies."),
     "report": ("bench_compare", "Print a comparison again."),
     "scale": ("bench_scale", "How cost grows with the number of controllers."),

@@ -161,21 +161,31 @@ def _call(state: StateDir, method: str, **params: Any) -> Any:
     return asyncio.run(control.ask(state, method, params))
 
 
+_rolling = click.option(
+    "--rolling", is_flag=True, help="One controller at a time, while both processes live: each guest waits less."
+)
+
+
 @target.command()
 @click.argument("name", required=False)
+@_rolling
 @click.pass_obj
-def restart(state: StateDir, name: str | None) -> None:
+def restart(state: StateDir, name: str | None, rolling: bool) -> None:
     """Replace a target by a new process of the same SPDK; without a name every target, one after the other. Guests stay
     and wait.
 
     \b
     Examples:
       nvmuser target restart
-      nvmuser target restart fast
+      nvmuser target restart fast --rolling
     """
     began = time.monotonic()
-    _call(state, "restart", target=name)
-    click.echo(f"restarted in {time.monotonic() - began:.1f} s")
+    moved = _call(state, "restart", target=name, rolling=rolling)
+    click.echo(f"restarted in {time.monotonic() - began:.1f} s{_moved(moved, rolling)}")
+
+
+def _moved(count: int, rolling: bool) -> str:
+    return f"; {counted(count, 'controller')} moved, one after the other" if rolling else ""
 
 
 @target.command()
@@ -185,20 +195,23 @@ def restart(state: StateDir, name: str | None) -> None:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Where it is installed. Default: the one that set-up built.",
 )
+@_rolling
 @click.pass_obj
-def upgrade(state: StateDir, prefix: Path | None) -> None:
-    """Replace the target by a process of another SPDK, now and at later starts. It is started before the old one
+def upgrade(state: StateDir, prefix: Path | None, rolling: bool) -> None:
+    """Replace every target by a process of another SPDK, now and at later starts. It is started before the old one
     ends, and the old one's I/O is finished and flushed. Guests stay and wait.
 
     \b
     Examples:
       nvmuser target upgrade --spdk /opt/spdk-26.05
+      nvmuser target upgrade --rolling
       nvmuser target upgrade        # after `make setup` has built a new one
     """
     chosen = prefix.absolute() if prefix else find_spdk().prefix
     began = time.monotonic()
-    _call(state, "upgrade", prefix=str(chosen))
-    click.echo(f"the target is SPDK in {chosen} now; replaced in {time.monotonic() - began:.1f} s")
+    moved = _call(state, "upgrade", prefix=str(chosen), rolling=rolling)
+    seconds = time.monotonic() - began
+    click.echo(f"the target is SPDK in {chosen} now; replaced in {seconds:.1f} s{_moved(moved, rolling)}")
 
 
 @target.command("unit")

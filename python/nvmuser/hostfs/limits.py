@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvmuser.errors import ConflictError
-from nvmuser.hostfs import cgroups
+from nvmuser.hostfs import cgroups, hugepages
 from nvmuser.model.desired import Desired
+from nvmuser.model.objects import TargetSettings
 
 PER_CONTROLLER = 3
 """Descriptors: two of SPDK's listener (measured: 8,021 with 4,000), and one for what comes with a guest."""
@@ -59,6 +60,19 @@ def check_memory(controllers: int) -> None:
             f"{controllers} controllers more need about {needed >> 20} MiB of memory, and {free >> 20} MiB are "
             f"available: about {free // CONTROLLER_BYTES} fit; declare fewer, or give the machine (or the unit, by "
             "MemoryMax=) more"
+        )
+
+
+def check_target(target: TargetSettings) -> None:
+    """Enough memory for a target's process: with too little, SPDK would take what there is before it fails.
+
+    :raises ConflictError: there is not.
+    """
+    free = available_memory()
+    if target.memory > free and hugepages.why_unusable(target.memory):
+        raise ConflictError(
+            f"{target.subject}: memory of {target.memory >> 20} MiB, and {free >> 20} MiB are available, fewer in "
+            "hugepages: take less, or give the machine (or the unit, by MemoryMax=) more"
         )
 
 

@@ -17,7 +17,7 @@ from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Remote, TargetSettings, Volume
 from nvmuser.paths import DEFAULT_TARGET
 
-_UNBOUND = (Remote.kind, TargetSettings.kind)
+UNBOUND = (Remote.kind, TargetSettings.kind)
 """Kinds of which nothing is tied to one target by what lies on it."""
 
 
@@ -101,7 +101,7 @@ def moving(before: Desired, after: Desired) -> dict[Key, tuple[str, str]]:
     return {
         key: (from_, to)
         for key in one.keys() & other.keys()
-        if key.kind not in _UNBOUND
+        if key.kind not in UNBOUND
         for from_, to in [(min(one[key]), min(other[key]))]
         if from_ != to and not after.entries[key].deleting
     }

@@ -33,6 +33,7 @@ def declared(before: Desired, change: Change, state: StateDir) -> Desired:
             access.group_of(wanted)
         elif isinstance(wanted, TargetSettings):
             check_cores(wanted)
+            limits.check_target(wanted)
             check_socket_path(state.process_socket(wanted.name, _MANY_PROCESSES))
         elif isinstance(wanted, Remote):
             key_files.check(wanted)

@@ -14,13 +14,22 @@ from typing import Protocol
 from nvmuser.errors import RpcConnectionError, RpcTimeoutError, TargetError
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.placement import on
+from nvmuser.model.placement import UNBOUND, on
 from nvmuser.reconcile.site import Site
+from nvmuser.rpc.client import Client
 
 _DEADLINE = 10.0
 """Seconds in which a target has to let go. Its other guests would lose it; those that wait have hours."""
 
+_SUCCESSOR = "+"
+"""After a target's name: the process that takes over from its present one. No name has it."""
+
 log = logging.getLogger(__name__)
+
+
+def successor_of(target: str) -> str:
+    """Under which name the process is known that takes over from a target's present one."""
+    return target + _SUCCESSOR
 
 
 class Guests(Protocol):
@@ -32,8 +41,11 @@ class Guests(Protocol):
     def left(self, controllers: Collection[str]) -> None:
         """Nothing of theirs is in flight any more."""
 
-    async def end_one(self, name: str) -> bool:
-        """End a target that does not let go; False: nobody here can."""
+    async def end_one(self, name: str, rpc: Client) -> bool:
+        """End the process of a target that does not let go; False: nobody here can.
+
+        :param rpc: its connection.
+        """
 
 
 class Nobody:
@@ -45,7 +57,7 @@ class Nobody:
     def left(self, controllers: Collection[str]) -> None:
         """Nobody is told."""
 
-    async def end_one(self, name: str) -> bool:
+    async def end_one(self, name: str, rpc: Client) -> bool:
         return False
 
 
@@ -60,16 +72,41 @@ class Transit:
         self._sites = sites
         self._deadline = deadline
         self._keys: frozenset[Key] = frozenset()
-        self._parts: tuple[Desired, frozenset[Key], dict[str, Desired]] | None = None
+        self._succeeded: dict[str, frozenset[Key]] = {}
+        """What has gone to the successor of a target's process, by the target's name."""
+        self._parts: tuple[Desired, dict[str, Desired]] | None = None
 
     def scope(self, name: str, desired: Desired) -> Desired:
-        """What of everything wanted is on a target now."""
+        """What of everything wanted is on a target now, or on the successor of its process."""
         known = self._parts
-        if known is None or known[0] is not desired or known[1] is not self._keys:
-            known = self._parts = (desired, self._keys, {})
-        if name not in known[2]:
-            known[2][name] = on(desired, name, known[1])
-        return known[2][name]
+        if known is None or known[0] is not desired:
+            known = self._parts = (desired, {})
+        if name not in known[1]:
+            known[1][name] = self._scope(name, desired)
+        return known[1][name]
+
+    def _scope(self, name: str, desired: Desired) -> Desired:
+        target = name.removesuffix(_SUCCESSOR)
+        part = on(desired, target, self._keys)
+        gone = self._succeeded.get(target)
+        if gone is None:
+            return part
+        here = (key in gone for key in part.entries) if name != target else (key not in gone for key in part.entries)
+        return Desired(
+            {
+                key: entry
+                for (key, entry), is_here in zip(part.entries.items(), here, strict=True)
+                if is_here or key.kind in UNBOUND
+            }
+        )
+
+    def succeed(self, target: str, keys: Collection[Key] | None) -> None:
+        """These of a target are its process's successor's; None: there is no successor (any more), or it is all."""
+        if keys is None:
+            self._succeeded.pop(target, None)
+        else:
+            self._succeeded[target] = frozenset(keys)
+        self._parts = None
 
     def check(self, moved: Mapping[Key, tuple[str, str]]) -> None:
         """Check that there is a target to go to, where there is one to leave.
@@ -86,10 +123,12 @@ class Transit:
     def begin(self, moved: Collection[Key]) -> None:
         """These are on no target from now on: to be called before anybody can see that they are on another."""
         self._keys |= frozenset(moved)
+        self._parts = None
 
     def give_up(self, moved: Collection[Key]) -> None:
-        """They have not begun to move after all."""
+        """They are on a target again."""
         self._keys -= frozenset(moved)
+        self._parts = None
 
     async def carry(self, moved: Mapping[Key, tuple[str, str]]) -> None:
         """Have the old targets let go. It is the new ones' when this returns, or raises.
@@ -101,10 +140,8 @@ class Transit:
         try:
             for name in sorted({from_ for from_, _ in moved.values()} & self._sites.keys()):
                 await self._leave(name)
-        except BaseException:
-            self._keys -= moved.keys()
-            raise
-        self._keys -= moved.keys()
+        finally:
+            self.give_up(moved)
         self.guests.left(controllers)
 
     async def _leave(self, name: str) -> None:
@@ -113,7 +150,7 @@ class Transit:
             await site.leave(self._deadline)
         except (TargetError, RpcConnectionError, RpcTimeoutError) as error:
             log.warning("target %s: %s", name, error)
-            if not await asyncio.shield(self.guests.end_one(name)):
+            if rpc is None or not await asyncio.shield(self.guests.end_one(name, rpc)):
                 raise
             if site.rpc is rpc:  # else its successor is there already
                 site.lost()

@@ -25,6 +25,8 @@ from nvmuser.supervisor.process import Process
 _START_DEADLINE = 30.0
 _STATUS_DEADLINE = 5.0
 _STOP_GRACE = 5.0
+_NAMES = 4096
+"""Controllers that one message names at most."""
 _NOBODY: dict[str, Any] = {"sessions": [], "rss_kib": 0, "controllers": 0}
 """The status of an endpoint that does not answer."""
 
@@ -155,8 +157,10 @@ class EndpointProcess:
 
     def target(self, state: str, controllers: Iterable[str]) -> None:
         """Report the state of these controllers' target: gone, drained or ready."""
-        if self._channel:
-            self._channel.send("target", state=state, controllers=sorted(controllers))
+        names = sorted(controllers)
+        for first in range(0, len(names), _NAMES):
+            if self._channel:
+                self._channel.send("target", state=state, controllers=names[first : first + _NAMES])
 
     async def status(self) -> dict[str, Any]:
         """Guests and memory; empty when the endpoint does not answer in time."""

@@ -17,6 +17,7 @@ from nvmuser.reconcile.engine import Engine
 from nvmuser.supervisor.backoff import Backoff
 from nvmuser.supervisor.endpoint import EndpointProcess
 from nvmuser.supervisor.history import History
+from nvmuser.supervisor.rolling import Rolling
 from nvmuser.supervisor.spdk import Target
 from nvmuser.supervisor.targets import Targets
 from nvmuser.toolchain import Spdk
@@ -54,6 +55,8 @@ class Life:
         self._site = ways.engine.site(name)
         self._died_at: float | None = None
         self._planned = False
+        self.rolling: Rolling | None = None
+        """The replacement of its process, while it goes on."""
 
     def tell(self, *states: str) -> None:
         """Report the target's state to the guests of its controllers."""
@@ -90,6 +93,8 @@ class Life:
                 bringing_up.cancel()
                 await asyncio.gather(bringing_up, return_exceptions=True)
             await self._bury()
+            if self.rolling:
+                self.rolling.predecessor_ended()
 
     def _refuse(self, error: Exception) -> None:
         self.refusal = error if isinstance(error, NvmuserError) else TargetError(str(error))
@@ -135,6 +140,29 @@ class Life:
         self._planned = False
         log.warning("target %s, process %d %s", self.name, dead.process.pid, dead.process.ending)
         await dead.close()
+
+    def expect_end(self) -> None:
+        """The process is about to be ended: that is no failure."""
+        self._planned = True
+
+    async def roll(self, spdk: Spdk) -> int:
+        """Replace the process by another, one controller at a time. Returns how many moved.
+
+        Its caller lets nothing be changed meanwhile, and waits until it is `ready`.
+
+        :raises TargetError: the old one goes on.
+        """
+        if self.targets.current is None or not self.ready.is_set():
+            raise TargetError(f"target {self.name}: it does not serve at this moment; try again when it does")
+        old, successor = self.targets.spdk, await self.targets.take_standby(spdk)
+        if successor is None:
+            raise TargetError(f"{spdk.prefix}: the new process does not start; the old one goes on")
+        self.rolling = Rolling(self, self._ways, successor)
+        try:
+            return await self.rolling.run()
+        except TargetError:
+            self.targets.spdk = old
+            raise
 
     async def kill(self) -> Target | None:
         """End the process at once, and return it; what it had in flight has ended then. The next one is started."""
@@ -183,6 +211,9 @@ class Life:
     async def end(self) -> None:
         """Stop its processes, in good order."""
         self.ready.clear()
+        if self.rolling:
+            await self.rolling.successor.process.kill()
+            await self.rolling.successor.close()
         if (target := self.targets.current) and target.process.alive:
             await self._site.release()
         await self.targets.end()

@@ -15,8 +15,10 @@ from nvmuser.model import cores
 from nvmuser.model.change import Change
 from nvmuser.model.objects import TargetSettings
 from nvmuser.paths import DEFAULT_TARGET, StateDir
+from nvmuser.rpc import Client
 from nvmuser.supervisor.history import History
 from nvmuser.supervisor.life import Life, Ways
+from nvmuser.supervisor.rolling import processes
 from nvmuser.supervisor.settings import Settings
 from nvmuser.supervisor.spdk import Options, end_others
 from nvmuser.supervisor.targets import Targets
@@ -192,9 +194,10 @@ class Lives:
     def left(self, controllers: Collection[str]) -> None:
         self._ways.endpoint.target("drained", controllers)
 
-    async def end_one(self, name: str) -> bool:
-        """End a target's process, which does not let go; the next one is started."""
-        if name not in self:
-            return False
-        await self[name].kill()
+    async def end_one(self, name: str, rpc: Client) -> bool:
+        """End the process that does not let go; the next one is started."""
+        for life in self:
+            for target in processes(life):
+                if target.rpc is rpc:
+                    await target.process.kill()
         return True

@@ -188,7 +188,7 @@ class Supervisor:
     async def _follow_standbys(self, change: Change) -> None:
         """What a change says of standbys takes effect at once."""
         for one in change.update:
-            life = self._lives[one.name] if isinstance(one, TargetSettings) else None
+            life = self._lives[one.name] if isinstance(one, TargetSettings) and one.name in self._lives else None
             if life and self._keeps_standby(life.name) != (life.targets.standby is not None):
                 await life.keep_standby()
 
@@ -284,28 +284,34 @@ class Supervisor:
         for life in self._lives:
             await life.keep_standby()
 
-    async def restart(self, target: str | None = None) -> None:
+    async def restart(self, target: str | None = None, rolling: bool = False) -> int:
         """Replace a target by another process of the same SPDK, with its I/O finished first.
 
         :param target: name of one; None: all, one after the other.
+        :param rolling: one controller at a time, while both processes live.
+        :returns: how many controllers moved, where it was rolling.
         """
-        for life in self._chosen(target):
-            await self._replace(life, life.targets.spdk)
+        return sum([await self._replace(life, life.targets.spdk, rolling) for life in self._chosen(target)])
 
-    async def upgrade(self, prefix: str) -> None:
-        """Replace the targets by processes of the SPDK in `prefix`, now and at later starts."""
+    async def upgrade(self, prefix: str, rolling: bool = False) -> int:
+        """Replace the targets by processes of the SPDK in `prefix`, now and at later starts; as `restart` does."""
         spdk = check_prefix(Path(prefix))
-        for life in self._lives:
-            await self._replace(life, spdk)
+        moved = sum([await self._replace(life, spdk, rolling) for life in self._lives])
         try:
             choose_spdk(self._state, spdk)
             self.history.resolve("upgrade")
         except OSError as error:
             text = f"{self._state.spdk}: {error.strerror}; the next start uses another SPDK than {prefix}"
             self.history.note("upgrade", text)
+        return moved
 
-    async def _replace(self, life: Life, spdk: Spdk) -> None:
+    async def _replace(self, life: Life, spdk: Spdk, rolling: bool) -> int:
         """The next process is started before the old one ends."""
+        if rolling:
+            async with self._changing:
+                moved = await life.roll(spdk)
+            await life.ready.wait()
+            return moved
         failure = ""
         async with self._changing:
             await life.replace(spdk)
@@ -316,6 +322,7 @@ class Supervisor:
         await life.ready.wait()
         if failure:
             raise TargetError(f"the target was replaced; what the old one wrote may not be on the disk: {failure}")
+        return 0
 
 
 async def _known(life: Life) -> None:

@@ -166,6 +166,10 @@ class Targets:
         self._history.last_ending = dead.process.ending
         return dead
 
+    def succeed(self, target: Target) -> None:
+        """Another process serves from now on."""
+        self.current = target
+
     async def _start(self) -> Target:
         rotate(self._log, self._limits)
         self._generation += 1
@@ -200,6 +204,18 @@ class Targets:
             if standby and self.standby is not standby:
                 await standby.process.kill()
                 await standby.close()
+
+    async def take_standby(self, spdk: Spdk) -> Target | None:
+        """A process of this SPDK that is started and serves nobody; None: it does not start, and all is as before."""
+        old, self.spdk = self.spdk, spdk
+        await self.raise_standby()
+        standby, self.standby = self.standby, None
+        if standby is None or not standby.process.alive:
+            await _discard(standby)
+            self.spdk = old
+            return None
+        await standby.unpark()
+        return standby
 
     async def drop_standby(self) -> None:
         """Do without one from now on."""

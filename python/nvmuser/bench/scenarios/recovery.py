@@ -1,6 +1,6 @@
 """Kills of processes under a guest that writes and verifies, and what the guest saw.
 
-Owns a deployment, a guest and an ext4 file system in it. What is killed are processes of that deployment,
+Owns a deployment and a guest. What is killed are processes of that deployment,
 which it started. The stall of a round is the longest that one I/O of fio took; fio's
 verification, the guest's boot id and fsck show what survives.
 """
@@ -8,7 +8,6 @@ verification, the guest's boot id and fsck show what survives.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import signal
@@ -19,13 +18,24 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from nvmuser.bench.measure import fio, runner, stats
+from nvmuser.bench.measure import runner, stats
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.fio import Job
 from nvmuser.bench.measure.fio_output import Estimate
 from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.rounds.alternate import alternate
+from nvmuser.bench.scenarios.verified import (
+    FILE,
+    MEMORY,
+    Seen,
+    backing,
+    check_disk,
+    counted,
+    format_disk,
+    longest_io,
+    summary,
+)
 from nvmuser.errors import GuestError, RpcError
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.rpc import Client
@@ -33,10 +43,6 @@ from nvmuser.toolchain import accelerator
 
 Kill = Literal["target", "endpoint", "both"]
 
-_SIZE = 512 << 20
-_MEMORY = 512 << 20
-_MOUNT = "/mnt"
-_FILE = f"{_MOUNT}/verified"
 _DELAY = (0.1, 1.5)
 """Seconds between fio's first estimate and the kill, at random: at any point of a write or a flush."""
 _ROUND_LIMIT = 240.0
@@ -61,27 +67,14 @@ class RecoveryPlan:
 
 
 @dataclass
-class RecoveryOutcome:
+class RecoveryOutcome(Seen):
     """What the guest saw. Times in seconds."""
 
     stalls: list[float] = field(default_factory=list)
     first_io: list[float] = field(default_factory=list)
     startups: list[float] = field(default_factory=list)
-    boots: set[str] = field(default_factory=set)
-    io_errors: int = 0
-    bad_blocks: int = 0
     messages_per_io: float | None = None
-    fsck_clean: bool = False
     ratio: stats.Interval | None = None
-
-    @property
-    def wrong(self) -> str | None:
-        """Why the guest did not survive, in words."""
-        if self.io_errors or self.bad_blocks:
-            return f"{self.io_errors} I/O errors, {self.bad_blocks} wrong blocks"
-        if len(self.boots) > 1:
-            return "the guest has rebooted"
-        return None if self.fsck_clean else "fsck found the file system damaged"
 
     def to_json(self, plan: RecoveryPlan) -> dict[str, Any]:
         """What was done, and what the guest saw; times in seconds."""
@@ -90,12 +83,9 @@ class RecoveryOutcome:
             "standby": plan.standby,
             "outage_s": plan.outage,
             "rounds": len(self.stalls),
-            "io_errors": self.io_errors,
-            "bad_blocks": self.bad_blocks,
-            "guest_boots": len(self.boots),
-            "fsck_clean": self.fsck_clean,
-            "stall_s": _summary(self.stalls),
-            "first_io_s": _summary(self.first_io),
+            **self.facts(),
+            "stall_s": summary(self.stalls),
+            "first_io_s": summary(self.first_io),
             "target_startup_s": median(self.startups) if self.startups else None,
             "messages_per_io": self.messages_per_io,
             "accelerator": accelerator(),
@@ -104,10 +94,6 @@ class RecoveryOutcome:
             document["throughput_ratio"] = self.ratio.median
             document["throughput_ratio_ci"] = [self.ratio.low, self.ratio.high]
         return document
-
-
-def _summary(values: list[float]) -> dict[str, float | None]:
-    return {"median": median(values) if values else None, "max": max(values, default=None)}
 
 
 async def measure(plan: RecoveryPlan, progress: Progress) -> RecoveryOutcome:
@@ -124,9 +110,9 @@ async def measure(plan: RecoveryPlan, progress: Progress) -> RecoveryOutcome:
         async with Deployment.start(root / "state", standby=plan.standby) as deployment:
             if plan.overhead:
                 await _overhead(plan, deployment, root, outcome, progress)
-            socket = await deployment.disk("survivor", _backing(root / "survivor"))
+            socket = await deployment.disk("survivor", backing(root / "survivor"))
             progress.step("booting a guest")
-            async with launch(GuestSpec(cpus=plan.queues, memory=_MEMORY, sockets=(socket,)), root / "guest") as guest:
+            async with launch(GuestSpec(cpus=plan.queues, memory=MEMORY, sockets=(socket,)), root / "guest") as guest:
                 await _rounds(plan, guest, deployment, outcome, progress)
     return outcome
 
@@ -134,29 +120,13 @@ async def measure(plan: RecoveryPlan, progress: Progress) -> RecoveryOutcome:
 async def _rounds(
     plan: RecoveryPlan, guest: Guest, deployment: Deployment, outcome: RecoveryOutcome, progress: Progress
 ) -> None:
-    await _format(guest)
+    await format_disk(guest)
     await _undisturbed(guest, deployment, outcome, progress)
     for number in range(plan.rounds):
         progress.step(f"round {number + 1} of {plan.rounds}: writing, killing {plan.kill}, verifying")
         await _round(plan, guest, deployment, outcome)
     outcome.boots.add(guest.boot_id)
-    outcome.fsck_clean = await _check(guest)
-
-
-def _backing(path: Path) -> Path:
-    with path.open("wb") as file:
-        file.truncate(_SIZE)
-    return path
-
-
-async def _format(guest: Guest) -> None:
-    script = f"mkfs.ext4 -q -E lazy_itable_init=0 /dev/nvme0n1 && mkdir -p {_MOUNT} && mount /dev/nvme0n1 {_MOUNT}"
-    await guest.run(script, timeout=120.0, check=True)
-
-
-async def _check(guest: Guest) -> bool:
-    result = await guest.run(f"umount {_MOUNT} && fsck.ext4 -fn /dev/nvme0n1", timeout=120.0)
-    return result.status == 0
+    outcome.fsck_clean = await check_disk(guest)
 
 
 def _job() -> Job:
@@ -168,8 +138,8 @@ async def _undisturbed(guest: Guest, deployment: Deployment, outcome: RecoveryOu
     """One round without a kill: lays the file out, and counts messages."""
     progress.step("writing and verifying undisturbed")
     before = await _session(deployment)
-    run = await runner.run(guest, _job().workload(), [_FILE], limit=_ROUND_LIMIT)
-    _count(run, outcome)
+    run = await runner.run(guest, _job().workload(), [FILE], limit=_ROUND_LIMIT)
+    counted(run, outcome)
     after = await _session(deployment)
     ios = sum(direction.total_ios for direction in run.jobs[0].directions.values())
     outcome.messages_per_io = (after["messages"] - before["messages"]) / max(ios, 1)
@@ -184,7 +154,7 @@ async def _round(plan: RecoveryPlan, guest: Guest, deployment: Deployment, outco
 
     workload = _job().workload()
     limit = _ROUND_LIMIT + 2 * plan.outage
-    work = asyncio.create_task(runner.run(guest, workload, [_FILE], on_estimate=begun, limit=limit))
+    work = asyncio.create_task(runner.run(guest, workload, [FILE], on_estimate=begun, limit=limit))
     try:
         await writing.wait()
         await asyncio.sleep(random.uniform(*_DELAY))
@@ -195,8 +165,8 @@ async def _round(plan: RecoveryPlan, guest: Guest, deployment: Deployment, outco
     finally:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
-    _count(run, outcome)
-    outcome.stalls.append(_longest_io(run))
+    counted(run, outcome)
+    outcome.stalls.append(longest_io(run))
     startup = (await deployment.control.call("status"))["target"]["startup_s"]
     outcome.startups.append(startup)
     outcome.boots.add(guest.boot_id)
@@ -234,20 +204,6 @@ async def _session(deployment: Deployment) -> dict[str, Any]:
     return sessions["survivor"]
 
 
-def _count(run: runner.FioRun, outcome: RecoveryOutcome) -> None:
-    for job in run.jobs:
-        outcome.bad_blocks += job.verify_errors
-        if job.error or (job.wrong and not job.verify_errors):
-            outcome.io_errors += 1
-
-
-def _longest_io(run: runner.FioRun) -> float:
-    """The longest that a write, a flush or a read of the verification took, in seconds (fio reports nanoseconds)."""
-    job = json.loads(run.files[fio.OUTPUT])["jobs"][0]
-    longest: int = max(job[kind]["lat_ns"]["max"] for kind in ("write", "sync", "read"))
-    return longest / 1e9
-
-
 async def _overhead(
     plan: RecoveryPlan, deployment: Deployment, root: Path, outcome: RecoveryOutcome, progress: Progress
 ) -> None:
@@ -255,10 +211,10 @@ async def _overhead(
 
     In a guest of its own, before anything is killed: what goes past the endpoint does not survive.
     """
-    sockets = [await deployment.disk(name, _backing(root / name), direct=name == "direct") for name in _PAIR]
+    sockets = [await deployment.disk(name, backing(root / name), direct=name == "direct") for name in _PAIR]
     progress.step("booting a guest for the overhead")
     job = Job("overhead", "randwrite", iodepth=32, runtime=_OVERHEAD_RUNTIME, ramp=0.5).workload()
-    async with launch(GuestSpec(cpus=plan.queues, memory=_MEMORY, sockets=tuple(sockets)), root / "overhead") as guest:
+    async with launch(GuestSpec(cpus=plan.queues, memory=MEMORY, sockets=tuple(sockets)), root / "overhead") as guest:
 
         def measured(device: str) -> Callable[[int], Awaitable[float]]:
             async def iops(_round: int) -> float:
