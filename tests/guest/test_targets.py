@@ -12,6 +12,8 @@ import pytest
 import pytest_asyncio
 from world import World, both, kill, started
 
+from nvmuser.bench.measure.progress import Silent
+from nvmuser.bench.scenarios.move import MovePlan, measure
 from nvmuser.model.change import Change
 from nvmuser.model.objects import TargetSettings
 from nvmuser.supervisor import control
@@ -89,3 +91,10 @@ async def test_a_target_that_hangs_is_killed_when_it_does_not_let_go(world: Worl
         await recovered(world, before, "two")
 
     await world.survives(strike)
+
+
+@pytest.mark.matrix
+async def test_a_hundred_moves_and_ten_deaths_next_door() -> None:
+    outcome = await measure(MovePlan(rounds=100, kills=10), Silent())
+    assert outcome.wrong is None
+    assert len(outcome.calls) == 100

@@ -17,7 +17,7 @@ from nvmuser.reconcile.engine import Engine
 from nvmuser.supervisor.backoff import Backoff
 from nvmuser.supervisor.endpoint import EndpointProcess
 from nvmuser.supervisor.history import History
-from nvmuser.supervisor.rolling import Rolling
+from nvmuser.supervisor.rolling import Rolling, processes
 from nvmuser.supervisor.spdk import Target
 from nvmuser.supervisor.targets import Targets
 from nvmuser.toolchain import Spdk
@@ -165,10 +165,10 @@ class Life:
             raise
 
     async def kill(self) -> Target | None:
-        """End the process at once, and return it; what it had in flight has ended then. The next one is started."""
+        """End the process at once, and return it; what it had in flight has ended then. The next one is started. The
+        one that is about to take over from it is ended too."""
         target = self.targets.current
-        if target:
-            await target.process.kill()
+        await asyncio.gather(*(one.process.kill() for one in processes(self)))
         return target
 
     async def keep_standby(self) -> None:
