@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 from test_engine import Killed, ModelRpc
 
-from nvmuser.errors import ConflictError, RpcConnectionError, RpcServerError, TargetError
+from nvmuser.errors import ConflictError, RpcConnectionError, RpcServerError, RpcTimeoutError, TargetError
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, TargetSettings, Volume
@@ -259,3 +259,24 @@ async def test_a_target_that_hangs_holds_nobody_up_who_is_on_another(world: Worl
             async with asyncio.timeout(5):
                 await engine.change(Change(update=(replace(y, mode="0666"),)))
                 await engine.reconcile(["fast"])
+
+
+async def test_one_that_does_not_answer_leaves_the_others_in_the_status(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with world.engine() as engine:
+        await world.fill(engine)
+        real = site_module.query
+
+        async def query(rpc: Client) -> Actual:
+            if rpc is engine.site("fast").rpc:
+                raise RpcTimeoutError("no answer")
+            return await real(rpc)
+
+        monkeypatch.setattr(site_module, "query", query)
+        status = await engine.status()
+        assert Key("volume", "a") in status.in_sync
+        assert Key("volume", "b") in status.missing
+        engine.rpc = None
+        with pytest.raises(RpcTimeoutError):
+            await engine.status()

@@ -38,7 +38,7 @@ from nvmuser.reconcile.calls import Problem
 from nvmuser.reconcile.declare import check_cores, declared
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.reroute import moved
-from nvmuser.reconcile.site import Site
+from nvmuser.reconcile.site import Site, looked_at
 from nvmuser.reconcile.status import Status, together
 from nvmuser.reconcile.tidy import tidy
 from nvmuser.reconcile.transit import Transit
@@ -313,7 +313,7 @@ class Engine:
         live = [site for site in self._sites.values() if site.rpc]
         if not live:
             raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
-        found = together([await site.status() for site in live], [wanted.key for wanted in desired.wanted()])
+        found = together(await looked_at(live), [wanted.key for wanted in desired.wanted()])
         spaces = [str(space) for space in file_systems(desired.volumes()) if space.short]
         return replace(found, space=(*spaces, *found.space))
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
-from nvmuser.errors import SetupError, TargetError, TargetNotRunning
+from nvmuser.errors import RpcError, SetupError, TargetError, TargetNotRunning
 from nvmuser.hostfs import files, locks
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
@@ -316,3 +316,15 @@ class Site:
         closing = [backends.delete(volume, desired) for volume in desired.volumes() if volume.key in mine]
         await asyncio.gather(*(rpc.post(one.method, one.params) for one in closing if one), return_exceptions=True)
         return problems
+
+
+async def looked_at(sites: Sequence[Site]) -> list[Status]:
+    """How those targets fare that answer.
+
+    :raises NvmuserError: none does, or something else is in the way.
+    """
+    results = await asyncio.gather(*(site.status() for site in sites), return_exceptions=True)
+    failures = [result for result in results if isinstance(result, BaseException)]
+    if failures and (len(failures) == len(results) or not all(isinstance(one, RpcError) for one in failures)):
+        raise failures[0]
+    return [result for result in results if isinstance(result, Status)]
