@@ -27,7 +27,7 @@ MOVES = 4
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     """Controller `two` is on a target of its own, to which it has moved."""
     async with started(tmp_path_factory.mktemp("t")) as world:
-        await change(world, Change(create=(TargetSettings("fast"),)))
+        await change(world, Change(create=(TargetSettings("fast", profile="eco"),)))
         before = await world.status()
         await move(world, "two", "fast")
         await recovered(world, before, "two")

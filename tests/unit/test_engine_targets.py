@@ -60,6 +60,7 @@ class World:
             for name, rpc in self.rpc.items():
                 engine.site(name).rpc = cast(Client, rpc)
             engine.transit.guests = self.told
+            engine.transit.deadline = 0.3
             yield engine
 
     async def fill(self, engine: Engine) -> None:
@@ -181,9 +182,25 @@ async def test_an_old_target_that_dies_meanwhile_has_let_go(world: World) -> Non
                 raise RpcConnectionError("gone")
 
         world.rpc["spdk"].trap = die
-        await engine.change(to(engine, "x", "fast"))
+        outcome = await engine.change(to(engine, "x", "fast"))
+        assert (outcome.problems, outcome.pending) == ((), False), (
+            "it is there: who comes after the old one is no matter"
+        )
         assert world.told.events == [("leaving", "x"), ("end", "spdk"), ("left", "x")]
         assert world.bdevs("fast") == {"a", "b"}
+
+
+async def test_what_a_controller_shows_no_more_goes_home(world: World) -> None:
+    with world.engine() as engine:
+        await world.fill(engine)
+        world.watch()
+        methods: list[str] = []
+        world.rpc["fast"].trap = methods.append
+        y = engine.desired().controller("y")
+        await engine.change(Change(update=(replace(y, namespaces=()),)))
+        assert (world.bdevs("spdk"), world.bdevs("fast")) == ({"a", "b"}, set())
+        assert methods.index("before nvmf_subsystem_remove_ns") < methods.index("before bdev_aio_delete")
+        world.assert_whole(engine)
 
 
 async def test_one_that_does_not_let_go_and_cannot_be_ended(world: World) -> None:
@@ -196,7 +213,7 @@ async def test_one_that_does_not_let_go_and_cannot_be_ended(world: World) -> Non
                 raise RpcServerError("bdev_aio_delete", {}, -16, "busy")
 
         world.rpc["spdk"].trap = refuse
-        with pytest.raises(TargetError, match="has not closed volume a; nothing was changed"):
+        with pytest.raises(TargetError, match=r"has not closed volume a within 0.3 s; nothing was changed"):
             await engine.change(to(engine, "x", "fast"))
         assert world.bdevs("fast") == {"b"}
         assert ("left", "x") not in world.told.events

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from nvmuser.errors import (
@@ -188,6 +189,7 @@ class Engine:
         """
         before, after, moved = await asyncio.to_thread(self._record, change)
         keys, carried = change.keys | moved.keys(), False
+        had_served = any(self._serves(from_) for from_, _ in moved.values())
         try:
             if moved:
                 await self.transit.carry(moved)
@@ -207,7 +209,7 @@ class Engine:
             for problem in outcome.problems
             if problem.object in keys and problem.object.kind != TargetSettings.kind
         ]
-        if outcome.pending and any(self._serves(from_) for from_, _ in moved.values()):
+        if outcome.pending and moved and had_served:
             # What was served goes on where it was.
             mine = [Problem(key, f"target {to} has ended") for key, (_, to) in list(moved.items())[:1]]
         elif outcome.pending:
@@ -239,12 +241,12 @@ class Engine:
 
     @staticmethod
     def _involved(
-        keys: Collection[Key], before: Desired, after: Desired, moved: Mapping[Key, tuple[str, str]]
+        keys: AbstractSet[Key], before: Desired, after: Desired, moved: Mapping[Key, tuple[str, str]]
     ) -> set[str]:
-        """Names of the targets that have something to do in a change."""
-        names = {name for pair in moved.values() for name in pair}
+        """Names of the targets that have something to do in a change, after what moves has left its old one."""
+        names = {to for _, to in moved.values()}
         for where in (places(before), places(after)):
-            names |= {name for key in keys for name in where.get(key, ())}
+            names |= {name for key in keys - moved.keys() for name in where.get(key, ())}
         return names
 
     async def reconcile(self, targets: Collection[str] | None = None, all_or_nothing: Collection[Key] = ()) -> Outcome:

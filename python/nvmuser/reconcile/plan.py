@@ -55,6 +55,16 @@ def plan(
     )
 
 
+def closing(desired: Desired, actual: Actual, leaving: frozenset[Key]) -> Plan:
+    """The calls after which nothing is there any more of what is deleted in `desired`; nothing is made or repaired.
+
+    :param leaving: as of `plan`.
+    """
+    draft = Draft()
+    Removals(desired, actual, Ownership(desired, actual), draft, leaving).plan()
+    return Plan(tuple(draft.calls), tuple(draft.conflicts))
+
+
 def _restart(desired: Desired, actual: Actual) -> tuple[Problem, ...]:
     """Profile and cores are given to a process when it starts. What nobody has declared cannot be wrong."""
     wanted, other = next(iter(desired.targets()), None), []

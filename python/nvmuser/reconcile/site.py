@@ -25,7 +25,7 @@ from nvmuser.reconcile.execute import Result, execute
 from nvmuser.reconcile.gates import directories
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.ownership import Ownership
-from nvmuser.reconcile.plan import plan
+from nvmuser.reconcile.plan import closing, plan
 from nvmuser.reconcile.rebuilds import Rebuilds
 from nvmuser.reconcile.remotes import Routes, explore
 from nvmuser.reconcile.reopen import reopen
@@ -147,31 +147,33 @@ class Site:
         :raises RpcError: SPDK does not answer.
         :raises TargetError: it has something open still.
         """
+        open_still: list[Key] = []
         async with self._turn:
             if self.rpc is None:
                 return
             try:
                 async with asyncio.timeout(deadline):
-                    await self._leave(self.rpc)
+                    await self._leave(self.rpc, open_still)
             except TimeoutError:
-                raise TargetError(f"it has not let go of what goes to another target within {deadline:g} s") from None
+                what = ", ".join(key.words for key in open_still) or "what goes to another target"
+                raise TargetError(f"it has not closed {what} within {deadline:g} s") from None
 
-    async def _leave(self, rpc: Client) -> None:
+    async def _leave(self, rpc: Client, open_still: list[Key]) -> None:
         whole = self._store.load()
         going: list[Controller] = []
-        for _ in range(_ROUNDS):
+        while True:
             actual = await query(rpc)
             strays = self._strays(whole, actual)
+            open_still[:] = strays
             if not strays:
                 break
             going += [entry.object for entry in strays.values() if isinstance(entry.object, Controller)]
-            current = plan(Desired(strays), actual, self._directory, leaving=frozenset(strays))
+            desired = Desired({**self._scope(whole).entries, **strays})
+            current = closing(desired, actual, frozenset(strays))
             gate, _ = directories((), self._state)
             result = await execute(rpc, current.calls, lambda call: None, gate)
             if not result.done:
                 await asyncio.sleep(_PAUSE_S)
-        else:
-            raise TargetError(f"it has not closed {', '.join(key.words for key in strays)}")
         self._look(whole, actual)
         # SPDK removes a listener's socket as the last thing, when the guest's connection is taken apart
         # (`nvmf_vfio_user_destroy_endpoint`): not before is another's there under the same path.

@@ -67,10 +67,10 @@ class Transit:
     :param sites: the targets, by name.
     """
 
-    def __init__(self, sites: Mapping[str, Site], deadline: float = _DEADLINE) -> None:
+    def __init__(self, sites: Mapping[str, Site]) -> None:
         self.guests: Guests = Nobody()
+        self.deadline = _DEADLINE
         self._sites = sites
-        self._deadline = deadline
         self._keys: frozenset[Key] = frozenset()
         self._succeeded: dict[str, frozenset[Key]] = {}
         """What has gone to the successor of a target's process, by the target's name."""
@@ -147,7 +147,7 @@ class Transit:
     async def _leave(self, name: str) -> None:
         site, rpc = self._sites[name], self._sites[name].rpc
         try:
-            await site.leave(self._deadline)
+            await site.leave(self.deadline)
         except (TargetError, RpcConnectionError, RpcTimeoutError) as error:
             log.warning("target %s: %s", name, error)
             if rpc is None or not await asyncio.shield(self.guests.end_one(name, rpc)):
