@@ -31,6 +31,15 @@ _NOBODY: dict[str, Any] = {"sessions": [], "rss_kib": 0, "controllers": 0}
 """The status of an endpoint that does not answer."""
 
 
+def check_several(endpoint: EndpointProcess) -> None:
+    """:raises TargetError: it cannot tell the guests of one target from those of another."""
+    if not endpoint.several:
+        raise TargetError(
+            f"the endpoint that runs (pid {endpoint.process.pid}) is of an older nvmuser, and knows one target only: "
+            "end it (kill -9; guests survive that, and a new one is started), then try again"
+        )
+
+
 class EndpointProcess:
     """One endpoint at a time, with descriptors that stay from one to the next."""
 

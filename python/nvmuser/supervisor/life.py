@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from nvmuser.errors import NvmuserError, TargetError
 from nvmuser.reconcile.engine import Engine
 from nvmuser.supervisor.backoff import Backoff
-from nvmuser.supervisor.endpoint import EndpointProcess
+from nvmuser.supervisor.endpoint import EndpointProcess, check_several
 from nvmuser.supervisor.history import History
 from nvmuser.supervisor.rolling import Rolling, processes
 from nvmuser.supervisor.spdk import Target
@@ -152,6 +152,7 @@ class Life:
 
         :raises TargetError: the old one goes on.
         """
+        check_several(self._ways.endpoint)
         if self.targets.current is None or not self.ready.is_set():
             raise TargetError(f"target {self.name}: it does not serve at this moment; try again when it does")
         old, successor = self.targets.spdk, await self.targets.take_standby(spdk)

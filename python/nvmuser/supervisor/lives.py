@@ -16,6 +16,7 @@ from nvmuser.model.change import Change
 from nvmuser.model.objects import TargetSettings
 from nvmuser.paths import DEFAULT_TARGET, StateDir
 from nvmuser.rpc import Client
+from nvmuser.supervisor.endpoint import check_several
 from nvmuser.supervisor.history import History
 from nvmuser.supervisor.life import Life, Ways
 from nvmuser.supervisor.rolling import processes
@@ -114,6 +115,8 @@ class Lives:
                 await life.targets.end()
                 engine.site(life.name).lost()
         for life in self:
+            if life.targets.current and not self._ways.endpoint.several:
+                continue  # what is said of some, an older endpoint takes for all
             here = {key.name for key in engine.site(life.name).present if key.kind == "controller"}
             elsewhere = {key.name for other in self for key in engine.site(other.name).strays}
             lost = set(engine.controllers(life.name)) - here - elsewhere
@@ -144,11 +147,7 @@ class Lives:
         new = [one for one in change.create if isinstance(one, TargetSettings) and one.name not in self]
         if not new:
             return []
-        if not self._ways.endpoint.several:
-            raise TargetError(
-                "the endpoint that runs is of an older nvmuser, and knows one target only: end it (`nvmuser status` "
-                "has its pid; guests survive that), then try again"
-            )
+        check_several(self._ways.endpoint)
         await asyncio.to_thread(self._ways.engine.check, change)
         self._declared |= {one.name: one for one in new}
         begun = [self._make(one.name) for one in new]

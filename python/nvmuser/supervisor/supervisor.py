@@ -114,6 +114,9 @@ class Supervisor:
         if await self._endpoint.adopt():
             self._took_over = True
             await self._lives.adopt()
+            if not self._endpoint.several and len(list(self._lives)) > 1:
+                # Of an older version, which knows one target only: replaced as one that has died is.
+                await self._endpoint.process.kill()
             return
         await self._lives.adopt()
         await self._lives.end()
