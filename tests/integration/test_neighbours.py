@@ -1,0 +1,101 @@
+"""What one guest waits for, the others on its core do not: flush, deallocate and write zeroes that last."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from backing import MIB, call, controller, sparse, uuid
+from bare_target import BareTarget, TargetFactory
+from held_files import HeldFiles, Operation, held_files
+
+from nvmuser import initiator
+from nvmuser.rpc import methods
+from nvmuser.rpc.methods import Request
+
+BLOCK, READS = 4096, 200
+Submit = Callable[[initiator.Queue, initiator.Namespace], initiator.Request]
+SLOW: dict[str, tuple[Operation, Submit]] = {
+    "flush": (Operation.FSYNC, lambda queue, space: queue.flush(space)),
+    "deallocate": (Operation.FALLOCATE, lambda queue, space: queue.deallocate(space, [(8, 4), (16, 4)])),
+    "zeroes": (Operation.FALLOCATE, lambda queue, space: queue.write_zeroes(space, 8, 4)),
+}
+
+
+def two_volumes(target: BareTarget, directory: Path, files: HeldFiles) -> tuple[Path, Path]:
+    """A controller with the file of `files`, and one with another."""
+    call(
+        target,
+        methods.create_transport(),
+        methods.aio_create("slow", str(files.path / "v"), BLOCK, uuid(1)),
+        methods.aio_create("quick", str(sparse(directory / "quick", MIB)), BLOCK, uuid(2)),
+        *controller(directory, "c0", "slow"),
+        *controller(directory, "c1", "quick"),
+    )
+    return directory / "c0", directory / "c1"
+
+
+@pytest.mark.parametrize("polled", [False, True], ids=["interrupts", "polled"])
+@pytest.mark.parametrize("slow", SLOW)
+def test_a_neighbour_reads_meanwhile(target_factory: TargetFactory, tmp_path: Path, polled: bool, slow: str) -> None:
+    operation, submit = SLOW[slow]
+    (tmp_path / "slow").mkdir()
+    backing = tmp_path / "slow" / "v"
+    backing.write_bytes(b"\xff" * MIB)
+    with held_files(tmp_path / "slow") as files:
+        slow_one, quick_one = two_volumes(target_factory.start(polled=polled), tmp_path, files)
+        with (
+            initiator.connect(slow_one) as one,
+            initiator.connect(quick_one) as other,
+            one.queue(4, timeout=20) as waits,
+            other.queue(4, timeout=20) as reads,
+        ):
+            data = initiator.allocate(BLOCK)
+            files.hold(operation)
+            try:
+                request = submit(waits, one.namespace(1))
+                files.wait_for(operation)
+                for block in range(READS):
+                    reads.read(other.namespace(1), block, data).wait()
+                waits.poll()
+                assert not request.done, f"{slow}: answered before the device has"
+            finally:
+                files.release()
+            waits.wait([request])
+            if operation is Operation.FALLOCATE:
+                assert backing.read_bytes()[8 * BLOCK : 12 * BLOCK] == bytes(4 * BLOCK)
+
+
+def threads(target: BareTarget) -> dict[str, dict[str, str]]:
+    """By name, what proc_pid_status(5) has of each thread."""
+    found = {}
+    for task in Path(f"/proc/{target.process.pid}/task").iterdir():
+        facts = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines())
+        found[facts["Name"]] = {key: value.strip() for key, value in facts.items()}
+    return found
+
+
+def test_a_volume_goes_while_a_call_is_in_flight(target_factory: TargetFactory, tmp_path: Path) -> None:
+    (tmp_path / "slow").mkdir()
+    sparse(tmp_path / "slow" / "v", MIB)
+    with held_files(tmp_path / "slow") as files, ThreadPoolExecutor() as pool:
+        target = target_factory.start()
+        slow_one, _ = two_volumes(target, tmp_path, files)
+        with initiator.connect(slow_one) as one, one.queue(4, timeout=20) as queue:
+            files.hold(Operation.FSYNC)
+            request = queue.flush(one.namespace(1))
+            files.wait_for(Operation.FSYNC)
+            deleted = pool.submit(call, target, Request("bdev_aio_delete", {"name": "slow"}))
+            files.release()
+            queue.wait([request])
+            deleted.result(20)
+        thread = threads(target)["bdev_aio"]
+        assert int(thread["SigBlk"], 16) & 1 << signal.SIGTERM - 1, "signals are the main thread's"
+        if len(os.sched_getaffinity(0)) > 1:
+            assert thread["Cpus_allowed"] != threads(target)["reactor_0"]["Cpus_allowed"]
+        target.process.terminate()
+        assert target.process.wait(20) == 0
