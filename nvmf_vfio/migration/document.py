@@ -1,6 +1,6 @@
 """What of a controller travels with its guest: a few registers, the admin queue, and who the controller is.
 
-Maps, interrupts and configuration space are not in it: QEMU carries them, and sets them at the destination anew. The
+Maps, interrupts and configuration space are not in it: QEMU carries them, and sets them up at the destination. The
 document comes over a network, and is judged as a hostile guest's messages are: every field has a type and bounds, and
 nothing in it becomes an address but what the guest could have written into its registers itself.
 """

@@ -7,6 +7,7 @@ from typing import Any
 import click
 from rich.table import Table
 
+from nvmuser.cli import controller_handover
 from nvmuser.cli.groups import Group
 from nvmuser.cli.move import move
 from nvmuser.cli.options import force_option, json_option
@@ -15,9 +16,9 @@ from nvmuser.cli.rename import rename
 from nvmuser.model import change as changes
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
-from nvmuser.model.identity import device_in_guest
+from nvmuser.model.incoming import description
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Controller, Namespace, Volume
+from nvmuser.model.objects import Controller, Namespace
 from nvmuser.model.sizes import approximate
 from nvmuser.paths import DEFAULT_TARGET, StateDir
 from nvmuser.supervisor import control
@@ -79,6 +80,7 @@ def list_(state: StateDir, as_json: bool) -> None:
     for controller in desired.controllers():
         shown = ", ".join(f"{ns.nsid}: {ns.volume}" for ns in controller.namespaces)
         note = "" if desired.surviving(controller) else "has data that dies with the target"
+        note = "its volumes are another host's" if controller.away else note
         table.add_row(controller.name, controller.target, shown, str(state.socket(controller.name)), note)
     console().print(table)
 
@@ -159,6 +161,9 @@ def detach(state: StateDir, name: str, volume: str, force: bool, as_json: bool) 
 
 
 controller.add_command(rename("controller"))
+controller.add_command(controller_handover.prepare_incoming)
+controller.add_command(controller_handover.take_back)
+controller.add_command(controller_handover.release)
 
 
 @controller.command("move")
@@ -181,24 +186,7 @@ def move_command(state: StateDir, names: tuple[str, ...], to: str, as_json: bool
 
 
 def _described(controller: Controller, desired: Desired, state: StateDir) -> dict[str, Any]:
-    namespaces = []
-    for ns in controller.namespaces:
-        volume = desired.get(Key("volume", ns.volume))
-        assert isinstance(volume, Volume)
-        namespaces.append(
-            {
-                "nsid": ns.nsid,
-                "volume": ns.volume,
-                "uuid": volume.uuid,
-                "nguid": volume.nguid,
-                "eui64": volume.eui64,
-                "size": volume.size or None,
-                "device": device_in_guest(volume),
-                "volatile": volume.volatile,
-            }
-        )
-    return controller.to_json() | {
-        "namespaces": namespaces,
+    return description(controller, desired) | {
         "socket": str(state.socket(controller.name)),
         "direct_socket": str(state.socket(controller.name, direct=True)),
         "target": controller.target,

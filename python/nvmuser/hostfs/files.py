@@ -47,6 +47,19 @@ def prepare(volume: Volume, state: StateDir) -> Volume:
     return _existing(volume, path, info)
 
 
+def expected(volume: Volume) -> Volume:
+    """A volume that another host has open. Its file has to be here too, and to be the same one.
+
+    :raises NotFoundError: it is not on storage that both hosts share.
+    :raises UsageError: it has another size.
+    """
+    if (size := size_of(volume.path)) != volume.size:
+        raise UsageError(
+            f"{volume.path}: has {size} bytes here, and {volume.size} where its guest is: not the same file"
+        )
+    return volume
+
+
 def path_of(volume: Volume, state: StateDir) -> str:
     """Where the file of a declared file volume is, or will be made."""
     return os.path.abspath(volume.path or state.volumes / volume.in_spdk)

@@ -104,6 +104,7 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
         if _declared(desired.get(expected.key)) != _declared(expected):
             raise StaleError(f"{expected.key.words}: somebody else has just changed it; look again")
     entries = dict(desired.entries)
+    _check_away(desired, change)
     for key in change.delete:
         if key == DEFAULT:
             raise UsageError(f"{key.words}: the default target is always there")
@@ -144,7 +145,28 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
 
 def _declared(one: AnyObject) -> AnyObject:
     """Without what the engine records by itself: that is nobody's change."""
+    if isinstance(one, Controller):
+        return replace(one, away=False)
     return replace(one, stale=()) if isinstance(one, Volume) else one
+
+
+def _check_away(desired: Desired, change: Change) -> None:
+    """A controller whose volumes are another host's goes with them, and the files stay; until then it stays as it is.
+
+    :raises ConflictError: a volume of it would be opened here, or its data deleted.
+    """
+    updated = {one.key: one for one in change.update}
+    for controller in desired.controllers():
+        if not controller.away:
+            continue
+        mine = {controller.key, *controller.depends_on}
+        after = updated.get(controller.key, controller)
+        gone = mine & set(change.delete)
+        if (gone and (gone != mine or not change.keep_files)) or after.depends_on != controller.depends_on:
+            raise ConflictError(
+                f"{controller.key.words}: its volumes belong to another host; `nvmuser controller release "
+                f"{controller.name}` forgets them here, `nvmuser controller take-back {controller.name}` fetches them"
+            )
 
 
 def _finder(entries: Mapping[Key, Entry]) -> extent.Find:
@@ -173,7 +195,7 @@ def _going(one: AnyObject, change: Change) -> AnyObject:
 
     :raises UsageError: a file is to stay of what has none.
     """
-    if not change.keep_files:
+    if not change.keep_files or isinstance(one, Controller):
         return one
     if not isinstance(one, Volume) or one.backend != "file":
         raise UsageError(f"{one.key.words}: it has no file that could be kept")
@@ -240,7 +262,9 @@ def _updated(before: AnyObject, after: AnyObject, find: extent.Find) -> AnyObjec
         after = replace(after, stale=tuple(name for name in after.members if name in {*before.stale, *new}))
     if after != before:
         after.check_declared()
-    return _numbered(after) if isinstance(after, Controller) else after
+    if isinstance(before, Controller) and isinstance(after, Controller):
+        return _numbered(replace(after, away=before.away))
+    return after
 
 
 def _check_size(before: Volume, after: Volume) -> None:

@@ -83,6 +83,11 @@ class Desired:
         assert isinstance(one, TargetSettings)
         return one
 
+    @property
+    def closed(self) -> frozenset[Key]:
+        """Keys of the volumes that belong to another host: nothing here may open them."""
+        return frozenset(key for controller in self.controllers() if controller.away for key in controller.depends_on)
+
     def users(self, key: Key) -> list[str]:
         """What lies on it or shows it, in words: `controller a`."""
         return self.all_users().get(key, [])

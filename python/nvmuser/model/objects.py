@@ -96,8 +96,7 @@ class Volume(NamedInSpdk):
     block_size: int = 512
     volatile: bool = False
     path: str = ""
-    """file: the backing file or block device; empty in a declaration: one of our own, in the state
-    directory."""
+    """file: the backing file or block device; empty in a declaration: one of our own, in the state directory."""
     owned: bool = False
     """file: we made the backing file, so that deleting the volume deletes it."""
     pool: str = ""
@@ -268,6 +267,8 @@ class Controller(Object):
     """Guests may connect through the endpoint although data of theirs dies with the target."""
     target: str = DEFAULT_TARGET
     """By which it is served, with everything that lies below it."""
+    away: bool = False
+    """Its guest has left, or is expected: its volumes are another host's, and closed here. The engine records it."""
     nqn: str = ""
     serial: str = ""
     cntlid: int = 0

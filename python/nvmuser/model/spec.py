@@ -37,7 +37,7 @@ SIZES = ("size", "cluster_size", "memory")
 _DEEPEST = 8
 """Nothing valid is deeper; an alias can be endless."""
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
-NOT_FOR_PEOPLE = ("owned", "stale")
+NOT_FOR_PEOPLE = ("owned", "stale", "away")
 _BOOLEANS = frozenset(
     spelling
     for word in ("yes", "no", "true", "false", "on", "off")
@@ -241,8 +241,9 @@ def difference(desired: Desired, spec: Spec, *, prune: bool, wipe: bool) -> Chan
 def _merged(present: AnyObject, one: AnyObject, find: extent.Find) -> AnyObject:
     """`one`, completed from `present` where a person may leave a field out."""
     keep = [field for field in present.identity if not getattr(one, field)]
+    keep += [field for field in NOT_FOR_PEOPLE if hasattr(one, field)]
     if isinstance(one, Volume):
-        keep += [*NOT_FOR_PEOPLE, *(field for field in ("path", "size") if not getattr(one, field))]
+        keep += [field for field in ("path", "size") if not getattr(one, field)]
         keep += ["size"] if isinstance(present, Volume) and extent.rounded(one, find).size == present.size else []
     merged: AnyObject = replace(one, **{field: getattr(present, field) for field in keep})
     if isinstance(merged, Controller) and isinstance(present, Controller):

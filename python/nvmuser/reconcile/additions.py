@@ -48,17 +48,20 @@ class Additions:
 
     def plan(self) -> None:
         """Plan everything that is wanted."""
+        closed = self._desired.closed
         for wanted in self._desired.wanted():
-            self.ensure(wanted.key)
+            if wanted.key not in closed:
+                self.ensure(wanted.key)
 
     def ensure(self, key: Key) -> tuple[int, ...] | None:
         """The calls after which it is there; None when it cannot be yet, or at all."""
         if key not in self._ready:
             self._ready[key] = None  # what lies on itself is never ready; `Desired.check` refuses it
             wanted = self._desired.get(key)
-            before = [self.ensure(below) for below in wanted.depends_on]
+            lies_on = () if isinstance(wanted, Controller) and wanted.away else wanted.depends_on
+            before = [self.ensure(below) for below in lies_on]
             ready = [call for calls in before if calls is not None for call in calls]
-            ready += [call for below in wanted.depends_on for call in self._freed(below)]
+            ready += [call for below in lies_on for call in self._freed(below)]
             if isinstance(wanted, Controller):
                 self._ready[key] = self._exports.ensure(wanted, self.ensure)
             elif None in before and not self._stands(wanted):

@@ -15,7 +15,7 @@ from nvmuser.hostfs import access, backing, files, key_files, limits, listeners,
 from nvmuser.hostfs.sockets import check_socket_path
 from nvmuser.model import capacity
 from nvmuser.model.change import Change, next_desired
-from nvmuser.model.desired import Desired
+from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.objects import Controller, Remote, TargetSettings, Volume
 from nvmuser.paths import StateDir
 
@@ -46,7 +46,7 @@ def declared(before: Desired, change: Change, state: StateDir) -> Desired:
 
 
 def _preparer(before: Desired, change: Change, state: StateDir) -> Callable[[Volume], Volume]:
-    owners = backing.Owners()
+    owners, incoming = backing.Owners(), Desired({one.key: Entry(one) for one in change.create}).closed
     for volume in before.volumes():
         if volume.backend == "file" and volume.key not in change.delete:
             with contextlib.suppress(ConflictError):  # shared since before this was checked; the engine reports it
@@ -59,7 +59,7 @@ def _preparer(before: Desired, change: Change, state: StateDir) -> Callable[[Vol
                 owners.claim(replace(volume, path=files.path_of(volume, state)))
             except ConflictError as error:
                 raise ConflictError(f"{volume.key.words}: {error}") from None
-        return files.prepare(volume, state)
+        return files.expected(volume) if volume.key in incoming else files.prepare(volume, state)
 
     return prepare
 

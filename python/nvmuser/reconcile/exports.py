@@ -77,7 +77,7 @@ class Exports:
     def _namespaces(self, controller: Controller, present: Subsystem, made: list[int], ensure: Ensure) -> list[int]:
         there = {namespace.nsid: namespace for namespace in present.namespaces}
         added: list[int] = []
-        for namespace in controller.namespaces:
+        for namespace in () if controller.away else controller.namespaces:
             volume = self._desired.get(Key("volume", namespace.volume))
             assert isinstance(volume, Volume)
             ready = ensure(volume.key)

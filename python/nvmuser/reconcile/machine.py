@@ -28,7 +28,8 @@ def provision(desired: Desired) -> tuple[list[Key], dict[Key, Problem]]:
 
 
 def _exclusive(desired: Desired) -> tuple[list[Volume], dict[Key, NvmuserError]]:
-    volumes = [volume for volume in desired.volumes() if volume.backend == "file"]
+    closed = desired.closed
+    volumes = [volume for volume in desired.volumes() if volume.backend == "file" and volume.key not in closed]
     volumes.sort(key=lambda volume: not desired.entries[volume.key].provisioned)
     errors = dict[Key, NvmuserError](backing.shared(volumes))
     return [volume for volume in volumes if volume.key not in errors], errors

@@ -42,6 +42,9 @@ class Removals:
                 self._controller(entry.object, deleting=entry.deleting)
         for mirror in mirrors.each(self._desired, self._actual):
             self._members(mirror)
+        for volume in self._desired.volumes():
+            if volume.key in self._desired.closed:
+                self._remove(volume)
         for deleted in self._desired.deleted():
             if not isinstance(deleted, Controller | TargetSettings):
                 self._remove(deleted)
@@ -56,7 +59,8 @@ class Removals:
             for namespace in subsystem.namespaces:
                 self._draft.release(namespace.bdev, call)
             return
-        wanted = {namespace.nsid: namespace for namespace in controller.namespaces}
+        kept = () if controller.away else controller.namespaces
+        wanted = {namespace.nsid: namespace for namespace in kept}
         for shown in subsystem.namespaces:
             if self._ownership.volume(shown.bdev) and not self._ownership.matches(shown, wanted.get(shown.nsid)):
                 request = methods.remove_namespace(controller.nqn, shown.nsid)

@@ -241,7 +241,9 @@ class Site:
 
         :raises TargetError: one is not.
         """
-        volumes = [volume for volume in self.wanted.volumes() if volume.backend == "file"]
+        wanted = self.wanted
+        closed = wanted.closed
+        volumes = [volume for volume in wanted.volumes() if volume.backend == "file" and volume.key not in closed]
         if failures := files.each(files.sync, volumes):
             raise TargetError("; ".join(map(str, failures.values())))
 

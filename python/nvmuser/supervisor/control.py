@@ -20,7 +20,7 @@ from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject
 from nvmuser.paths import DEFAULT_TARGET, StateDir
-from nvmuser.reconcile import renaming
+from nvmuser.reconcile import handover, renaming
 from nvmuser.reconcile.actual import Actual, merged, query
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
@@ -76,6 +76,18 @@ async def rename(state: StateDir, key: Key, name: str) -> Outcome:
         raise _taken_over_first(key)
     with contextlib.closing(Engine(state)) as engine:
         return await renaming.rename(state, engine, key, name)
+
+
+async def take_back(state: StateDir, name: str) -> None:
+    """Open the volumes of a controller whose guest does not go on elsewhere; with the next target, if there is none.
+
+    :raises NvmuserError: they cannot be opened.
+    """
+    async with supervisor(state) as client:
+        if client:
+            await client.call("take_back", {"name": name}, timeout=None)
+            return
+    handover.record(state, name, away=False)
 
 
 def _taken_over_first(key: Key, way_out: str = "") -> ConflictError:

@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,11 @@ def check_several(endpoint: EndpointProcess) -> None:
 class EndpointProcess:
     """One endpoint at a time, with descriptors that stay from one to the next."""
 
-    def __init__(self, state: StateDir) -> None:
+    def __init__(self, state: StateDir, answer: Callable[[str, str], Awaitable[dict[str, Any]]]) -> None:
+        """:param answer: to a question about a controller, by its name (`nvmf_vfio.keeper.channel`)."""
         self._state = state
+        self._answer = answer
+        self._answering: set[asyncio.Task[None]] = set()
         self._fds = SystemdFds()
         self._channel: Channel | None = None
         self._process: Process | None = None
@@ -128,6 +131,10 @@ class EndpointProcess:
                 self.several = message.get("several", False)
                 if self._hello and not self._hello.done():
                     self._hello.set_result(message["fresh"])
+            case "question":
+                task = asyncio.create_task(self._reply(message))
+                self._answering.add(task)
+                task.add_done_callback(self._answering.discard)
             case "served" if self._served:
                 # An endpoint of an older version does not report them.
                 self._answer_served(1, message.get("failed", {}))
@@ -137,6 +144,12 @@ class EndpointProcess:
                     facts = {key: message[key] for key in ("rss_kib", "controllers")}
                     self._status.set_result({"sessions": self._partial, **facts})
         close_all(descriptors)
+
+    async def _reply(self, question: dict[str, Any]) -> None:
+        asking = self._channel
+        answer = await self._answer(question["controller"], question["question"])
+        if asking and asking is self._channel:  # another one's questions may have the same numbers
+            asking.send("answer", number=question["number"], **answer)
 
     def _answer_served(self, count: int, failed: dict[str, str]) -> None:
         for _ in range(count):

@@ -28,6 +28,7 @@ from nvmuser.supervisor import facts, logs, occupancy, reroutes, room
 from nvmuser.supervisor.backoff import Backoff
 from nvmuser.supervisor.doors import Doors
 from nvmuser.supervisor.endpoint import EndpointProcess
+from nvmuser.supervisor.handover import Handover
 from nvmuser.supervisor.history import History
 from nvmuser.supervisor.life import Life, Ways
 from nvmuser.supervisor.lives import Lives, Watch
@@ -49,14 +50,15 @@ class Supervisor:
     def __init__(self, state: StateDir, spdk: Spdk, options: Options, settings: Settings) -> None:
         self._state = state
         self._settings = settings
-        self._endpoint = EndpointProcess(state)
+        self._changing = asyncio.Lock()
         self._engine = Engine(state)
+        self._handover = Handover(state, self._engine, self._changing)
+        self._endpoint = EndpointProcess(state, self._handover.answer)
         self.history = History()
         self._doors = Doors(self._endpoint, self._engine, self.history)
         ways = Ways(self._engine, self._endpoint, self._welcome, self._keeps_standby)
         self._lives = Lives(state, spdk, replace(options, hugepages=settings.hugepages), settings, ways)
         self._engine.transit.guests = self._lives
-        self._changing = asyncio.Lock()
         self._stopping = asyncio.Event()
         self._took_over = False
         self._watch: Watch | None = None
@@ -66,6 +68,7 @@ class Supervisor:
     async def run(self, on_ready: asyncio.Future[None]) -> None:
         """Serve until stopped. `on_ready` gets its result when everything wanted is there, or why it cannot be."""
         methods: dict[str, Callable[..., Awaitable[Any]]] = {name: getattr(self, name) for name in _METHODS}
+        methods["take_back"] = self._handover.take_back
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)

@@ -1,0 +1,94 @@
+"""A controller whose guest moves between hosts: its volumes are closed where it leaves, and opened where it arrives.
+
+Owns the record of whose they are (`Controller.away`), and the description by which both hosts know that they speak of
+the same controller. When they change hands is the guest's migration's to decide (`nvmf_vfio.migration`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+from nvmuser.errors import ConflictError, TargetError
+from nvmuser.hostfs.sockets import answers
+from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
+from nvmuser.model.objects import Controller, Volume
+from nvmuser.paths import StateDir
+from nvmuser.reconcile import backends
+from nvmuser.reconcile.actual import query
+from nvmuser.reconcile.engine import Engine
+from nvmuser.store import Store
+
+
+def volumes_of(desired: Desired, controller: Controller) -> list[Volume]:
+    """What a controller shows, in the order of its namespaces.
+
+    :raises ConflictError: one of them cannot be given to another host.
+    """
+    volumes = [one for one in map(desired.get, controller.depends_on) if isinstance(one, Volume)]
+    for volume in volumes:
+        if volume.backend != "file":
+            raise ConflictError(
+                f"controller {controller.name}: volume {volume.name} ({volume.backend}) cannot move between hosts; "
+                "only file volumes can, on storage that both hosts share"
+            )
+    return volumes
+
+
+def identity(desired: Desired, controller: Controller) -> dict[str, Any]:
+    """Who a controller is, and what of its volumes a guest has seen.
+
+    :raises ConflictError: one of them cannot be given to another host.
+    """
+    fields = ("uuid", "nguid", "eui64", "size", "block_size")
+    volumes = volumes_of(desired, controller)
+    shown = zip(controller.namespaces, volumes, strict=True)
+    namespaces = [{"nsid": ns.nsid} | {field: getattr(volume, field) for field in fields} for ns, volume in shown]
+    return {"nqn": controller.nqn, "serial": controller.serial, "cntlid": controller.cntlid, "namespaces": namespaces}
+
+
+async def place(state: StateDir, engine: Engine, name: str, *, away: bool) -> None:
+    """Record whose the volumes of a controller are, and close or open them. May be called again.
+
+    :raises RpcError: the target was lost meanwhile, or does not answer.
+    :raises NvmuserError: they are not closed or open; what was recorded stays, and is carried out when it can be.
+    """
+    keys = await asyncio.to_thread(record, state, name, away=away)
+    target = engine.desired().controller(name).target
+    outcome = await engine.reconcile([target])
+    if away:
+        if await _are_open(state, engine, name, target):
+            raise TargetError(f"controller {name}: the target has not closed its volumes")
+    elif outcome.pending:
+        raise TargetError(f"controller {name}: there is no target that could open its volumes")
+    elif problems := [problem for problem in outcome.problems if problem.object in keys]:
+        raise ConflictError("; ".join(map(str, problems)))
+
+
+def record(state: StateDir, name: str, *, away: bool) -> set[Key]:
+    """Record whose the volumes of a controller are. Returns its key and theirs.
+
+    :raises NotFoundError: there is no such controller.
+    :raises ConflictError: one of them cannot be given to another host.
+    """
+    with contextlib.closing(Store(state.store)) as store, store.transaction():
+        desired = store.load()
+        controller = desired.controller(name)
+        volumes_of(desired, controller)
+        if controller.away is not away:
+            entry = desired.entries[controller.key]
+            store.put([replace(entry, object=replace(controller, away=away))])
+    return {controller.key, *controller.depends_on}
+
+
+async def _are_open(state: StateDir, engine: Engine, name: str, target: str) -> bool:
+    """Whether the target may have them open. One that has ended has not."""
+    rpc = engine.site(target).rpc
+    if rpc is None:
+        return answers(state.rpc_socket_of(target))
+    desired, actual = engine.desired(), await query(rpc)
+    volumes = volumes_of(desired, desired.controller(name))
+    return any(backends.find(volume, desired, actual) is not None for volume in volumes)

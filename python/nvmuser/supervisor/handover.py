@@ -1,0 +1,83 @@
+"""The supervisor's answers to an endpoint whose guest migrates (`nvmf_vfio.keeper.questions`).
+
+Owns the deadline of each, and that one controller's volumes are not given away and taken at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from nvmuser.errors import ConflictError, NvmuserError, RpcError, TargetError
+from nvmuser.paths import StateDir
+from nvmuser.reconcile import handover
+from nvmuser.reconcile.engine import Engine
+
+log = logging.getLogger(__name__)
+
+_DEADLINE = 7.0
+"""Seconds in which volumes are closed, or the guest stays: less than the endpoint waits."""
+_INTERVAL = 0.02
+
+
+class Handover:
+    """Of one supervisor.
+
+    :param changing: held during each act of the engine.
+    """
+
+    def __init__(self, state: StateDir, engine: Engine, changing: asyncio.Lock) -> None:
+        self._state = state
+        self._engine = engine
+        self._changing = changing
+
+    async def answer(self, name: str, question: str) -> dict[str, Any]:
+        """`identity` of the controller, and `error`, which is empty when it is so, or was done."""
+        try:
+            match question:
+                case "expect":
+                    self._expect(name)
+                case "yield":
+                    await self._yield(name)
+                case "take":
+                    await self._place(name, away=False)
+                case _:
+                    raise TargetError(f"this supervisor does not know {question!r}")
+            desired = self._engine.desired()
+            return {"error": "", "identity": handover.identity(desired, desired.controller(name))}
+        except (NvmuserError, OSError) as error:
+            log.warning("controller %s, %s: %s", name, question, error)
+            return {"error": str(error), "identity": {}}
+
+    def _expect(self, name: str) -> None:
+        if not self._engine.desired().controller(name).away:
+            raise ConflictError(
+                f"controller {name}: no guest is expected: `nvmuser controller prepare-incoming` comes before its QEMU"
+            )
+
+    async def _yield(self, name: str) -> None:
+        """Close its volumes for certain. A target that dies meanwhile closes them too, once it has ended."""
+        try:
+            async with asyncio.timeout(_DEADLINE):
+                while True:
+                    try:
+                        await self._place(name, away=True)
+                        return
+                    except (RpcError, TargetError) as error:
+                        log.info("controller %s: not closed yet: %s", name, error)
+                    await asyncio.sleep(_INTERVAL)
+        except TimeoutError:
+            raise TargetError(f"controller {name}: its volumes are not closed after {_DEADLINE:.0f} s") from None
+
+    async def _place(self, name: str, *, away: bool) -> None:
+        async with self._changing:
+            await handover.place(self._state, self._engine, name, away=away)
+        log.info("controller %s: volumes %s", name, "closed" if away else "open")
+
+    async def take_back(self, name: str) -> None:
+        """Open the volumes of a controller whose guest does not go on elsewhere.
+
+        :raises NvmuserError: they cannot be opened now.
+        """
+        await self._place(name, away=False)
