@@ -252,8 +252,10 @@ lv_device_ioctl(struct lv_device *device, unsigned long request, void *arg)
         return get_hot_reset_info(device, arg);
     case VFIO_DEVICE_PCI_HOT_RESET:
         return hot_reset(device, arg);
+    case VFIO_DEVICE_FEATURE:
+        return lv_device_feature(device, arg);
     default:
-        /* Migration (VFIO_DEVICE_FEATURE), ioeventfds, display: not offered. */
+        /* ioeventfds, display: not offered. */
         errno = ENOTTY;
         return -1;
     }

@@ -21,7 +21,8 @@
 
 #define LV_FD_MAX 65536
 
-enum lv_kind { LV_CONTAINER, LV_GROUP, LV_DEVICE };
+/* LV_INCOMING: what takes the state of a device that is restored. */
+enum lv_kind { LV_CONTAINER, LV_GROUP, LV_DEVICE, LV_INCOMING };
 
 struct lv_file {
     enum lv_kind kind;

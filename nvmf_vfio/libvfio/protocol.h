@@ -32,6 +32,9 @@ enum vu_command {
     VU_DMA_READ = 11,
     VU_DMA_WRITE = 12,
     VU_DEVICE_RESET = 13,
+    VU_DEVICE_FEATURE = 16,
+    VU_MIG_DATA_READ = 17,
+    VU_MIG_DATA_WRITE = 18,
 };
 
 #define VU_TYPE_MASK        0xfu
@@ -111,6 +114,36 @@ struct vu_region_access {
 struct vu_dma_access {
     uint64_t address;
     uint64_t count;
+} __attribute__((packed));
+
+/* Request and reply of DEVICE_FEATURE; the feature's data follow. */
+struct vu_device_feature {
+    uint32_t argsz;
+    uint32_t flags;             /* VFIO_DEVICE_FEATURE_* */
+} __attribute__((packed));
+
+struct vu_mig_state {
+    uint32_t state;             /* VFIO_DEVICE_STATE_* */
+    int32_t fd;                 /* none comes along */
+} __attribute__((packed));
+
+struct vu_dma_logging_control {
+    uint64_t page_size;
+    uint32_t num_ranges;
+    uint32_t reserved;          /* the ranges follow: address and length */
+} __attribute__((packed));
+
+/* The bitmap follows in the reply. */
+struct vu_dma_logging_report {
+    uint64_t address;
+    uint64_t length;
+    uint64_t page_size;
+} __attribute__((packed));
+
+/* Request and reply of MIG_DATA_READ and MIG_DATA_WRITE; the data follow. */
+struct vu_mig_data {
+    uint32_t argsz;
+    uint32_t size;
 } __attribute__((packed));
 
 #endif /* LV_PROTOCOL_H */

@@ -6,7 +6,7 @@
  * it; tests/unit/test_libvfio.py compares it with what the library exports, and
  * tests/guest/test_libvfio.py with what each QEMU imports (nm -D): a function of
  * one of these families (open, close, dup, ioctl, mmap, pread, pwrite, readlink,
- * stat) that QEMU imports must be here or in that test's list of those that need
+ * stat, write) that QEMU imports must be here or in that test's list of those that need
  * no trap.
  */
 #define LV_TRAPS(TRAP)      \
@@ -30,4 +30,5 @@
     TRAP(readlink)          \
     TRAP(__readlink_chk)    \
     TRAP(stat)              \
-    TRAP(stat64)
+    TRAP(stat64)            \
+    TRAP(write)

@@ -141,4 +141,11 @@ int lv_irq_query(struct lv_device *device, uint32_t index);
 int lv_irq_info(struct lv_device *device, struct vfio_irq_info *arg);
 int lv_irq_set(struct lv_device *device, struct vfio_irq_set *arg);
 
+/* migration.c */
+struct lv_incoming;
+int lv_device_feature(struct lv_device *device, struct vfio_device_feature *arg);
+/* As write(): data is a part of a device's state, which may be refused at once. */
+ssize_t lv_incoming_write(struct lv_incoming *incoming, const void *data,
+                          size_t size);
+
 #endif /* LV_VFIO_H */

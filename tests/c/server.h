@@ -74,6 +74,16 @@ struct server {
     int error_irqs;             /* how many ERR interrupts it says it has */
     int request_irqs;           /* how many REQ interrupts it says it has */
     unsigned int resets;
+
+    bool migratable;            /* answers DEVICE_FEATURE and MIG_DATA_* */
+    uint32_t state;             /* VFIO_DEVICE_STATE_* */
+    uint64_t logged[2];         /* the first range of DMA_LOGGING_START */
+    uint64_t dirty;             /* the page that a report has set, once */
+    char saved[100000];         /* its state, and how much of it was read */
+    size_t nr_saved;
+    char restored[100000];      /* what was written */
+    size_t nr_restored;
+    size_t refuse_after;        /* so much is taken, and then EINVAL */
 };
 
 /* Starts a server at a fresh path. Change its fields before connecting. */

@@ -208,6 +208,11 @@ server_answer(struct server *s, struct message *m)
         s->resets++;
         server_reply(s->connection, &m->header, 0, NULL, 0, -1, false);
         break;
+    case VU_DEVICE_FEATURE:
+    case VU_MIG_DATA_READ:
+    case VU_MIG_DATA_WRITE:
+        server_answer_migration(s, m);
+        break;
     default:
         server_reply(s->connection, &m->header, ENOTSUP, NULL, 0, -1, false);
     }

@@ -26,4 +26,8 @@ void
 server_answer_region_info(struct server *server, const struct message *m,
                           bool bad_caps);
 
+/* server_migration.c: DEVICE_FEATURE and MIG_DATA_*. */
+void
+server_answer_migration(struct server *server, const struct message *m);
+
 #endif /* TEST_SERVER_PRIV_H */

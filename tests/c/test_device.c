@@ -23,7 +23,6 @@ test_device_info(void **state)
     assert_int_equal(info.flags, VFIO_DEVICE_FLAGS_PCI | VFIO_DEVICE_FLAGS_RESET);
     info.argsz = 4;
     assert_errno(ioctl_on(device, VFIO_DEVICE_GET_INFO, &info), EINVAL);
-    assert_errno(ioctl_on(device, VFIO_DEVICE_FEATURE, &info), ENOTTY);
 }
 
 static void

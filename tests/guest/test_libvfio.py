@@ -34,7 +34,7 @@ from nvmuser.toolchain.steps import Reporter
 SOURCE = libvfio.source_dir()
 
 FAMILY = re.compile(
-    r"_*(open|close|dup|ioctl|mmap|pread|pwrite|readlink|l?stat|fstat|openat|fstatat|realpath|access)\w*"
+    r"_*(open|close|dup|ioctl|mmap|pread|pwrite|readlink|l?stat|fstat|openat|fstatat|realpath|access|write)\w*"
 )
 """The libc functions by which a QEMU could reach VFIO."""
 
@@ -43,6 +43,7 @@ NO_TRAP_NEEDED = {
     "access", "closedir", "opendir", "openpty", "fstat64", "fstatat64", "fstatfs64", "lstat64", "openat64",
     "readlinkat", "statvfs64", "statx",
     "preadv64", "pwritev64",  # block/file-posix.c only; on our descriptors they fail with ESPIPE
+    "writev",  # never of a device's state
     "close_range",  # in a child that is about to become another program
     "realpath", "__realpath_chk",  # of DIR/subsystem, which does not exist: then it is no mediated device
 }  # fmt: skip

@@ -93,16 +93,23 @@ LINE = 'eval "$(nvmuser guest qemu-args a --memory 256M) MORE"'
     ("line", "reason"),
     [
         (LINE, REASON),
-        (LINE.replace("qemu-args a", "qemu-args a --via libvfio"), "VFIO"),
         (f'eval "nvmuser guest qemu -- $(nvmuser guest qemu-args a --memory 256M --json | {sys.executable} -c '
          "'import json, shlex, sys; print(shlex.join(json.load(sys.stdin)[1:]))'"
          ') MORE"', REASON),
     ],
-    ids=["native", "libvfio", "guest-qemu"],
+    ids=["native", "guest-qemu"],
 )  # fmt: skip
 async def test_a_line_that_people_evaluate(deployment: Deployment, tmp_path: Path, line: str, reason: str) -> None:
     async with started(deployment, line, tmp_path) as qmp:
         assert reason in await refusal(qmp)
+
+
+async def test_over_libvfio_nothing_is_in_the_way(deployment: Deployment, tmp_path: Path) -> None:
+    line = LINE.replace("qemu-args a", "qemu-args a --via libvfio")
+    async with started(deployment, line, tmp_path) as qmp:
+        info = await qmp.execute("query-migrate")
+        assert isinstance(info, dict)
+        assert not info.get("blocked-reasons")
 
 
 async def test_a_controller_that_is_plugged_in(deployment: Deployment, tmp_path: Path) -> None:
