@@ -22,6 +22,10 @@ class Unanswered(Exception):
     """There is no supervisor, or it does not answer in time. What it was asked for may have been done."""
 
 
+class Unasked(Unanswered):
+    """There is no supervisor: nothing was done."""
+
+
 class Questions:
     """The questions of one endpoint.
 
@@ -40,7 +44,7 @@ class Questions:
         """
         channel, number = self._channel(), next(self._numbers)
         if channel is None:
-            raise Unanswered("there is no supervisor")
+            raise Unasked("there is no supervisor")
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._open[number] = answer
         try:

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from nvmf_vfio.keeper.questions import Unanswered
+from nvmf_vfio.keeper.questions import Unanswered, Unasked
 from nvmf_vfio.migration import document
 from nvmf_vfio.migration.dirty import DirtyLog
 from nvmf_vfio.migration.document import Arrival, Identity
@@ -247,9 +247,15 @@ class Migration:
             self._taking.cancel()
         await self._quiesce()
         # Before it is asked for: whatever becomes of the answer.
-        self._away = True
+        was_away, self._away = self._away, True
         self._host.save()
-        answer = await self._asked("yield")
+        try:
+            answer = await self._asked("yield")
+        except Refused as error:
+            if isinstance(error.__cause__, Unasked):
+                self._away = was_away
+                self._host.save()
+            raise
         self._outgoing = document.pack(departing(self._host.controller), answer["identity"])
 
     async def _expect(self) -> None:

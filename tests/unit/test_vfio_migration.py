@@ -223,6 +223,21 @@ async def test_a_supervisor_that_is_gone_or_silent(world: World, monkeypatch: py
         await do(qemu.enter, DeviceState.STOP_COPY)
 
 
+async def test_a_guest_goes_on_without_a_supervisor(world: World) -> None:
+    """It cannot leave, and nothing was closed."""
+    _target, driver = await world.running()
+    qemu = Qemu(driver.client)
+    await do(qemu.start_logging)
+    assert world.supervisor.channel
+    world.supervisor.channel.close()
+    await until(lambda: world.endpoint._channel is None)
+    with pytest.raises(Refusal):
+        await do(qemu.enter, DeviceState.STOP_COPY)
+    await do(qemu.stop_logging)
+    await do(qemu.enter, DeviceState.RUNNING)
+    await until(lambda: driver.completion(0)[1] == 5)
+
+
 async def test_a_plain_stop_of_the_cpus_is_no_migration(world: World) -> None:
     _target, driver = await world.running()
     qemu = Qemu(driver.client)

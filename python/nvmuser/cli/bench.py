@@ -35,6 +35,7 @@ _COMMANDS = {
     "guest": ("bench", "Run fio in a guest."),
     "host": ("bench_host", "An NVMe host and a PCI device in Python."),
     "idle": ("bench_idle", "What idle controllers cost."),
+    "migrate": ("bench_migrate", "How long a guest stalls when it moves to another host."),
     "neighbour": ("bench_neighbour", "What a guest notices of the others on its core."),
     "plug": ("bench_plug", "How long a guest waits for a disk."),
     "provision": ("bench_provision", "How long it takes to provision."),

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from nvmuser.cli import guest_plug, guest_qemu
+from nvmuser.cli import guest_migrate, guest_plug, guest_qemu
 from nvmuser.cli.groups import Group
-from nvmuser.cli.guest_options import boot_options, make_spec, registry
+from nvmuser.cli.guest_options import boot_options, make_spec
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import run_until_ended, say
 from nvmuser.guest import machine, qemu, terminal
-from nvmuser.guest.registry import GuestRecord
+from nvmuser.guest.registry import GuestRecord, registry
 from nvmuser.guest.spec import MIB, GuestSpec
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import occupancy
@@ -38,6 +38,9 @@ def guest() -> None:
     """
 
 
+guest.add_command(guest_migrate.migrate)
+guest.add_command(guest_migrate.suspend)
+guest.add_command(guest_migrate.resume)
 guest.add_command(guest_plug.plug)
 guest.add_command(guest_plug.unplug)
 guest.add_command(guest_qemu.qemu_args)

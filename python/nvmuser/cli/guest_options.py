@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from nvmuser.errors import AccessError
-from nvmuser.guest.registry import Registry
 from nvmuser.guest.spec import MIB, GuestSpec
 from nvmuser.hostfs.device_dirs import Devices
 from nvmuser.hostfs.sockets import answers
@@ -86,11 +85,6 @@ def boot_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return machine_options(command)
-
-
-def registry(state: StateDir) -> Registry:
-    """The guests of a deployment."""
-    return Registry(state.run / "vm")
 
 
 def device_directories(state: StateDir, controllers: Iterable[str], *, direct: bool = False) -> tuple[Path, ...]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from nvmuser.cli.guest_options import registry
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import run_until_ended, say
 from nvmuser.errors import UsageError
@@ -15,6 +14,7 @@ from nvmuser.guest import hotplug
 from nvmuser.guest import plug as plugs
 from nvmuser.guest.hotplug import Hotplug, Plugged, Transport
 from nvmuser.guest.qmp import connected
+from nvmuser.guest.registry import registry
 from nvmuser.paths import StateDir
 
 _qmp_option = click.option(

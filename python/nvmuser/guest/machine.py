@@ -201,9 +201,10 @@ async def wait_agent(guest: Guest, deadline: float) -> None:
         raise GuestError(f"{error}; its console ends: {tail or '(nothing)'}") from error
 
 
-def start_qemu(spec: GuestSpec, runtime: Runtime, *, foreground: bool) -> QemuProcess:
+def start_qemu(spec: GuestSpec, runtime: Runtime, *, foreground: bool, incoming: bool = False) -> QemuProcess:
     """Check what can be checked, then start QEMU.
 
+    :param incoming: it waits for a guest that migrates to it.
     :raises NvmuserError: something is missing; nothing was started.
     """
     for path in runtime.sockets.values():
@@ -225,6 +226,7 @@ def start_qemu(spec: GuestSpec, runtime: Runtime, *, foreground: bool) -> QemuPr
             name: stack.enter_context(listen_unix(path, 0o600)).fileno() for name, path in runtime.sockets.items()
         }
         argv = [*preload, *qemu.argv, *arguments(spec, runtime, boot, listeners)]
+        argv += ["-incoming", "defer"] if incoming else []
         return QemuProcess.start(argv, runtime.qemu_log, listeners.values(), foreground=foreground)
 
 

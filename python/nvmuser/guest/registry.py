@@ -13,10 +13,12 @@ import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nvmuser.errors import ConflictError, GuestError, NotFoundError
+from nvmuser.guest import saved
 from nvmuser.guest.agent import Agent
 from nvmuser.guest.machine import BOOT_DEADLINE, Guest, connect, naming_logs, start_qemu, wait_agent
 from nvmuser.guest.process import QemuProcess
@@ -25,6 +27,7 @@ from nvmuser.guest.spec import GuestSpec
 from nvmuser.hostfs import permissions
 from nvmuser.hostfs.process import start_time
 from nvmuser.model.names import check_name
+from nvmuser.paths import StateDir
 
 _RECORD = "guest.json"
 _TURN_INTERVAL = 0.1
@@ -44,11 +47,18 @@ class GuestRecord:
     sockets: tuple[str, ...]
     libvfio: bool = False
     """Whether its QEMU has libvfio preloaded, for what is plugged in later too."""
+    machine: dict[str, Any] = field(default_factory=dict)
+    """What the same guest elsewhere has to have (`nvmuser.guest.saved`)."""
 
     @property
     def running(self) -> bool:
         """Whether its QEMU lives."""
         return start_time(self.pid) == self.started
+
+
+def registry(state: StateDir) -> Registry:
+    """The guests of a deployment."""
+    return Registry(state.run / "vm")
 
 
 class Registry:
@@ -84,9 +94,10 @@ class Registry:
             raise NotFoundError(f"there is no guest {name!r}: `nvmuser guest list` shows those there are")
         return record
 
-    async def start(self, name: str, spec: GuestSpec, *, wait: bool = True) -> GuestRecord:
+    async def start(self, name: str, spec: GuestSpec, *, wait: bool = True, incoming: bool = False) -> GuestRecord:
         """Start a guest, and wait until its agent answers.
 
+        :param incoming: its QEMU waits for a guest that migrates to it, which is not waited for.
         :raises ConflictError: it runs already.
         :raises GuestError: it did not boot; its logs are kept.
         """
@@ -94,7 +105,7 @@ class Registry:
         with contextlib.suppress(NotFoundError):
             if self.get(name).running:
                 raise ConflictError(f"guest {name!r} runs already")
-        process = start_qemu(spec, runtime, foreground=False)
+        process = start_qemu(spec, runtime, foreground=False, incoming=incoming)
         record = GuestRecord(
             name,
             process.pid,
@@ -103,13 +114,14 @@ class Registry:
             spec.memory,
             tuple(str(path) for path in spec.sockets),
             spec.libvfio,
+            saved.to_json(spec),
         )
         try:
             # Until the record is there, nobody could find it again.
             _write(runtime.directory / _RECORD, record)
             with naming_logs(runtime):
                 async with connect(runtime, process, booting=True) as guest:
-                    if wait:
+                    if wait and not incoming:
                         await wait_agent(guest, BOOT_DEADLINE)
         except BaseException:
             await process.kill()
@@ -136,6 +148,14 @@ class Registry:
         async with _turn(runtime.agent_lock, on_wait), await Agent.connect(runtime.agent) as agent:
             await agent.wait_boot(timeout=deadline)
             yield agent
+
+    async def discard(self, name: str) -> None:
+        """End a guest's QEMU without asking the guest, which is not in it (any more), and remove its directory."""
+        runtime, record = self.runtime(name), self.get(name)
+        if process := QemuProcess.find(record.pid, record.started, runtime.qemu_log):
+            await process.kill()
+            process.close()
+        shutil.rmtree(runtime.directory)
 
     async def stop(self, name: str) -> bool:
         """End a guest and remove its directory. True when it shut down by itself, or had ended already."""

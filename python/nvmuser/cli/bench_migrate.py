@@ -1,0 +1,51 @@
+"""`nvmuser bench migrate`: move a guest, and see what it saw."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from nvmuser.cli.options import json_option
+from nvmuser.cli.progress import Progress, run
+from nvmuser.errors import GuestError
+from nvmuser.model.sizes import parse_size
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(min=1), default=4, show_default=True, help="How often it moves.")
+@click.option("--memory", default="512M", show_default=True, help="The guest's.")
+@click.option("--queues", type=click.IntRange(1, 8), default=2, show_default=True, help="I/O queues: the guest's CPUs.")
+@json_option
+def migrate(rounds: int, memory: str, queues: int, as_json: bool) -> None:
+    """Move a guest between two targets while it writes to two disks, and verify every block and what it has read.
+
+    Everything is private and temporary. Fails when an I/O failed, a block or a page is wrong, the guest rebooted, or
+    its file system is damaged.
+
+    \b
+    Examples:
+      nvmuser bench migrate --rounds 20
+      nvmuser bench migrate --memory 4G --json
+    """
+    from nvmuser.bench.scenarios.migrate import MigratePlan, measure
+
+    plan = MigratePlan(rounds, parse_size(memory), queues)
+    with Progress() as progress:
+        outcome = run(measure(plan, progress))
+        progress.step("done")
+    facts = outcome.to_json(plan)
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        for name, value in facts.items():
+            click.echo(f"{name:<20} {_words(value)}")
+    if outcome.wrong:
+        raise GuestError(outcome.wrong)
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(entry)}" for key, entry in value.items())
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,197 @@
+"""A migration from one QEMU to another, or to a file and back, by QMP: begun, watched, given up.
+
+Owns the order of commands, and where the guest is afterwards. It starts and ends no process, and knows no controller:
+what QEMU's devices do meanwhile is theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import ExecuteError, QMPClient, QMPError
+
+from nvmuser.errors import GuestError
+
+_INTERVAL = 0.1
+_ENDED = ("completed", "failed", "cancelled", "none")
+_GIVE_UP = 60.0
+_UNLIMITED = 1 << 40
+"""Bytes a second: QEMU's own limit is 128 MiB/s."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a migration is."""
+
+    status: str
+    remaining: int
+    """Bytes of memory that are still to be sent."""
+    total: int
+    rate: float
+    """Bytes a second."""
+    stall: float
+    """Seconds for which QEMU expects to stop the guest."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A migration that is over: what QEMU reports of it. Times in seconds."""
+
+    total: float
+    downtime: float
+    bytes: int
+
+
+def blocked(info: Mapping[str, Any]) -> str:
+    """Why a QEMU refuses to migrate, from its `query-migrate`; empty when it does not."""
+    return "; ".join(str(reason).strip() for reason in info.get("blocked-reasons", ()))
+
+
+async def check(source: QMPClient) -> None:
+    """Check what can be before anything is started elsewhere.
+
+    :raises GuestError: the guest does not run, or QEMU does not migrate it.
+    """
+    status, info = await _dict(source, "query-status"), await _dict(source, "query-migrate")
+    if not status.get("running"):
+        raise GuestError(f"the guest does not run: its QEMU is {status.get('status')}")
+    if reason := blocked(info):
+        raise GuestError(f"QEMU does not migrate this guest: {reason}")
+
+
+async def move(
+    source: QMPClient,
+    destination: QMPClient,
+    uri: str,
+    *,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    bandwidth: int = 0,
+    downtime: float = 0.3,
+) -> Result:
+    """Migrate a guest to a QEMU that was started with `-incoming defer`.
+
+    When this returns, the guest is there, and runs: the return path says so. Otherwise it runs where it was.
+
+    :param uri: QEMU's, such as `unix:PATH` or `tcp:HOST:PORT`.
+    :param bandwidth: bytes a second at most; 0: as fast as it can.
+    :param downtime: seconds for which the guest may be stopped.
+    :raises GuestError: it did not come about.
+    """
+    try:
+        for qmp in (source, destination):
+            await _return_path(qmp, wanted=True)
+        await _limit(source, bandwidth, downtime)
+        await destination.execute("migrate-incoming", {"uri": uri})
+        await source.execute("migrate", {"uri": uri})
+    except ExecuteError as error:
+        raise GuestError(f"QEMU does not begin the migration: {error}") from error
+    return await _finish(source, on_progress)
+
+
+async def save(source: QMPClient, file: Path, *, on_progress: Callable[[Progress], None]) -> Result:
+    """Write a guest to a file, after which it stands still for ever in this QEMU.
+
+    When this does not return, the guest goes on.
+
+    :raises GuestError: it did not come about.
+    """
+    try:
+        await _return_path(source, wanted=False)  # a file does not answer
+        await _limit(source, 0, 0.3)
+        await source.execute("migrate", {"uri": f"file:{file}"})
+    except ExecuteError as error:
+        raise GuestError(f"QEMU does not begin to write the guest: {error}") from error
+    return await _finish(source, on_progress)
+
+
+async def load(destination: QMPClient, file: Path) -> None:
+    """Read a guest from a file into a QEMU that was started with `-incoming defer`, and have it go on.
+
+    :raises GuestError: QEMU does not take it.
+    """
+    try:
+        await destination.execute("migrate-incoming", {"uri": f"file:{file}"})
+        status = (await _watch(destination, lambda progress: None))["status"]
+    except QMPError as error:
+        raise GuestError(f"{file}: QEMU does not take this guest: {error}") from error
+    if status != "completed":
+        raise GuestError(f"{file}: QEMU does not take this guest: the migration has {status}")
+
+
+async def _return_path(qmp: QMPClient, *, wanted: bool) -> None:
+    """Without it the source ends before it knows that the destination has taken everything."""
+    state = {"capability": "return-path", "state": wanted}
+    await qmp.execute("migrate-set-capabilities", {"capabilities": [state]})
+
+
+async def _limit(source: QMPClient, bandwidth: int, downtime: float) -> None:
+    limits = {"max-bandwidth": bandwidth or _UNLIMITED, "downtime-limit": round(downtime * 1000)}
+    await source.execute("migrate-set-parameters", limits)
+
+
+async def _finish(source: QMPClient, on_progress: Callable[[Progress], None]) -> Result:
+    try:
+        info = await _watch(source, on_progress)
+    except BaseException:
+        if not await _give_up(source):
+            raise
+        # It was over before it could be given up: the guest is there.
+        info = await _dict(source, "query-migrate")
+    if info["status"] != "completed":
+        await _go_on(source)
+        raise GuestError(f"the migration has {info['status']}: {info.get('error-desc') or 'QEMU gives no reason'}")
+    return _result(info)
+
+
+async def _watch(source: QMPClient, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
+    while True:
+        info = await _dict(source, "query-migrate")
+        if info.get("status") in _ENDED:
+            return info
+        on_progress(_progress(info))
+        await asyncio.sleep(_INTERVAL)
+
+
+def _progress(info: Mapping[str, Any]) -> Progress:
+    ram = info.get("ram", {})
+    return Progress(
+        str(info.get("status", "")),
+        int(ram.get("remaining", 0)),
+        int(ram.get("total", 0)),
+        float(ram.get("mbps", 0.0)) * 1e6 / 8,
+        float(info.get("expected-downtime", 0)) / 1000,
+    )
+
+
+def _result(info: Mapping[str, Any]) -> Result:
+    ram = info.get("ram", {})
+    return Result(info.get("total-time", 0) / 1000, info.get("downtime", 0) / 1000, int(ram.get("transferred", 0)))
+
+
+async def _give_up(source: QMPClient) -> bool:
+    """Have the guest go on at the source. Returns whether it had left already."""
+    with contextlib.suppress(QMPError, TimeoutError):
+        async with asyncio.timeout(_GIVE_UP):
+            await source.execute("migrate_cancel")
+            if (await _watch(source, lambda progress: None))["status"] == "completed":
+                return True
+            await _go_on(source)
+    return False
+
+
+async def _go_on(source: QMPClient) -> None:
+    """QEMU goes on by itself after most failures; after one at the very end it leaves that to us."""
+    with contextlib.suppress(QMPError):
+        if not (await _dict(source, "query-status")).get("running"):
+            await source.execute("cont")
+
+
+async def _dict(qmp: QMPClient, command: str) -> dict[str, Any]:
+    value = await qmp.execute(command)
+    assert isinstance(value, dict)
+    return value

@@ -1,0 +1,195 @@
+"""A guest of ours moves to another state directory, with its controllers.
+
+Owns what is there on both sides before and after: controllers that are expected, a QEMU that waits, the records. When
+the guest does not arrive, nothing of it is left there. The migration itself is `nvmuser.guest.move`'s, who opens the
+volumes the endpoints'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qemu.qmp import QMPClient
+
+from nvmuser.errors import ConflictError, GuestError, NvmuserError
+from nvmuser.guest import move, saved
+from nvmuser.guest.qmp import connected, look
+from nvmuser.guest.registry import GuestRecord, registry
+from nvmuser.hostfs.device_dirs import Devices
+from nvmuser.hostfs.sockets import check_socket_path
+from nvmuser.model import incoming
+from nvmuser.paths import StateDir
+from nvmuser.supervisor import control
+
+_SOCKET = "move"
+_OURS = "nvmuser-"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a guest moves.
+
+    :ivar uri: QEMU's, such as `tcp:HOST:PORT`; empty: a UNIX socket in the guest's new directory.
+    :ivar bandwidth: bytes a second at most; 0: as fast as it can.
+    :ivar downtime: seconds for which QEMU may stop the guest.
+    """
+
+    uri: str = ""
+    bandwidth: int = 0
+    downtime: float = 0.3
+
+
+async def relocate(
+    here: StateDir,
+    there: StateDir,
+    name: str,
+    options: Options,
+    *,
+    on_step: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[move.Progress], None] = lambda progress: None,
+) -> move.Result:
+    """Move a guest that runs `here`. When this fails, or is cancelled, it goes on here.
+
+    :raises NvmuserError: it cannot move, or did not arrive.
+    """
+    record = registry(here).get(name)
+    names = _movable(record)
+    async with _leaving(here, record) as source:
+        on_step("preparing the destination")
+        async with _expected(here, there, names), _waiting(there, record) as qmp:
+            uri = options.uri or f"unix:{registry(there).runtime(name).directory / _SOCKET}"
+            check_socket_path(Path(uri.removeprefix("unix:")))
+            on_step("moving")
+            async with connected(qmp) as destination:
+                result = await move.move(
+                    source,
+                    destination,
+                    uri,
+                    on_progress=on_progress,
+                    bandwidth=options.bandwidth,
+                    downtime=options.downtime,
+                )
+    await registry(here).discard(name)
+    if not registry(there).get(name).running:
+        raise GuestError(f"guest {name} has arrived, and its QEMU there has ended: its disks are {there.root}'s")
+    return result
+
+
+async def suspend(
+    state: StateDir, name: str, file: Path, *, on_progress: Callable[[move.Progress], None] = lambda progress: None
+) -> move.Result:
+    """Write a guest that runs to a file, and end its QEMU. When this fails, or is cancelled, it goes on.
+
+    Beside the file lies what `resume` needs to know of the guest, with `.json` at the end of its name.
+
+    :raises NvmuserError: it cannot be written.
+    """
+    record = registry(state).get(name)
+    _movable(record)
+    beside = _beside(file)
+    if file.exists() or beside.exists():
+        raise ConflictError(f"{file}: exists already")
+    try:
+        async with _leaving(state, record) as source:
+            beside.write_text(json.dumps({"name": name, "machine": record.machine}), encoding="utf-8")
+            result = await move.save(source, file, on_progress=on_progress)
+    except OSError as error:
+        raise GuestError(f"{error.filename}: {error.strerror}; the guest goes on") from error
+    except BaseException:
+        for path in (file, beside):
+            path.unlink(missing_ok=True)
+        raise
+    await registry(state).discard(name)
+    return result
+
+
+async def resume(state: StateDir, name: str, file: Path) -> None:
+    """Have a guest go on that `suspend` has written, on the same controllers. The file stays when this fails.
+
+    :raises NvmuserError: it cannot go on.
+    """
+    try:
+        machine = json.loads(_beside(file).read_text(encoding="utf-8"))["machine"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise GuestError(f"{_beside(file)}: not what `nvmuser guest suspend` has written: {error}") from error
+    record = GuestRecord(name, 0, 0, 0, 0, (), libvfio=True, machine=machine)
+    async with _waiting(state, record) as qmp, connected(qmp) as destination:
+        await move.load(destination, file)
+    # It must not go on a second time: its volumes have changed since.
+    for path in (file, _beside(file)):
+        path.unlink(missing_ok=True)
+
+
+def _beside(file: Path) -> Path:
+    return file.with_name(f"{file.name}.json")
+
+
+@contextlib.asynccontextmanager
+async def _leaving(here: StateDir, record: GuestRecord) -> AsyncIterator[QMPClient]:
+    """A session with the QEMU of a guest that can move.
+
+    :raises GuestError: it cannot.
+    """
+    async with connected(registry(here).runtime(record.name).qmp) as source:
+        await move.check(source)
+        plugged = {identity for identity in (await look(source)).devices if identity.startswith(_OURS)}
+        if plugged != {_OURS + one for one in _movable(record)}:
+            raise GuestError("controllers were plugged into this guest, or out of it: that is not moved yet")
+        yield source
+
+
+def _movable(record: GuestRecord) -> list[str]:
+    """Names of its controllers.
+
+    :raises GuestError: it cannot move.
+    """
+    if not record.running:
+        raise GuestError(f"guest {record.name!r} does not run any more")
+    if record.sockets and not record.libvfio:
+        raise GuestError(
+            f"guest {record.name!r} uses QEMU's own vfio-user client, which loses the disks when it migrates: start it "
+            "with --via libvfio"
+        )
+    return [Path(path).parent.name for path in record.sockets]
+
+
+@contextlib.asynccontextmanager
+async def _expected(here: StateDir, there: StateDir, names: Sequence[str]) -> AsyncIterator[None]:
+    """The guest's controllers, expected there. What was declared for it goes again when it does not come.
+
+    :raises NvmuserError: another controller, or another volume, is there.
+    """
+    source, made = control.load(here), list[str]()
+    async with control.connected(there):
+        pass
+    try:
+        for name in names:
+            description = incoming.description(source.controller(name), source)
+            if change := incoming.change(control.load(there), *incoming.expected(name, description)):
+                await control.submit(there, change)
+                made.append(name)
+        yield
+    except BaseException:
+        for name in made:
+            with contextlib.suppress(NvmuserError):
+                await control.submit(there, incoming.forget(control.load(there), name))
+        raise
+
+
+@contextlib.asynccontextmanager
+async def _waiting(there: StateDir, record: GuestRecord) -> AsyncIterator[Path]:
+    """A QEMU that waits for the guest; its QMP socket. It ends when the guest does not come."""
+    guests, names = registry(there), record.machine.get("controllers", [])
+    devices, desired = Devices(there), control.load(there)
+    directories = {name: devices.provide(desired.controller(name)) for name in names}
+    spec = saved.from_json(record.machine, {name: there.socket(name) for name in names}, directories)
+    await guests.start(record.name, spec, incoming=True)
+    try:
+        yield guests.runtime(record.name).qmp
+    except BaseException:
+        await guests.discard(record.name)
+        raise

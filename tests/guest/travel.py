@@ -1,0 +1,118 @@
+"""Two deployments, which stand for two hosts, and a guest that moves between them while it writes and reads.
+
+What runs in the guest meanwhile is started in its background: its agent's session ends with each move.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvmuser.bench.measure.deployment import Deployment
+from nvmuser.bench.measure.migrant import DISK, Migrant
+from nvmuser.guest.registry import registry
+from nvmuser.paths import StateDir
+from nvmuser.supervisor.spdk import Options
+
+NVMUSER = Path(sys.executable).parent / "nvmuser"
+NAME = "traveller"
+DISKS = ("one", "two")
+
+
+@dataclass
+class Travel:
+    """A guest, and where it is."""
+
+    a: Deployment
+    b: Deployment
+    here: Deployment
+
+    @property
+    def elsewhere(self) -> Deployment:
+        return self.b if self.here is self.a else self.a
+
+    async def run(self, command: str, limit: float = 200) -> str:
+        """Run a command in the guest, where it is now."""
+        async with registry(self.here.state).agent(NAME) as agent:
+            result = await agent.run(command, timeout=limit, check=True)
+            return result.stdout.decode()
+
+    async def boot_id(self) -> str:
+        return (await self.run("cat /proc/sys/kernel/random/boot_id")).strip()
+
+    async def cli(self, *arguments: str) -> tuple[int, str, str]:
+        """`nvmuser guest migrate` from where the guest is to where it is not."""
+        process = await self.begin(*arguments)
+        out, err = await process.communicate()
+        if not process.returncode:
+            self.here = self.elsewhere
+        assert process.returncode is not None
+        return process.returncode, out.decode(), err.decode()
+
+    async def begin(self, *arguments: str) -> asyncio.subprocess.Process:
+        there = str(self.elsewhere.state.root)
+        argv = [str(NVMUSER), "--state-dir", str(self.here.state.root), "guest", "migrate", NAME, "--to", there]
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(*argv, *arguments, stdout=pipe, stderr=pipe)
+
+    @property
+    def load(self) -> Migrant:
+        """What runs in it."""
+        return Migrant(self.run)
+
+    async def check(self) -> None:
+        """Everything written is there, everything read is in memory as it was read."""
+        seen = await self.load.finish()
+        assert (seen.io_errors, seen.bad_blocks, seen.memory_mismatches) == (0, 0, 0)
+
+
+async def nvmuser(deployment: Deployment, *arguments: str) -> tuple[int, str, str]:
+    """The command line, on a deployment: status, stdout, stderr."""
+    argv = [str(NVMUSER), "--state-dir", str(deployment.state.root), *arguments]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*argv, stdout=pipe, stderr=pipe)
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+def openers(path: Path) -> set[int]:
+    """The processes that have a file open."""
+    wanted, found = os.stat(path), set[int]()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), wanted):
+                        found.add(int(pid))
+    return found
+
+
+@contextlib.asynccontextmanager
+async def travelling(root: Path) -> AsyncIterator[Travel]:
+    """Two deployments in `root`, and a guest in the first, with two controllers and two CPUs."""
+    eco = Options(profile="eco")
+    async with Deployment.start(root / "a", eco) as a, Deployment.start(root / "b", eco) as b:
+        for name in DISKS:
+            (root / name).write_bytes(b"")
+            os.truncate(root / name, DISK)
+            await a.disk(name, root / name)
+        controllers = (word for name in DISKS for word in ("--controller", name))
+        machine = ("--via", "libvfio", "--cpus", "2", "--memory", "512M", "--no-hugepages")
+        status, _, err = await nvmuser(a, "guest", "start", NAME, *controllers, *machine)
+        assert status == 0, err
+        try:
+            yield Travel(a, b, a)
+        finally:
+            for state in (a.state, b.state):
+                await _end(state)
+
+
+async def _end(state: StateDir) -> None:
+    for record in registry(state).list():
+        await registry(state).discard(record.name)
