@@ -77,6 +77,12 @@ nvmuser_identify(struct spdk_nvme_ctrlr *ctrlr, struct nvmuser_identity *out)
 }
 
 uint32_t
+nvmuser_queue_entries(struct spdk_nvme_ctrlr *ctrlr, uint32_t wanted)
+{
+	return spdk_min(wanted, spdk_nvme_ctrlr_get_regs_cap(ctrlr).bits.mqes + 1u);
+}
+
+uint32_t
 nvmuser_next_namespace(struct spdk_nvme_ctrlr *ctrlr, uint32_t after)
 {
 	return after == 0 ? spdk_nvme_ctrlr_get_first_active_ns(ctrlr) :

@@ -82,6 +82,9 @@ enum {
 
 struct nvmuser_queue;
 
+/* `wanted`, or what a queue of this controller has at most: the driver asks for what it is told, and is refused. */
+uint32_t nvmuser_queue_entries(struct spdk_nvme_ctrlr *ctrlr, uint32_t wanted);
+
 /*
  * `slots` commands may be in flight. `batch`: commands are told to the device when the queue is polled, and not each by
  * itself.

@@ -157,7 +157,7 @@ nvmuser_perf_open(struct spdk_nvme_ctrlr *ctrlr, struct spdk_nvme_ns *ns, const 
 	spdk_nvme_ctrlr_get_default_io_qpair_opts(ctrlr, &opts, sizeof(opts));
 	/* As spdk_nvme_perf: commands that are submitted in one round of polling are told by one doorbell. */
 	opts.delay_cmd_submit = true;
-	opts.io_queue_size = spdk_max(opts.io_queue_size, options->depth + 1);
+	opts.io_queue_size = spdk_max(opts.io_queue_size, nvmuser_queue_entries(ctrlr, options->depth + 1));
 	/* What is larger than one transfer is split: each part is a request, and so is the whole. */
 	requests = (options->depth + 1) * (options->io_size / spdk_nvme_ctrlr_get_max_xfer_size(ctrlr) + 2);
 	opts.io_queue_requests = spdk_max(opts.io_queue_requests, requests);

@@ -70,7 +70,7 @@ nvmuser_queue_open(struct spdk_nvme_ctrlr *ctrlr, uint32_t slots, bool batch)
 	spdk_nvme_ctrlr_get_default_io_qpair_opts(ctrlr, &opts, sizeof(opts));
 	opts.delay_cmd_submit = batch;
 	/* The driver uses three quarters of a queue's entries; what does not fit waits in it. */
-	opts.io_queue_size = spdk_max(opts.io_queue_size, 2 * slots);
+	opts.io_queue_size = spdk_max(opts.io_queue_size, nvmuser_queue_entries(ctrlr, 2 * slots));
 	/* Large transfers are split: each part is a request. For many of them there are too few: see nvmuser_submit(). */
 	opts.io_queue_requests = spdk_max(opts.io_queue_requests, 4 * slots);
 	if (queue->completions != NULL && queue->failures != NULL) {

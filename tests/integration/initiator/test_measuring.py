@@ -26,6 +26,12 @@ def test_the_measuring_loop(data: initiator.Controller, pattern: str) -> None:
     assert result.to_json()["iops"] == result.iops > 0
 
 
+def test_measuring_deeper_than_the_queue(data: initiator.Controller) -> None:
+    """A target's queue has 256 entries: the rest waits in the driver."""
+    result = initiator.measure(data, data.namespace(2), depth=1024, seconds=0.2)
+    assert (result.errors, result.depth) == (0, 1024)
+
+
 def test_loads_in_one_loop(data: initiator.Controller) -> None:
     with (
         initiator.Load(data, data.namespace(1), depth=1) as reader,
