@@ -31,6 +31,7 @@ def test_everything_happens(directory: Path) -> None:
         assert set(found[key]) == set(BESIDE), key
     assert all(count > 0 for name, count in found["commands"].items() if BESIDE[name].work), found["commands"]
     assert found["commands"]["nothing"] == 0
+    assert found["fairness"] > 0
     assert set(found["act_s"]) == ACTS
     assert all(took > 0 for took in found["act_s"].values())
     assert all(iops > 0 for iops in found["iops"].values())

@@ -9,13 +9,13 @@ from click.testing import CliRunner
 
 from nvmuser.bench.measure import environment
 from nvmuser.bench.report import neighbour_page
-from nvmuser.bench.scenarios.neighbour import BASE, BESIDE, NeighbourPlan, NeighbourResult
+from nvmuser.bench.scenarios.neighbour import BASE, BESIDE, BULK, SHALLOW, NeighbourPlan, NeighbourResult
 from nvmuser.bench.scenarios.neighbour_clients import Seen
 from nvmuser.cli.bench import bench
 from nvmuser.errors import UsageError
 from nvmuser.paths import StateDir
 
-NAMES = ("nothing", "writer", "flush", "discard", "write_zeroes", "attach", "snapshot", "recover", "create")
+NAMES = ("nothing", "writer", "flush", "discard", "write_zeroes", "attach", "snapshot", "recover", "create", "bulk")
 
 
 def seen(iops: float, act_s: float | None = None) -> Seen:
@@ -51,7 +51,16 @@ def test_ratios_are_of_one_round_each(result: NeighbourResult) -> None:
     assert found["iops"]["flush"] == 675
     assert found["p99_9_us"][BASE] == 250
     assert found["commands"]["flush"] == 20
+    assert found["fairness"] is None
     assert found["act_s"] == {"attach": pytest.approx(0.2)}
+
+
+def test_fairness_is_of_a_deep_queue_over_a_shallow_one(result: NeighbourResult) -> None:
+    rounds = {BASE: [seen(1000)], BULK: [seen(90)], SHALLOW: [seen(120)]}
+    fair = NeighbourResult(NeighbourPlan(tuple(rounds), 1, memory=True), rounds, result.header)
+    assert fair.to_json()["fairness"] == 0.75
+    assert fair.to_json()["backing"] == "memory"
+    assert "- Fairness: 0.75" in neighbour_page.markdown(fair)
 
 
 def test_tables(result: NeighbourResult) -> None:

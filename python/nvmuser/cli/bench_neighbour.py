@@ -30,6 +30,13 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
 @click.option(
     "--runtime", type=click.FloatRange(0.1, 600), default=1.0, show_default=True, metavar="SECONDS", help="Of each run."
 )
+@click.option(
+    "--backing",
+    type=click.Choice(["file", "memory"]),
+    default="file",
+    show_default=True,
+    help="Of the reader's volume and the one written: memory shows the target's part without the disk's.",
+)
 @json_document("ratio.<beside>, iops.<beside>, p99_9_us.<beside>, …")
 @click.option(
     "--output",
@@ -39,11 +46,14 @@ def _names(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[st
     help="Gets summary.json, report.html, report.md, and for the time being 1 GiB of volumes: a file system with "
     "direct I/O.",
 )
-def neighbour_command(only: tuple[str, ...], rounds: int, runtime: float, as_json: bool, output: Path) -> None:
+def neighbour_command(
+    only: tuple[str, ...], rounds: int, runtime: float, backing: str, as_json: bool, output: Path
+) -> None:
     """A reader (4k, depth 1) beside a neighbour on the same core of the target, without a guest.
 
     The neighbour writes; it flushes, discards or zeroes what it has written; meanwhile a namespace is attached and
-    detached, a snapshot made, another client killed and one put in its place, a controller created. Each is measured
+    detached, a snapshot made, another client killed and one put in its place, a controller created; it reads 128k at
+    depth 256, which the reader is to notice as little as depth 8. Each is measured
     once a round; `ratio` is the reader's IOPS over those beside one that only writes. Everything is private and
     temporary. One CPU for the target, one for both clients.
 
@@ -51,11 +61,12 @@ def neighbour_command(only: tuple[str, ...], rounds: int, runtime: float, as_jso
     Examples:
       nvmuser bench neighbour
       nvmuser bench neighbour --only flush,discard --rounds 6 --json
+      nvmuser bench neighbour --only bulk,bulk_shallow --backing memory
     """
     find_spdk()  # before anything is made
     output_directory(output)
     with Progress() as progress:
-        result = run(measure(NeighbourPlan(only, rounds, runtime), output, progress))
+        result = run(measure(NeighbourPlan(only, rounds, runtime, backing == "memory"), output, progress))
         progress.step("done")
     summary = result.to_json()
     (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

@@ -45,12 +45,18 @@ def _rows(result: NeighbourResult) -> list[tuple[str, str, list[str]]]:
 def _facts(result: NeighbourResult) -> list[tuple[str, str]]:
     found = result.to_json()
     plan = result.plan
+    memory = "the reader's and the one written in memory, " if plan.memory else ""
     rounds = f"{plan.rounds} round{'s' * (plan.rounds != 1)}, interleaved"
     return [
         ("Host", describe(found["environment"])),
         ("Software", f"SPDK {found['versions']['spdk']}"),
-        ("Volumes", f"files on {found['file_system'] or 'an unknown file system'}, every block written before"),
+        ("Volumes", f"{memory}files on {found['file_system'] or 'an unknown file system'}, every block written before"),
         ("Method", f"{rounds}; {plan.runtime:g} s each, or as long as what happens takes; one loop for both clients"),
+        *(
+            []
+            if result.fairness is None
+            else [("Fairness", f"{result.fairness:.2f}: beside a deep queue over a shallow one")]
+        ),
         ("Noise", f"{found['noise'] * 100:.0f} % of an idle spin's time was taken away"),
     ]
 

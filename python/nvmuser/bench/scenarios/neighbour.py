@@ -31,7 +31,10 @@ from nvmuser.toolchain import find_spdk
 SCHEMA = "nvmuser.bench.neighbour/1"
 BASE = "writer"
 """Ratios are over what the reader does beside this one."""
+BULK, SHALLOW = "bulk", "bulk_shallow"
+"""What the depth of a neighbour's queue costs a reader: the one over the other is `fairness`."""
 _WRITES = Work(WRITTEN)
+_LARGE = 128 << 10
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,22 @@ BESIDE = {
     "snapshot": Beside("a snapshot made of what is written", Work(POOLED), World.snapshot),
     "recover": Beside("another client killed, and one in its place", act=World.recover),
     "create": Beside("a controller and its volume created", act=World.create),
+    BULK: Beside("128k random reads at depth 256", Work(WRITTEN, "randread", 256, _LARGE)),
+    SHALLOW: Beside("128k random reads at depth 8", Work(WRITTEN, "randread", 8, _LARGE)),
 }
 
 
 @dataclass(frozen=True)
 class NeighbourPlan:
-    """What is measured, how often, and for how many seconds each time."""
+    """What is measured, how often, and for how many seconds each time.
+
+    :param memory: the reader's volume and the one that is written are memory of the target's.
+    """
 
     beside: Sequence[str] = tuple(BESIDE)
     rounds: int = 5
     runtime: float = 1.0
+    memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,15 @@ class NeighbourResult:
 
     def ratio(self, name: str) -> stats.Interval:
         """The reader's IOPS over those beside a writer, the median of the rounds."""
-        return stats.ratio([each.iops for each in self.seen[name]], [each.iops for each in self.seen[BASE]])
+        return self._ratio(name, BASE)
+
+    def _ratio(self, name: str, base: str) -> stats.Interval:
+        return stats.ratio([each.iops for each in self.seen[name]], [each.iops for each in self.seen[base]])
+
+    @property
+    def fairness(self) -> float | None:
+        """The reader's IOPS beside a deep queue over those beside a shallow one; None: not both were measured."""
+        return self._ratio(BULK, SHALLOW).median if {BULK, SHALLOW} <= self.seen.keys() else None
 
     def to_json(self) -> dict[str, Any]:
         """Medians by what was done beside the reader; `max_us` is the worst of all rounds."""
@@ -96,6 +113,7 @@ class NeighbourResult:
             "schema": SCHEMA,
             "ratio": {name: ratios[name].median for name in names},
             "ratio_ci": {name: [ratios[name].low, ratios[name].high] for name in names},
+            "fairness": self.fairness,
             "iops": {name: self._median(name, "iops") for name in names},
             "p99_9_us": {name: self._median(name, "p99_9_us") for name in names},
             "max_us": {name: max(each.max_us for each in self.seen[name]) for name in names},
@@ -104,6 +122,7 @@ class NeighbourResult:
             "client_waited": {name: self._median(name, "client_waited") for name in names},
             "target_waited": {name: self._median(name, "target_waited") for name in names},
             "ci_level": stats.level(self.plan.rounds),
+            "backing": "memory" if self.plan.memory else "file",
             "rounds": self.plan.rounds,
             "runtime": self.plan.runtime,
             **self.header,
@@ -126,7 +145,7 @@ async def measure(plan: NeighbourPlan, directory: Path, progress: Progress) -> N
         raise UsageError("two CPUs are needed, one for the target and one for its clients")
     header = await asyncio.to_thread(_header, directory)
     progress.step("starting a target")
-    async with _connected(directory, cpus[0], cpus[-1]) as (world, clients):
+    async with _connected(plan, directory, cpus[0], cpus[-1]) as (world, clients):
         seen = await alternate(_measured(plan, world, clients), plan.rounds, progress, what="beside, ")
     return NeighbourResult(plan, seen, header)
 
@@ -148,10 +167,12 @@ def _header(directory: Path) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _connected(directory: Path, client_cpu: int, target_cpu: int) -> AsyncIterator[tuple[World, Clients]]:
+async def _connected(
+    plan: NeighbourPlan, directory: Path, client_cpu: int, target_cpu: int
+) -> AsyncIterator[tuple[World, Clients]]:
     files = tempfile.TemporaryDirectory(dir=directory, prefix="volumes-")
     with files, scratch("nvmuser-") as root:
-        async with World.start(root, Path(files.name), target_cpu) as world:
+        async with World.start(root, Path(files.name), target_cpu, memory=plan.memory) as world:
             with (
                 initiator.connect(world.directory(READER)) as reader,
                 initiator.connect(world.directory(NEIGHBOUR)) as neighbour,

@@ -33,6 +33,9 @@ WRITTEN, DISCARDED, ZEROED, POOLED = range(1, 5)
 
 _MIB = 1 << 20
 _FILES = {READER: 256 * _MIB, "written": 64 * _MIB, "discarded": 64 * _MIB, "zeroed": 64 * _MIB, GUEST: 16 * _MIB}
+_IN_MEMORY = (READER, "written")
+_MEMORY_BYTES = 24 * _MIB
+"""A target without hugepages has room for two of these."""
 _POOL_BYTES = 512 * _MIB
 _POOLED_BYTES = 64 * _MIB
 _SPARE_BYTES = 16 * _MIB
@@ -42,24 +45,26 @@ _LIMIT_S = 60.0
 class World:
     """A deployment with volumes in files: controllers of a reader, of its neighbour, and of a guest that is killed."""
 
-    def __init__(self, deployment: Deployment, files: Path) -> None:
+    def __init__(self, deployment: Deployment, files: Path, memory: bool) -> None:
         self._deployment = deployment
         self._files = files
+        self._memory = memory
         self._guest: _Guest | None = None
 
     @classmethod
     @asynccontextmanager
-    async def start(cls, root: Path, files: Path, core: int) -> AsyncIterator[Self]:
+    async def start(cls, root: Path, files: Path, core: int, *, memory: bool = False) -> AsyncIterator[Self]:
         """:param root: a short path, for sockets are in it.
 
         :param files: where the volumes' files go; on a file system with direct I/O.
         :param core: the target's.
+        :param memory: the reader's volume, and the one that is written, are no files.
         :raises NvmuserError: the target does not start, or there is no room for the files.
         """
         for name, size in _FILES.items():
             await asyncio.to_thread(fill, files / name, size)
         async with Deployment.start(root / "s", Options(cores=(core,))) as deployment:
-            world = cls(deployment, files)
+            world = cls(deployment, files, memory)
             await world._change(Change(create=world._objects()))
             try:
                 yield world
@@ -82,7 +87,7 @@ class World:
         raise TargetError("the target has no reactor")
 
     def _objects(self) -> tuple[AnyObject, ...]:
-        file_volumes = [Volume(name, path=str(self._files / name)) for name in _FILES]
+        volumes = [self._volume(name) for name in _FILES]
         pool = (
             Volume("base", path=str(self._files / "base"), size=_POOL_BYTES),
             Pool("pool", base="base"),
@@ -90,11 +95,16 @@ class World:
         )
         beside = (Namespace("written", WRITTEN), Namespace("discarded", DISCARDED), Namespace("zeroed", ZEROED))
         controllers = (
-            Controller(READER, (Namespace(READER),)),
-            Controller(NEIGHBOUR, (*beside, Namespace("pooled", POOLED))),
+            Controller(READER, (Namespace(READER),), volatile=self._memory),
+            Controller(NEIGHBOUR, (*beside, Namespace("pooled", POOLED)), volatile=self._memory),
             Controller(GUEST, (Namespace(GUEST),)),
         )
-        return (*file_volumes, *pool, self._spare("spare"), *controllers)
+        return (*volumes, *pool, self._spare("spare"), *controllers)
+
+    def _volume(self, name: str) -> Volume:
+        if self._memory and name in _IN_MEMORY:
+            return Volume(name, "malloc", size=_MEMORY_BYTES, volatile=True)
+        return Volume(name, path=str(self._files / name))
 
     def _spare(self, name: str) -> Volume:
         return Volume(name, path=str(self._files / name), size=_SPARE_BYTES)
