@@ -236,7 +236,7 @@ _FIXED = {
     "volume": ("backend", "block_size", "path", "owned", "pool", "snapshot_of", "clone_of", "remote",
                "remote_nsid", "base", "volatile"),
     "pool": ("base", "cluster_size"),
-    "remote": ("nqn", *Remote.keys),
+    "remote": ("nqn",),
     "controller": (),
     "target": (),
 }  # fmt: skip
@@ -252,6 +252,8 @@ def _updated(before: AnyObject, after: AnyObject, find: extent.Find) -> AnyObjec
     for field in _FIXED[before.kind]:
         if getattr(before, field) != getattr(after, field):
             raise ConflictError(f"{before.key.words}: its {field} cannot change; make another {before.kind}")
+    if isinstance(before, Remote) and isinstance(after, Remote):
+        _check_keys(before, after)
     if isinstance(before, Volume) and isinstance(after, Volume) and after != before:
         after = extent.rounded(after, find) if after.size != before.size else after
         _check_size(before, after)
@@ -265,6 +267,20 @@ def _updated(before: AnyObject, after: AnyObject, find: extent.Find) -> AnyObjec
     if isinstance(before, Controller) and isinstance(after, Controller):
         return _numbered(replace(after, away=before.away))
     return after
+
+
+def _check_keys(before: Remote, after: Remote) -> None:
+    """SPDK is told the files of a remote's keys when it is attached. It reads that for TLS then, the others at each
+    connection."""
+    for field in Remote.keys:
+        was = getattr(before, field)
+        if was == getattr(after, field):
+            continue
+        way_out = "delete the remote and what is on it, and create it again"
+        if was:
+            then = "then `nvmuser target restart`" if field == "psk" else "which is read at each connection"
+            way_out = f"write the new key into {was}, {then}"
+        raise ConflictError(f"{before.key.words}: its {field} cannot change while it is attached: {way_out}")
 
 
 def _check_size(before: Volume, after: Volume) -> None:
