@@ -154,7 +154,9 @@ class Session:
         self._drained.set()
         if not self._uplink.online:
             self._reply_to_pending()
-            self._loop.call_later(_WAKE_AFTER, self._wake_without_target)
+            # What the old target asserted stays asserted while the guest waits for its I/O. Its driver, woken, accesses
+            # the controller; else Linux turns off the line of all devices on it.
+            self._loop.call_later(0 if self.controller.interrupts.is_line else _WAKE_AFTER, self._wake_without_target)
 
     # -- migration (`nvmf_vfio.migration.machine.Host`) ----------------------------------------------------------
 

@@ -84,6 +84,11 @@ class Interrupts:
                 return index, stored
         return _MSIX, None
 
+    @property
+    def is_line(self) -> bool:
+        """Whether the guest has INTx: a line, perhaps shared, that stays asserted until it accesses its controller."""
+        return self.admin[1] is not None and self.admin[0] == INTX
+
     def signal_admin(self) -> None:
         """Signal the guest's admin interrupt."""
         _index, stored = self.admin

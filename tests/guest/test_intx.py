@@ -6,14 +6,13 @@ import asyncio
 
 import pytest
 from guests import Boot, Target
-from world import kill, sparse, verifying
+from world import DEVICES, DISKS, both, kill, sparse, verifying
 
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.guest import GuestSpec, launch
 from nvmuser.guest.spec import MIB
 
 NO_MSI = "pci=nomsi"
-DEVICE = "/dev/nvme0n1"
 
 
 async def check(text: bytes) -> None:
@@ -23,26 +22,28 @@ async def check(text: bytes) -> None:
 
 
 async def test_verified_writes_while_targets_are_killed(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Two controllers, two processors: each controller has a line of its own."""
     root = tmp_path_factory.mktemp("x")
     async with Deployment.start(root / "s") as deployment:
-        socket = await deployment.disk("one", sparse(root / "one"))
+        sockets = [await deployment.disk(name, sparse(root / name)) for name in DISKS]
 
         async def strike() -> None:
             before = await deployment.control.call("status")
+            count = {guest["controller"]: guest["recoveries"] for guest in before["guests"]}
             kill(before, "target")
             async with asyncio.timeout(60):
                 while True:
-                    now = (await deployment.control.call("status"))["guests"]
-                    if now and now[0]["recoveries"] > before["guests"][0]["recoveries"]:
+                    now = both(await deployment.control.call("status"))
+                    if all(guest["recoveries"] > count[guest["controller"]] for guest in now):
                         return
 
-        spec = GuestSpec(memory=512 * MIB, sockets=(socket,), append=NO_MSI)
+        spec = GuestSpec(cpus=2, memory=512 * MIB, sockets=tuple(sockets), append=NO_MSI)
         async with launch(spec, root / "guest") as guest:
             lines = (await guest.run("grep nvme /proc/interrupts", timeout=30)).stdout
-            assert b"IO-APIC" in lines
+            assert lines.count(b"IO-APIC") == len(DISKS), lines
             assert b"MSI" not in lines
-            for _ in range(2):
-                await verifying({guest: DEVICE}, strike)
+            for _ in range(3):
+                await verifying({guest: ":".join(DEVICES)}, strike)
             await check((await guest.run("dmesg", timeout=30)).stdout)
 
 

@@ -86,10 +86,14 @@ class Host:
         self.devices = vfio_dir.Devices(directory / "vfio")
 
     @asynccontextmanager
-    async def boot(self, *sockets: Path, directories: tuple[Path, ...] = ()) -> AsyncIterator[Guest]:
+    async def boot(
+        self, *sockets: Path, directories: tuple[Path, ...] = (), append: str = "", cpus: int = 1
+    ) -> AsyncIterator[Guest]:
         """A guest with these controllers. `directories` are what QEMU is told instead of their own."""
         directories = directories or tuple(self.devices.assign(socket) for socket in sockets)
-        spec = GuestSpec(memory=512 * MIB, hugepages=False, sockets=sockets, directories=directories)
+        spec = GuestSpec(
+            cpus=cpus, memory=512 * MIB, hugepages=False, sockets=sockets, directories=directories, append=append
+        )
         async with launch(spec, self.directory / "guest") as guest:
             yield guest
 
@@ -114,6 +118,17 @@ async def verify(guest: Guest, count: int = 1) -> None:
 async def test_controllers_verify(target: Target, host: Host, count: int) -> None:
     async with host.boot(*[await target.controller() for _ in range(count)]) as guest:
         await verify(guest, count)
+
+
+async def test_without_msi(target: Target, host: Host) -> None:
+    """Interrupted by lines, which QEMU deasserts when the guest accesses a controller."""
+    sockets = [await target.controller() for _ in range(2)]
+    async with host.boot(*sockets, append="pci=nomsi", cpus=2) as guest:
+        assert (await guest.run("grep nvme /proc/interrupts", check=True)).stdout.count(b"IO-APIC") == 2
+        await verify(guest, 2)
+        text = (await guest.run("dmesg", check=True)).stdout
+        assert b"nobody cared" not in text
+        assert b"timeout" not in text
 
 
 async def test_reset_and_reboot(target: Target, host: Host) -> None:

@@ -101,8 +101,13 @@ def test_plain_form() -> None:
 
 def test_ports_share_slots_by_functions_and_the_first_says_so() -> None:
     ports = devices(attachment(GuestSpec(spare_ports=32), hugepages=False, no_migration=IMAGE), "pcie-root-port")
-    assert [port["addr"] for port in ports][6:10] == ["10.6", "10.7", "11.0", "11.1"]
+    assert [port["addr"] for port in ports][6:10] == ["11.2", "11.3", "12.0", "12.1"]
     assert all(port["multifunction"] == port["addr"].endswith(".0") for port in ports)
+
+
+def test_few_ports_have_a_slot_each() -> None:
+    ports = devices(attachment(GuestSpec(spare_ports=8), hugepages=False, no_migration=IMAGE), "pcie-root-port")
+    assert [port["addr"] for port in ports] == [f"{0x10 + number:x}.0" for number in range(8)]
 
 
 @pytest.mark.parametrize("hugepages", [True, False])

@@ -14,6 +14,7 @@ from nvmf_vfio.keeper import journal as journal_module
 from nvmf_vfio.protocol.header import Command, Flag, Header
 from nvmf_vfio.protocol.messages import DeviceFeature, DmaMap, RegionAccess, RegionInfo, RegionWriteMulti, SetIrqs
 from nvmf_vfio.state.controller import CONFIG
+from nvmf_vfio.state.interrupts import INTX
 from nvmf_vfio.state.registers import BAR0, CSTS_CFS, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
 
 ERROR_EVENT = 0x01_03_00
@@ -163,6 +164,24 @@ async def test_the_wake_up_follows_completions_that_the_guest_has_not_seen(world
     await world.lose(target)
     await world.recover()
     assert driver.completion(2) == (ERROR_EVENT, 6, 1), "request 5 has its completion already"
+
+
+async def test_a_guest_on_a_line_is_woken_without_a_target(world: World) -> None:
+    """What is asserted when the target dies stays so until the guest accesses its controller."""
+    target = world.target()
+    await world.report("ready")
+    driver = world.driver()
+    await do(driver.client.hello)
+    await do(driver.client.map, 0, 1 << 20, driver.memory)
+    await do(driver.client.interrupts, [driver.interrupt], INTX)
+    await do(driver.enable)
+    await do(driver.csts)
+    await do(driver.submit, OPC_ASYNC_EVENT_REQUEST, 5)
+    await world.lose(target)
+    assert driver.completion(0) == (0, 0, 0), "what the target has in flight may still land"
+    await world.report("drained")
+    await until(lambda: driver.completion(0) == (ERROR_EVENT, 5, 1))
+    assert signals(driver.interrupt) == 1
 
 
 async def test_a_guest_without_an_event_request_finds_the_failure_itself(world: World) -> None:

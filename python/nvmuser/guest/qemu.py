@@ -18,8 +18,9 @@ DRIVER = "vfio-user-pci"
 PLAIN_DRIVER = "vfio-pci"
 """What every QEMU has; with libvfio preloaded it serves our controllers as well."""
 
-_PORTS_AT = 0x10
-"""The first PCI slot of our root ports; eight to a slot, so that 32 of them leave room for the rest."""
+_PORTS_AT, _PORT_SLOTS = 0x10, 8
+"""The first PCI slot of our root ports, and how many there are for them, with up to eight ports each. A slot's devices
+share one of four INTx lines with those of each fourth slot: the fewer share one, the better for a guest without MSI."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,9 @@ def attachment(
     result = ["-machine", "q35,memory-backend=mem", "-m", f"{spec.memory >> 20}M", "-object", form(memory)]
     if spec.sockets and not spec.libvfio:
         result += ["-blockdev", json.dumps(migration.blocker(no_migration))]
-    for number in range(len(spec.sockets) + spec.spare_ports):
-        result += ["-device", form(root_port(number))]
+    ports = len(spec.sockets) + spec.spare_ports
+    for number in range(ports):
+        result += ["-device", form(root_port(number, -(-ports // _PORT_SLOTS)))]
     for number, socket in enumerate(spec.sockets):
         bootable = {"bootindex": 1} if socket == spec.boot_from else {}
         directory = spec.directories[number] if spec.directories is not None else None
@@ -163,8 +165,8 @@ def controller(socket: Path, bus: str, directory: Path | None = None) -> dict[st
     return {**device, "socket": {"type": "unix", "path": str(socket)}}
 
 
-def root_port(number: int) -> dict[str, Any]:
-    """A slot into which one controller fits, now or later.
+def root_port(number: int, per_slot: int) -> dict[str, Any]:
+    """A port into which one controller fits, now or later, one of so many in each PCI slot.
 
     It forwards no I/O ports: NVMe needs none, and there are not enough of them for more than a few root ports.
     """
@@ -174,8 +176,8 @@ def root_port(number: int) -> dict[str, Any]:
         "bus": "pcie.0",
         "chassis": number + 1,
         "slot": number + 1,
-        "addr": f"{_PORTS_AT + number // 8:x}.{number % 8}",
-        "multifunction": number % 8 == 0,
+        "addr": f"{_PORTS_AT + number // per_slot:x}.{number % per_slot}",
+        "multifunction": number % per_slot == 0,
         "io-reserve": 0,
         "mem-reserve": 2 << 20,
     }
