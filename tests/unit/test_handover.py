@@ -25,6 +25,7 @@ from nvmuser.reconcile import handover
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.plan import plan
 from nvmuser.supervisor import handover as supervised
+from nvmuser.supervisor import occupancy
 from nvmuser.supervisor.handover import Handover
 
 MIB = 1 << 20
@@ -208,6 +209,14 @@ async def test_refused_questions(state: StateDir, monkeypatch: pytest.MonkeyPatc
     assert "does not know" in (await ask(state, Spdk(), "dance", monkeypatch))["error"]
     handover.record(state, "c", away=True)
     assert (await ask(state, Spdk(), "expect", monkeypatch))["error"] == ""
+
+
+async def test_no_guest_boots_without_its_volumes(state: StateDir) -> None:
+    await _declared(state)
+    await occupancy.check_free(state, ["c"])
+    handover.record(state, "c", away=True)
+    with pytest.raises(ConflictError, match=r"another host's.*take-back c"):
+        await occupancy.check_free(state, ["c"])
 
 
 async def _declared(state: StateDir) -> None:

@@ -28,9 +28,15 @@ _INTERVAL = 0.05
 async def check_free(state: StateDir, names: Sequence[str], *, direct: bool = False) -> None:
     """Before a QEMU connects: it would end with 'Broken pipe', or wait for its turn while its guest stands still.
 
-    :raises ConflictError: one of these controllers serves a guest; the error says which.
+    :raises ConflictError: one of these controllers serves a guest, and the error says which; or has its volumes closed.
     """
     known = {controller.name: controller for controller in control.load(state).controllers()}
+    for name in names:
+        if name in known and known[name].away:
+            raise ConflictError(
+                f"controller {name}: its volumes are another host's, where its guest is, or on its way from; if it is "
+                f"not: `nvmuser controller take-back {name}`"
+            )
 
     async def look(controllers: Sequence[Controller]) -> dict[str, str]:
         if direct:
