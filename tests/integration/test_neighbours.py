@@ -59,13 +59,16 @@ def test_a_neighbour_reads_meanwhile(target_factory: TargetFactory, tmp_path: Pa
             try:
                 request = submit(waits, one.namespace(1))
                 files.wait_for(operation)
+                # The file is locked meanwhile, so that a write to it waits.
+                write = waits.write(one.namespace(1), 0, bytes(BLOCK))
                 for block in range(READS):
                     reads.read(other.namespace(1), block, data).wait()
                 waits.poll()
                 assert not request.done, f"{slow}: answered before the device has"
+                assert not write.done
             finally:
                 files.release()
-            waits.wait([request])
+            waits.wait([request, write])
             if operation is Operation.FALLOCATE:
                 assert backing.read_bytes()[8 * BLOCK : 12 * BLOCK] == bytes(4 * BLOCK)
 
