@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -71,6 +72,28 @@ def test_a_neighbour_reads_meanwhile(target_factory: TargetFactory, tmp_path: Pa
             waits.wait([request, write])
             if operation is Operation.FALLOCATE:
                 assert backing.read_bytes()[8 * BLOCK : 12 * BLOCK] == bytes(4 * BLOCK)
+
+
+def test_many_ranges_leave_the_neighbours_theirs(target_factory: TargetFactory, tmp_path: Path) -> None:
+    """More ranges wait for a device than the process has I/Os for all volumes."""
+    (tmp_path / "slow").mkdir()
+    sparse(tmp_path / "slow" / "v", MIB)
+    ranges = [(block, 1) for block in range(256)]
+    with held_files(tmp_path / "slow") as files, contextlib.ExitStack() as stack:
+        volumes = two_volumes(target_factory.start(), tmp_path, files)
+        one, other = (stack.enter_context(initiator.connect(path)) for path in volumes)
+        flood = [stack.enter_context(one.queue(128, timeout=60)) for _ in range(3)]
+        reads = stack.enter_context(other.queue(1, timeout=20))
+        files.hold(Operation.FALLOCATE)
+        try:
+            requests = [[queue.deallocate(one.namespace(1), ranges) for _ in range(128)] for queue in flood]
+            files.wait_for(Operation.FALLOCATE)
+            for block in range(READS):
+                reads.read(other.namespace(1), block, bytearray(BLOCK)).wait()
+        finally:
+            files.release()
+        for queue, submitted in zip(flood, requests, strict=True):
+            queue.wait(submitted, 120)
 
 
 def threads(target: BareTarget) -> dict[str, dict[str, str]]:
