@@ -28,7 +28,7 @@ from nvmf_vfio.state.controller import Controller
 from nvmf_vfio.state.lifecycle import Phase
 from nvmf_vfio.state.memory import Refused
 from nvmf_vfio.state.registers import CC_EN
-from nvmf_vfio.uplink import Uplink, end_io
+from nvmf_vfio.uplink import Uplink
 
 log = logging.getLogger(__name__)
 
@@ -168,9 +168,9 @@ class Session:
         link = self._uplink.detach()
         try:
             async with asyncio.timeout(_QUIESCE_DEADLINE):
-                if link:
+                if link and self.controller.version is not None:
                     self._lost()
-                    if await end_io(link):
+                    if await self._uplink.leave(link):
                         self.target_drained()
                 while not self.controller.drained:
                     await self._drained.wait()

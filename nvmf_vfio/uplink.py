@@ -23,12 +23,11 @@ from nvmf_vfio.proxy import AdminProxy
 from nvmf_vfio.state.controller import CONFIG, Controller
 from nvmf_vfio.state.lifecycle import Phase
 from nvmf_vfio.state.memory import GuestMemoryError
-from nvmf_vfio.state.registers import BAR0, CC_EN, CSTS_RDY, Register
+from nvmf_vfio.state.registers import BAR0, CC_EN, Register
 
 log = logging.getLogger(__name__)
 
 _RETRY_INTERVAL = 1.0
-_QUIESCE_INTERVAL = 0.002
 _CONFIG_SPACE = 4096
 
 
@@ -82,7 +81,7 @@ class Uplink:
         self.online = False
 
     def detach(self) -> TargetLink | None:
-        """Go offline, and hand over the connection to a target in which the controller may be enabled; see `end_io`.
+        """Go offline, and hand over the connection to a target in which the controller may be enabled; see `leave`.
 
         A target that is not online has enabled nothing, but for the admin proxy.
         """
@@ -91,6 +90,26 @@ class Uplink:
             self.link = None
         self.drop()
         return link
+
+    async def leave(self, link: TargetLink) -> bool:
+        """End all I/O of a controller at its target: nothing of it can land in guest memory any more when this returns.
+
+        Its CPUs run, and the driver goes on to send commands: CC.EN=0 will not do, for SPDK completes what comes then
+        with errors, some of it twice, and Linux 6.12 has been seen to panic over that (`nvme_retry_req`). SPDK takes a
+        guest that hangs up for one that is gone, and answers another connection when everything of it has ended.
+
+        :returns: False when the target was lost meanwhile.
+        """
+        assert self._controller.version is not None
+        link.close()
+        probe = TargetLink(await connect(self._path), Message.close, lambda: None)
+        try:
+            await probe.call(Command.VERSION, self._controller.version.pack())
+        except TargetError:
+            return False
+        finally:
+            probe.close()
+        return True
 
     def close(self) -> None:
         """The guest is gone. Idempotent."""
@@ -242,23 +261,3 @@ class Uplink:
                 self._controller.learn(region, offset, data)
         except (TargetError, ProtocolError) as error:
             log.warning("%s: registers not read: %s", self._name, error)
-
-
-async def end_io(link: TargetLink) -> bool:
-    """End all I/O of a controller at its target: nothing of it can land in guest memory any more when this returns.
-
-    CC.EN=0 does it: SPDK then takes the queues apart, waits for what is in flight, and shows CSTS.RDY=0 (NVM Express
-    Base Specification 1.4, section 3.1.5; `disable_ctrlr` in SPDK's lib/nvmf/vfio_user.c). After 12.5 s it gives up,
-    and shows the same: a caller may not wait so long.
-
-    :returns: False when the connection ended before.
-    """
-    try:
-        await link.call(Command.REGION_WRITE, RegionAccess(Register.CC, BAR0, 4, bytes(4)).pack())
-        while True:
-            body = await link.call(Command.REGION_READ, RegionAccess(Register.CSTS, BAR0, 4).pack())
-            if not RegionAccess.unpack(body, with_data=True).data[0] & CSTS_RDY:
-                return True
-            await asyncio.sleep(_QUIESCE_INTERVAL)
-    except (TargetError, ProtocolError):
-        return False

@@ -186,17 +186,18 @@ async def test_nothing_is_written_once_the_cpus_stand_still(world: World) -> Non
 async def test_io_that_does_not_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "_QUIESCE_DEADLINE", 0.2)
     target, driver = await world.running()
-    target.held.add(Command.REGION_READ)
+    target.held.add(Command.VERSION)
     with pytest.raises(Refusal) as caught:
         await do(Qemu(driver.client).start_logging)
     assert caught.value.errno == errno.ETIMEDOUT
     target.held.clear()
+    target.hang_up()
     await until(lambda: driver.completion(0)[1] == 5)
 
 
 async def test_a_target_that_dies_while_its_io_ends(world: World) -> None:
     target, driver = await world.running()
-    target.fatal.add(Command.REGION_READ)
+    target.fatal.add(Command.VERSION)
     started = asyncio.create_task(do(Qemu(driver.client).start_logging))
     await until(lambda: not world.session.status()["online"])
     target.kill()
