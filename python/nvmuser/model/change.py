@@ -103,15 +103,8 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
     for expected in change.expect:
         if _declared(desired.get(expected.key)) != _declared(expected):
             raise StaleError(f"{expected.key.words}: somebody else has just changed it; look again")
-    entries = dict(desired.entries)
     _check_away(desired, change)
-    for key in change.delete:
-        if key == DEFAULT:
-            raise UsageError(f"{key.words}: the default target is always there")
-        going = _going(desired.get(key), change)
-        entry = replace(desired.entries[key], object=going, deleting=True)
-        _check_data_loss(entry, change.wipe)
-        entries[key] = entry
+    entries = _after_deletions(desired, change)
     recorded = [entry.object for entry in entries.values()]
     known = (*recorded, *change.create)
     cntlids = identity.free_cntlids(declared for declared in known if isinstance(declared, Controller))
@@ -141,6 +134,19 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
         if isinstance(one := after.get(declared.key), Volume):
             after.check_new(one)
     return after
+
+
+def _after_deletions(desired: Desired, change: Change) -> dict[Key, Entry]:
+    """Entries, those that go as tombstones."""
+    entries = dict(desired.entries)
+    for key in change.delete:
+        if key == DEFAULT:
+            raise UsageError(f"{key.words}: the default target is always there")
+        going = _going(desired.get(key), change)
+        entry = replace(desired.entries[key], object=going, deleting=True)
+        _check_data_loss(entry, change.wipe)
+        entries[key] = entry
+    return entries
 
 
 def _declared(one: AnyObject) -> AnyObject:

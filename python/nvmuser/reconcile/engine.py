@@ -215,7 +215,7 @@ class Engine:
         elif outcome.pending:
             mine = []
         if mine:
-            left = await self._undo(before, after, change, mine, carried=True)
+            left = await self._undo(before, after, change, mine, carried=carried)
             raise TargetError(f"{'; '.join(map(str, mine))}; {left}")
         objects = tuple(after.get(key).to_json() for key in after.entries if key in mentioned)
         return replace(outcome, objects=objects)

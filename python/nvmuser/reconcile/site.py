@@ -132,12 +132,18 @@ class Site:
         self._rebuilds.watch(rpc, actual)
         self._look(self._store.load(), actual)
         problems |= await self._lock(rpc, opened)
-        problems |= {problem.object: problem for problem in (*current.conflicts, *current.restart)}
+        await self._settle(current, problems, desired, actual)
+        return Outcome(calls, tuple(self.problems.values()), current.foreign)
+
+    async def _settle(self, current: Plan, problems: dict[Key, Problem], desired: Desired, actual: Actual) -> None:
+        """Everything that is wanted here has been looked at: what is wrong in the end.
+
+        :param problems: of what was done.
+        """
+        problems = problems | {problem.object: problem for problem in (*current.conflicts, *current.restart)}
         problems |= await asyncio.to_thread(lambda: pool_room.reserve_all(self.wanted))
         # Report objects that still wait when no progress is possible.
-        problems |= reasons.missing(current.waiting, problems, desired, actual)
-        self.problems = problems
-        return Outcome(calls, tuple(problems.values()), current.foreign)
+        self.problems = problems | reasons.missing(current.waiting, problems, desired, actual)
 
     async def leave(self, deadline: float) -> None:
         """Close what belongs elsewhere. Nothing of it is open here any more when this returns: no I/O is in flight,
