@@ -30,3 +30,17 @@ def test_the_control_plane(tmp_path: Path) -> None:
         assert set(point["rss_bytes"]) == {"target", "endpoint", "supervisor"}
         assert all(value > 1 << 20 for value in point["rss_bytes"].values())
     assert document["slope"].keys() >= {"create_s", "status_s", "reapply_s", "restore_s", "rss_target"}
+
+
+def test_busy_controllers(tmp_path: Path) -> None:
+    document = measured(tmp_path / "out", "busy", "1,3")
+    for point in document["busy"].values():
+        for key in ("iops", "ratio", "all_iops", "all_ratio"):
+            assert point[key] > 0, key
+
+
+def test_recovery_of_clients(tmp_path: Path) -> None:
+    document = measured(tmp_path / "out", "recovery", "1,3")
+    for point in document["recovery"].values():
+        assert 0 < point["stall_s"]["median"] <= point["stall_s"]["max"]
+    assert "stall_max" in document["slope"]

@@ -35,7 +35,7 @@ def _counts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
 )
 @click.option("--counts", default="", callback=_counts, metavar="N,N,…", help=f"How many. Default: {_DEFAULTS}.")
 @click.option("--rounds", type=click.IntRange(1, 100), default=3, show_default=True, help="Of each; medians are kept.")
-@json_document("control.<N>.…, slope.<figure>, as in result.json")
+@json_document("busy.<N>.…, recovery.<N>.…, guests.<N>.…, control.<N>.…, slope.<figure>, as in result.json")
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
@@ -47,8 +47,11 @@ def scale(only: tuple[str, ...], counts: tuple[int, ...], rounds: int, as_json: 
     """Measure how cost grows with the number of controllers.
 
     \b
-    control: with null volumes: made, looked at (`nvmuser status`), applied again (`nvmuser apply`), restored after the
-             target was killed; memory of target, endpoint and supervisor.
+    busy:     controllers connected by one host client, one of them busy, then all: IOPS of the target's one core.
+    recovery: clients that act as Linux's driver does, the target killed, with a standby: the longest I/O of each.
+    guests:   the same with real guests, in which fio writes and verifies.
+    control:  with null volumes: made, looked at (`nvmuser status`), applied again (`nvmuser apply`), restored after
+              the target was killed; memory of target, endpoint and supervisor.
 
     Everything is private and temporary but for the results.
 

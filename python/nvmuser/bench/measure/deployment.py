@@ -7,10 +7,11 @@ control plane that `nvmuser target` and `nvmuser volume` use, so that what is me
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from nvmuser.errors import TargetError
 from nvmuser.hostfs.device_dirs import Devices
@@ -21,6 +22,9 @@ from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
 from nvmuser.supervisor import control, daemon
 from nvmuser.supervisor.spdk import Options
+
+_PATIENCE_S = 600.0
+_LOOK_S = 0.02
 
 
 class Deployment:
@@ -65,6 +69,29 @@ class Deployment:
             "change", {"change": Change(delete=(Key("controller", name), Key("volume", name))).to_json()}
         )
         self._disks.remove(name)
+
+    async def until(self, what: str, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Wait until the supervisor's status, which is returned, fulfils a condition.
+
+        :param what: the condition in words.
+        :raises TargetError: it does not within ten minutes.
+        """
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                while True:
+                    status: dict[str, Any] = await self.control.call("status")
+                    if condition(status):
+                        return status
+                    await asyncio.sleep(_LOOK_S)
+        except TimeoutError:
+            raise TargetError(f"{what}: not within {_PATIENCE_S:g} s; see {self.state.logs}") from None
+
+    async def standby(self) -> int:
+        """Wait for a standby; returns the pid of the target that it stands by for."""
+        status = await self.until(
+            "a standby", lambda status: bool(status["target"]["ready"] and status["target"]["standby"])
+        )
+        return int(status["target"]["pid"])
 
     async def processes(self, *, direct: bool = False) -> dict[str, list[int]]:
         """Whom to charge for I/O: the target, and the endpoint unless guests pass it by.

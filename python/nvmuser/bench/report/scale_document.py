@@ -22,6 +22,10 @@ class Figure:
 
 
 FIGURES = {
+    "busy_us": Figure("busy", ("us",), "one busy controller", "µs"),
+    "all_us": Figure("busy", ("all_us",), "all at depth 1", "µs"),
+    "stall_median": Figure("recovery", ("stall_s", "median"), "longest I/O, median client", "s"),
+    "stall_max": Figure("recovery", ("stall_s", "max"), "longest I/O, worst client", "s"),
     "create_s": Figure("control", ("create_s",), "created", "s"),
     "status_s": Figure("control", ("status_s",), "nvmuser status", "s"),
     "reapply_s": Figure("control", ("reapply_s",), "nvmuser apply of the same", "s"),

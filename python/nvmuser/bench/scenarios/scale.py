@@ -16,12 +16,23 @@ from nvmuser import __version__
 from nvmuser.bench.measure import environment, versions
 from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.report.scale_document import SCHEMA, slopes
-from nvmuser.bench.scenarios import scale_control
+from nvmuser.bench.scenarios import scale_busy, scale_control, scale_guests, scale_recovery
 from nvmuser.errors import UsageError
 from nvmuser.toolchain import find_spdk
 
-Measure = Callable[[Path, int, int, Progress], Awaitable[Mapping[str, Any]]]
-"""Of one part at one number of controllers: a short path for sockets, that number, rounds, progress."""
+Measure = Callable[[Path, Sequence[int], int, Progress], Awaitable[Mapping[str, Any]]]
+"""Of one part: a short path for sockets, numbers of controllers, rounds, progress. What it found, by number."""
+_MeasureOne = Callable[[Path, int, int, Progress], Awaitable[Mapping[str, Any]]]
+"""The same, at one number."""
+
+
+def _each(one: _MeasureOne) -> Measure:
+    """One number after the other."""
+
+    async def measure(root: Path, counts: Sequence[int], rounds: int, progress: Progress) -> Mapping[str, Any]:
+        return {str(count): await one(root / str(count), count, rounds, progress) for count in counts}
+
+    return measure
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,10 @@ class Part:
 
 
 PARTS = {
-    "control": Part(scale_control.measure, (100, 500, 2000, 5000), 65_519),
+    "busy": Part(scale_busy.measure, (1, 16, 64, 256), 1000),
+    "recovery": Part(_each(scale_recovery.measure), (1, 10, 50, 100), 1000),
+    "guests": Part(_each(scale_guests.measure), (6,), 64),
+    "control": Part(_each(scale_control.measure), (100, 500, 2000, 5000), 65_519),
 }
 
 
@@ -77,7 +91,5 @@ async def measure(root: Path, wanted: Mapping[str, Sequence[int]], rounds: int, 
         "rounds": rounds,
     }
     for name, numbers in wanted.items():
-        found[name] = {}
-        for number in numbers:
-            found[name][str(number)] = await PARTS[name].measure(root / f"{name[0]}{number}", number, rounds, progress)
+        found[name] = await PARTS[name].measure(root / name[0], numbers, rounds, progress)
     return found | {"slope": slopes(found)}

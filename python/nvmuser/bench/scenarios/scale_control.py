@@ -26,8 +26,6 @@ from nvmuser.model.objects import AnyObject, Controller, Namespace, Volume
 from nvmuser.supervisor import control
 
 _VOLUME_BYTES = 64 << 20
-_DEADLINE_S = 600.0
-_LOOK_S = 0.02
 _PROCESSES = ("target", "endpoint", "supervisor")
 _CLI = (sys.executable, "-c", "from nvmuser.cli.main import main; main()")
 
@@ -113,12 +111,12 @@ async def _restored(deployment: Deployment, target: int) -> float:
     """Kill the target. Returns the seconds until another serves all that the first did."""
     os.kill(target, signal.SIGKILL)
     began = time.monotonic()
-    async with asyncio.timeout(_DEADLINE_S):
-        while True:
-            facts = (await deployment.control.call("status"))["target"]
-            if facts["ready"] and facts["pid"] != target:
-                return time.monotonic() - began
-            await asyncio.sleep(_LOOK_S)
+    await deployment.until("another target", lambda status: _is_another(status["target"], target))
+    return time.monotonic() - began
+
+
+def _is_another(facts: Mapping[str, Any], target: int) -> bool:
+    return bool(facts["ready"]) and facts["pid"] != target
 
 
 async def _check(deployment: Deployment, count: int) -> None:
