@@ -6,12 +6,14 @@ import asyncio
 import json
 import signal
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich.console import Console
 
 from nvmuser.reconcile.outcome import Outcome
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -48,6 +50,8 @@ def run_until_ended(work: Coroutine[Any, Any, int]) -> int:
 
 def console() -> Console:
     """For tables: as wide as the terminal, and never cut when there is none."""
+    from rich.console import Console  # 30 ms, for which commands without tables need not wait
+
     plain = Console()
     return plain if plain.is_terminal else Console(width=240)
 

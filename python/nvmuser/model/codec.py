@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from nvmuser.errors import UsageError
@@ -61,8 +61,11 @@ def _value(shape: _Shape, value: Any, where: str, path: tuple[str | int, ...]) -
     if shape.many:
         if not isinstance(value, list | tuple):
             raise FieldError(where, path, f"expected a list, got {value!r}")
-        one = replace(shape, many=False)
-        return tuple(_value(one, item, where, (*path, index)) for index, item in enumerate(value))
+        return tuple(_one(shape, item, where, (*path, index)) for index, item in enumerate(value))
+    return _one(shape, value, where, path)
+
+
+def _one(shape: _Shape, value: Any, where: str, path: tuple[str | int, ...]) -> Any:
     if shape.nested:
         return build(shape.kind, value, where, path)
     if type(value) is not shape.kind:
