@@ -6,6 +6,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,10 +28,15 @@ class BareTarget:
 
     async def messages_taken(self) -> int:
         """How often, so far, its controllers found messages on their sockets when they looked."""
+        return sum(
+            poller["busy_count"] for poller in await self.pollers() if poller["name"] == "vfio_user_poll_connections"
+        )
+
+    async def pollers(self) -> list[dict[str, Any]]:
+        """What its threads do from time to time."""
         async with await Client.connect(self.rpc_socket) as rpc:
             threads = (await rpc.call("thread_get_pollers"))["threads"]
-        pollers = [poller for thread in threads for poller in thread["timed_pollers"]]
-        return sum(poller["busy_count"] for poller in pollers if poller["name"] == "vfio_user_poll_vfu_ctx")
+        return [poller for thread in threads for poller in thread["timed_pollers"]]
 
     def kill(self) -> None:
         """SIGKILL, reaped."""

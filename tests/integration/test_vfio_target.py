@@ -25,12 +25,14 @@ MIB = 1 << 20
 NQN = "nqn.2026-11.org.nvmuser:fake"
 
 
-async def listen(target: BareTarget, directory: Path) -> None:
+async def listen(target: BareTarget, *directories: Path) -> None:
     async with await Rpc.connect(target.rpc_socket) as rpc:
         await rpc.call("nvmf_create_transport", {"trtype": "VFIOUSER", "disable_mappable_bar0": True})
-        await rpc.call("nvmf_create_subsystem", {"nqn": NQN, "allow_any_host": True})
-        address = {"trtype": "VFIOUSER", "traddr": str(directory), "trsvcid": "0"}
-        await rpc.call("nvmf_subsystem_add_listener", {"nqn": NQN, "listen_address": address})
+        for number, directory in enumerate(directories):
+            nqn = f"{NQN}{number}"
+            await rpc.call("nvmf_create_subsystem", {"nqn": nqn, "allow_any_host": True})
+            address = {"trtype": "VFIOUSER", "traddr": str(directory), "trsvcid": "0"}
+            await rpc.call("nvmf_subsystem_add_listener", {"nqn": nqn, "listen_address": address})
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -177,4 +179,27 @@ async def test_what_was_posted_is_taken_at_once(tmp_path: Path, target_factory: 
     assert await do(driver.csts) == CSTS_RDY
     assert 1 <= await target.messages_taken() - before <= 2
     driver.close()
+    target.kill()
+
+
+async def test_many_controllers_are_looked_at_at_once(tmp_path: Path, target_factory: TargetFactory) -> None:
+    """Not by a poller each, with a system call each: 100 idle ones took a tenth of a core, listeners their part."""
+    target = target_factory.start(polled=True)
+    paths = [tmp_path / str(number) for number in range(6)]
+    for path in paths:
+        path.mkdir()
+    await listen(target, *paths)
+
+    async def pollers() -> list[str]:
+        return sorted(str(one["name"]) for one in await target.pollers() if "vfio_user" in str(one["name"]))
+
+    for _ in range(2):  # who leaves makes room
+        drivers = []
+        for path in paths[:4]:
+            drivers.append(Driver(await do(Client, path / "cntrl")))
+            await do(drivers[-1].set_up)
+            await wait_csts(drivers[-1], CSTS_RDY)
+        assert await pollers() == ["vfio_user_poll_connections", "vfio_user_poll_listening"]
+        for driver in drivers:
+            driver.close()
     target.kill()
