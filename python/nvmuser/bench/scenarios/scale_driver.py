@@ -24,7 +24,7 @@ from nvmf_vfio.protocol.messages import DmaMap, RegionAccess, SetIrqs
 from nvmf_vfio.protocol.version import Version
 from nvmf_vfio.protocol.wire import Message
 from nvmf_vfio.state.controller import CONFIG
-from nvmf_vfio.state.registers import BAR0, CC_EN, CQE_SIZE, CSTS_CFS, CSTS_RDY, DOORBELLS, SQE_SIZE, Register
+from nvmf_vfio.state.registers import BAR0, CC_EN, CQE_SIZE, CSTS_RDY, DOORBELLS, SQE_SIZE, Register
 from nvmuser.errors import HostConnectionError, HostError
 
 BLOCK = 4096
@@ -86,8 +86,9 @@ class Driver:
         self._link: TargetLink | None = None
         self._resetting: asyncio.Task[None] | None = None
         self._live = False
-        self.lost: asyncio.Future[None] = self._loop.create_future()
-        """Its exception is why the controller cannot be used any more."""
+        """Commands may be sent: no reset is under way."""
+        self._failure: HostError | None = None
+        """Why the controller cannot be used any more."""
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -139,17 +140,12 @@ class Driver:
         self._events = []
         self._memory.close()
         self._held.close()
-        if self.lost.done():
-            self.lost.exception()
-        else:
-            self.lost.cancel()
 
     def _connection_lost(self) -> None:
         self._fail(HostConnectionError(f"{self.path}: the connection ended"))
 
-    def _fail(self, error: BaseException) -> None:
-        if not self.lost.done():
-            self.lost.set_exception(error)
+    def _fail(self, error: HostError) -> None:
+        self._failure = self._failure or error
         for queue in self._queues:
             for _, done in queue.commands.values():
                 if not done.done():
@@ -172,8 +168,8 @@ class Driver:
     async def _set_up(self) -> None:
         """As Linux's `nvme_reset_work`, up to the event request."""
         self._live = False
-        if not await self._read(Register.CSTS) & CSTS_CFS:
-            await self._read(Register.CAP, 8)
+        await self._read(Register.CSTS)
+        await self._read(Register.CAP, 8)
         self._write(Register.CC, 4, _ENABLE & ~CC_EN)
         await self._until_ready(ready=False)
         for queue in self._queues:
@@ -223,7 +219,8 @@ class Driver:
     async def command(self, opcode: int, slot: int, lba: int = 0) -> int:
         """Carry out an I/O command on one block of namespace 1. Returns its status; 0 is success.
 
-        :param slot: which page of `data` is read or written.
+        :param slot: which page of the driver's memory is read or written.
+        :raises HostError: the controller cannot be used any more.
         """
         address = 0 if opcode == FLUSH else _DATA + slot * BLOCK
         return await self._submit(self._queues[1], opcode, 1, (address, 0), (lba & 0xFFFFFFFF, lba >> 32, 0))
@@ -240,6 +237,8 @@ class Driver:
     async def _submit(
         self, queue: _Queue, opcode: int, nsid: int, data: tuple[int, int], words: tuple[int, int, int]
     ) -> int:
+        if self._failure:
+            raise self._failure
         identifier = next(number for number in range(_ENTRIES) if number not in queue.commands)
         entry = struct.pack("<BBHI16xQQ3I12x", opcode, 0, identifier, nsid, *data, *words)
         done: asyncio.Future[int] = self._loop.create_future()
