@@ -141,14 +141,16 @@ class Encoded(str):
     __slots__ = ()
 
 
+_compact = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def _encode(document: Any) -> bytes:
+    """All that is not encoded yet in one call: a record is written at each register that a driver sets."""
     if not isinstance(document, dict):
-        return json.dumps(document, separators=(",", ":")).encode()
-    fields = (
-        f"{json.dumps(key)}:{value if isinstance(value, Encoded) else json.dumps(value, separators=(',', ':'))}"
-        for key, value in document.items()
-    )
-    return ("{" + ",".join(fields) + "}").encode()
+        return _compact(document).encode()
+    plain = _compact({key: value for key, value in document.items() if not isinstance(value, Encoded)})
+    encoded = [f"{_compact(key)}:{value}" for key, value in document.items() if isinstance(value, Encoded)]
+    return f"{{{','.join(filter(None, (plain[1:-1], *encoded)))}}}".encode()
 
 
 class Record:

@@ -1,13 +1,15 @@
 """What outlives the endpoint: the record and the stored descriptors."""
 
+import json
 import os
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vfio_fds import descriptors_open, eventfd
 
-from nvmf_vfio.keeper.fd_store import FdStore, Record, RecordFull
+from nvmf_vfio.keeper.fd_store import Encoded, FdStore, Record, RecordFull
 from nvmf_vfio.protocol.descriptors import Descriptor
 
 MIB = 1 << 20
@@ -146,3 +148,23 @@ def test_what_no_record_names_is_released() -> None:
     fds.store.push_all()
     assert [name for what, name in fds.calls if what == "push"] == ["c/1/conn", "c/1/record", "c/1/1"]
     fds.store.close()
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"a": 1},
+        {"a": Encoded("[1,2]")},
+        {"b": Encoded('{"x":null}'), "a": [True, "é"], "c": Encoded('"t"')},
+        [],
+        "p",
+    ],
+)
+def test_what_is_encoded_already_is_part_of_the_document(document: Any) -> None:
+    with Record.create("r") as held:
+        Record(held).write(document)
+        wanted = document
+        if isinstance(document, dict):
+            wanted = {k: json.loads(v) if isinstance(v, Encoded) else v for k, v in document.items()}
+        assert Record(held).document == wanted
