@@ -27,7 +27,10 @@ class Sent:
 
 @pytest.fixture
 def endpoint(tmp_path: Path) -> EndpointProcess:
-    endpoint = EndpointProcess(StateDir(tmp_path))
+    async def answer(_controller: str, _question: str) -> dict[str, Any]:
+        raise AssertionError("nobody asks")
+
+    endpoint = EndpointProcess(StateDir(tmp_path), answer)
     endpoint._process = cast(Process, SimpleNamespace(pid=4711))
     endpoint._channel = cast(Channel, Sent())
     return endpoint
