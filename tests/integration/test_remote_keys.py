@@ -61,7 +61,7 @@ async def demand(pair: Pair, **keys: str) -> None:
 
 
 async def test_a_key_is_replaced_in_its_file(pair: Pair, tmp_path: Path) -> None:
-    files = {name: key_file(tmp_path, name, dhchap_key()) for name in ("one", "two")}
+    files = {name: key_file(tmp_path, name, dhchap_key()) for name in ("one", "two", "wrong")}
     for name, path in files.items():
         await pair.far.call("keyring_file_add_key", {"name": name, "path": path})
     ours = key_file(tmp_path, "ours", Path(files["one"]).read_text())
@@ -72,8 +72,10 @@ async def test_a_key_is_replaced_in_its_file(pair: Pair, tmp_path: Path) -> None
     assert way_out in await refusal(pair, dhchap_key=files["two"])
     assert "its dhchap_ctrlr_key cannot change" in await refusal(pair, dhchap_ctrlr_key=files["two"])
     assert "delete the remote and what is on it, and create it again" in await refusal(pair, psk=files["two"])
-    Path(ours).write_text(Path(files["two"]).read_text())
     await demand(pair, dhchap_key="two")
+    Path(ours).write_text(Path(files["wrong"]).read_text())
+    await connected(pair, False)
+    Path(ours).write_text(Path(files["two"]).read_text())
     await is_readable(pair)
 
 
