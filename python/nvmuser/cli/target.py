@@ -244,7 +244,8 @@ def logs(state: StateDir, which: str, name: str, lines: int, follow: bool) -> No
       nvmuser target logs endpoint -f
       nvmuser target logs --target fast
     """
-    control.load(state).target(name)
+    if name != DEFAULT_TARGET:  # There always is one, also for who may read logs, and not the store.
+        control.load(state).target(name)
     path = state.target_log(name) if which == "target" else state.logs / f"{which}.log"
     shown, end = log_module.tail(path, lines)
     click.echo("\n".join(shown))

@@ -17,11 +17,17 @@ def output_directory(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except PermissionError:
+        raise _not_writable(path) from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; choose another --output") from None
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UsageError(f"{path} is not writable; choose another --output")
+        raise _not_writable(path)
     return path
+
+
+def _not_writable(path: Path) -> UsageError:
+    return UsageError(f"{path} is not writable; choose another --output")
 
 
 def fill(path: Path, size: int) -> None:
