@@ -183,7 +183,7 @@ async def test_what_was_posted_is_taken_at_once(tmp_path: Path, target_factory: 
 
 
 async def test_many_controllers_are_looked_at_at_once(tmp_path: Path, target_factory: TargetFactory) -> None:
-    """Not by a poller each, with a system call each: 100 idle ones took a tenth of a core, listeners their part."""
+    """Not by a poller each, with a system call each, also where nothing comes."""
     target = target_factory.start(polled=True)
     paths = [tmp_path / str(number) for number in range(6)]
     for path in paths:
