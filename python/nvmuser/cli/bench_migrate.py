@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import click
 
 from nvmuser.cli.options import json_option
-from nvmuser.cli.progress import Progress, run
-from nvmuser.errors import GuestError
+from nvmuser.cli.survived import measured
 from nvmuser.model.sizes import parse_size
 
 
@@ -31,21 +27,4 @@ def migrate(rounds: int, memory: str, queues: int, as_json: bool) -> None:
     """
     from nvmuser.bench.scenarios.migrate import MigratePlan, measure
 
-    plan = MigratePlan(rounds, parse_size(memory), queues)
-    with Progress() as progress:
-        outcome = run(measure(plan, progress))
-        progress.step("done")
-    facts = outcome.to_json(plan)
-    if as_json:
-        click.echo(json.dumps(facts, indent=1))
-    else:
-        for name, value in facts.items():
-            click.echo(f"{name:<20} {_words(value)}")
-    if outcome.wrong:
-        raise GuestError(outcome.wrong)
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(entry)}" for key, entry in value.items())
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    measured(measure, MigratePlan(rounds, parse_size(memory), queues), as_json=as_json)

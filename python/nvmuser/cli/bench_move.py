@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from nvmuser.cli.options import json_option
-from nvmuser.cli.progress import Progress, run
-from nvmuser.errors import GuestError
+from nvmuser.cli.survived import measured
 from nvmuser.model.objects import TargetSettings
 
 
@@ -39,21 +37,4 @@ def move(as_json: bool, **options: Any) -> None:
     """
     from nvmuser.bench.scenarios.move import MovePlan, measure
 
-    plan = MovePlan(**options)
-    with Progress() as progress:
-        outcome = run(measure(plan, progress))
-        progress.step("done")
-    facts = outcome.to_json(plan)
-    if as_json:
-        click.echo(json.dumps(facts, indent=1))
-    else:
-        for name, value in facts.items():
-            click.echo(f"{name:<20} {_words(value)}")
-    if outcome.wrong:
-        raise GuestError(outcome.wrong)
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(entry)}" for key, entry in value.items())
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    measured(measure, MovePlan(**options), as_json=as_json)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from nvmuser.cli.options import json_option
-from nvmuser.cli.progress import Progress, run
-from nvmuser.errors import GuestError
+from nvmuser.cli.survived import measured
 
 
 @click.command()
@@ -36,23 +34,4 @@ def recovery(as_json: bool, overhead: bool, **options: Any) -> None:
     """
     from nvmuser.bench.scenarios.recovery import RecoveryPlan, measure
 
-    plan = RecoveryPlan(**options, overhead=12 if overhead else 0)
-    with Progress() as progress:
-        outcome = run(measure(plan, progress))
-        progress.step("done")
-    facts = outcome.to_json(plan)
-    if as_json:
-        click.echo(json.dumps(facts, indent=1))
-    else:
-        for name, value in facts.items():
-            click.echo(f"{name:<20} {_words(value)}")
-    if outcome.wrong:
-        raise GuestError(outcome.wrong)
-
-
-def _words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(entry)}" for key, entry in value.items())
-    if isinstance(value, list):
-        return " to ".join(map(_words, value))
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    measured(measure, RecoveryPlan(**options, overhead=12 if overhead else 0), as_json=as_json)
