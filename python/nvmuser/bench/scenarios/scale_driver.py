@@ -44,6 +44,8 @@ _ENTRIES = 32
 _SUBMISSION, _COMPLETION = (0x1000, 0x3000), (0x2000, 0x4000)
 _SHADOW, _EVENT_INDEX, _PAGE = 0x5000, 0x6000, 0x7000
 _DATA = 0x10000
+_STATUS = 14
+"""Where the status is in a completion, its phase bit in the lowest (NVM Express Base Specification 2.0c, 3.3.3.2)."""
 _EVENT_ID = _ENTRIES
 """The identifier of the event request, beside those of other commands."""
 _READY_INTERVAL = 0.002
@@ -260,7 +262,8 @@ class Driver:
         """Move a doorbell, as Linux's `nvme_dbbuf_update_and_check_event` does."""
         if self._shadow and queue.number:
             old = struct.unpack_from("<I", self._memory, _SHADOW + 4 * index)[0]
-            struct.pack_into("<I", self._memory, _SHADOW + 4 * index, value)
+            # In one store: `pack_into` clears the bytes first, and a target that polls sees a doorbell of 0.
+            self._memory[_SHADOW + 4 * index : _SHADOW + 4 * index + 4] = value.to_bytes(4, "little")
             event = struct.unpack_from("<I", self._memory, _EVENT_INDEX + 4 * index)[0]
             if (value - event - 1) & 0xFFFF >= (value - old) & 0xFFFF:
                 return
@@ -286,9 +289,10 @@ class Driver:
         found: list[tuple[int, int, int]] = []
         while True:
             start = _COMPLETION[queue.number] + queue.head * CQE_SIZE
-            dword0, _, _, _, identifier, status = struct.unpack_from("<IIHHHH", self._memory, start)
-            if status & 1 != queue.phase:
+            # The phase before the rest, which may have been written since it was read.
+            if self._memory[start + _STATUS] & 1 != queue.phase:
                 return found
+            dword0, _, _, _, identifier, status = struct.unpack_from("<IIHHHH", self._memory, start)
             found.append((identifier, status >> 1, dword0))
             queue.head += 1
             if queue.head == _ENTRIES:
