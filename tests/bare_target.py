@@ -51,16 +51,20 @@ class TargetFactory:
         self._directory = directory
         self._started: list[BareTarget] = []
 
-    def start(self, name: str = "spdk", *, polled: bool = False) -> BareTarget:
+    def start(
+        self, name: str = "spdk", *, polled: bool = False, program: str = "nvmf_tgt", settings: Path = STARTUP
+    ) -> BareTarget:
         """Start one and wait until its RPC socket answers.
 
         :param polled: where time is measured, or interrupts are not supported. Else a target that polls would
             only take a whole core from its neighbours.
+        :param program: of SPDK's targets.
+        :param settings: a configuration in JSON.
         """
         rpc_socket, log = self._directory / f"{name}.sock", self._directory / f"{name}.log"
         rpc_socket.unlink(missing_ok=True)
-        argv = [str(find_spdk().binary("nvmf_tgt")), "--no-huge", "--no-pci", "-s", "512", "-m", "0x1"]
-        argv += ["--json", str(STARTUP), "-r", str(rpc_socket), "--disable-cpumask-locks", *NO_TRACE]
+        argv = [str(find_spdk().binary(program)), "--no-huge", "--no-pci", "-s", "512", "-m", "0x1"]
+        argv += ["--json", str(settings), "-r", str(rpc_socket), "--disable-cpumask-locks", *NO_TRACE]
         argv += [] if polled else ["--interrupt-mode"]
         with log.open("ab") as output:
             process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT)
@@ -69,7 +73,7 @@ class TargetFactory:
         deadline = time.monotonic() + START_S
         while not answers(rpc_socket):
             if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"nvmf_tgt did not start:\n{log.read_text()[-3000:]}")
+                pytest.fail(f"{program} did not start:\n{log.read_text()[-3000:]}")
             time.sleep(0.02)
         return target
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -115,10 +116,13 @@ def test_a_directory_that_may_be_entered_and_not_read(state: StateDir) -> None:
         assert f"{what}: user nobody may not " in err
 
 
+def execute(state: StateDir, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(state.store)) as store, store:
+        store.execute(statement)
+
+
 def newer(state: StateDir) -> None:
-    with sqlite3.connect(state.store) as store:
-        store.execute("PRAGMA user_version = 99")
-    store.close()
+    execute(state, "PRAGMA user_version = 99")
 
 
 def truncated(state: StateDir) -> None:
@@ -134,33 +138,23 @@ def text(state: StateDir) -> None:
 
 
 def unknown_objects(state: StateDir) -> None:
-    with sqlite3.connect(state.store) as store:
-        store.execute("INSERT INTO object VALUES ('mystery', 'm', '{}', 0, 0)")
-    store.close()
+    execute(state, "INSERT INTO object VALUES ('mystery', 'm', '{}', 0, 0)")
 
 
 def broken_objects(state: StateDir) -> None:
-    with sqlite3.connect(state.store) as store:
-        store.execute("UPDATE object SET spec = '{' WHERE kind = 'volume'")
-    store.close()
+    execute(state, "UPDATE object SET spec = '{' WHERE kind = 'volume'")
 
 
 def objects_without_fields(state: StateDir) -> None:
-    with sqlite3.connect(state.store) as store:
-        store.execute("UPDATE object SET spec = '[]'")
-    store.close()
+    execute(state, "UPDATE object SET spec = '[]'")
 
 
 def undecodable_objects(state: StateDir) -> None:
-    with sqlite3.connect(state.store) as store:
-        store.execute("UPDATE object SET spec = CAST(x'7bff7d' AS TEXT)")
-    store.close()
+    execute(state, "UPDATE object SET spec = CAST(x'7bff7d' AS TEXT)")
 
 
 def references_to_nothing(state: StateDir) -> None:
-    with sqlite3.connect(state.store) as store:
-        store.execute("DELETE FROM object WHERE kind = 'volume'")
-    store.close()
+    execute(state, "DELETE FROM object WHERE kind = 'volume'")
 
 
 def broken_records(state: StateDir) -> None:

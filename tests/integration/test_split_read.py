@@ -9,19 +9,13 @@ import contextlib
 import json
 import socket
 import struct
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bare_target import BareTarget
+from bare_target import BareTarget, TargetFactory
 from raw_nvme import call
 from vfio_fds import PATIENCE
-
-from nvmuser.hostfs.sockets import answers
-from nvmuser.supervisor.spdk import NO_TRACE
-from nvmuser.toolchain import find_spdk
 
 STRIP, BLOCK = 4096, 512
 LARGE_BUFFER = 8192
@@ -32,7 +26,7 @@ NAME = "iqn.2016-06.io.spdk:t"
 
 
 @pytest.fixture
-def iscsi(tmp_path: Path) -> Iterator[tuple[BareTarget, int]]:
+def iscsi(target_factory: TargetFactory, tmp_path: Path) -> tuple[BareTarget, int]:
     """SPDK's iSCSI target and its port; its LUN is striped over two bdevs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -45,43 +39,19 @@ def iscsi(tmp_path: Path) -> Iterator[tuple[BareTarget, int]]:
         {"subsystem": "iscsi", "config": [{"method": "iscsi_set_options", "params": few}]},
     ]
     (tmp_path / "settings.json").write_text(json.dumps({"subsystems": settings}))
-    rpc_socket, log = tmp_path / "iscsi.sock", tmp_path / "iscsi.log"
-    argv: list[str | Path] = [
-        find_spdk().binary("iscsi_tgt"),
-        "--no-huge",
-        "--no-pci",
-        "-s",
-        "512",
-        "-m",
-        "0x1",
-        "-r",
-        rpc_socket,
-    ]
-    argv += ["--disable-cpumask-locks", "--json", tmp_path / "settings.json", *NO_TRACE]
-    with log.open("wb") as output:
-        process = subprocess.Popen(argv, stdout=output, stderr=output)
-    try:
-        deadline = time.monotonic() + PATIENCE
-        while not answers(rpc_socket):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.02)
-        target = BareTarget(process, rpc_socket, log)
-        members = [("bdev_malloc_create", {"name": n, "num_blocks": 8192, "block_size": BLOCK}) for n in ("a", "b")]
-        striped = {"name": "r", "raid_level": "raid0", "strip_size_kb": STRIP >> 10, "base_bdevs": ["a", "b"]}
-        node = {"name": "t", "alias_name": "t", "pg_ig_maps": [{"pg_tag": 1, "ig_tag": 1}], "disable_chap": True}
-        call(
-            target,
-            *members,
-            ("bdev_raid_create", striped),
-            ("iscsi_create_portal_group", {"tag": 1, "portals": [{"host": "127.0.0.1", "port": str(port)}]}),
-            ("iscsi_create_initiator_group", {"tag": 1, "initiators": ["ANY"], "netmasks": ["ANY"]}),
-            ("iscsi_create_target_node", node | {"luns": [{"bdev_name": "r", "lun_id": 0}], "queue_depth": 4}),
-        )
-        yield target, port
-    finally:
-        process.kill()
-        process.wait()
+    target = target_factory.start("iscsi", polled=True, program="iscsi_tgt", settings=tmp_path / "settings.json")
+    members = [("bdev_malloc_create", {"name": n, "num_blocks": 8192, "block_size": BLOCK}) for n in ("a", "b")]
+    striped = {"name": "r", "raid_level": "raid0", "strip_size_kb": STRIP >> 10, "base_bdevs": ["a", "b"]}
+    node = {"name": "t", "alias_name": "t", "pg_ig_maps": [{"pg_tag": 1, "ig_tag": 1}], "disable_chap": True}
+    call(
+        target,
+        *members,
+        ("bdev_raid_create", striped),
+        ("iscsi_create_portal_group", {"tag": 1, "portals": [{"host": "127.0.0.1", "port": str(port)}]}),
+        ("iscsi_create_initiator_group", {"tag": 1, "initiators": ["ANY"], "netmasks": ["ANY"]}),
+        ("iscsi_create_target_node", node | {"luns": [{"bdev_name": "r", "lun_id": 0}], "queue_depth": 4}),
+    )
+    return target, port
 
 
 class Initiator:

@@ -20,6 +20,7 @@ from nvmuser.bench.scenarios import compare as comparing
 from nvmuser.bench.scenarios import tune
 from nvmuser.cli.options import json_document, json_option
 from nvmuser.cli.progress import Progress, run
+from nvmuser.cli.results import save
 from nvmuser.errors import UsageError
 from nvmuser.model.sizes import MIB, parse_size, round_up
 
@@ -116,9 +117,8 @@ def compare(
 def _save(comparison: records.Comparison, output: Path) -> dict[str, Any]:
     """Write the summary and the reports. Returns the summary."""
     summary = analysis.summary(comparison)
-    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    (output / "report.html").write_text(compare_page.html(comparison), encoding="utf-8")
-    (output / "report.md").write_text(compare_page.markdown(comparison), encoding="utf-8")
+    pages = {"report.html": compare_page.html(comparison), "report.md": compare_page.markdown(comparison)}
+    save(output, summary, pages)
     return summary
 
 

@@ -13,6 +13,7 @@ from nvmuser.bench.scenarios.neighbour import BASE, BESIDE, NeighbourPlan, measu
 from nvmuser.cli.bench_compare import print_table
 from nvmuser.cli.options import json_document
 from nvmuser.cli.progress import Progress, run
+from nvmuser.cli.results import save
 from nvmuser.errors import UsageError
 from nvmuser.toolchain import find_spdk
 
@@ -69,9 +70,7 @@ def neighbour_command(
         result = run(measure(NeighbourPlan(only, rounds, runtime, backing == "memory"), output, progress))
         progress.step("done")
     summary = result.to_json()
-    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    (output / "report.md").write_text(neighbour_page.markdown(result), encoding="utf-8")
-    (output / "report.html").write_text(neighbour_page.html(result), encoding="utf-8")
+    save(output, summary, {"report.md": neighbour_page.markdown(result), "report.html": neighbour_page.html(result)})
     if as_json:
         click.echo(json.dumps(summary, indent=1))
     else:

@@ -14,6 +14,7 @@ from nvmuser.bench.report.result import null_for_nan
 from nvmuser.bench.scenarios import scale as scenario
 from nvmuser.cli.options import json_document
 from nvmuser.cli.progress import Progress, run
+from nvmuser.cli.results import save
 from nvmuser.errors import UsageError
 
 _DEFAULTS = "; ".join(f"{name} {','.join(map(str, part.counts))}" for name, part in scenario.PARTS.items())
@@ -65,10 +66,8 @@ def scale(only: tuple[str, ...], counts: tuple[int, ...], rounds: int, as_json: 
     with scratch("nvmuser-") as root, Progress() as progress:
         document = null_for_nan(run(scenario.measure(root, wanted, rounds, progress)))
         progress.step("done")
-    content = json.dumps(document, indent=1)
-    (output / "result.json").write_text(content + "\n", encoding="utf-8")
-    (output / "report.html").write_text(scale_page.html(document), encoding="utf-8")
+    save(output, document, {"report.html": scale_page.html(document)}, name="result.json")
     if as_json:
-        click.echo(content)
+        click.echo(json.dumps(document, indent=1))
     else:
         click.echo(f"{scale_page.text(document)}\n\nreport: {output / 'report.html'}\nresult: {output / 'result.json'}")

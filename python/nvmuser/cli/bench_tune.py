@@ -11,6 +11,7 @@ from nvmuser.bench.rounds.variants import BASE, VARIANTS
 from nvmuser.bench.scenarios import tune as tuning
 from nvmuser.cli.bench_compare import measured, print_table
 from nvmuser.cli.options import json_document
+from nvmuser.cli.results import save
 
 _NAMES = ", ".join(variant.name for variant in VARIANTS if variant.name != BASE)
 _MORE = ", ".join(variant.name for variant in VARIANTS if not variant.usual)
@@ -47,9 +48,7 @@ def tune(chosen: str, rounds: int, minutes: float, runtime: float, resume: bool,
         f"what was measured is kept: `nvmuser bench report {output}`; --resume goes on",
     )
     summary = tuning.summary(comparison)
-    (output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    (output / "tune.md").write_text(tuning.markdown(comparison), encoding="utf-8")
-    (output / "report.html").write_text(tuning.html(comparison), encoding="utf-8")
+    save(output, summary, {"tune.md": tuning.markdown(comparison), "report.html": tuning.html(comparison)})
     if as_json:
         click.echo(json.dumps(summary, indent=1))
     else:

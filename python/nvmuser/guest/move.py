@@ -20,6 +20,8 @@ from nvmuser.errors import GuestError
 _INTERVAL = 0.1
 _ENDED = ("completed", "failed", "cancelled", "none")
 _GIVE_UP = 60.0
+DOWNTIME = 0.3
+"""Seconds for which QEMU may stop a guest, if nobody says otherwise; QEMU's own default."""
 _UNLIMITED = 1 << 40
 """Bytes a second: QEMU's own limit is 128 MiB/s."""
 
@@ -71,7 +73,7 @@ async def move(
     *,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     bandwidth: int = 0,
-    downtime: float = 0.3,
+    downtime: float = DOWNTIME,
 ) -> Result:
     """Migrate a guest to a QEMU that was started with `-incoming defer`.
 
@@ -102,7 +104,7 @@ async def save(source: QMPClient, file: Path, *, on_progress: Callable[[Progress
     """
     try:
         await _return_path(source, wanted=False)  # a file does not answer
-        await _limit(source, 0, 0.3)
+        await _limit(source, 0, DOWNTIME)
         await source.execute("migrate", {"uri": f"file:{file}"})
     except ExecuteError as error:
         raise GuestError(f"QEMU does not begin to write the guest: {error}") from error

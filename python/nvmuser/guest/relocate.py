@@ -40,7 +40,7 @@ class Options:
 
     uri: str = ""
     bandwidth: int = 0
-    downtime: float = 0.3
+    downtime: float = move.DOWNTIME
 
 
 async def relocate(
@@ -89,7 +89,6 @@ async def suspend(
     :raises NvmuserError: it cannot be written.
     """
     record = registry(state).get(name)
-    _movable(record)
     beside = _beside(file)
     if file.exists() or beside.exists():
         raise ConflictError(f"{file}: exists already")
@@ -134,10 +133,11 @@ async def _leaving(here: StateDir, record: GuestRecord) -> AsyncIterator[QMPClie
 
     :raises GuestError: it cannot.
     """
+    names = _movable(record)
     async with connected(registry(here).runtime(record.name).qmp) as source:
         await move.check(source)
         plugged = {identity for identity in (await look(source)).devices if identity.startswith(_OURS)}
-        if plugged != {_OURS + one for one in _movable(record)}:
+        if plugged != {_OURS + one for one in names}:
             raise GuestError("controllers were plugged into this guest, or out of it: that is not moved yet")
         yield source
 

@@ -39,9 +39,7 @@ def groups(desired: Desired) -> list[Group]:
             parent[key] = key = parent[above]
         return key
 
-    placed = {
-        key: entry for key, entry in desired.entries.items() if key.kind not in (Remote.kind, TargetSettings.kind)
-    }
+    placed = {key: entry for key, entry in desired.entries.items() if key.kind not in UNBOUND}
     for key, entry in placed.items():
         root(key)
         for below in () if _leaves(entry) else entry.object.depends_on:
@@ -61,8 +59,15 @@ def _leaves(entry: Entry) -> bool:
     return entry.deleting and isinstance(entry.object, Controller)
 
 
+def _alone(desired: Desired) -> bool:
+    """Whether there is the default target only, as on most hosts: everything is on it, however it hangs together."""
+    return all(one.name == DEFAULT_TARGET for one in desired.targets())
+
+
 def places(desired: Desired) -> Mapping[Key, frozenset[str]]:
     """The targets of everything, by name: of each object one, of a remote perhaps several."""
+    if _alone(desired):
+        return dict.fromkeys(desired.entries, frozenset({DEFAULT_TARGET}))
     known = {DEFAULT_TARGET} | {target.name for target in desired.targets()}
     leaving = [entry.object for entry in desired.entries.values() if _leaves(entry)]
     last = {key: one.target for one in leaving if isinstance(one, Controller) for key in one.depends_on}
@@ -88,8 +93,7 @@ def on(desired: Desired, target: str, absent: Collection[Key] = ()) -> Desired:
 
     :param absent: keys of what is on its way between two targets, and on none.
     """
-    alone = all(one.name == DEFAULT_TARGET for one in desired.targets())
-    if alone and target == DEFAULT_TARGET and not absent:
+    if target == DEFAULT_TARGET and not absent and _alone(desired):
         return desired
     where = places(desired)
     return Desired({key: entry for key, entry in desired.entries.items() if target in where[key] and key not in absent})
