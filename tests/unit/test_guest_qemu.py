@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import socket
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -15,16 +17,17 @@ import pytest
 from nvmuser.errors import GuestError, UsageError
 from nvmuser.guest import libvirt, migration, spec
 from nvmuser.guest.process import QemuProcess
-from nvmuser.guest.qemu import Boot, Runtime, arguments, attachment, plain
-from nvmuser.guest.spec import GIB, MIB, GuestSpec, check_sockets, image_format, use_hugepages
+from nvmuser.guest.qemu import Boot, Runtime, arguments, attachment, memory_backend, plain
+from nvmuser.guest.spec import GIB, MIB, GuestSpec, check_sockets, image_format, reserved_memory, use_hugepages
 from nvmuser.hostfs import hugepages
 from nvmuser.hostfs.hugepages import PAGE, HugepagePool
 
 SOCKETS = (Path("/run/a,b/vm1/cntrl"), Path("/run/a,b/vm2/cntrl"))
 IMAGE = Path("/run/a,b/no-migration.vmdk")
 RUNTIME = Runtime(Path("/run/vm/x,y"))
+PLAIN = memory_backend(GuestSpec(), hugepages=False)
 LISTENERS = {"console": 3, "agent": 4, "qmp": 5}
-BOOT = Boot(accelerator="tcg", hugepages=False, kernel=Path("/k"), initrd=Path("/i"))
+BOOT = Boot(accelerator="tcg", kernel=Path("/k"), initrd=Path("/i"))
 
 
 def values(argv: list[str], option: str) -> list[str]:
@@ -37,7 +40,7 @@ def devices(argv: list[str], driver: str) -> list[dict[str, Any]]:
 
 
 def test_each_controller_has_a_port_of_its_own_and_spare_ones_remain() -> None:
-    argv = attachment(GuestSpec(sockets=SOCKETS, spare_ports=3), hugepages=False, no_migration=IMAGE)
+    argv = attachment(GuestSpec(sockets=SOCKETS, spare_ports=3), PLAIN, no_migration=IMAGE)
     ports, controllers = devices(argv, "pcie-root-port"), devices(argv, "vfio-user-pci")
     assert [device["socket"] for device in controllers] == [{"type": "unix", "path": str(path)} for path in SOCKETS]
     assert [device["bus"] for device in controllers] == ["port0", "port1"]
@@ -47,7 +50,7 @@ def test_each_controller_has_a_port_of_its_own_and_spare_ones_remain() -> None:
 
 
 def test_a_guest_on_qemus_own_client_has_a_node_that_blocks_migration() -> None:
-    argv = attachment(GuestSpec(sockets=SOCKETS), hugepages=False, no_migration=IMAGE)
+    argv = attachment(GuestSpec(sockets=SOCKETS), PLAIN, no_migration=IMAGE)
     (node,) = map(json.loads, values(argv, "-blockdev"))
     assert node == migration.blocker(IMAGE)
     assert (node["driver"], node["file"]["filename"], len(node["node-name"])) == ("vmdk", str(IMAGE), 31)
@@ -57,7 +60,7 @@ def test_a_guest_on_qemus_own_client_has_a_node_that_blocks_migration() -> None:
     # QEMU itself blocks vfio-pci, and without a controller there is nothing to lose.
     directories = (Path("/run/vfio/4"), Path("/run/vfio/9"))
     for guest in (GuestSpec(sockets=SOCKETS, directories=directories), GuestSpec()):
-        assert values(attachment(guest, hugepages=False, no_migration=IMAGE), "-blockdev") == []
+        assert values(attachment(guest, PLAIN, no_migration=IMAGE), "-blockdev") == []
     domain = libvirt.domain(GuestSpec(sockets=SOCKETS), name="vm1", hugepages=False, kvm=False, no_migration=IMAGE)
     arg = "{http://libvirt.org/schemas/domain/qemu/1.0}arg"
     passed = [argument.get("value") or "" for argument in ET.fromstring(domain).iter(arg)]
@@ -83,15 +86,13 @@ def test_the_image_that_blocks_migration_is_for_every_qemu(tmp_path: Path) -> No
 
 def test_with_libvfio_controllers_are_the_kernels_devices() -> None:
     directories = (Path("/run/vfio/4"), Path("/run/vfio/9"))
-    argv = attachment(GuestSpec(sockets=SOCKETS, directories=directories), hugepages=False, no_migration=IMAGE)
+    argv = attachment(GuestSpec(sockets=SOCKETS, directories=directories), PLAIN, no_migration=IMAGE)
     assert devices(argv, "vfio-user-pci") == []
     assert [(d["sysfsdev"], d["bus"], d["id"]) for d in devices(argv, "vfio-pci")] == [
         ("/run/vfio/4", "port0", "nvmuser-vm1"),
         ("/run/vfio/9", "port1", "nvmuser-vm2"),
     ]
-    written = attachment(
-        GuestSpec(sockets=SOCKETS, directories=directories), hugepages=False, no_migration=IMAGE, form=plain
-    )
+    written = attachment(GuestSpec(sockets=SOCKETS, directories=directories), PLAIN, no_migration=IMAGE, form=plain)
     assert "vfio-pci,id=nvmuser-vm1,bus=port0,sysfsdev=/run/vfio/4" in values(written, "-device")
 
 
@@ -100,19 +101,20 @@ def test_plain_form() -> None:
 
 
 def test_ports_share_slots_by_functions_and_the_first_says_so() -> None:
-    ports = devices(attachment(GuestSpec(spare_ports=32), hugepages=False, no_migration=IMAGE), "pcie-root-port")
+    ports = devices(attachment(GuestSpec(spare_ports=32), PLAIN, no_migration=IMAGE), "pcie-root-port")
     assert [port["addr"] for port in ports][6:10] == ["11.2", "11.3", "12.0", "12.1"]
     assert all(port["multifunction"] == port["addr"].endswith(".0") for port in ports)
 
 
 def test_few_ports_have_a_slot_each() -> None:
-    ports = devices(attachment(GuestSpec(spare_ports=8), hugepages=False, no_migration=IMAGE), "pcie-root-port")
+    ports = devices(attachment(GuestSpec(spare_ports=8), PLAIN, no_migration=IMAGE), "pcie-root-port")
     assert [port["addr"] for port in ports] == [f"{0x10 + number:x}.0" for number in range(8)]
 
 
 @pytest.mark.parametrize("hugepages", [True, False])
 def test_memory_is_shared(hugepages: bool) -> None:
-    argv = attachment(GuestSpec(memory=512 * MIB), hugepages=hugepages, no_migration=IMAGE)
+    guest = GuestSpec(memory=512 * MIB)
+    argv = attachment(guest, memory_backend(guest, hugepages=hugepages), no_migration=IMAGE)
     (memory,) = [json.loads(value) for value in values(argv, "-object")]
     assert memory["share"] is True
     assert memory["size"] == 512 * MIB
@@ -140,7 +142,7 @@ def test_an_image_boots_by_itself() -> None:
     argv = arguments(
         GuestSpec(image=Path("/disk.qcow2")),
         RUNTIME,
-        Boot("tcg", False, image_format="qcow2"),
+        Boot("tcg", image_format="qcow2"),
         LISTENERS,
     )
     (node,) = [json.loads(value) for value in values(argv, "-blockdev")]
@@ -150,7 +152,7 @@ def test_an_image_boots_by_itself() -> None:
 
 
 def test_booting_from_a_controller() -> None:
-    argv = arguments(GuestSpec(sockets=SOCKETS, boot_from=SOCKETS[1]), RUNTIME, Boot("tcg", False), LISTENERS)
+    argv = arguments(GuestSpec(sockets=SOCKETS, boot_from=SOCKETS[1]), RUNTIME, Boot("tcg"), LISTENERS)
     assert [device.get("bootindex") for device in devices(argv, "vfio-user-pci")] == [None, 1]
 
 
@@ -194,6 +196,27 @@ def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         use_hugepages(GuestSpec())
     with pytest.raises(GuestError, match=r"256 MiB are free: sysctl vm\.nr_hugepages=584, or use --no"):
         use_hugepages(GuestSpec(hugepages=True))
+
+
+def test_pages_are_reserved_before_another_guest_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two guests that both found the pages free, the second gets 4 KiB pages, or the reason."""
+
+    def taken(size: int) -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(hugepages, "query_pool", lambda: HugepagePool(1024, 1024))
+    monkeypatch.setattr(hugepages, "reserved", taken)
+    with reserved_memory(GuestSpec()) as fd:
+        assert fd is None
+    asked = GuestSpec(hugepages=True)
+    with pytest.raises(GuestError, match="no hugepages: Cannot allocate memory, or use"), reserved_memory(asked):
+        pass
+
+
+def test_qemu_inherits_reserved_memory() -> None:
+    argv = arguments(GuestSpec(memory=512 * MIB), RUNTIME, Boot("tcg", 9), LISTENERS)
+    (memory,) = (json.loads(value) for value in values(argv, "-object"))
+    assert (memory["mem-path"], memory["size"], memory["share"]) == ("/proc/self/fd/9", 512 * MIB, True)
 
 
 def test_a_socket_nobody_serves(tmp_path: Path) -> None:

@@ -56,7 +56,9 @@ def qemu_args(
         click.echo(libvirt.domain(spec, name=controllers[0], hugepages=hugepages, kvm=kvm, no_migration=image))
         return
     form = arguments_of.plain if spec.libvfio else json.dumps
-    arguments = arguments_of.attachment(spec, hugepages=hugepages, no_migration=image, form=form)
+    arguments = arguments_of.attachment(
+        spec, arguments_of.memory_backend(spec, hugepages=hugepages), no_migration=image, form=form
+    )
     if as_json:
         click.echo(json.dumps([*command, *arguments], indent=2))
         return

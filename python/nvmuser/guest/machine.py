@@ -24,7 +24,7 @@ from nvmuser.guest import migration
 from nvmuser.guest.agent import Agent, AgentError, CommandResult, CommandTimeout, GuestProcess
 from nvmuser.guest.process import QemuProcess
 from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER, Boot, Runtime, arguments
-from nvmuser.guest.spec import GuestSpec, check_sockets, image_format, use_hugepages
+from nvmuser.guest.spec import GuestSpec, check_sockets, image_format, reserved_memory
 from nvmuser.hostfs.sockets import check_socket_path, listen_unix
 
 BOOT_DEADLINE = 180.0
@@ -210,24 +210,31 @@ def start_qemu(spec: GuestSpec, runtime: Runtime, *, foreground: bool, incoming:
     for path in runtime.sockets.values():
         check_socket_path(path)
     check_sockets(spec)
-    qemu, boot = find_qemu(spec), prepare(spec)
-    preload = ("env", host.libvfio.preload()) if spec.libvfio else ()
-    runtime.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in (runtime.qemu_log, runtime.console_log):
-        path.unlink(missing_ok=True)
-    if boot.uefi_code is not None:
-        assert qemu.uefi_vars is not None
-        shutil.copyfile(qemu.uefi_vars, runtime.uefi_vars)
-    if spec.sockets and not spec.libvfio:
-        migration.write_image(runtime.no_migration)
     with contextlib.ExitStack() as stack:
+        memory = stack.enter_context(reserved_memory(spec))
+        qemu, boot = find_qemu(spec), prepare(spec, memory)
+        preload = ("env", host.libvfio.preload()) if spec.libvfio else ()
+        _prepare_directory(spec, runtime, qemu if boot.uefi_code else None)
         # Listening before QEMU starts: nobody has to wait for its sockets to appear.
         listeners = {
             name: stack.enter_context(listen_unix(path, 0o600)).fileno() for name, path in runtime.sockets.items()
         }
         argv = [*preload, *qemu.argv, *arguments(spec, runtime, boot, listeners)]
         argv += ["-incoming", "defer"] if incoming else []
-        return QemuProcess.start(argv, runtime.qemu_log, listeners.values(), foreground=foreground)
+        inherited = [*listeners.values(), *([] if memory is None else [memory])]
+        return QemuProcess.start(argv, runtime.qemu_log, inherited, foreground=foreground)
+
+
+def _prepare_directory(spec: GuestSpec, runtime: Runtime, uefi: host.Qemu | None) -> None:
+    """Make a guest's directory, with the files that QEMU opens, and without an earlier guest's logs."""
+    runtime.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in (runtime.qemu_log, runtime.console_log):
+        path.unlink(missing_ok=True)
+    if uefi is not None:
+        assert uefi.uefi_vars is not None
+        shutil.copyfile(uefi.uefi_vars, runtime.uefi_vars)
+    if spec.sockets and not spec.libvfio:
+        migration.write_image(runtime.no_migration)
 
 
 def find_qemu(spec: GuestSpec) -> host.Qemu:
@@ -238,19 +245,19 @@ def find_qemu(spec: GuestSpec) -> host.Qemu:
     return host.find_qemu(PLAIN_DRIVER if spec.libvfio else DRIVER)
 
 
-def prepare(spec: GuestSpec) -> Boot:
+def prepare(spec: GuestSpec, memory: int | None) -> Boot:
     """What this host gives to such a guest.
 
+    :param memory: see `Boot.memory`.
     :raises NvmuserError: it cannot.
     """
     qemu = find_qemu(spec)
     if spec.firmware == "uefi" and (qemu.firmware is None or qemu.uefi_vars is None):
         raise SetupError("no UEFI firmware (OVMF) for this QEMU: install ovmf, or run `make setup`")
-    hugepages = use_hugepages(spec)
     appliance = None if spec.own_system else host.find_appliance(spec.suite)
     return Boot(
         accelerator=host.accelerator(),
-        hugepages=hugepages,
+        memory=memory,
         kernel=appliance.kernel if appliance else None,
         initrd=appliance.initrd if appliance else None,
         uefi_code=qemu.firmware if spec.firmware == "uefi" else None,

@@ -80,7 +80,8 @@ class Boot:
     """What the host provides: how to run guest code, with which memory, and what is booted."""
 
     accelerator: str
-    hugepages: bool
+    memory: int | None = None
+    """The descriptor of a memfd in hugepages, which QEMU inherits; None: it makes its own, in 4 KiB pages."""
     kernel: Path | None = None
     initrd: Path | None = None
     uefi_code: Path | None = None
@@ -96,7 +97,7 @@ def arguments(spec: GuestSpec, runtime: Runtime, boot: Boot, listeners: Mapping[
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-accel", "tcg,thread=multi" if boot.accelerator == "tcg" else boot.accelerator),
         *("-cpu", "max" if boot.accelerator == "tcg" else "host", "-smp", str(spec.cpus)),
-        *attachment(spec, hugepages=boot.hugepages, no_migration=runtime.no_migration),
+        *attachment(spec, _memory(spec, boot.memory), no_migration=runtime.no_migration),
         *_firmware(runtime, boot),
         *_socket("console", listeners["console"], log=runtime.console_log),
         *("-serial", "chardev:console"),
@@ -109,22 +110,33 @@ def arguments(spec: GuestSpec, runtime: Runtime, boot: Boot, listeners: Mapping[
     ]
 
 
+def memory_backend(spec: GuestSpec, *, hugepages: bool) -> dict[str, Any]:
+    """The object that is a guest's memory, which QEMU makes."""
+    memory = {"qom-type": "memory-backend-memfd", "id": "mem", "size": spec.memory, "share": True}
+    return memory | {"hugetlb": True, "hugetlbsize": 2 << 20} if hugepages else memory
+
+
+def _memory(spec: GuestSpec, fd: int | None) -> dict[str, Any]:
+    if fd is None:
+        return memory_backend(spec, hugepages=False)
+    path = f"/proc/self/fd/{fd}"
+    return {"qom-type": "memory-backend-file", "id": "mem", "size": spec.memory, "share": True, "mem-path": path}
+
+
 def attachment(
     spec: GuestSpec,
+    memory: Mapping[str, Any],
     *,
-    hugepages: bool,
     no_migration: Path,
     form: Callable[[Mapping[str, Any]], str] = json.dumps,
 ) -> list[str]:
     """The arguments that a guest's memory and controllers need, in any QEMU with a q35 machine.
 
+    :param memory: the object that is its memory, named `mem`.
     :param no_migration: image of the node that blocks migration, where QEMU does not do so itself.
     :param form: how an object or a device is written: JSON, or `plain`; all alike, for QEMU makes first what is not in
         JSON.
     """
-    memory: dict[str, Any] = {"qom-type": "memory-backend-memfd", "id": "mem", "size": spec.memory, "share": True}
-    if hugepages:
-        memory |= {"hugetlb": True, "hugetlbsize": 2 << 20}
     result = ["-machine", "q35,memory-backend=mem", "-m", f"{spec.memory >> 20}M", "-object", form(memory)]
     if spec.sockets and not spec.libvfio:
         result += ["-blockdev", json.dumps(migration.blocker(no_migration))]

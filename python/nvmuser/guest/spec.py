@@ -5,7 +5,9 @@ Owns validation and the choice between hugepages and 4 KiB pages. It neither mak
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -101,22 +103,42 @@ def iommu_in(argument: str) -> str:
 
 
 def use_hugepages(spec: GuestSpec) -> bool:
-    """Whether the guest gets hugepages now, or 4 KiB pages.
+    """Whether the guest would get hugepages now, or 4 KiB pages.
 
     :raises GuestError: there is not enough of what it needs.
     """
-    wanted = spec.memory
-    if spec.hugepages is not False:
-        reason = hugepages.why_too_few(wanted)
-        if reason is None:
-            return True
-        if spec.hugepages:
-            raise GuestError(f"{reason}, or use --no-hugepages")
-    if (available := available_memory()) < wanted:
-        raise GuestError(
-            f"{wanted // MIB} MiB of memory wanted, {available // MIB} MiB are available: use less --memory"
-        )
+    reason = hugepages.why_too_few(spec.memory) if spec.hugepages is not False else ""
+    if reason is None:
+        return True
+    _check_plain_pages(spec, reason)
     return False
+
+
+@contextlib.contextmanager
+def reserved_memory(spec: GuestSpec) -> Iterator[int | None]:
+    """A memfd in hugepages for the guest, reserved before another guest has them; None: 4 KiB pages.
+
+    :raises GuestError: there is not enough of what it needs.
+    """
+    with contextlib.ExitStack() as stack:
+        fd = None
+        if use_hugepages(spec):
+            try:
+                fd = stack.enter_context(hugepages.reserved(spec.memory))
+            except OSError as error:
+                # Somebody else took them a moment ago.
+                _check_plain_pages(spec, hugepages.why_too_few(spec.memory) or f"no hugepages: {error.strerror}")
+        yield fd
+
+
+def _check_plain_pages(spec: GuestSpec, reason: str) -> None:
+    """:raises GuestError: hugepages were asked for, which fails for `reason`, or memory is short."""
+    if spec.hugepages:
+        raise GuestError(f"{reason}, or use --no-hugepages")
+    if (available := available_memory()) < spec.memory:
+        raise GuestError(
+            f"{spec.memory // MIB} MiB of memory wanted, {available // MIB} MiB are available: use less --memory"
+        )
 
 
 def check_sockets(spec: GuestSpec) -> None:

@@ -1,13 +1,16 @@
 """The machine's 2 MiB hugepages: how many are free, whether they can be used, how to get more.
 
-Owns the kernel's files about them and the words for what is missing. It does not decide who uses hugepages, and it
-reserves none: see `nvmuser.bench.measure.hugepages` for a loan. Source: Documentation/admin-guide/mm/hugetlbpage.rst
-of Linux.
+Owns the kernel's files about them, the words for what is missing, and memory that has its pages reserved. It does not
+decide who uses hugepages, and it changes the pool for nobody: see `nvmuser.bench.measure.hugepages` for a loan.
+Sources: Documentation/admin-guide/mm/hugetlbpage.rst and mm/hugetlb_reserv.rst of Linux.
 """
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +76,23 @@ def why_unusable(size: int) -> str | None:
     if not os.access(MOUNT, os.W_OK):
         return f"{MOUNT} is not writable for this user"
     return why_too_few(size)
+
+
+@contextlib.contextmanager
+def reserved(size: int) -> Iterator[int]:
+    """The descriptor of a memfd of `size` bytes whose pages nobody else gets, while it is open anywhere.
+
+    The kernel reserves a shared file's pages when they are mapped, and keeps them for the file afterwards.
+
+    :raises OSError: ENOMEM when they are not free.
+    """
+    fd = os.memfd_create("nvmuser", os.MFD_CLOEXEC | os.MFD_HUGETLB | os.MFD_HUGE_2MB)
+    try:
+        os.ftruncate(fd, size)
+        mmap.mmap(fd, size).close()
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def resize_pool(pages: int) -> None:
