@@ -29,7 +29,17 @@ one, the way out.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from typing import Any
+
+_NAMED = 3
+
+
+def summary(reasons: Iterable[object]) -> str:
+    """The first few of many reasons, in one line that stays readable, and how many more there are."""
+    every = [str(reason) for reason in reasons]
+    more = [f"and {len(every) - _NAMED} more like these"] if len(every) > _NAMED + 1 else []
+    return "; ".join((every[:_NAMED] if more else every) + more)
 
 
 class NvmuserError(Exception):

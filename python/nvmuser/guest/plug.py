@@ -16,7 +16,7 @@ from typing import Any
 
 from qemu.qmp import ExecuteError, QMPClient
 
-from nvmuser.errors import GuestError, NotFoundError
+from nvmuser.errors import GuestError, NotFoundError, summary
 from nvmuser.guest import migration
 from nvmuser.guest.preflight import PlugProblem, preflight
 from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER, controller, device_id
@@ -58,7 +58,7 @@ class Intent:
     def check(self) -> None:
         """:raises GuestError: something stands in the way."""
         if problems := self.problems:
-            raise GuestError("; ".join(map(str, problems)))
+            raise GuestError(summary(problems))
 
 
 def intend(

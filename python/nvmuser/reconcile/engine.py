@@ -22,6 +22,7 @@ from nvmuser.errors import (
     RpcTimeoutError,
     TargetError,
     TargetNotRunning,
+    summary,
 )
 from nvmuser.hostfs import access
 from nvmuser.hostfs.sockets import answers
@@ -216,7 +217,7 @@ class Engine:
             mine = []
         if mine:
             left = await self._undo(before, after, change, mine, carried=carried)
-            raise TargetError(f"{'; '.join(map(str, mine))}; {left}")
+            raise TargetError(f"{summary(mine)}; {left}")
         objects = tuple(after.get(key).to_json() for key in after.entries if key in mentioned)
         return replace(outcome, objects=objects)
 
@@ -363,7 +364,7 @@ class Engine:
 
         :raises TargetError: it could not be; the message has the reasons for this and for that.
         """
-        why = "; ".join(map(str, reasons))
+        why = summary(reasons)
         actual = await self._look_if_possible()
         try:
             grown, moved = await asyncio.to_thread(self._take_back, before, after, change, actual)
@@ -378,7 +379,7 @@ class Engine:
             log.warning("not undone yet: %s", error)
             return "it is undone when the target answers"
         if left := [problem for problem in outcome.problems if problem.object in change.keys]:
-            raise TargetError(f"{why}; not undone: {'; '.join(map(str, left))}")
+            raise TargetError(f"{why}; not undone: {summary(left)}")
         if grown:
             sizes = ", ".join(f"volume {volume.name} has {format_size(volume.size)}" for volume in grown)
             return f"but for {sizes} now, nothing was changed"

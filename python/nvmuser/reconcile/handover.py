@@ -11,7 +11,7 @@ import contextlib
 from dataclasses import replace
 from typing import Any
 
-from nvmuser.errors import ConflictError, TargetError
+from nvmuser.errors import ConflictError, TargetError, summary
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
@@ -65,7 +65,7 @@ async def place(state: StateDir, engine: Engine, name: str, *, away: bool) -> No
     elif outcome.pending:
         raise TargetError(f"controller {name}: there is no target that could open its volumes")
     elif problems := [problem for problem in outcome.problems if problem.object in keys]:
-        raise ConflictError("; ".join(map(str, problems)))
+        raise ConflictError(summary(problems))
 
 
 def record(state: StateDir, name: str, *, away: bool) -> set[Key]:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
-from nvmuser.errors import RpcError, SetupError, TargetError, TargetNotRunning
+from nvmuser.errors import RpcError, SetupError, TargetError, TargetNotRunning, summary
 from nvmuser.hostfs import files, locks
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
@@ -251,7 +251,7 @@ class Site:
         closed = wanted.closed
         volumes = [volume for volume in wanted.volumes() if volume.backend == "file" and volume.key not in closed]
         if failures := files.each(files.sync, volumes):
-            raise TargetError("; ".join(map(str, failures.values())))
+            raise TargetError(summary(failures.values()))
 
     # -- steps -----------------------------------------------------------------------------------------------
 

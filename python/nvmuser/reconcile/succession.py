@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nvmuser.errors import NvmuserError, TargetError
+from nvmuser.errors import NvmuserError, TargetError, summary
 from nvmuser.model.keys import Key
 from nvmuser.model.placement import groups
 from nvmuser.reconcile.engine import Engine
@@ -67,7 +67,7 @@ class Succession:
         await transit.carry(dict.fromkeys(keys, (from_, to)))
         outcome = await self._engine.reconcile([to], keys)
         if wrong := [problem for problem in outcome.problems if problem.object in keys]:
-            raise TargetError("; ".join(map(str, wrong)))
+            raise TargetError(summary(wrong))
         if outcome.pending:
             raise TargetError("the process has ended")
 

@@ -18,7 +18,7 @@ from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.disks import fill
 from nvmuser.bench.scenarios import neighbour_guest
 from nvmuser.bench.scenarios.neighbour_clients import Act
-from nvmuser.errors import GuestError, TargetError
+from nvmuser.errors import GuestError, TargetError, summary
 from nvmuser.model import change as changes
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
@@ -171,7 +171,7 @@ class World:
     async def _change(self, change: Change) -> None:
         outcome = await control.submit(self._deployment.state, change)
         if outcome.pending or outcome.problems:
-            raise TargetError("; ".join(map(str, outcome.problems)) or "the target has ended during the measurement")
+            raise TargetError(summary(outcome.problems) or "the target has ended during the measurement")
 
 
 class _Guest:

@@ -20,7 +20,7 @@ from typing import Any
 
 from nvmuser.bench.measure.progress import Progress, Silent
 from nvmuser.bench.rounds.alternate import alternate
-from nvmuser.errors import TargetError
+from nvmuser.errors import TargetError, summary
 from nvmuser.model import spec as specs
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired
@@ -124,7 +124,7 @@ async def _ours(state: StateDir, spdk: Spdk, count: int) -> tuple[float, float]:
             outcome = await engine.change(change)
             first = time.perf_counter() - began
             if outcome.problems:
-                raise TargetError("; ".join(map(str, outcome.problems)))
+                raise TargetError(summary(outcome.problems))
             with Store(state.store) as store:
                 text = specs.dump(specs.export(store.load()))
             began = time.perf_counter()
@@ -145,7 +145,7 @@ async def _restored(state: StateDir, spdk: Spdk) -> float:
             outcome = await engine.reconcile()
             took = time.perf_counter() - began
     if outcome.problems:
-        raise TargetError("; ".join(map(str, outcome.problems)))
+        raise TargetError(summary(outcome.problems))
     return took
 
 

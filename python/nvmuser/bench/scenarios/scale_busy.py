@@ -18,7 +18,7 @@ from typing import Any
 
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.progress import Progress
-from nvmuser.errors import TargetError, UsageError
+from nvmuser.errors import TargetError, UsageError, summary
 from nvmuser.model.change import Change
 from nvmuser.model.objects import AnyObject, Controller, Namespace, Volume
 from nvmuser.supervisor import control
@@ -47,7 +47,7 @@ async def measure(root: Path, counts: Sequence[int], rounds: int, progress: Prog
         async with Deployment.start(root / "s", Options(cores=(cpus[-1],))) as deployment:
             outcome = await control.submit(deployment.state, Change(create=_objects(max(counts), Path(files))))
             if outcome.problems or outcome.pending:
-                raise TargetError("; ".join(map(str, outcome.problems)) or "the target has ended meanwhile")
+                raise TargetError(summary(outcome.problems) or "the target has ended meanwhile")
             sockets = deployment.state.target_dir("x").parent
             argv = [sys.executable, "-m", "nvmuser.bench.scenarios.scale_busy_client", str(sockets), str(cpus[0])]
             argv += [str(_SECONDS), *map(str, counts)]

@@ -20,7 +20,7 @@ from typing import Any
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.memory import resident_bytes
 from nvmuser.bench.measure.progress import Progress
-from nvmuser.errors import NvmuserError, TargetError
+from nvmuser.errors import NvmuserError, TargetError, summary
 from nvmuser.model.change import Change
 from nvmuser.model.objects import AnyObject, Controller, Namespace, Volume
 from nvmuser.supervisor import control
@@ -72,7 +72,7 @@ async def _round(root: Path, count: int) -> _Round:
         outcome = await control.submit(deployment.state, Change(create=objects(count)))
         created = time.monotonic() - began
         if outcome.problems or outcome.pending:
-            raise TargetError("; ".join(map(str, outcome.problems)) or "the target has ended meanwhile")
+            raise TargetError(summary(outcome.problems) or "the target has ended meanwhile")
         pids = await _pids(deployment)
         memory = {name: resident_bytes(pid) for name, pid in pids.items()}
         looked, _ = await _command(deployment, "status")

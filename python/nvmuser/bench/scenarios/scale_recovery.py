@@ -22,7 +22,7 @@ from typing import Any
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.scenarios.scale_driver import BLOCK, FLUSH, READ, WRITE, Driver
-from nvmuser.errors import HostError, TargetError
+from nvmuser.errors import HostError, TargetError, summary
 from nvmuser.model.change import Change
 from nvmuser.model.objects import AnyObject, Controller, Namespace, Volume
 from nvmuser.supervisor import control
@@ -98,7 +98,7 @@ async def _clients(deployment: Deployment, count: int) -> AsyncIterator[list[_Cl
     """Connected and at work; an error of one of them ends the block with that error."""
     outcome = await control.submit(deployment.state, Change(create=_objects(count)))
     if outcome.problems or outcome.pending:
-        raise TargetError("; ".join(map(str, outcome.problems)) or "the target has ended meanwhile")
+        raise TargetError(summary(outcome.problems) or "the target has ended meanwhile")
     clients = [_Client(number, Driver(deployment.state.socket(f"r{number}"))) for number in range(count)]
     try:
         async with asyncio.TaskGroup() as tasks:
