@@ -8,8 +8,10 @@ import os
 import runpy
 from asyncio.subprocess import Process as Program
 from pathlib import Path
+from typing import Any
 
 from board import EVENTUALLY, SAMPLES, WATCH_ALL, ok, sample
+from guests import VERIFY, fio_errors
 
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB
@@ -107,21 +109,65 @@ async def use_memory(guest: Guest, memory: Memory) -> None:
     assert memory.written == [(0, 0x20, 7)]
 
 
-async def test_linux_reads_random_numbers(tmp_path: Path) -> None:
-    """A queue and buffers in the guest's memory, found by vendor's capabilities, and MSI-X."""
+async def test_linux_drives_queues_in_its_memory(tmp_path: Path) -> None:
+    """Two samples in one guest: a virtio device, and an NVMe controller over a file."""
     given = bytearray()
 
     def source(size: int) -> bytes:
         given.extend(data := os.urandom(size))
         return data
 
-    device = runpy.run_path(str(SAMPLES / "virtio_rng.py"))["VirtioRng"](source)
-    path = tmp_path / "rng.sock"
-    spec = GuestSpec(memory=512 * MIB, spare_ports=0, qemu_args=attached(path))
-    async with Server(device, path), launch(spec, tmp_path / "guest") as guest:
-        assert await ok(guest, "cat /sys/class/misc/hw_random/rng_current") == "virtio_rng.0\n"
-        got = bytes.fromhex(await ok(guest, "dd if=/dev/hwrng bs=64 count=64 2>/dev/null | od -An -v -tx1"))
-        assert len(got) == 4096
-        # The kernel's own pool has some of what was given.
-        assert all(got[start : start + 8] in given for start in range(0, len(got), 8))
-        assert int(await ok(guest, "awk '/-input/ {n += $2} END {print n + 0}' /proc/interrupts")) >= 64
+    with (tmp_path / "disk").open("w+b") as file:
+        file.truncate(64 * MIB)
+        random = runpy.run_path(str(SAMPLES / "virtio_rng.py"))["VirtioRng"](source)
+        nvme = runpy.run_path(str(SAMPLES / "tiny_nvme.py"))["TinyNvme"](file.fileno())
+        paths = (tmp_path / "rng.sock", tmp_path / "nvme.sock")
+        devices = tuple(word for path in paths for word in attached(path))
+        spec = GuestSpec(memory=512 * MIB, spare_ports=0, qemu_args=devices)
+        async with (
+            Server(random, paths[0]),
+            Server(nvme, paths[1]),
+            launch(spec, tmp_path / "guest") as guest,
+        ):
+            await read_random_numbers(guest, given)
+            await verify_disk(guest, Path(file.name))
+            await see_a_bad_block(guest, nvme)
+
+
+async def read_random_numbers(guest: Guest, given: bytearray) -> None:
+    assert await ok(guest, "cat /sys/class/misc/hw_random/rng_current") == "virtio_rng.0\n"
+    got = bytes.fromhex(await ok(guest, "dd if=/dev/hwrng bs=64 count=64 2>/dev/null | od -An -v -tx1"))
+    assert len(got) == 4096
+    # The kernel's own pool has some of what was given.
+    assert all(got[start : start + 8] in given for start in range(0, len(got), 8))
+    assert int(await ok(guest, "awk '/-input/ {n += $2} END {print n + 0}' /proc/interrupts")) >= 64
+
+
+async def verify_disk(guest: Guest, file: Path) -> None:
+    """Linux's own driver, and fio's check of each block: single pages, PRP lists, unaligned beginnings of them."""
+    assert (await ok(guest, "cat /sys/block/nvme0n1/device/model")).strip() == "tiny_nvme"
+    assert await ok(guest, "cat /sys/block/nvme0n1/size") == f"{64 * MIB // 512}\n"
+    assert fio_errors((await ok(guest, VERIFY.format(device="/dev/nvme0n1"))).encode()) == (0, 8 * MIB, 8 * MIB)
+    large = VERIFY.format(device="/dev/nvme0n1").replace("--bs=4k", "--bs=512-128k --offset=16m")
+    assert fio_errors((await ok(guest, large)).encode())[0] == 0
+    await ok(guest, "printf 'written by a guest' | dd of=/dev/nvme0n1 bs=512 seek=99 conv=sync,fsync 2>/dev/null")
+    with file.open("rb") as disk:
+        disk.seek(99 * 512)
+        assert disk.read(18) == b"written by a guest"
+    assert "nvme0" not in await ok(guest, "dmesg | grep -iE 'nvme.*(timeout|error|reset|fail)' || true")
+    assert int(await ok(guest, "awk '/nvme0q1/ {n += $2} END {print n + 0}' /proc/interrupts")) >= 64
+
+
+async def see_a_bad_block(guest: Guest, nvme: Any) -> None:
+    """A controller that is made faulty: one block cannot be read, and the guest gets an error for that one alone."""
+    right = nvme.transfer
+
+    def transfer(command: Any, first: int, blocks: int) -> int:
+        return 0x281 if first <= 1000 < first + blocks else right(command, first, blocks)
+
+    nvme.transfer = transfer
+    read = "dd if=/dev/nvme0n1 of=/dev/null bs=512 iflag=direct count=1 skip={}"
+    assert (await guest.run(read.format(1000))).status != 0
+    await ok(guest, read.format(999))
+    await ok(guest, read.format(1001))
+    assert "critical medium error" in await ok(guest, "dmesg | grep 'sector 1000 '")
