@@ -1,4 +1,4 @@
-"""Where things lie: the cache (what `nvmuser setup` made) and the state directory (what one deployment is).
+"""Where things lie: the cache (what `nvmuser setup` made), what packages installed, the state directory (a deployment).
 
 Owns names only: nothing here creates, opens or removes anything.
 """
@@ -13,6 +13,17 @@ DEFAULT_TARGET = "spdk"
 """The target of controllers that name none, and of what no controller shows. There is always one."""
 SUN_PATH_MAX = 107
 """Longest path of a UNIX socket in bytes (unix(7): sun_path is 108 bytes with its terminating null)."""
+
+
+_PACKAGED = Path("/usr/lib/nvmuser")
+
+
+def packaged_dir() -> Path | None:
+    """Where packages have installed SPDK and libvfio: `$NVMUSER_PREFIX`, else /usr/lib/nvmuser for an nvmuser that is
+    itself a package's, else None: a checkout never runs on what is not of its own version."""
+    if path := os.environ.get("NVMUSER_PREFIX"):
+        return Path(path)
+    return _PACKAGED if Path(__file__).is_relative_to("/usr/lib/python3") else None
 
 
 def cache_dir() -> Path:

@@ -22,11 +22,11 @@ from nvmuser.errors import RpcError, SetupError, TargetError
 from nvmuser.hostfs import hugepages
 from nvmuser.model.cores import assigned
 from nvmuser.model.objects import MAX_CONTROLLERS, MEMORY_MIN, TargetSettings
-from nvmuser.paths import DEFAULT_TARGET, StateDir, cache_dir, named_in
+from nvmuser.paths import DEFAULT_TARGET, StateDir, named_in
 from nvmuser.rpc import Client
 from nvmuser.supervisor.process import Process
 from nvmuser.toolchain import Spdk, find_spdk
-from nvmuser.toolchain.spdk import artifact_dir, check_prefix
+from nvmuser.toolchain.spdk import check_prefix, default_prefix
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def choose_spdk(state: StateDir, spdk: Spdk) -> None:
     :raises OSError: that cannot be kept.
     """
     state.spdk.unlink(missing_ok=True)
-    if spdk.prefix != artifact_dir(cache_dir()):
+    if spdk.prefix != default_prefix():
         state.spdk.symlink_to(spdk.prefix)
 
 

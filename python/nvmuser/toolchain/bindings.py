@@ -3,7 +3,7 @@
 Owns the cache's `bindings/`, one directory a module, named by all that the module depends on. A module is loaded from
 there by path: nothing is put into site-packages. What a module offers is decided in spdk-glue, by its sources alone:
 `cdefs.h` is what cffi parses, `glue.h` what the compiler sees, and each `*.c` beside them is compiled in. It does not
-know who uses a module.
+know who uses a module. A package brings them in its SPDK's prefix, built for its Python.
 
 nvmuser's control plane needs none of them: where one cannot be built, set-up goes on, and `load` says why.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from nvmuser.errors import SetupError
-from nvmuser.paths import cache_dir
+from nvmuser.paths import cache_dir, packaged_dir
 from nvmuser.toolchain import artifact, proc, recipe, spdk
 from nvmuser.toolchain.steps import Reporter
 
@@ -71,7 +71,8 @@ def load(binding: Binding) -> ModuleType:
         raise SetupError(f"{binding.name}: {reason}")
     path = _module(binding, spdk.find_spdk().prefix)
     if not is_built(binding):
-        raise SetupError(f"{binding.name} has not been built for this SPDK and this Python: run `make setup`")
+        way_out = "use the package's" if packaged_dir() else "run `make setup`"
+        raise SetupError(f"{binding.name} has not been built for this SPDK and this Python: {way_out}")
     spec = spec_from_file_location(binding.name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -89,6 +90,8 @@ def unavailable(binding: Binding) -> str | None:
 
     :raises SetupError: there is no SPDK at all.
     """
+    if packaged_dir():
+        return None if find_spec("_cffi_backend") else "the package python3-cffi-backend is missing"
     if find_spec("cffi") is None:
         return "the Python package cffi is missing (pip install 'nvmuser[bindings]')"
     prefix = spdk.find_spdk().prefix
@@ -109,7 +112,7 @@ def is_built(binding: Binding) -> bool:
 
 def is_done(binding: Binding) -> bool:
     """Whether set-up has nothing left to do for the module: it may also be that there is nothing that it could do."""
-    return spdk.is_done() and (unavailable(binding) is not None or is_built(binding))
+    return spdk.is_done() and (unavailable(binding) is not None or is_built(binding) or packaged_dir() is not None)
 
 
 def build(binding: Binding, reporter: Reporter) -> None:
@@ -119,14 +122,28 @@ def build(binding: Binding, reporter: Reporter) -> None:
     prefix = spdk.find_spdk().prefix
     path = _module(binding, prefix)
     with artifact.assembling(path.parent) as staging:
-        reporter.update(f"{binding.name}: generating", 0.1)
-        generated = staging / f"{binding.name}.c"
-        _generate(binding, generated)
-        reporter.update(f"{binding.name}: compiling", 0.3)
-        proc.run(_compile(binding, prefix, generated, staging / path.name), log=reporter.log)
-        generated.unlink()
+        build_into(binding, prefix, staging, reporter)
         artifact.write_manifest(staging, spdk=str(prefix), python=sysconfig.get_config_var("SOABI"))
     artifact.forget_older(path.parent.parent, f"{binding.name}-*", _KEPT)
+
+
+def build_into(binding: Binding, prefix: Path, directory: Path, reporter: Reporter, *, runpath: str = "") -> Path:
+    """Build the module in a directory; returns its path.
+
+    :param runpath: where it finds SPDK's libraries; empty: where they are now.
+    :raises SetupError: the compiler failed.
+    """
+    reporter.update(f"{binding.name}: generating", 0.1)
+    generated, out = directory / f"{binding.name}.c", directory / _file_name(binding)
+    _generate(binding, generated)
+    reporter.update(f"{binding.name}: compiling", 0.3)
+    proc.run(_compile(binding, prefix, generated, out, runpath), log=reporter.log)
+    generated.unlink()
+    return out
+
+
+def _file_name(binding: Binding) -> str:
+    return f"{binding.name}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
 def _generate(binding: Binding, out: Path) -> None:
@@ -139,14 +156,15 @@ def _generate(binding: Binding, out: Path) -> None:
     ffi.emit_c_code(str(out))
 
 
-def _compile(binding: Binding, prefix: Path, generated: Path, out: Path) -> list[str | Path]:
+def _compile(binding: Binding, prefix: Path, generated: Path, out: Path, runpath: str) -> list[str | Path]:
     directory = library_dir(binding, prefix)
     assert directory is not None
     sources = _sources(binding)
     headers = [sources, prefix / "include", Path(sysconfig.get_path("include"))]
     return [
         "gcc", "-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-fPIC", "-shared", *(f"-I{path}" for path in headers),
-        generated, *sorted(sources.glob("*.c")), "-o", out, f"-L{directory}", f"-Wl,-rpath,{directory}", *binding.link,
+        generated, *sorted(sources.glob("*.c")), "-o", out, f"-L{directory}",
+        f"-Wl,-rpath,{runpath or directory}", *binding.link,
     ]  # fmt: skip
 
 
@@ -165,6 +183,8 @@ def library_dir(binding: Binding, prefix: Path) -> Path | None:
 
 def _module(binding: Binding, prefix: Path) -> Path:
     """Where the module lies once it is built: the name covers its sources, the SPDK and the Python."""
+    if packaged_dir():
+        return prefix / "bindings" / _file_name(binding)
     directory = library_dir(binding, prefix)
     assert directory is not None
     built = (directory / binding.library).stat().st_mtime_ns
@@ -172,4 +192,4 @@ def _module(binding: Binding, prefix: Path) -> Path:
     parts = [part for path in sources for part in (path.name, path.read_bytes())]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     digest = artifact.digest(repr(binding), str(prefix), str(built), suffix, *parts)
-    return cache_dir() / f"bindings/{binding.name}-{digest}/{binding.name}{suffix}"
+    return cache_dir() / f"bindings/{binding.name}-{digest}" / _file_name(binding)

@@ -28,6 +28,14 @@ def level(cpuinfo: str | None = None) -> str:
     raise SetupError("this CPU is below x86-64-v2 (SSE4.2), which SPDK and DPDK need")
 
 
+def runs(built_for: str, cpuinfo: str | None = None) -> bool:
+    """Whether this machine runs what was built for a level.
+
+    :raises SetupError: this CPU is below all of them.
+    """
+    return built_for <= level(cpuinfo)
+
+
 def model(cpuinfo: str | None = None) -> str:
     """The CPU's name, for keys and reports."""
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8") if cpuinfo is None else cpuinfo

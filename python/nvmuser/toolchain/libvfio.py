@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import nvmf_vfio
 from nvmuser.errors import SetupError
-from nvmuser.paths import cache_dir
+from nvmuser.paths import cache_dir, packaged_dir
 from nvmuser.toolchain import artifact, proc
 from nvmuser.toolchain.steps import Reporter
 
@@ -29,6 +29,8 @@ def source_dir() -> Path:
 
 
 def _artifact_dir() -> Path:
+    if packaged := packaged_dir():
+        return packaged / "libvfio"
     source = source_dir()
     files = sorted([*source.glob("*.[ch]"), source / "Makefile"])
     parts = [part for path in files for part in (path.name, path.read_bytes())]
@@ -43,7 +45,8 @@ def find_libvfio() -> Path:
     """
     directory = _artifact_dir()
     if artifact.read_manifest(directory) is None:
-        raise SetupError(f"{_NAME} is not in {directory.parent}: run `make setup`")
+        way_out = "install the package nvmuser-libvfio" if packaged_dir() else "run `make setup`"
+        raise SetupError(f"{_NAME} is not in {directory.parent}: {way_out}")
     if _SEPARATORS & set(str(directory)):
         raise SetupError(f"{directory}: LD_PRELOAD takes no path with a space or a colon: set NVMUSER_CACHE to another")
     return directory / _NAME
@@ -58,8 +61,8 @@ def preload() -> str:
 
 
 def is_done() -> bool:
-    """Whether the library is there and up to date."""
-    return artifact.read_manifest(_artifact_dir()) is not None
+    """Whether set-up has nothing left to do for the library: a package's is not its own."""
+    return packaged_dir() is not None or artifact.read_manifest(_artifact_dir()) is not None
 
 
 def build(reporter: Reporter) -> None:

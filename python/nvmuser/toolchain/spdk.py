@@ -1,4 +1,4 @@
-"""Which SPDK is used: the one that $NVMUSER_SPDK names, or the one that set-up built.
+"""Which SPDK is used: the one that $NVMUSER_SPDK names, a package's, or the one that set-up built.
 
 Owns where it lies and whether it can be used. `nvmuser.toolchain.spdk_build` builds it; `nvmuser.supervisor` runs it.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvmuser.errors import SetupError
-from nvmuser.paths import cache_dir
-from nvmuser.toolchain import artifact, proc, recipe
+from nvmuser.paths import cache_dir, packaged_dir
+from nvmuser.toolchain import artifact, cpu, proc, recipe
 
 TRANSPORT_SYMBOL = b"spdk_nvmf_transport_vfio_user"
 """The transport's operations in lib/nvmf/vfio_user.c: in the library, or in a statically linked target."""
@@ -54,20 +54,29 @@ def artifact_dir(cache: Path) -> Path:
     return cache / f"spdk-{current.version}-{current.key}"
 
 
+def default_prefix() -> Path:
+    """Where the SPDK lies that is used unless another is named: a package's, or set-up's."""
+    packaged = packaged_dir()
+    return packaged / "spdk" if packaged else artifact_dir(cache_dir())
+
+
 def find_spdk() -> Spdk:
     """The SPDK to use.
 
-    :raises SetupError: $NVMUSER_SPDK cannot be used, or set-up has not run.
+    :raises SetupError: $NVMUSER_SPDK cannot be used, set-up has not run, or the package is not for this CPU.
     """
     if named := os.environ.get("NVMUSER_SPDK"):
         try:
             return check_prefix(Path(named))
         except SetupError as error:
             raise SetupError(f"NVMUSER_SPDK={error}") from None
-    prefix = artifact_dir(cache_dir())
+    prefix = default_prefix()
     facts = artifact.read_manifest(prefix)
     if facts is None:
-        raise SetupError(f"SPDK is not in {prefix.parent}: run `make setup`, or set NVMUSER_SPDK to an installed one")
+        way_out = "install the package nvmuser-spdk" if packaged_dir() else "run `make setup`"
+        raise SetupError(f"SPDK is not in {prefix.parent}: {way_out}, or set NVMUSER_SPDK to an installed one")
+    if packaged_dir() and not cpu.runs(facts["cpu_level"]):
+        raise SetupError(f"{prefix} is built for {facts['cpu_level']}, and this CPU is {cpu.level()}: build another")
     return Spdk(prefix, facts["version"])
 
 
