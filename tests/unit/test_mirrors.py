@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser.cli.target import mirror_line
+from nvmuser.cli.status import mirror_line
 from nvmuser.errors import ConflictError
 from nvmuser.model.change import Change, next_desired, replace_member
 from nvmuser.model.desired import Desired

@@ -33,7 +33,7 @@ _COMMANDS = {
     "rpc": ("rpc", "SPDK's own commands, on this deployment's target."),
     "schema": ("spec", "Print the JSON Schema of files for `apply`."),
     "setup": ("setup", "Get SPDK, QEMU and the guest."),
-    "status": ("target", "Show the target, its guests, and what differs."),
+    "status": ("status", "Show the target, its guests, and what differs."),
     "target": ("target", "Start, stop, watch and replace the SPDK process."),
     "uninstall": ("uninstall", "List what nvmuser has made on this machine, and remove it."),
     "volume": ("volume", "Volumes: what a guest sees as namespaces."),

@@ -1,30 +1,25 @@
-"""`nvmuser target …` and `nvmuser status`: the processes of a state directory."""
+"""`nvmuser target …`: the processes of a state directory."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from nvmuser.cli.groups import Group
-from nvmuser.cli.options import json_option
 from nvmuser.cli.present import counted
+from nvmuser.cli.status import status
 from nvmuser.cli.target_named import create, delete, drain, list_, parse_cores
-from nvmuser.errors import ConflictError, NvmuserError, TargetNotRunning, UsageError
+from nvmuser.errors import ConflictError, TargetNotRunning, UsageError
 from nvmuser.hostfs.hugepages import why_unusable
 from nvmuser.model.objects import MAX_CONTROLLERS, TargetSettings
 from nvmuser.model.sizes import format_size, parse_size
 from nvmuser.paths import DEFAULT_TARGET, StateDir
-from nvmuser.reconcile.remotes import Way
 from nvmuser.supervisor import control, daemon
 from nvmuser.supervisor import logs as log_module
-from nvmuser.supervisor.history import stamped
 from nvmuser.supervisor.settings import Settings
 from nvmuser.supervisor.spdk import MEMORY_MIB, Options
 from nvmuser.supervisor.unit import unit
@@ -46,7 +41,7 @@ def target() -> None:
     """
 
 
-for command in (create, list_, delete, drain):
+for command in (create, list_, delete, drain, status):
     target.add_command(command)
 
 
@@ -254,97 +249,5 @@ def logs(state: StateDir, which: str, name: str, lines: int, follow: bool) -> No
             click.echo(text, nl=False)
 
 
-@target.command("status")
-@json_option
-@click.pass_obj
-def target_status(state: StateDir, as_json: bool) -> None:
-    """The same as `nvmuser status`."""
-    _show(state, as_json)
-
-
-@click.command()
-@json_option
-@click.pass_obj
-def status(state: StateDir, as_json: bool) -> None:
-    """Target, guests, recoveries and stalls, and whether SPDK has what is wanted. Fails when no target runs."""
-    _show(state, as_json)
-
-
-def _show(state: StateDir, as_json: bool) -> None:
-    facts = _call(state, "status")
-    try:
-        facts["objects"] = _call(state, "drift")
-    except NvmuserError as error:
-        # A target that hangs, or dies at this moment: what is known of the guests is wanted all the more.
-        facts["objects"] = {}
-        facts["errors"].append(stamped(f"not compared with what is wanted: {error}"))
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-        return
-    console = Console(soft_wrap=True, highlight=False)
-    for name, target_facts in facts["targets"].items():
-        _show_target(console, name, target_facts)
-    console.print(f"          watched over by supervisor, pid {facts['supervisor']['pid']}")
-    endpoint = facts["endpoint"]
-    console.print(
-        f"endpoint  pid {endpoint['pid']}, {counted(endpoint['controllers'], 'controller')}, {endpoint['rss_kib']} KiB"
-    )
-    for trouble in facts["errors"]:
-        console.print(f"error     {trouble}", markup=False)
-    if objects := facts["objects"]:
-        console.print(f"objects   {len(objects.pop('in_sync'))} in sync")
-    for mirror in objects.pop("mirrors", []):
-        console.print(f"degraded  {mirror_line(mirror)}", markup=False)
-    for way in objects.pop("remotes", []):
-        console.print(f"remote    {Way(**way)}", markup=False)
-    for name, state_of in sorted(objects.items()):
-        if state_of:
-            console.print(f"{name:<9} {', '.join(state_of) if isinstance(state_of, list) else state_of}", markup=False)
-    console.print(_guests(facts["guests"]) if facts["guests"] else "guests    none")
-
-
-def _show_target(console: Console, name: str, facts: dict[str, Any]) -> None:
-    word = "not ready" if not facts["ready"] else "ready" if facts["answers"] else "does not answer"
-    memory = "hugepages" if facts["hugepages"] else "no hugepages"
-    standby = f", standby {facts['standby']}" if facts["standby"] else ""
-    which = "" if name == DEFAULT_TARGET else f"{name}: "
-    console.print(f"target    {which}{word}, pid {facts['pid']}, SPDK {facts['spdk']}, {memory}{standby}")
-    if facts["profile"]:
-        console.print(f"          profile {facts['profile']}, core {_list(facts['cores'])}")
-    if facts["down"]:
-        console.print(f"          {facts['down']}", markup=False)
-    ending = f", last {facts['last_ending']}" if facts["last_ending"] else ""
-    console.print(f"          {counted(facts['restarts'], 'restart')}{ending}, start-up {_seconds(facts['startup_s'])}")
-
-
-def mirror_line(mirror: dict[str, Any]) -> str:
-    """A mirror that lacks a member, for a person: what serves it, and what to do."""
-    if not mirror["online"]:
-        return f"volume {mirror['volume']}: not served; missing: {', '.join(mirror['missing'])}"
-    line = f"volume {mirror['volume']}: served by {', '.join(mirror['in_sync'])} alone"
-    if mirror["rebuilding"]:
-        line += f"; {mirror['rebuilding']} is being rebuilt, {mirror['percent']} %"
-    if mirror["missing"]:
-        replacement = f"nvmuser volume replace-member {mirror['volume']} {mirror['missing'][0]} NEW"
-        line += (
-            f"; {', '.join(mirror['missing'])} is missing: bring it back and `nvmuser reconcile`, or `{replacement}`"
-        )
-    return line
-
-
 def _list(cores: list[int]) -> str:
     return ", ".join(map(str, cores))
-
-
-def _guests(guests: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("controller", "guest pid", "phase", "messages", "recoveries", "last stall", "longest stall"):
-        table.add_column(title, no_wrap=True)
-    for guest in guests:
-        row = (guest["controller"], guest["pid"], guest["phase"], guest["messages"], guest["recoveries"])
-        table.add_row(*map(str, row), _seconds(guest["last_stall"]), _seconds(guest["longest_stall"]))
-    return table
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} s"

@@ -5,6 +5,7 @@ Pure. Owns the rules across objects; the store keeps them, the planner brings th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -83,7 +84,7 @@ class Desired:
         assert isinstance(one, TargetSettings)
         return one
 
-    @property
+    @functools.cached_property
     def closed(self) -> frozenset[Key]:
         """Keys of the volumes that belong to another host: nothing here may open them."""
         return frozenset(key for controller in self.controllers() if controller.away for key in controller.depends_on)

@@ -5,6 +5,7 @@ Owns the rule: ours is what bears our identity, or lies on what does. Nothing he
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from nvmuser.reconcile.actual import Actual, ActualNamespace, Bdev, Lvstore, Sub
 
 def in_our_place(transport: str, address: str, directory: Path) -> bool:
     """Is a listener where those of our controllers are, as `directory` is, under its present name or another?"""
-    return transport == "VFIOUSER" and Path(address).parent == directory.parent
+    return transport == "VFIOUSER" and os.path.dirname(address) == os.path.dirname(directory)
 
 
 class Ownership:

@@ -53,10 +53,11 @@ def together(found: Sequence[Status], wanted: Sequence[Key]) -> Status:
     drifted = {key for one in found for key in one.drifted}
     missing = {key for one in found for key in one.missing} - drifted
     in_sync = {key for one in found for key in one.in_sync} - drifted - missing
+    there = in_sync | drifted
     return Status(
         in_sync=tuple(key for key in wanted if key in in_sync),
         drifted=tuple(key for key in wanted if key in drifted),
-        missing=tuple(key for key in wanted if key not in in_sync | drifted),
+        missing=tuple(key for key in wanted if key not in there),
         foreign=tuple(text for one in found for text in one.foreign),
         conflicts=tuple(text for one in found for text in one.conflicts),
         space=tuple(text for one in found for text in one.space),
@@ -76,9 +77,11 @@ def status_of(desired: Desired, actual: Actual, plan: Plan, routes: remotes.Rout
         if (found := actual.subsystems.get(controller.nqn)) and found.serial == controller.serial
     }
     missing = {key for key in wanted if key in created and key not in present_controllers}
-    drifted = {key for key in wanted if key in touched | (plan.waiting & present_controllers)} - missing
+    touched |= plan.waiting & present_controllers
+    drifted = {key for key in wanted if key in touched} - missing
+    apart = missing | drifted
     return Status(
-        in_sync=tuple(key for key in wanted if key not in missing | drifted),
+        in_sync=tuple(key for key in wanted if key not in apart),
         drifted=tuple(key for key in wanted if key in drifted),
         missing=tuple(key for key in wanted if key in missing),
         foreign=plan.foreign,

@@ -1,7 +1,8 @@
 """The one door to the supervisor, and the way of commands to the engine: through it, or straight to the store.
 
 Owns that choice, and what is said when there is no supervisor. A supervisor that lives is the only executor, so that
-two commands never interleave half a change.
+two commands never interleave half a change. The engine is imported where a command needs one of its own: with all that
+it knows, that takes as long as the rest of a command.
 """
 
 from __future__ import annotations
@@ -20,9 +21,7 @@ from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject
 from nvmuser.paths import DEFAULT_TARGET, StateDir
-from nvmuser.reconcile import handover, renaming
 from nvmuser.reconcile.actual import Actual, merged, query
-from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc.client import Client
 from nvmuser.rpc.server import REQUEST_MAX
@@ -40,6 +39,8 @@ async def submit(state: StateDir, change: Change) -> Outcome:
     async with supervisor(state) as client:
         if client:
             return Outcome.from_json(await client.call("change", {"change": change.to_json()}, timeout=None))
+    from nvmuser.reconcile.engine import Engine
+
     with contextlib.closing(Engine(state)) as engine:
         if lost := [controller for controller in engine.losses(change) if answers(state.socket(controller.name))]:
             raise _taken_over_first(lost[0].key, ", or pass --force")
@@ -74,6 +75,9 @@ async def rename(state: StateDir, key: Key, name: str) -> Outcome:
             return Outcome.from_json(await client.call("rename", {"key": str(key), "name": name}, timeout=None))
     if key.kind == "controller" and answers(state.socket(key.name)):
         raise _taken_over_first(key)
+    from nvmuser.reconcile import renaming
+    from nvmuser.reconcile.engine import Engine
+
     with contextlib.closing(Engine(state)) as engine:
         return await renaming.rename(state, engine, key, name)
 
@@ -87,6 +91,8 @@ async def take_back(state: StateDir, name: str) -> None:
         if client:
             await client.call("take_back", {"name": name}, timeout=None)
             return
+    from nvmuser.reconcile import handover
+
     handover.record(state, name, away=False)
 
 
