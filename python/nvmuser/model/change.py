@@ -123,9 +123,8 @@ def next_desired(desired: Desired, change: Change, prepare: Callable[[Volume], V
         before = desired.get(updated.key)
         entries[updated.key] = replace(entries[updated.key], object=_updated(before, updated, find))
     after = Desired(entries)
-    users_of = after.all_users() if change.delete else {}
     for key in change.delete:
-        if users := users_of.get(key):
+        if users := after.users(key):
             raise ConflictError(f"{key.words}: in use by {', '.join(users)}")
     after.check()
     placement.check(after)

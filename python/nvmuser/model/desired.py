@@ -91,10 +91,10 @@ class Desired:
 
     def users(self, key: Key) -> list[str]:
         """What lies on it or shows it, in words: `controller a`."""
-        return self.all_users().get(key, [])
+        return self._users.get(key, [])
 
-    def all_users(self) -> dict[Key, list[str]]:
-        """The users of everything that has some, by its key. Where many are asked for, ask once."""
+    @functools.cached_property
+    def _users(self) -> dict[Key, list[str]]:
         found: dict[Key, list[str]] = {}
         for wanted in self.wanted():
             target = [Key(TargetSettings.kind, wanted.target)] if isinstance(wanted, Controller) else []
