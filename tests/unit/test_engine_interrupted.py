@@ -21,7 +21,6 @@ from nvmuser.model.desired import Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.paths import StateDir
-from nvmuser.reconcile import engine as engine_module
 from nvmuser.store import Store
 
 A, B = Volume("a", size=4 * MIB), Volume("b", size=4 * MIB)
@@ -73,7 +72,7 @@ async def test_an_error_after_the_work_takes_it_back_or_says_what_stands(
         with monkeypatch.context() as patch:
             patch.setattr(Store, "mark", full)
             if not can_take_back:
-                patch.setattr(engine_module, "take_back", full)
+                patch.setattr("nvmuser.reconcile.retraction.take_back", full)
             with pytest.raises((SetupError, TargetError), match="no room") as failure:
                 await engine.change(Change(create=(A, X)))
         await engine.reconcile()

@@ -25,6 +25,7 @@ _COMMANDS = {
     "controller": ("controller", "Controllers: each is one NVMe controller for one guest."),
     "diff": ("spec", "Show what `apply` would change."),
     "doctor": ("doctor", "Check this machine and this deployment."),
+    "events": ("events", "Show what has been changed, when, by whom and from where."),
     "export": ("spec", "Print everything that is declared, as a file for `apply`."),
     "guest": ("guest", "Boot guests with NVMe controllers, and run commands in them."),
     "pool": ("pool", "Pools: a volume divided into volumes."),
@@ -35,6 +36,7 @@ _COMMANDS = {
     "setup": ("setup", "Get SPDK, QEMU and the guest."),
     "status": ("status", "Show the target, its guests, and what differs."),
     "target": ("target", "Start, stop, watch and replace the SPDK process."),
+    "token": ("token", "Who may use the API: tokens and client certificates."),
     "uninstall": ("uninstall", "List what nvmuser has made on this machine, and remove it."),
     "volume": ("volume", "Volumes: what a guest sees as namespaces."),
 }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from nvmuser.model.sizes import format_size
+from nvmuser.model.spec import SIZES
 from nvmuser.reconcile.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -73,6 +75,16 @@ def plain(value: Any) -> str:
         case None | "":
             return "none"
     return str(value)
+
+
+def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What differs between an object as it was and as it is: `size: 1G → 2G`."""
+    fields = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return ", ".join(f"{key}: {_text(key, before.get(key))} → {_text(key, after.get(key))}" for key in fields)
+
+
+def _text(field: str, value: Any) -> str:
+    return format_size(value) if field in SIZES and isinstance(value, int) else plain(value)
 
 
 def say(data: Any) -> None:

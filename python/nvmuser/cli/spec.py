@@ -13,7 +13,7 @@ import click
 
 from nvmuser.cli import failure
 from nvmuser.cli.options import force_option, json_option
-from nvmuser.cli.present import counted, plain, run, say
+from nvmuser.cli.present import changed_fields, counted, run, say
 from nvmuser.errors import NvmuserError, RpcError, TargetError, UsageError
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model import spec as specs
@@ -21,7 +21,7 @@ from nvmuser.model import spec_schema
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.sizes import format_size, rounding
+from nvmuser.model.sizes import rounding
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.declare import declared
 from nvmuser.reconcile.dry_run import dry_run
@@ -206,15 +206,9 @@ def _rounding(spec: specs.Spec, outcome: Outcome) -> dict[Key, str]:
     return {key: rounding(made.get(key, 0), size) for key, size in spec.sizes.items()}
 
 
-def _text(field: str, value: Any) -> str:
-    return format_size(value) if field in specs.SIZES and isinstance(value, int) else plain(value)
-
-
 def _lines(change: Change, desired: Desired) -> list[str]:
     lines = [f"+ {item.key.words}" for item in change.create]
     for item in change.update:
         before, after = desired.get(item.key).to_json(), item.to_json()
-        fields = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-        changed = ", ".join(f"{key}: {_text(key, before.get(key))} → {_text(key, after.get(key))}" for key in fields)
-        lines.append(f"~ {item.key.words}  {changed}")
+        lines.append(f"~ {item.key.words}  {changed_fields(before, after)}")
     return lines + [f"- {key.words}" for key in change.delete]

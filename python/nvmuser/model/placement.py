@@ -8,6 +8,7 @@ is where it was, as far as that can be known; `nvmuser.reconcile.site` closes it
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from nvmuser.errors import ConflictError, NotFoundError
@@ -170,3 +171,14 @@ def _below(desired: Desired, controller: Controller) -> Iterator[Key]:
         seen.add(key)
         yield key
         left += desired.get(key).depends_on
+
+
+def involved(keys: AbstractSet[Key], before: Desired, after: Desired, moved: Mapping[Key, tuple[str, str]]) -> set[str]:
+    """Names of the targets that have something to do in a change, after what moves has left its old one.
+
+    :param keys: of what changes.
+    """
+    names = {to for _, to in moved.values()}
+    for where in (places(before), places(after)):
+        names |= {name for key in keys - moved.keys() for name in where.get(key, ())}
+    return names

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
-from collections.abc import Collection, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from nvmuser.errors import (
+    ConflictError,
     NvmuserError,
     RpcConnectionError,
     RpcError,
@@ -27,12 +28,12 @@ from nvmuser.errors import (
 from nvmuser.hostfs import access
 from nvmuser.hostfs.sockets import answers
 from nvmuser.hostfs.space import file_systems
+from nvmuser.model.batch import joined
 from nvmuser.model.change import Change, losses, next_desired
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Controller, Remote, TargetSettings, Volume
-from nvmuser.model.placement import moving, places
-from nvmuser.model.sizes import format_size
+from nvmuser.model.objects import Controller, Remote, TargetSettings
+from nvmuser.model.placement import involved, moving, places
 from nvmuser.paths import DEFAULT_TARGET, StateDir
 from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual, merged, query
@@ -40,14 +41,15 @@ from nvmuser.reconcile.calls import Problem
 from nvmuser.reconcile.declare import check_cores, declared
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.reroute import moved
+from nvmuser.reconcile.retraction import Retraction
 from nvmuser.reconcile.site import Site, looked_at
 from nvmuser.reconcile.status import Status, together
 from nvmuser.reconcile.tidy import tidy
 from nvmuser.reconcile.transit import Transit
-from nvmuser.reconcile.undo import take_back
 from nvmuser.rpc import methods
 from nvmuser.rpc.client import Client
 from nvmuser.store import Store
+from nvmuser.store.events import Actor, acting
 
 _ROUNDS = 2
 """What a deletion leaves without a controller may belong to another target."""
@@ -65,6 +67,7 @@ class Engine:
         self._stuck: dict[Key, Problem] = {}
         """What could not be taken away from this machine."""
         self.transit = Transit(self._sites)
+        self._retraction = Retraction(self._store, self.transit, self._look_if_possible, self.reconcile)
         self.site(DEFAULT_TARGET).rpc = rpc
 
     def site(self, name: str) -> Site:
@@ -188,67 +191,98 @@ class Engine:
 
         :raises NvmuserError: nothing has changed, or the message has what did.
         """
-        before, after, moved = await asyncio.to_thread(self._record, change)
-        keys, carried = change.keys | moved.keys(), False
+        [found] = await self.change_together([change])
+        if isinstance(found, NvmuserError):
+            raise found
+        return found
+
+    async def change_together(
+        self, changes: Sequence[Change], actors: Sequence[Actor] = ()
+    ) -> list[Outcome | NvmuserError]:
+        """As `change`, for changes that do not touch each other (`model.batch`): recorded in one transaction, carried
+        out in one act. What is refused of one is undone, and the others stand.
+
+        :param actors: whose changes they are; empty: those of whoever is acting.
+        :returns: for each what it came to, or why nothing of it has changed.
+        :raises NvmuserError: of none has anything changed.
+        """
+        whole = joined(changes)
+        before, after, moved = await asyncio.to_thread(self._record, whole, changes, actors)
+        keys, carried = whole.keys | moved.keys(), False
         had_served = any(self._serves(from_) for from_, _ in moved.values())
         try:
             if moved:
                 await self.transit.carry(moved)
             carried = True
-            outcome = await self.reconcile(self._involved(change.keys, before, after, moved), keys)
+            # Of several, one that the machine is not ready for does not hold up the others.
+            all_or_nothing = keys if len(changes) == 1 else set[Key]()
+            outcome = await self.reconcile(involved(whole.keys, before, after, moved), all_or_nothing)
         except (RpcConnectionError, RpcTimeoutError) as error:
             log.warning("the target does not answer: %s", error)
             outcome = Outcome(pending=True)
         except NvmuserError as error:
-            reasons = [Problem(key, str(error)) for key in list(change.keys)[:1]]
-            left = await self._undo(before, after, change, reasons, carried=carried)
+            reasons = [Problem(key, str(error)) for key in list(whole.keys)[:1]]
+            left = await self._retraction.undo(before, after, whole, reasons, carried=carried)
             raise TargetError(f"{error}; {left}") from error
-        mentioned = {declared.key for declared in (*change.create, *change.update)}
-        # How the target is run has to wait for the next one: that is no refusal.
-        mine = [
-            problem
-            for problem in outcome.problems
-            if problem.object in keys and problem.object.kind != TargetSettings.kind
-        ]
-        if outcome.pending and moved and had_served:
+        if outcome.pending:
             # What was served goes on where it was.
-            mine = [Problem(key, f"target {to} has ended") for key, (_, to) in list(moved.items())[:1]]
-        elif outcome.pending:
-            mine = []
-        if mine:
-            left = await self._undo(before, after, change, mine, carried=carried)
-            raise TargetError(f"{summary(mine)}; {left}")
+            ended = [Problem(key, f"target {to} has ended") for key, (_, to) in list(moved.items())[:1] if had_served]
+            refused = [ended for _ in changes]
+        else:
+            refused = [_refused(change, moved, outcome) for change in changes]
+        return [
+            await self._result(before, after, change, outcome, problems, carried=carried)
+            for change, problems in zip(changes, refused, strict=True)
+        ]
+
+    async def _result(
+        self,
+        before: Desired,
+        after: Desired,
+        change: Change,
+        outcome: Outcome,
+        refused: list[Problem],
+        *,
+        carried: bool,
+    ) -> Outcome | NvmuserError:
+        """What one of several changes came to; undone where it was refused."""
+        if refused:
+            try:
+                left = await self._retraction.undo(before, after, change, refused, carried=carried)
+            except NvmuserError as error:
+                return error
+            return TargetError(f"{summary(refused)}; {left}")
+        mentioned = {declared.key for declared in (*change.create, *change.update)}
         objects = tuple(after.get(key).to_json() for key in after.entries if key in mentioned)
         return replace(outcome, objects=objects)
 
     def _serves(self, name: str) -> bool:
         return name in self._sites and self._sites[name].rpc is not None
 
-    def _record(self, change: Change) -> tuple[Desired, Desired, dict[Key, tuple[str, str]]]:
-        """Record a change, and flush it to the disk, which may be slow. Returns both states, and what moves."""
+    def _record(
+        self, whole: Change, parts: Sequence[Change], actors: Sequence[Actor]
+    ) -> tuple[Desired, Desired, dict[Key, tuple[str, str]]]:
+        """Record a change, and flush it to the disk, which may be slow. Returns both states, and what moves.
+
+        :param parts: what the change was joined of.
+        """
         moved: dict[Key, tuple[str, str]] = {}
         try:
             with self._store.transaction():
                 before = self._store.load()
-                after = declared(before, change, self._state)
+                after = declared(before, whole, self._state)
                 moved = moving(before, after)
+                if moved and len(parts) > 1:
+                    raise ConflictError("what goes from one target to another goes alone")
                 self.transit.check(moved)
                 self.transit.begin(moved)
-                self._store.put(after.entries[key] for key in change.keys)
+                for part, actor in itertools.zip_longest(parts, actors):
+                    with acting(actor) if actor else contextlib.nullcontext():
+                        self._store.put(after.entries[key] for key in part.keys)
         except BaseException:
             self.transit.give_up(moved)
             raise
         return before, after, moved
-
-    @staticmethod
-    def _involved(
-        keys: AbstractSet[Key], before: Desired, after: Desired, moved: Mapping[Key, tuple[str, str]]
-    ) -> set[str]:
-        """Names of the targets that have something to do in a change, after what moves has left its old one."""
-        names = {to for _, to in moved.values()}
-        for where in (places(before), places(after)):
-            names |= {name for key in keys - moved.keys() for name in where.get(key, ())}
-        return names
 
     async def reconcile(self, targets: Collection[str] | None = None, all_or_nothing: Collection[Key] = ()) -> Outcome:
         """Carry out what is wanted, until nothing is left to do or no progress is possible.
@@ -353,47 +387,9 @@ class Engine:
             problems |= self._bury([entry for entry in deleted if not backends.kept_on_a_disk(entry)])
         return Outcome(0, tuple(problems.values()), pending=not problems)
 
-    async def _undo(
-        self, before: Desired, after: Desired, change: Change, reasons: list[Problem], *, carried: bool
-    ) -> str:
-        """Restore what was wanted before, and take away what this change made.
 
-        :param carried: whether what moves has left its old target: then it moves back.
-
-        Returns what has changed all the same, in words: what a guest has seen grow cannot shrink.
-
-        :raises TargetError: it could not be; the message has the reasons for this and for that.
-        """
-        why = summary(reasons)
-        actual = await self._look_if_possible()
-        try:
-            grown, moved = await asyncio.to_thread(self._take_back, before, after, change, actual)
-        except NvmuserError as error:
-            raise TargetError(f"{why}; recorded all the same, since that could not be undone: {error}") from error
-        try:
-            if moved and carried:
-                await self.transit.carry(moved)
-            self.transit.give_up(moved)
-            outcome = await self.reconcile(self._involved(change.keys, before, after, moved))
-        except NvmuserError as error:
-            log.warning("not undone yet: %s", error)
-            return "it is undone when the target answers"
-        if left := [problem for problem in outcome.problems if problem.object in change.keys]:
-            raise TargetError(f"{why}; not undone: {summary(left)}")
-        if grown:
-            sizes = ", ".join(f"volume {volume.name} has {format_size(volume.size)}" for volume in grown)
-            return f"but for {sizes} now, nothing was changed"
-        return "nothing was changed"
-
-    def _take_back(
-        self, before: Desired, after: Desired, change: Change, actual: Actual
-    ) -> tuple[list[Volume], dict[Key, tuple[str, str]]]:
-        """As `undo.take_back`, and what moves back by it."""
-        moved = moving(after, before)
-        self.transit.begin(moved)
-        try:
-            grown = take_back(self._store, before, after, change, actual)
-        except BaseException:
-            self.transit.give_up(moved)
-            raise
-        return grown, moved
+def _refused(change: Change, moved: Mapping[Key, tuple[str, str]], outcome: Outcome) -> list[Problem]:
+    """Problems of what one of several changes is about; of what moves, it is alone."""
+    mine = change.keys | moved.keys()
+    # How the target is run has to wait for the next one: that is no refusal.
+    return [one for one in outcome.problems if one.object in mine and one.object.kind != TargetSettings.kind]

@@ -25,14 +25,9 @@ Handler = Callable[..., Awaitable[Any]]
 REQUEST_MAX = 64 * 1024 * 1024
 """Bytes of one request: a whole specification of thousands of objects travels in one."""
 
-_PARSE_ERROR, _INVALID_REQUEST, _METHOD_NOT_FOUND, _INVALID_PARAMS, _INTERNAL_ERROR, _OURS = (
-    -32700,
-    -32600,
-    -32601,
-    -32602,
-    -32603,
-    -32000,
-)
+INVALID_PARAMS = -32602
+"""The method takes other parameters: JSON-RPC 2.0's code for it."""
+_PARSE_ERROR, _INVALID_REQUEST, _METHOD_NOT_FOUND, _INTERNAL_ERROR, _OURS = -32700, -32600, -32601, -32603, -32000
 
 _FINISH_S = 5.0
 """How long leaving waits for handlers that are at work, so that the reply to "stop" still goes out."""
@@ -125,7 +120,7 @@ class Server:
         try:
             inspect.signature(handler).bind(**params)
         except TypeError as error:
-            await _send(writer, call_id, error=_error(_INVALID_PARAMS, f"Invalid parameters: {error}"))
+            await _send(writer, call_id, error=_error(INVALID_PARAMS, f"Invalid parameters: {error}"))
             return
         work = asyncio.ensure_future(handler(**params))
         try:

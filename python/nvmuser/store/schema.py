@@ -19,6 +19,32 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (kind, name)
     ) WITHOUT ROWID;
     """,
+    # 2: the log of changes, and who may use the API. The pages of the table that goes are free from then on: room for
+    # the first events on a file system that is full.
+    """
+    CREATE TABLE event (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        time REAL NOT NULL,
+        who TEXT NOT NULL,
+        source TEXT NOT NULL,
+        action TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        before TEXT,
+        after TEXT
+    );
+    CREATE TABLE credential (
+        name TEXT PRIMARY KEY,
+        role TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        digest TEXT NOT NULL UNIQUE,
+        created REAL NOT NULL,
+        expires REAL NOT NULL
+    );
+    CREATE TABLE room (bytes BLOB);
+    INSERT INTO room VALUES (zeroblob(65536));
+    DROP TABLE room;
+    """,
 )
 
 

@@ -28,6 +28,9 @@ from nvmuser.hostfs.permissions import denied
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, object_from_json
+from nvmuser.store import credentials, events
+from nvmuser.store.credentials import Credential
+from nvmuser.store.events import Event
 from nvmuser.store.schema import check_version, migrate
 
 _BUSY_S = 10.0
@@ -46,6 +49,7 @@ class Store:
         self._turn = threading.RLock()
         self._cached: tuple[int, Desired] | None = None
         self._committed: Desired | None = None
+        self._parsed: dict[str, AnyObject] = {}
         try:
             path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         except PermissionError as error:
@@ -105,8 +109,11 @@ class Store:
             if self._cached and self._cached[0] == version:
                 return self._cached[1]
             rows = self._db.execute("SELECT spec, provisioned, deleting FROM object ORDER BY kind, name").fetchall()
+        # What another process has not changed need not be parsed again.
+        parsed = {spec: self._parsed.get(spec) or self._object(spec) for spec, _, _ in rows}
+        self._parsed = parsed
         entries = [
-            Entry(self._object(spec), provisioned == _MADE, bool(deleting), provisioned == _ASKED)
+            Entry(parsed[spec], provisioned == _MADE, bool(deleting), provisioned == _ASKED)
             for spec, provisioned, deleting in rows
         ]
         desired = Desired({entry.object.key: entry for entry in entries})
@@ -139,8 +146,9 @@ class Store:
             self._committed = self._cached[1] if self._cached else None
 
     def put(self, entries: Iterable[Entry]) -> None:
-        """Insert or replace."""
+        """Insert or replace, and log what that changes."""
         entries = list(entries)
+        self._log({entry.object.key: entry for entry in entries})
         self._remember({entry.object.key: entry for entry in entries})
         self._db.executemany(
             "INSERT OR REPLACE INTO object VALUES (?, ?, ?, ?, ?)",
@@ -172,8 +180,38 @@ class Store:
     def remove(self, keys: Iterable[Key]) -> None:
         """Forget. Nothing happens to what is not there."""
         keys = list(keys)
+        self._log(dict.fromkeys(keys))
         self._remember(dict.fromkeys(keys))
         self._db.executemany("DELETE FROM object WHERE kind = ? AND name = ?", keys)
+
+    def _log(self, changed: Mapping[Key, Entry | None]) -> None:
+        before = self._load().entries
+        events.record(self._db, self.path, [(key, before.get(key), after) for key, after in changed.items()])
+
+    def events(self, after: int = 0, limit: int = events.KEPT) -> list[Event]:
+        """What has changed since the event with the id `after`, in order."""
+        with self._turn, self._explained():
+            return events.read(self._db, after, limit)
+
+    def event_bounds(self) -> tuple[int, int]:
+        """The ids of the oldest event that is kept and of the latest; 0 where there is none."""
+        with self._turn, self._explained():
+            return events.bounds(self._db)
+
+    def credentials(self) -> list[Credential]:
+        """Who may use the API, by name."""
+        with self._turn, self._explained():
+            return credentials.read(self._db)
+
+    def add_credential(self, one: Credential) -> None:
+        """:raises ConflictError: there is one of this name, or of this certificate."""
+        with self.transaction():
+            credentials.put(self._db, one)
+
+    def remove_credential(self, name: str) -> None:
+        """:raises NotFoundError: there is none of this name."""
+        with self.transaction():
+            credentials.remove(self._db, name)
 
     def _remember(self, changed: Mapping[Key, Entry | None]) -> None:
         """What this connection writes need not be read again; what another has written meanwhile is."""

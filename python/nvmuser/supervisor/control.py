@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import os
+import pwd
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nvmuser.errors import ConflictError, RpcConnectionError, RpcError, StaleError, TargetNotRunning
+from nvmuser.errors import ConflictError, RpcConnectionError, RpcError, RpcServerError, StaleError, TargetNotRunning
 from nvmuser.hostfs import permissions
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model.change import Change
@@ -24,27 +26,52 @@ from nvmuser.paths import DEFAULT_TARGET, StateDir
 from nvmuser.reconcile.actual import Actual, merged, query
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.rpc.client import Client
-from nvmuser.rpc.server import REQUEST_MAX
+from nvmuser.rpc.server import INVALID_PARAMS, REQUEST_MAX
 from nvmuser.store import Store
+from nvmuser.store.events import Actor, acting
 from nvmuser.supervisor.process import is_running
 
 _DEADLINE = 60.0
 
 
-async def submit(state: StateDir, change: Change) -> Outcome:
+def local_actor() -> Actor:
+    """Whoever runs this process."""
+    uid = os.geteuid()
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = str(uid)
+    return Actor(f"user {name}", "command line")
+
+
+async def _call_as(client: Client, actor: Actor, method: str, params: dict[str, Any]) -> Any:
+    """Call a method that changes something. A supervisor of an older version does not ask who does it."""
+    try:
+        return await client.call(method, params | {"by": actor.to_json()}, timeout=None)
+    except RpcServerError as error:
+        if error.code != INVALID_PARAMS:
+            raise
+    return await client.call(method, params, timeout=None)
+
+
+async def submit(state: StateDir, change: Change, actor: Actor | None = None, client: Client | None = None) -> Outcome:
     """Change what is wanted. `Outcome.pending` when it takes effect only with the next target.
 
+    :param actor: who does it; None: whoever runs this process.
+    :param client: a connection to the supervisor, where there is one already.
     :raises NvmuserError: nothing has changed.
     """
-    async with supervisor(state) as client:
+    actor = actor or local_actor()
+    async with contextlib.nullcontext(client) if client else supervisor(state) as client:
         if client:
-            return Outcome.from_json(await client.call("change", {"change": change.to_json()}, timeout=None))
+            return Outcome.from_json(await _call_as(client, actor, "change", {"change": change.to_json()}))
     from nvmuser.reconcile.engine import Engine
 
     with contextlib.closing(Engine(state)) as engine:
         if lost := [controller for controller in engine.losses(change) if answers(state.socket(controller.name))]:
             raise _taken_over_first(lost[0].key, ", or pass --force")
-        return await engine.change(change)
+        with acting(actor):
+            return await engine.change(change)
 
 
 async def alter(state: StateDir, alteration: Callable[[Desired], AnyObject], *, force: bool = False) -> Outcome:
@@ -65,20 +92,22 @@ async def alter(state: StateDir, alteration: Callable[[Desired], AnyObject], *, 
             continue
 
 
-async def rename(state: StateDir, key: Key, name: str) -> Outcome:
+async def rename(state: StateDir, key: Key, name: str, actor: Actor | None = None) -> Outcome:
     """Give an object another name.
 
+    :param actor: who does it; None: whoever runs this process.
     :raises NvmuserError: nothing has changed.
     """
+    actor = actor or local_actor()
     async with supervisor(state) as client:
         if client:
-            return Outcome.from_json(await client.call("rename", {"key": str(key), "name": name}, timeout=None))
+            return Outcome.from_json(await _call_as(client, actor, "rename", {"key": str(key), "name": name}))
     if key.kind == "controller" and answers(state.socket(key.name)):
         raise _taken_over_first(key)
     from nvmuser.reconcile import renaming
     from nvmuser.reconcile.engine import Engine
 
-    with contextlib.closing(Engine(state)) as engine:
+    with contextlib.closing(Engine(state)) as engine, acting(actor):
         return await renaming.rename(state, engine, key, name)
 
 
@@ -196,13 +225,25 @@ async def actual(state: StateDir) -> Actual | None:
     return merged(found) if found else None
 
 
+@contextlib.contextmanager
+def opened(state: StateDir) -> Iterator[Store | None]:
+    """The store, to be read; None where nobody has used the state directory yet, which stays so.
+
+    :raises AccessError: this user may not read it.
+    """
+    with permissions.explained():
+        exists = state.store.exists()
+    if not exists:
+        yield None
+        return
+    with Store(state.store) as store:
+        yield store
+
+
 def load(state: StateDir) -> Desired:
     """What is wanted. A state directory that nobody has used yet is empty, and stays so.
 
     :raises AccessError: this user may not read it.
     """
-    with permissions.explained():
-        if not state.store.exists():
-            return Desired()
-    with Store(state.store) as store:
-        return store.load()
+    with opened(state) as store:
+        return store.load() if store else Desired()

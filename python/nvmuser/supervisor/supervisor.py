@@ -24,8 +24,10 @@ from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.renaming import rename
 from nvmuser.rpc import Server
+from nvmuser.store.events import NOBODY, Actor, acting
 from nvmuser.supervisor import facts, logs, occupancy, reroutes, room
 from nvmuser.supervisor.backoff import Backoff
+from nvmuser.supervisor.changes import Changes
 from nvmuser.supervisor.doors import Doors
 from nvmuser.supervisor.endpoint import EndpointProcess
 from nvmuser.supervisor.handover import Handover
@@ -56,6 +58,7 @@ class Supervisor:
         self._endpoint = EndpointProcess(state, self._handover.answer)
         self.history = History()
         self._doors = Doors(self._endpoint, self._engine, self.history)
+        self._changes = Changes(self._engine, self._changing, self._change_targets, self._welcome)
         ways = Ways(self._engine, self._endpoint, self._welcome, self._keeps_standby)
         self._lives = Lives(state, spdk, replace(options, hugepages=settings.hugepages), settings, ways)
         self._engine.transit.guests = self._lives
@@ -170,11 +173,19 @@ class Supervisor:
 
     # -- methods of the control socket -----------------------------------------------------------------------
 
-    async def change(self, change: dict[str, Any]) -> dict[str, Any]:
-        """Change what is wanted and carry it out, unless a guest that is connected would lose something by it."""
+    async def change(self, change: dict[str, Any], by: dict[str, str] | None = None) -> dict[str, Any]:
+        """Change what is wanted and carry it out, unless a guest that is connected would lose something by it.
+
+        :param by: who asks, as `Actor` has it.
+        """
         wanted = Change.from_json(change)
         # Without the lock: it may take a second, for which no guest is to wait.
         await occupancy.check_losses(self._engine.losses(wanted), self._connected)
+        with acting(Actor.from_json(by) if by else NOBODY):
+            return (await self._changes.carry_out(wanted)).to_json()
+
+    async def _change_targets(self, wanted: Change) -> Outcome:
+        """A change in which a target begins or ends, or is run otherwise."""
         async with self._changing:
             begun = await self._lives.begin(wanted)
             try:
@@ -189,7 +200,7 @@ class Supervisor:
                 outcome += await self._engine.reconcile()
         await asyncio.gather(*map(_known, begun))
         await self._follow_standbys(wanted)
-        return await self._carried_out(outcome)
+        return outcome
 
     async def _follow_standbys(self, change: Change) -> None:
         """What a change says of standbys takes effect at once."""
@@ -198,14 +209,15 @@ class Supervisor:
             if life and self._keeps_standby(life.name) != (life.targets.standby is not None):
                 await life.keep_standby()
 
-    async def rename(self, key: str, name: str) -> dict[str, Any]:
+    async def rename(self, key: str, name: str, by: dict[str, str] | None = None) -> dict[str, Any]:
         """Give an object another name; a controller only while no guest is connected to it."""
         old = Key.parse(key)
         one = self._engine.desired().get(old)
         if isinstance(one, Controller) and name != old.name:
             await occupancy.check_unused(one, self._connected)
         async with self._changing:
-            outcome = await rename(self._state, self._engine, old, name)
+            with acting(Actor.from_json(by) if by else NOBODY):
+                outcome = await rename(self._state, self._engine, old, name)
         return await self._carried_out(outcome)
 
     async def _carried_out(self, outcome: Outcome) -> dict[str, Any]:

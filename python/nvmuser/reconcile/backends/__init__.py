@@ -40,6 +40,9 @@ REGISTRY: dict[str, SpdkBackend] = {
 }
 
 
+_NOTHING = Below({Key("pool", ""): "", Key("remote", ""): ""}, True)
+
+
 def bdev_name(volume: Volume, desired: Desired) -> str:
     """What SPDK calls it. Backends that are nothing but a view of something else have SPDK's names."""
     return REGISTRY[volume.backend].bdev_name(volume, _below(volume, desired))
@@ -50,6 +53,8 @@ def _below(volume: Volume, desired: Desired, actual: Actual | None = None) -> Be
 
     :param actual: what SPDK has, where it matters.
     """
+    if not volume.depends_on and not volume.clone_of:
+        return _NOTHING  # most volumes are files, and are asked for often
     found: dict[Key, str] = {}
     for name in filter(None, (*volume.members, volume.base, volume.snapshot_of, volume.clone_of)):
         below = _volume(name, desired)
