@@ -1,4 +1,7 @@
-"""`nvmuser apply`, `diff`, `export`, `schema` and `reconcile`: everything at once."""
+"""`nvmuser apply`, `diff`, `export`, `schema` and `reconcile`: everything at once.
+
+What only some of them need is imported there: to apply what is there already takes little more than to start.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,11 @@ from nvmuser.cli.present import changed_fields, counted, run, say
 from nvmuser.errors import NvmuserError, RpcError, TargetError, UsageError
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model import spec as specs
-from nvmuser.model import spec_schema
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.sizes import rounding
 from nvmuser.paths import StateDir
-from nvmuser.reconcile.declare import declared
-from nvmuser.reconcile.dry_run import dry_run
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.supervisor import control
 
@@ -83,6 +83,8 @@ def diff(state: StateDir, path: str, prune: bool, as_json: bool) -> None:
     \b
     nvmuser diff -f spec.yaml --prune
     """
+    from nvmuser.reconcile.declare import declared
+
     with _trouble_is_2():
         desired, spec = control.load(state), _read(path)
         change = specs.difference(desired, spec, prune=prune, wipe=True)
@@ -101,6 +103,8 @@ def diff(state: StateDir, path: str, prune: bool, as_json: bool) -> None:
 
 def _is_impossible(desired: Desired, change: Change, state: StateDir) -> bool:
     """Was it the file, and not what came when it was carried out?"""
+    from nvmuser.reconcile.declare import declared
+
     try:
         declared(desired, change, state)
     except (NvmuserError, OSError):
@@ -135,6 +139,8 @@ def export(state: StateDir, as_json: bool) -> None:
 @click.command()
 def schema() -> None:
     """Print the JSON Schema of specifications, for an editor."""
+    from nvmuser.model import spec_schema
+
     say(spec_schema.schema())
 
 
@@ -175,6 +181,8 @@ async def _apply(state: StateDir, change: Change) -> Outcome:
 
 
 async def _dry_run(state: StateDir, change: Change) -> list[list[dict[str, Any]]]:
+    from nvmuser.reconcile.dry_run import dry_run
+
     async with control.spdk(state) as targets:
         return await dry_run(control.load(state), change, state, targets)
 

@@ -4,6 +4,7 @@ own."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,16 +46,27 @@ def build(kind: Any, data: Any, where: str, path: tuple[str | int, ...] = ()) ->
     if not isinstance(data, Mapping):
         raise FieldError(where, path, f"expected a mapping, got {data!r}")
     shapes = _shapes(kind)
-    renamed = getattr(kind, "renamed", {})
-    if twice := [key for key in renamed if key in data and renamed[key] in data]:
-        raise FieldError(where, path, f"{twice[0]} is an earlier name of {renamed[twice[0]]}: leave it out")
-    data = {renamed.get(key, key): value for key, value in data.items()}
-    if unknown := [key for key in data if key not in shapes]:
-        raise FieldError(where, path, f"unknown field {unknown[0]!r}; known are {', '.join(shapes)}")
-    values = {key: _value(shapes[key], value, where, (*path, key)) for key, value in data.items()}
+    if renamed := getattr(kind, "renamed", None):
+        data = _by_present_names(data, renamed, where, path)
+    values: dict[str, Any] = {}
+    for key, value in data.items():
+        shape = shapes.get(key)
+        if shape is None:
+            raise FieldError(where, path, f"unknown field {key!r}; known are {', '.join(shapes)}")
+        # Thousands of objects are read at once: most fields are plain.
+        values[key] = value if shape.plain and type(value) is shape.kind else _value(shape, value, where, (*path, key))
     if missing := [name for name, shape in shapes.items() if shape.required and name not in data]:
         raise FieldError(where, path, f"missing {', '.join(missing)}")
     return kind(**values)
+
+
+def _by_present_names(
+    data: Mapping[str, Any], renamed: Mapping[str, str], where: str, path: tuple[str | int, ...]
+) -> dict[str, Any]:
+    """:param renamed: present names of fields by earlier ones."""
+    if twice := [key for key in renamed if key in data and renamed[key] in data]:
+        raise FieldError(where, path, f"{twice[0]} is an earlier name of {renamed[twice[0]]}: leave it out")
+    return {renamed.get(key, key): value for key, value in data.items()}
 
 
 def _value(shape: _Shape, value: Any, where: str, path: tuple[str | int, ...]) -> Any:
@@ -81,6 +93,11 @@ class _Shape:
     many: bool
     nested: bool
     required: bool
+
+    @functools.cached_property
+    def plain(self) -> bool:
+        """One, and no dataclass."""
+        return not (self.many or self.nested)
 
 
 _SHAPES: dict[Any, dict[str, _Shape]] = {}

@@ -44,24 +44,25 @@ _BOOLEANS = frozenset(
     for spelling in (word, word.capitalize(), word.upper())
 )
 _INT, _BOOL, _STR = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "bool", "str"))
-_TAGS: dict[type[yaml.Node], str] = {
-    yaml.MappingNode: "tag:yaml.org,2002:map",
-    yaml.SequenceNode: "tag:yaml.org,2002:seq",
-}
+_PLAIN = "plain"
+"""Of words without a tag and without quotes: what they are is looked at where they are values."""
 
 Path = tuple[str | int, ...]
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """PyYAML's, which tells two kinds of plain words from texts. It would try all of YAML's, for each word."""
+    """PyYAML's, without what it would do for each of thousands of nodes: try all of YAML's kinds of words, and look
+    where in the document it is."""
 
-    def resolve(self, kind: type[yaml.Node], value: str, implicit: tuple[bool, bool]) -> str:
+    def resolve(self, kind: type[yaml.Node], value: str, implicit: Any) -> str:
         """The tag of a node that has none."""
-        if kind is not yaml.ScalarNode:
-            return _TAGS[kind]
-        if implicit[0] and value in _BOOLEANS:
-            return _BOOL
-        return _INT if implicit[0] and _INTEGER.fullmatch(value) else _STR
+        return _PLAIN if kind is yaml.ScalarNode and implicit[0] else _STR
+
+    def descend_resolver(self, parent: yaml.Node, index: Any) -> None:
+        pass
+
+    def ascend_resolver(self) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,12 @@ class _Reader:
         if len(path) > _DEEPEST:
             raise self._error(node, path[:3], "too deep")
         if isinstance(node, yaml.MappingNode):
-            return {key: self._plain(value, (*path, key)) for key, value in self._pairs(node, path)}
+            return {
+                key: _scalar(value)
+                if isinstance(value, yaml.ScalarNode) and key not in SIZES
+                else self._plain(value, (*path, key))
+                for key, value in self._pairs(node, path)
+            }
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(item, (*path, index)) for index, item in enumerate(node.value)]
         if path and path[-1] in SIZES:
@@ -183,11 +189,10 @@ class _Reader:
 
 def _scalar(node: yaml.Node) -> Any:
     """Strings, decimal numbers and booleans. YAML's other numbers (017, 1:30) and its dates are strings."""
-    if node.tag == _INT and _INTEGER.fullmatch(node.value):
-        return int(node.value)
-    if node.tag == _BOOL:
-        return node.value.lower() in ("true", "yes", "on")
-    return node.value
+    tag, value = node.tag, node.value
+    if tag in (_PLAIN, _BOOL) and (tag == _BOOL or value in _BOOLEANS):
+        return value.lower() in ("true", "yes", "on")
+    return int(value) if tag in (_PLAIN, _INT) and _INTEGER.fullmatch(value) else value
 
 
 def _long_form(section: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -245,15 +250,17 @@ def _merged(present: AnyObject, one: AnyObject, find: extent.Find) -> AnyObject:
     if isinstance(one, Volume):
         keep += [field for field in ("path", "size") if not getattr(one, field)]
         keep += ["size"] if isinstance(present, Volume) and extent.rounded(one, find).size == present.size else []
-    merged: AnyObject = replace(one, **{field: getattr(present, field) for field in keep})
+    kept = {field: value for field in keep if (value := getattr(present, field)) != getattr(one, field)}
+    merged: AnyObject = replace(one, **kept) if kept else one
     if isinstance(merged, Controller) and isinstance(present, Controller):
         numbers = {ns.volume: ns.nsid for ns in present.namespaces}
         taken = {ns.nsid for ns in merged.namespaces}
         shown = []
         for ns in merged.namespaces:
             number = ns.nsid or numbers.get(ns.volume, 0)
-            shown.append(replace(ns, nsid=0 if not ns.nsid and number in taken else number))
-        merged = replace(merged, namespaces=tuple(sorted(shown, key=lambda ns: (ns.nsid == 0, ns.nsid))))
+            shown.append(ns if ns.nsid else replace(ns, nsid=0 if number in taken else number))
+        shown.sort(key=lambda ns: (ns.nsid == 0, ns.nsid))
+        merged = merged if merged.namespaces == tuple(shown) else replace(merged, namespaces=tuple(shown))
     return merged
 
 

@@ -10,8 +10,9 @@ import re
 
 from nvmuser.errors import RpcConnectionError
 
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}"]', re.DOTALL)
-"""A whole string, a brace, or the quote of a string that has not ended yet."""
+_TOKEN = re.compile(rb'[^"{}]*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"[^"{}]*+)*+([{}"]?)', re.DOTALL)
+"""What is between braces, with whole strings; then a brace, the quote of a string that has not ended yet, or the end
+of what there is."""
 
 _STRING_END = re.compile(rb'["\\]')
 
@@ -86,19 +87,21 @@ class ObjectSplitter:
         if self._in_string and not self._skip_string():
             return None
         for token in _TOKEN.finditer(self._buffer, self._scanned):
-            kind = token.group()
+            kind, end = token[1], token.end()
+            if not kind:
+                break
             if self._depth == 0:
-                self._refuse_stray(start, token.end() if kind != b"{" else token.start())
+                self._refuse_stray(start, end if kind != b"{" else end - 1)
             if kind == b"{":
                 self._depth += 1
             elif kind == b"}":
                 self._depth -= 1
                 if self._depth == 0:
-                    self._scanned = token.end()
-                    return token.end()
-            elif kind == b'"':
+                    self._scanned = end
+                    return end
+            else:
                 self._in_string = True
-                self._scanned = token.end()
+                self._scanned = end
                 self._skip_string()
                 return None
         self._scanned = len(self._buffer)

@@ -59,7 +59,10 @@ def _below(volume: Volume, desired: Desired, actual: Actual | None = None) -> Be
     for name in filter(None, (*volume.members, volume.base, volume.snapshot_of, volume.clone_of)):
         below = _volume(name, desired)
         found[Key("volume", name)] = bdev_name(below, desired) if below else name
-    for key in (Key("pool", volume.pool), Key("remote", volume.remote)):
+    for kind, name in (("pool", volume.pool), ("remote", volume.remote)):
+        if not name:
+            continue
+        key = Key(kind, name)
         entry = desired.entries.get(key)
         found[key] = entry.object.in_spdk if entry and isinstance(entry.object, NamedInSpdk) else key.name
     return Below(found, actual is None or erases(volume.pool, desired, actual))
