@@ -11,6 +11,9 @@
     ├── SetupError            a part is missing or could not be obtained
     ├── TargetError           the SPDK process or its supervisor
     │   └── TargetNotRunning
+    ├── FleetError            etcd, or what a fleet has agreed on
+    │   ├── FleetUnavailable     etcd does not answer, or does not let us in; nothing was changed
+    │   └── UnknownOutcome       etcd may have carried out a change; nobody could be asked whether it did
     ├── GuestError            QEMU or the guest in it
     ├── HostError             the NVMe host in Python
     │   ├── HostConnectionError  no controller there, or it went away; commands may have been carried out
@@ -99,6 +102,24 @@ class TargetNotRunning(TargetError):
     """There is no supervisor on this state directory."""
 
     kind = "target-not-running"
+
+
+class FleetError(NvmuserError):
+    """What a fleet's hosts share could not be read or changed."""
+
+    kind = "fleet"
+
+
+class FleetUnavailable(FleetError):
+    """etcd does not answer, or does not let us in. Nothing was changed."""
+
+    kind = "fleet-unavailable"
+
+
+class UnknownOutcome(FleetError):
+    """etcd may have carried out a change, and does not answer the question whether it did."""
+
+    kind = "fleet-unknown"
 
 
 class GuestError(NvmuserError):

@@ -21,6 +21,7 @@ KNOWS: dict[str, set[str]] = {
     "reconcile": {"errors", "hostfs", "model", "paths", "rpc", "store"},
     "toolchain": {"errors", "hostfs", "nvmf_vfio", "paths"},
     "pci": {"errors", "hostfs", "toolchain"},
+    "fleet": {"errors", "hostfs", "model", "paths"},
     "supervisor": {"collector", "errors", "hostfs", "model", "nvmf_vfio", "paths", "reconcile", "rpc", "store",
                    "toolchain"},
     "initiator": {"errors", "hostfs", "supervisor", "toolchain"},

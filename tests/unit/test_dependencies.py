@@ -1,4 +1,4 @@
-"""What is imported is declared in pyproject.toml, and what only `nvmuser bench` needs is imported by nothing else."""
+"""What is imported is declared in pyproject.toml, and what an extra brings is imported by nothing but its package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted([*(ROOT / "python").rglob("*.py"), *(ROOT / "nvmf_vfio").rglob("*.py")])
 CLI = sorted(path.stem for path in (ROOT / "python/nvmuser/cli").glob("*.py") if not path.stem.startswith("bench"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMPORTED_AS = {"pyyaml": "yaml", "qemu.qmp": "qemu", "typing-extensions": "typing_extensions"}
+IMPORTED_AS = {"pyyaml": "yaml", "qemu.qmp": "qemu", "typing-extensions": "typing_extensions", "grpcio": "grpc",
+               "protobuf": "google"}  # fmt: skip
 OURS = {"nvmuser", "nvmf_vfio", "nvmuser_vfu", "nvmuser_nvme"}
 
 
@@ -45,13 +46,17 @@ def test_what_is_imported_is_declared() -> None:
     assert imported <= declared
 
 
-def test_only_bench_imports_the_bench_extra() -> None:
-    assert names(PROJECT["optional-dependencies"]["bench"]) == set(EXTRAS["bench"])
+ROOTS = {extra: {name.split(".")[0] for name in brought} for extra, brought in EXTRAS.items()}
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_only_its_package_imports_an_extra(extra: str) -> None:
+    assert names(PROJECT["optional-dependencies"][extra]) == ROOTS[extra]
     for path in MODULES:
-        if path.relative_to(ROOT).parts[:3] != ("python", "nvmuser", "bench"):
-            assert not third_party(path) & set(EXTRAS["bench"]), path
+        if path.relative_to(ROOT).parts[:3] != ("python", "nvmuser", extra):
+            assert not third_party(path) & ROOTS[extra], path
     needed = names(PROJECT["dependencies"])
-    assert not needed & set(EXTRAS["bench"])
+    assert not needed & ROOTS[extra]
 
 
 WITHOUT = """
@@ -62,8 +67,8 @@ importlib.machinery.PathFinder.find_spec = lambda name, *rest: None if name in {
 
 
 def run_without(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run code in an interpreter in which the packages of the bench extra cannot be imported."""
-    command = [sys.executable, "-c", WITHOUT.format(extras=set(EXTRAS["bench"])) + code, *arguments]
+    """Run code in an interpreter in which the packages of the extras cannot be imported."""
+    command = [sys.executable, "-c", WITHOUT.format(extras=set().union(*ROOTS.values())) + code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 

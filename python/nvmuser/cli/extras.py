@@ -6,15 +6,25 @@ import importlib.util
 
 from nvmuser.errors import SetupError
 
-EXTRAS: dict[str, tuple[str, ...]] = {"bench": ("jinja2", "matplotlib", "numpy")}
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "bench": ("jinja2", "matplotlib", "numpy"),
+    "fleet": ("grpc", "google.protobuf"),
+}
 """Extra → the packages that it brings, by the name under which they are imported."""
 
 
 def require_extra(extra: str, user: str) -> None:
     """:raises SetupError: a package of the extra is not installed; the message says how to get it."""
-    missing = [name for name in EXTRAS[extra] if importlib.util.find_spec(name) is None]
+    missing = [name for name in EXTRAS[extra] if not _is_installed(name)]
     if missing:
         raise SetupError(
             f"{user} needs {', '.join(missing)}: `pip install 'nvmuser[{extra}]'` installs what is missing "
             "(`make setup` in a checkout)"
         )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # what it is a part of
+        return False

@@ -1,0 +1,108 @@
+"""A watch that comes back: after a broken stream where it was, after a compaction with everything listed anew.
+
+What it yields is complete: a listing, then every change after it, in order; another listing says that changes were
+missed, and what there is now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from nvmuser.errors import FleetError
+from nvmuser.fleet.etcd.client import Client, Item, Listing, item, range_end
+from nvmuser.fleet.etcd.connection import WATCH
+from nvmuser.fleet.etcd.messages import CLASSES, DELETE
+
+_RETRY_S = 0.5
+_AGAIN_S = 0.05
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What became of keys up to one revision: key → what it is now; None: deleted."""
+
+    revision: int
+    items: dict[str, Item | None]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """etcd cannot be reached; the watch goes on when it can."""
+
+    reason: str
+
+
+class _Compacted(Exception):
+    """What comes next is not to be had."""
+
+
+class Watcher:
+    """Of all keys with a prefix. `events` is its whole life."""
+
+    def __init__(self, client: Client, prefix: str) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._next = 0
+        """Revision from which on changes are missing; 0: everything is."""
+        self._cluster = 0
+
+    async def events(self) -> AsyncIterator[Listing | Changes | Lost]:
+        """Yield what there is, and what changes, until it is closed."""
+        while True:
+            try:
+                if not self._next:
+                    listing = await self._client.listing(self._prefix)
+                    self._next, self._cluster = listing.revision + 1, listing.cluster
+                    yield listing
+                async for changes in self._stream():
+                    self._next = changes.revision + 1
+                    yield changes
+                await asyncio.sleep(_AGAIN_S)
+            except _Compacted:
+                log.info("%s: changes are not to be had: listed anew", self._prefix)
+                self._next = 0
+            except FleetError as error:
+                yield Lost(str(error))
+                await asyncio.sleep(_RETRY_S)
+            except grpc.aio.AioRpcError as error:
+                log.info("watch of %s: %s", self._prefix, error.details())
+                self._client.connection.next_member()
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _stream(self) -> AsyncIterator[Changes]:
+        call = self._client.connection.stream(WATCH)
+        request = CLASSES["WatchCreateRequest"](
+            key=self._prefix.encode(), range_end=range_end(self._prefix), start_revision=self._next, fragment=True
+        )
+        gathered: dict[str, Item | None] = {}
+        try:
+            await call.write(CLASSES["WatchRequest"](create_request=request))
+            while (reply := await call.read()) is not grpc.aio.EOF:
+                if reply.compact_revision or self._is_behind(reply.header):
+                    raise _Compacted
+                if reply.canceled:
+                    log.info("watch of %s: cancelled: %s", self._prefix, reply.cancel_reason)
+                    return
+                gathered |= _changed(reply)
+                if gathered and not reply.fragment:
+                    yield Changes(reply.header.revision, gathered)
+                    gathered = {}
+        finally:
+            call.cancel()
+
+    def _is_behind(self, header: Any) -> bool:
+        """It is another etcd than it was, or went back in time: it would reach our revision with other changes."""
+        return bool(header.cluster_id != self._cluster or header.revision + 1 < self._next)
+
+
+def _changed(reply: Any) -> dict[str, Item | None]:
+    return {found.kv.key.decode(): None if found.type == DELETE else item(found.kv) for found in reply.events}
