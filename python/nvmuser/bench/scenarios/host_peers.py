@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import statistics
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -162,11 +163,14 @@ async def _alternate(
     running: dict[str, _Server], wanted: dict[str, HostWorkload], runs: dict[str, dict[str, list[Run]]], rounds: int,
     shown: Progress,
 ) -> None:  # fmt: skip
+    total, done, began = rounds * len(wanted) * len(running), 0, time.monotonic()
     for number, names in alternating(list(running), rounds):
         for job, work in wanted.items():
             for name in names:
-                shown.step(f"round {number + 1} of {rounds}: {job}, {name}")
+                left = f", {(time.monotonic() - began) / done * (total - done):.0f} s left" if done else ""
+                shown.step(f"round {number + 1} of {rounds}{left}: {job}, {name}")
                 runs[job][name].append(await running[name].run(work))
+                done += 1
 
 
 @asynccontextmanager
