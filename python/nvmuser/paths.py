@@ -98,6 +98,11 @@ class StateDir:
         return self.run / "control.sock"
 
     @property
+    def api_socket(self) -> Path:
+        """Where `nvmuser api serve` listens, if nothing else is said."""
+        return self.run / "api.sock"
+
+    @property
     def rpc_socket(self) -> Path:
         """The default target's JSON-RPC socket."""
         return self.run / "spdk.sock"

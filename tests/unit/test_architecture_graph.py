@@ -31,7 +31,8 @@ KNOWS: dict[str, set[str]] = {
         "errors", "guest", "hostfs", "initiator", "model", "nvmf_vfio", "paths", "pci", "reconcile", "rpc", "store",
         "supervisor", "toolchain",
     },
-    "cli": {"bench", "collector", "doctor", "errors", "guest", "hostfs", "model", "paths", "reconcile", "rpc",
+    "api": {"errors", "guest", "hostfs", "model", "paths", "reconcile", "rpc", "store", "supervisor"},
+    "cli": {"api", "bench", "collector", "doctor", "errors", "guest", "hostfs", "model", "paths", "reconcile", "rpc",
             "store", "supervisor", "toolchain"},
 }  # fmt: skip
 """Package or module of nvmuser → what it may import."""

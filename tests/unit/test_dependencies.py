@@ -1,4 +1,5 @@
-"""What is imported is declared in pyproject.toml, and what an extra brings is imported by nothing but its package."""
+"""What is imported is declared in pyproject.toml, and what an extra brings is imported only by the package that needs
+it."""
 
 from __future__ import annotations
 
@@ -17,8 +18,14 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted([*(ROOT / "python").rglob("*.py"), *(ROOT / "nvmf_vfio").rglob("*.py")])
 CLI = sorted(path.stem for path in (ROOT / "python/nvmuser/cli").glob("*.py") if not path.stem.startswith("bench"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IMPORTED_AS = {"pyyaml": "yaml", "qemu.qmp": "qemu", "typing-extensions": "typing_extensions", "grpcio": "grpc",
-               "protobuf": "google"}  # fmt: skip
+IMPORTED_AS = {
+    "grpcio": "grpc",
+    "prometheus-client": "prometheus_client",
+    "protobuf": "google",
+    "pyyaml": "yaml",
+    "qemu.qmp": "qemu",
+    "typing-extensions": "typing_extensions",
+}
 OURS = {"nvmuser", "nvmf_vfio", "nvmuser_vfu", "nvmuser_nvme"}
 
 
@@ -53,7 +60,7 @@ ROOTS = {extra: {name.split(".")[0] for name in brought} for extra, brought in E
 def test_only_its_package_imports_an_extra(extra: str) -> None:
     assert names(PROJECT["optional-dependencies"][extra]) == ROOTS[extra]
     for path in MODULES:
-        if path.relative_to(ROOT).parts[:3] != ("python", "nvmuser", extra):
+        if extra not in path.relative_to(ROOT).with_suffix("").parts[2:3]:
             assert not third_party(path) & ROOTS[extra], path
     needed = names(PROJECT["dependencies"])
     assert not needed & ROOTS[extra]
@@ -83,6 +90,12 @@ def test_bench_names_the_command_that_installs_it(arguments: str) -> None:
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "needs jinja2, matplotlib, numpy: `pip install 'nvmuser[bench]'`" in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+def test_the_api_names_the_command_that_installs_it() -> None:
+    ended = run_without("from nvmuser.cli.main import main; main()", "api", "openapi")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "`pip install 'nvmuser[api]'`" in ended.stderr
 
 
 def test_help_works_without() -> None:

@@ -7,6 +7,8 @@ import importlib.util
 from nvmuser.errors import SetupError
 
 EXTRAS: dict[str, tuple[str, ...]] = {
+    "api": ("prometheus_client", "starlette", "uvicorn"),
+    "client": ("httpx",),
     "bench": ("jinja2", "matplotlib", "numpy"),
     "fleet": ("grpc", "google.protobuf"),
 }

@@ -19,6 +19,7 @@ from nvmuser.errors import NvmuserError
 from nvmuser.paths import StateDir, default_state_dir
 
 _COMMANDS = {
+    "api": ("api", "Serve a REST API, metrics and a page."),
     "apply": ("spec", "Make this deployment what a file describes."),
     "bench": ("bench", "Measure from inside a guest, and compare."),
     "completion": ("completion", "Print a script for completion in bash, zsh or fish."),

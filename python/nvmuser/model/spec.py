@@ -130,7 +130,7 @@ class _Reader:
             if field in data:
                 raise self._error(_at(node, (field,)), (*path, field), "not for a specification")
         try:
-            one = object_from_json({"kind": kind} | _long_form(section, data))
+            one = object_from_json({"kind": kind} | long_form(section, data))
             one.check_declared()
         except FieldError as error:
             raise self._error(_at(node, error.path), (*path, *error.path), error.reason) from error
@@ -195,7 +195,7 @@ def _scalar(node: yaml.Node) -> Any:
     return int(value) if tag in (_PLAIN, _INT) and _INTEGER.fullmatch(value) else value
 
 
-def _long_form(section: str, data: dict[str, Any]) -> dict[str, Any]:
+def long_form(section: str, data: dict[str, Any]) -> dict[str, Any]:
     """What may be written shorter: namespaces as names of volumes, snapshots by what they are of."""
     if section == "controllers" and isinstance(shown := data.get("namespaces"), list):
         data = data | {"namespaces": [{"volume": one} if isinstance(one, str) else one for one in shown]}
@@ -234,8 +234,8 @@ def difference(desired: Desired, spec: Spec, *, prune: bool, wipe: bool) -> Chan
         entry = desired.entries.get(declared.key)
         if entry is None or entry.deleting:
             create.append(declared)
-        elif (merged := _merged(entry.object, declared, find)) != entry.object:
-            update.append(merged)
+        elif (whole := merged(entry.object, declared, find)) != entry.object:
+            update.append(whole)
             expect.append(entry.object)
     # The default target is always there.
     stays = {*named, TargetSettings().key}
@@ -243,7 +243,12 @@ def difference(desired: Desired, spec: Spec, *, prune: bool, wipe: bool) -> Chan
     return Change(tuple(create), tuple(update), tuple(delete), wipe, tuple(expect))
 
 
-def _merged(present: AnyObject, one: AnyObject, find: extent.Find) -> AnyObject:
+def forced(change: Change) -> Change:
+    """Also when a guest that runs loses what it uses."""
+    return replace(change, force=True)
+
+
+def merged(present: AnyObject, one: AnyObject, find: extent.Find) -> AnyObject:
     """`one`, completed from `present` where a person may leave a field out."""
     keep = [field for field in present.identity if not getattr(one, field)]
     keep += [field for field in NOT_FOR_PEOPLE if hasattr(one, field)]
@@ -251,17 +256,17 @@ def _merged(present: AnyObject, one: AnyObject, find: extent.Find) -> AnyObject:
         keep += [field for field in ("path", "size") if not getattr(one, field)]
         keep += ["size"] if isinstance(present, Volume) and extent.rounded(one, find).size == present.size else []
     kept = {field: value for field in keep if (value := getattr(present, field)) != getattr(one, field)}
-    merged: AnyObject = replace(one, **kept) if kept else one
-    if isinstance(merged, Controller) and isinstance(present, Controller):
+    whole: AnyObject = replace(one, **kept) if kept else one
+    if isinstance(whole, Controller) and isinstance(present, Controller):
         numbers = {ns.volume: ns.nsid for ns in present.namespaces}
-        taken = {ns.nsid for ns in merged.namespaces}
+        taken = {ns.nsid for ns in whole.namespaces}
         shown = []
-        for ns in merged.namespaces:
+        for ns in whole.namespaces:
             number = ns.nsid or numbers.get(ns.volume, 0)
             shown.append(ns if ns.nsid else replace(ns, nsid=0 if number in taken else number))
         shown.sort(key=lambda ns: (ns.nsid == 0, ns.nsid))
-        merged = merged if merged.namespaces == tuple(shown) else replace(merged, namespaces=tuple(shown))
-    return merged
+        whole = whole if whole.namespaces == tuple(shown) else replace(whole, namespaces=tuple(shown))
+    return whole
 
 
 def export(desired: Desired, volumes: str = "", *, texts: bool = True) -> dict[str, Any]:
@@ -272,10 +277,10 @@ def export(desired: Desired, volumes: str = "", *, texts: bool = True) -> dict[s
     """
     document: dict[str, Any] = {"version": 1}
     if settings := desired.entries.get(TargetSettings().key):
-        document[ONE] = _written(settings.object, volumes, texts)
+        document[ONE] = written(settings.object, volumes, texts)
     for section, kind in SECTIONS.items():
         found = [
-            _written(wanted, volumes, texts)
+            written(wanted, volumes, texts)
             for wanted in desired.wanted()
             if wanted.kind == kind
             and wanted.key != TargetSettings().key
@@ -286,7 +291,8 @@ def export(desired: Desired, volumes: str = "", *, texts: bool = True) -> dict[s
     return document
 
 
-def _written(one: AnyObject, volumes: str, texts: bool) -> dict[str, Any]:
+def written(one: AnyObject, volumes: str = "", texts: bool = False) -> dict[str, Any]:
+    """One object as a specification has it; the parameters are those of `export`."""
     data = {key: value for key, value in one.to_json().items() if key not in ("kind", *NOT_FOR_PEOPLE)}
     for field in SIZES:
         if texts and field in data:

@@ -14,10 +14,10 @@ from nvmuser.model.spec import NOT_FOR_PEOPLE, ONE, SECTIONS, SIZES
 
 def schema() -> dict[str, Any]:
     """The document's JSON Schema, for editors."""
-    sections: dict[str, Any] = {"version": {"const": 1}, ONE: _object_schema(TargetSettings)}
+    sections: dict[str, Any] = {"version": {"const": 1}, ONE: object_schema(TargetSettings)}
     del sections[ONE]["properties"]["name"]
     for section, kind in SECTIONS.items():
-        sections[section] = {"type": "array", "items": _object_schema(KINDS[kind], snapshots=section == "snapshots")}
+        sections[section] = {"type": "array", "items": object_schema(KINDS[kind], snapshots=section == "snapshots")}
     sections["targets"]["items"]["required"] = ["name"]
     del sections["targets"]["items"]["properties"]["name"]["default"]
     return {
@@ -29,7 +29,8 @@ def schema() -> dict[str, Any]:
     }
 
 
-def _object_schema(kind: Any, *, snapshots: bool = False) -> dict[str, Any]:
+def object_schema(kind: Any, *, snapshots: bool = False) -> dict[str, Any]:
+    """The JSON Schema of one object, as a person declares it."""
     hints = typing.get_type_hints(kind)
     properties: dict[str, Any] = {}
     required = []
@@ -69,8 +70,8 @@ def _value_schema(name: str, hint: Any) -> dict[str, Any]:
         }
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
-        items = _object_schema(item) if dataclasses.is_dataclass(item) else _value_schema("", item)
+        items = object_schema(item) if dataclasses.is_dataclass(item) else _value_schema("", item)
         return {"type": "array", "items": {"anyOf": [{"type": "string"}, items]} if name == "namespaces" else items}
     if dataclasses.is_dataclass(hint):
-        return _object_schema(hint)
+        return object_schema(hint)
     return {"type": {str: "string", int: "integer", bool: "boolean"}[hint]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pwd
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from nvmuser.paths import StateDir, cache_dir
@@ -34,12 +35,40 @@ WantedBy=multi-user.target
 """
 
 
+_API_UNIT = """\
+[Unit]
+Description=API of nvmuser, {state}
+After=nvmuser.service
+
+[Service]
+{user}Environment="NVMUSER_CACHE={cache}"
+ExecStart="{program}" --state-dir "{state}" api serve{options}
+Restart=always
+LimitNOFILE=65536
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+
 def unit(state: StateDir, *, standby: bool) -> str:
     """The unit of a state directory (systemd.service(5)), for this very installation of nvmuser."""
+    return _UNIT.format(**_places(state), options=" --standby" if standby else "")
+
+
+def api_unit(state: StateDir, options: Sequence[str]) -> str:
+    """The unit that serves the API of a state directory.
+
+    :param options: words of `nvmuser api serve`.
+    """
+    quoted = "".join(' "' + word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + '"' for word in options)
+    return _API_UNIT.format(**_places(state), options=quoted)
+
+
+def _places(state: StateDir) -> dict[str, str]:
     program = Path(sys.executable).with_name("nvmuser")
     # Without this line systemd, as root, would make files that this user cannot use any more.
     user = f"User={pwd.getpwuid(os.geteuid()).pw_name}\n" if os.geteuid() else ""
     # A per cent sign begins one of systemd's specifiers.
     paths = {"state": state.root, "cache": cache_dir(), "program": program}
-    quoted = {name: str(path).replace("%", "%%") for name, path in paths.items()}
-    return _UNIT.format(**quoted, user=user, options=" --standby" if standby else "")
+    return {name: str(path).replace("%", "%%") for name, path in paths.items()} | {"user": user}

@@ -1,0 +1,244 @@
+"""What Prometheus reads: how this host, its targets, controllers, volumes, remotes and guests are at this moment.
+
+Names and units are Prometheus' (seconds, bytes, `_total`). Counters of volumes are SPDK's own at the moment of the
+scrape; how objects compare with what is wanted is a little older (`Host.fresh`). docs/monitoring.md has the table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.responses import Response
+
+from nvmuser import __version__
+from nvmuser.api.host import Host, Sample
+from nvmuser.api.routing import Call, Endpoint
+from nvmuser.api.watching import Watching
+from nvmuser.errors import NvmuserError, RpcError
+from nvmuser.guest.registry import registry
+from nvmuser.hostfs.space import file_systems
+from nvmuser.model.desired import Desired
+from nvmuser.model.placement import on
+from nvmuser.reconcile.space import pools
+from nvmuser.reconcile.statistics import Statistics, collect
+from nvmuser.rpc.client import Client
+from nvmuser.supervisor import control
+
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_RPC_S = 5.0
+
+
+@dataclass
+class _Target:
+    """What one target answers."""
+
+    reactors: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    rpc_s: float | None = None
+
+
+@dataclass
+class _Seen:
+    """Everything that one scrape shows."""
+
+    desired: Desired
+    facts: dict[str, Any]
+    sample: Sample
+    targets: dict[str, _Target]
+    guests: dict[str, bool]
+    changes: int
+    watchers: int
+
+
+class Metrics:
+    """Of one host."""
+
+    def __init__(self, host: Host, watching: Watching) -> None:
+        self._host = host
+        self._watching = watching
+
+    def endpoint(self) -> Endpoint:
+        """Where Prometheus reads."""
+        return Endpoint(
+            "GET", "/metrics", self.scrape, "show_metrics", "Show metrics, for Prometheus.",
+            results={200: {"type": "string"}}, media_type="text/plain",
+        )  # fmt: skip
+
+    async def scrape(self, call: Call) -> Response:
+        seen = await self._look()
+        text = await asyncio.to_thread(exposition, seen)
+        return Response(text, media_type=_TEXT)
+
+    async def _look(self) -> _Seen:
+        host = self._host
+        desired = await host.desired()
+        try:
+            facts = await host.ask("status")
+        except NvmuserError:
+            facts = {}
+        sample = await host.fresh()
+        async with control.spdk(host.state) as clients:
+            found = await asyncio.gather(*(_ask(rpc, on(desired, name)) for name, rpc in clients.items()))
+            targets = dict(zip(clients, found, strict=True))
+        _, last = await asyncio.to_thread(host.store.event_bounds)
+        guests = {one.name: one.running for one in await asyncio.to_thread(registry(host.state).list)}
+        return _Seen(desired, facts, sample, targets, guests, last, self._watching.count)
+
+
+async def _ask(rpc: Client, desired: Desired) -> _Target:
+    began = time.perf_counter()
+    try:
+        reactors = await rpc.call("framework_get_reactors", timeout=_RPC_S)
+        answered = time.perf_counter() - began
+        return _Target(reactors, await collect(rpc, desired), answered)
+    except RpcError:
+        return _Target()
+
+
+class _Collector(Collector):
+    def __init__(self, seen: _Seen) -> None:
+        self._seen = seen
+
+    def collect(self) -> Iterable[Metric]:
+        for part in (_host, _targets, _reactors, _objects, _volumes, _controllers, _space, _others):
+            yield from part(self._seen)
+
+
+def exposition(seen: _Seen) -> bytes:
+    """The text that Prometheus reads."""
+    one = CollectorRegistry(auto_describe=False)
+    one.register(_Collector(seen))
+    return generate_latest(one)
+
+
+def _gauge(name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], Any]]) -> Metric:
+    found = GaugeMetricFamily(f"nvmuser_{name}", text, labels=labels)
+    for values, value in rows:
+        if value is not None:
+            found.add_metric(values, float(value))
+    return found
+
+
+def _counter(name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], Any]]) -> Metric:
+    found = CounterMetricFamily(f"nvmuser_{name}", text, labels=labels)
+    for values, value in rows:
+        if value is not None:
+            found.add_metric(values, float(value))
+    return found
+
+
+def _host(seen: _Seen) -> Iterator[Metric]:
+    build = InfoMetricFamily("nvmuser_build", "Version of nvmuser.", labels=())
+    build.add_metric((), {"version": __version__})
+    yield build
+    yield _gauge("supervisor_up", "Whether the supervisor answers.", (), [((), bool(seen.facts))])
+    yield _gauge("problems", "What is wrong at this moment.", (), [((), len(seen.facts.get("errors", ())))])
+    yield _counter("changes", "Changes of what is declared, as numbered in the log.", (), [((), seen.changes)])
+    yield _gauge("api_watchers", "Who watches events at this API.", (), [((), seen.watchers)])
+
+
+def _targets(seen: _Seen) -> Iterator[Metric]:
+    facts: Mapping[str, Mapping[str, Any]] = seen.facts.get("targets", {})
+
+    def rows(field_: str) -> list[tuple[Sequence[str], Any]]:
+        return [((name,), one[field_]) for name, one in facts.items()]
+
+    label = ("target",)
+    yield _gauge("target_up", "Whether the target answers.", label, rows("answers"))
+    yield _gauge("target_ready", "Whether the target has everything that is wanted of it.", label, rows("ready"))
+    standby = [((name,), one["standby"] is not None) for name, one in facts.items()]
+    yield _gauge("target_standby", "Whether a standby is ready.", label, standby)
+    yield _counter("target_restarts", "Times that the target was started again.", label, rows("restarts"))
+    yield _gauge("target_startup_seconds", "How long its last start took.", label, rows("startup_s"))
+    yield _gauge("target_memory_bytes", "Memory that it has taken.", label, rows("memory"))
+    times = [((name,), one.rpc_s) for name, one in seen.targets.items()]
+    yield _gauge("target_rpc_seconds", "How long a call to it took at this scrape.", label, times)
+
+
+def _reactors(seen: _Seen) -> Iterator[Metric]:
+    busy: list[tuple[Sequence[str], Any]] = []
+    idle: list[tuple[Sequence[str], Any]] = []
+    for name, target in seen.targets.items():
+        rate = target.reactors.get("tick_rate", 0)
+        for one in target.reactors.get("reactors", ()) if rate else ():
+            labels = (name, str(one["lcore"]))
+            busy.append((labels, one["busy"] / rate))
+            idle.append((labels, one["idle"] / rate))
+    yield _counter("reactor_busy_seconds", "Time with something to do.", ("target", "core"), busy)
+    yield _counter("reactor_idle_seconds", "Time without.", ("target", "core"), idle)
+
+
+def _objects(seen: _Seen) -> Iterator[Metric]:
+    states = seen.sample.states()
+    rows = [((one.kind, one.name), states.get(str(one.key)) == "in-sync") for one in seen.desired.wanted()]
+    known = rows if seen.sample.drift else []
+    yield _gauge("object_in_sync", "Whether it is as it was declared.", ("kind", "name"), known)
+    foreign = len(seen.sample.drift.get("foreign", ())) if seen.sample.drift else None
+    yield _gauge("foreign_objects", "Objects of SPDK that are not ours.", (), [((), foreign)])
+    mirrors = seen.sample.drift.get("mirrors", ())
+    missing = [((one["volume"],), len(one["missing"])) for one in mirrors]
+    yield _gauge("mirror_missing_members", "Members that a mirror lacks.", ("volume",), missing)
+
+
+_KINDS = (("read", "reads"), ("write", "writes"), ("unmap", "unmaps"))
+
+
+def _volumes(seen: _Seen) -> Iterator[Metric]:
+    found = [one for target in seen.targets.values() for one in target.statistics.values()]
+    label = ("volume",)
+    for kind, plural in _KINDS:
+        counters = [((one.volume,), getattr(one, kind)) for one in found]
+        completed = [(labels, one.operations) for labels, one in counters]
+        yield _counter(f"volume_{plural}_completed", f"{plural.capitalize()} that are done.", label, completed)
+        moved = [(labels, one.bytes) for labels, one in counters]
+        yield _counter(f"volume_{kind}_bytes", f"Bytes of these {plural}.", label, moved)
+        spent = [(labels, one.latency_s) for labels, one in counters]
+        yield _counter(f"volume_{kind}_time_seconds", f"Time that all {plural} together took.", label, spent)
+    sizes = [((one.name,), one.size or None) for one in seen.desired.volumes()]
+    yield _gauge("volume_size_bytes", "Size as declared.", label, sizes)
+
+
+def _controllers(seen: _Seen) -> Iterator[Metric]:
+    guests: Sequence[Mapping[str, Any]] = seen.facts.get("guests", ())
+    connected = {guest["controller"] for guest in guests}
+    label = ("controller",)
+    names = [one.name for one in seen.desired.controllers()]
+    yield _gauge("controller_connected", "Whether a guest is connected.", label,
+                 [((name,), name in connected) for name in names])  # fmt: skip
+
+    def rows(field_: str) -> list[tuple[Sequence[str], Any]]:
+        return [((guest["controller"],), guest[field_]) for guest in guests]
+
+    yield _counter("controller_recoveries", "Targets that this guest has survived.", label, rows("recoveries"))
+    yield _counter("controller_messages", "Messages that the endpoint has passed.", label, rows("messages"))
+    yield _gauge("controller_last_stall_seconds", "How long it waited at the last recovery.", label, rows("last_stall"))
+    longest = rows("longest_stall")
+    yield _gauge("controller_longest_stall_seconds", "How long it waited at most.", label, longest)
+
+
+def _space(seen: _Seen) -> Iterator[Metric]:
+    found = [(("pool", name), one) for name, one in _pools(seen).items()]
+    found += [(("filesystem", one.where.removeprefix("file system at ")), one) for one in
+              file_systems(seen.desired.volumes())]  # fmt: skip
+    for field_, text in (("total", "Bytes that there are."), ("free", "Bytes free."),
+                         ("promised", "Bytes that volumes may still write.")):  # fmt: skip
+        rows = [(labels, getattr(one, field_)) for labels, one in found]
+        yield _gauge(f"space_{field_}_bytes", text, ("kind", "where"), rows)
+
+
+def _pools(seen: _Seen) -> Mapping[str, Any]:
+    return pools(seen.desired, seen.sample.actual) if seen.sample.actual else {}
+
+
+def _others(seen: _Seen) -> Iterator[Metric]:
+    paths = [((one["remote"], one["path"]), one["connected"]) for one in seen.sample.drift.get("remotes", ())]
+    yield _gauge("remote_path_connected", "Whether a path to a remote has a connection.", ("remote", "path"), paths)
+    guests = [((name,), running) for name, running in seen.guests.items()]
+    yield _gauge("guest_up", "Whether a guest that nvmuser has started runs.", ("guest",), guests)

@@ -1,0 +1,166 @@
+"""The process that serves the API: where it listens, and what is known of each connection's other end.
+
+Owns the listening sockets and TLS. Off this machine's own addresses nothing is served without TLS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import logging
+import socket
+import ssl
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nvmuser.api.app import application
+from nvmuser.api.auth import Peer
+from nvmuser.api.host import Host
+from nvmuser.errors import ConflictError, UsageError
+from nvmuser.hostfs.sockets import listen_unix
+from nvmuser.paths import StateDir
+
+PORT = 8460
+_HEADERS_S = 10.0
+"""How long the first request's headers may take: who opens a connection and is silent is not waited for."""
+_CONNECTIONS = 2000
+_BACKLOG = 1024
+_SO_PEERCRED = struct.Struct("3i")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Files in PEM.
+
+    :param client_ca: who signs clients' certificates; None: none are taken.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """:raises UsageError: a file is none of these."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+            if self.client_ca:
+                context.load_verify_locations(self.client_ca)
+                context.verify_mode = ssl.CERT_OPTIONAL
+        except (OSError, ssl.SSLError) as error:
+            raise UsageError(f"{self.certificate}, {self.key}, {self.client_ca}: {error}") from error
+        return context
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 that knows its peer, and does not wait for ever."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "peer": _peer(transport)}
+        self.timeout_keep_alive_task = self.loop.call_later(_HEADERS_S, self.timeout_keep_alive_handler)
+
+
+def _peer(transport: asyncio.Transport) -> Peer:
+    connection = transport.get_extra_info("socket")
+    if connection is not None and connection.family == socket.AF_UNIX:
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _SO_PEERCRED.size)
+        _, uid, _ = _SO_PEERCRED.unpack(raw)
+        return Peer("unix", uid)
+    address = (transport.get_extra_info("peername") or ("unknown",))[0]
+    over_tls = transport.get_extra_info("ssl_object")
+    certificate = over_tls.getpeercert(binary_form=True) if over_tls else None
+    return Peer(str(address), None, hashlib.sha256(certificate).hexdigest() if certificate else "")
+
+
+def listening(listen: str, *, with_tls: bool) -> socket.socket:
+    """A listening socket.
+
+    :param listen: `unix:PATH`, `ADDRESS:PORT` or `PORT`, which is on 127.0.0.1.
+    :raises UsageError: it is no such place, or open to others without TLS.
+    :raises ConflictError: another process listens there.
+    """
+    if listen.startswith("unix:"):
+        if with_tls:
+            raise UsageError("a UNIX socket has no TLS: leave --tls-cert out")
+        return listen_unix(Path(listen.removeprefix("unix:")).absolute(), 0o666)
+    address, port = _place(listen)
+    if not ipaddress.ip_address(address).is_loopback and not with_tls:
+        raise UsageError(f"--listen {listen}: others can reach that, which needs --tls-cert and --tls-key")
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((address, port))
+        found.listen(_BACKLOG)
+    except OSError as error:
+        found.close()
+        raise ConflictError(f"--listen {listen}: {error.strerror}") from error
+    found.setblocking(False)
+    return found
+
+
+def _place(listen: str) -> tuple[str, int]:
+    address, colon, port = listen.rpartition(":")
+    address = address.removeprefix("[").removesuffix("]") if colon else "127.0.0.1"
+    try:
+        number = int(port)
+        ipaddress.ip_address(address)
+    except ValueError:
+        places = f"unix:PATH, PORT or ADDRESS:PORT, such as 10.0.0.1:{PORT}"
+        raise UsageError(f"--listen {listen}: expected {places}") from None
+    if not 0 <= number < 1 << 16:
+        raise UsageError(f"--listen {listen}: {number} is no port")
+    return address, number
+
+
+def shown(listener: socket.socket, *, with_tls: bool) -> str:
+    """A listener as a client has to name it."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if ":" in name[0] else name[0]
+    return f"http{'s' if with_tls else ''}://{host}:{name[1]}"
+
+
+async def serve(state: StateDir, listeners: Sequence[socket.socket], tls: Tls | None, per_s: float) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    :raises UsageError: TLS cannot be set up.
+    """
+    config = uvicorn.Config(
+        application(Host(state), per_s),
+        http=_Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=5,
+        h11_max_incomplete_event_size=1 << 16,
+    )
+    config.load()
+    config.ssl = tls.context() if tls else None
+    await _Server(config).serve(sockets=list(listeners))
+
+
+class _Server(uvicorn.Server):
+    """Watchers end with it, so that it need not wait for them."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        app: Any = self.config.app
+        await app.state.watching.close()
+        await super().shutdown(sockets)
