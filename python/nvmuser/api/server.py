@@ -6,13 +6,15 @@ Owns the listening sockets and TLS. Off this machine's own addresses nothing is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import ipaddress
 import logging
+import signal
 import socket
 import ssl
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,8 +135,8 @@ def shown(listener: socket.socket, *, with_tls: bool) -> str:
     return f"http{'s' if with_tls else ''}://{host}:{name[1]}"
 
 
-async def serve(state: StateDir, listeners: Sequence[socket.socket], tls: Tls | None, per_s: float) -> None:
-    """Serve until SIGTERM or SIGINT.
+async def serve(state: StateDir, listeners: Sequence[socket.socket], tls: Tls | None, per_s: float) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the number of the signal.
 
     :raises UsageError: TLS cannot be set up.
     """
@@ -154,11 +156,27 @@ async def serve(state: StateDir, listeners: Sequence[socket.socket], tls: Tls | 
     )
     config.load()
     config.ssl = tls.context() if tls else None
-    await _Server(config).serve(sockets=list(listeners))
+    server, loop = _Server(config), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.end, number)
+    await server.serve(sockets=list(listeners))
+    return server.ended_by
 
 
 class _Server(uvicorn.Server):
     """Watchers end with it, so that it need not wait for them."""
+
+    ended_by = 0
+
+    def end(self, number: int) -> None:
+        """Begin to end."""
+        self.ended_by = number
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the loop's here."""
+        yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         app: Any = self.config.app

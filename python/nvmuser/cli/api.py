@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import click
 
 from nvmuser.cli.extras import require_extra
 from nvmuser.cli.groups import Group
-from nvmuser.cli.present import run_guarded, say
+from nvmuser.cli.present import run, say
 from nvmuser.errors import UsageError
 from nvmuser.paths import StateDir
 from nvmuser.supervisor.daemon import prepare
@@ -78,7 +79,8 @@ def serve(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     for listener, over_tls in listeners:
         click.echo(f"serving at {server.shown(listener, with_tls=over_tls)}")
-    run_guarded(server.serve(state, [listener for listener, _ in listeners], tls, rate))
+    number = run(server.serve(state, [listener for listener, _ in listeners], tls, rate))
+    sys.exit(128 + number)
 
 
 def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
