@@ -34,6 +34,7 @@ def endpoints(host: Host, operations: Operations, watching: Watching) -> list[En
     found = [
         *objects.endpoints(operations),
         *objects.attaching(operations),
+        *objects.renaming(operations),
         *Service(host, operations, watching).endpoints(),
         Metrics(host, watching).endpoint(),
     ]

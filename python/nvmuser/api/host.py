@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nvmuser.errors import NvmuserError, RpcConnectionError, StaleError
+from nvmuser.errors import NvmuserError, RpcConnectionError, StaleError, TargetNotRunning
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
@@ -44,6 +44,8 @@ class Sample:
     drift: dict[str, Any] = field(default_factory=dict)
     actual: Actual | None = None
     error: str = ""
+    otherwise: str = "unknown"
+    """The state of what is not among `states`."""
 
     def states(self) -> dict[str, str]:
         """Of objects, by their keys as text: in-sync, drifted, missing."""
@@ -105,6 +107,13 @@ class Host:
             self.states[str(key)] = "pending" if outcome.pending else "in-sync"
         return outcome
 
+    async def rename(self, key: Key, name: str, actor: Actor) -> Outcome:
+        """Give an object another name.
+
+        :raises NvmuserError: nothing has changed.
+        """
+        return await control.rename(self.state, key, name, actor)
+
     async def alter(
         self, key: Key, alteration: Callable[[Desired, AnyObject], Change], actor: Actor
     ) -> tuple[Change, Outcome]:
@@ -157,6 +166,8 @@ class Host:
                 self.ask("status"), self.ask("drift"), control.actual(self.state)
             )
             self.sample = Sample(time.time(), facts, drift, actual)
+        except TargetNotRunning as error:
+            self.sample = Sample(time.time(), error=str(error), otherwise="pending")
         except (NvmuserError, OSError) as error:
             self.sample = Sample(time.time(), error=str(error))
         self.states = self.sample.states()

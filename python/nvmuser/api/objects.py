@@ -11,10 +11,11 @@ from nvmuser.api.operations import Operations, in_background
 from nvmuser.api.problems import Problem
 from nvmuser.api.resources import COLLECTIONS, Collection
 from nvmuser.api.routing import Call, Endpoint, Parameter, Reply
-from nvmuser.errors import NotFoundError, StaleError
+from nvmuser.errors import NotFoundError, StaleError, UsageError
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
+from nvmuser.model.names import NAME
 from nvmuser.model.objects import AnyObject, Controller, TargetSettings, Volume
 from nvmuser.model.spec import merged, written
 from nvmuser.reconcile.dry_run import dry_run
@@ -214,6 +215,26 @@ def _match(call: Call, present: AnyObject | None) -> None:
     if present is None or not known & {"*", resources.revision(present)}:
         now = f"it is at {resources.revision(present)}" if present else "there is none"
         raise Problem(412, "stale", f"somebody else has changed it: {now}")
+
+
+def renaming(operations: Operations) -> list[Endpoint]:
+    """Another name for an object."""
+    to = Parameter("to", "string", "The new name.", {"pattern": f"^({NAME})$"})
+
+    def endpoint(collection: Collection) -> Endpoint:
+        async def rename(call: Call) -> Reply:
+            one = collection.get(await call.host.desired(), call.path["name"])
+            if not call.query.get("to"):
+                raise UsageError("to: say the new name, as ?to=NAME")
+            outcome = await call.host.rename(one.key, call.query["to"], call.principal.actor)
+            return Reply(outcome.to_json())
+
+        name, one = collection.name, collection.singular
+        path, what = f"/v1/{name}/{{name}}/rename", f"Give a {one} another name; what uses it goes on."
+        results: Mapping[int, Any] = {200: {"type": "object"}}
+        return Endpoint("POST", path, rename, f"rename_{one}", what, collection.role, (to,), None, results)
+
+    return [endpoint(collection) for collection in COLLECTIONS.values() if collection.name != "targets"]
 
 
 def attaching(operations: Operations) -> list[Endpoint]:

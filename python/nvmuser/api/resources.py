@@ -88,7 +88,7 @@ def shown(host: Host, desired: Desired, one: AnyObject, used_by: list[str]) -> d
 
     :param used_by: what lies on it or shows it, in words.
     """
-    state = host.states.get(str(one.key), "unknown")
+    state = host.states.get(str(one.key), host.sample.otherwise)
     status: dict[str, Any] = {"state": state, "used_by": used_by}
     match one:
         case Volume():

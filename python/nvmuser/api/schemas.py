@@ -103,6 +103,7 @@ def _others() -> dict[str, Schema]:
         "event": _closed(event),
         "plan": _closed({"dry_run": {"const": True}, "calls": waves}),
         "operation": _operation(),
+        "change": _change(),
         "principal": _closed({"name": _TEXT, "role": {"enum": list(ROLES)}, "source": _TEXT}),
         "outcome": _closed(
             {"changed": {"type": "array", "items": _TEXT}, "calls": _COUNT, "pending": {"type": "boolean"},
@@ -114,6 +115,14 @@ def _others() -> dict[str, Schema]:
              "controllers": {"type": "array", "items": _TEXT}}
         ),
     }  # fmt: skip
+
+
+def _change() -> Schema:
+    objects: Schema = {"type": "array", "items": {"type": "object", "required": ["kind"]}}
+    keys: Schema = {"type": "array", "items": {"type": "string", "pattern": "^(" + "|".join(KINDS) + ")/"}}
+    flags: dict[str, Schema] = {name: {"type": "boolean"} for name in ("wipe", "keep_files", "force")}
+    properties = {"create": objects, "update": objects, "expect": objects, "delete": keys, **flags}
+    return _closed(properties, optional=tuple(properties))
 
 
 def _operation() -> Schema:

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
-from nvmuser.api import auth, guard, schemas
+from nvmuser.api import auth, bodies, guard, schemas
 from nvmuser.api.host import Host
 from nvmuser.api.objects import AFTER, DRY_RUN, FORCE, PREFER, WIPE, planned
 from nvmuser.api.operations import Operation, Operations, accepted, in_background
@@ -20,6 +20,7 @@ from nvmuser.api.watching import Watching
 from nvmuser.errors import NvmuserError, UsageError
 from nvmuser.guest.registry import registry
 from nvmuser.model import spec as specs
+from nvmuser.model.change import Change
 from nvmuser.model.moves import moves
 from nvmuser.model.placement import on
 from nvmuser.reconcile.outcome import Outcome
@@ -61,6 +62,12 @@ class Service:
             Endpoint("POST", "/v1/spec", self.apply, "apply_spec",
                      "Make what is declared what the document says: JSON, or YAML as application/yaml.", "operator",
                      (DRY_RUN, PREFER, _PRUNE, WIPE, FORCE), any_object, outcome),
+            Endpoint("GET", "/v1/objects", self.objects, "show_objects",
+                     "Show everything that is declared, as the store has it: for nvmuser itself.",
+                     results={200: any_object}),
+            Endpoint("POST", "/v1/changes", self.change, "make_change",
+                     "Carry out several changes as one, all or none: objects as /v1/objects has them.",
+                     "operator", (), schemas.ref("change"), {200: any_object}),
             Endpoint("POST", "/v1/reconcile", self.reconcile, "reconcile", "Put right what has drifted.", "operator",
                      (PREFER,), None, {200: schemas.ref("outcome"), **_OPERATION}),
             Endpoint("GET", "/v1/events", self.events, "list_events", "List what has been changed, or watch it.",
@@ -93,6 +100,27 @@ class Service:
 
     async def spec(self, call: Call) -> Reply:
         return Reply(specs.export(await self._host.desired(), str(self._host.state.volumes), texts=False))
+
+    async def objects(self, call: Call) -> Reply:
+        return Reply({"objects": [one.to_json() for one in (await self._host.desired()).wanted()]})
+
+    async def change(self, call: Call) -> Reply:
+        data = bodies.mapping(await call.body())
+        for field in ("create", "update", "expect", "delete"):
+            wanted = str if field == "delete" else dict
+            if not isinstance(data.get(field, []), list) or not all(isinstance(i, wanted) for i in data.get(field, [])):
+                raise Problem(400, "usage", f"change.{field}: expected a list", f"/{field}")
+        for field in ("wipe", "keep_files", "force"):
+            if not isinstance(data.get(field, False), bool):
+                raise Problem(400, "usage", f"change.{field}: expected true or false", f"/{field}")
+        change = Change.from_json(data)
+        for one in (*change.create, *change.update):
+            one.check_declared()
+        for one in change.create:
+            if own := [field for field in specs.NOT_FOR_PEOPLE if getattr(one, field, None)]:
+                raise Problem(400, "usage", f"{one.key.words}: {own[0]}: the engine records that itself", "/create")
+        guard.check(call.principal, self._host.state, await self._host.desired(), change)
+        return Reply((await self._host.submit(change, call.principal.actor)).to_json())
 
     async def apply(self, call: Call) -> Reply:
         text = await call.text(_SPEC_MAX)

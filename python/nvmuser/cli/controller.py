@@ -22,6 +22,7 @@ from nvmuser.model.objects import Controller, Namespace
 from nvmuser.model.sizes import approximate
 from nvmuser.paths import DEFAULT_TARGET, StateDir
 from nvmuser.supervisor import control
+from nvmuser.supervisor.remote import Remote
 
 
 @click.group(cls=Group)
@@ -64,7 +65,8 @@ def create(state: StateDir, /, name: str, volumes: tuple[str, ...], as_json: boo
     controller = Controller(name, tuple(Namespace(volume) for volume in volumes), **fields)
     control.load(state).check_surviving(controller)
     outcome = run(control.submit(state, Change(create=(controller,))))
-    say_object(outcome, as_json, f"controller {name} created: {state.socket(name)}")
+    where = "" if isinstance(state, Remote) else f": {state.socket(name)}"
+    say_object(outcome, as_json, f"controller {name} created{where}")
 
 
 @controller.command("list")

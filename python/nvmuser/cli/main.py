@@ -15,7 +15,7 @@ import click
 from nvmuser import __version__, collector
 from nvmuser.cli import failure
 from nvmuser.cli.groups import LazyGroup
-from nvmuser.errors import NvmuserError
+from nvmuser.errors import NvmuserError, UsageError
 from nvmuser.paths import StateDir, default_state_dir
 
 _COMMANDS = {
@@ -43,6 +43,10 @@ _COMMANDS = {
 }
 
 
+_OFFERED = {"apply", "completion", "controller", "export", "pool", "reconcile", "remote", "schema", "status", "volume"}
+"""What works on another host, over its API; where a part does not, it says so (`nvmuser.supervisor.remote`)."""
+
+
 @click.group(cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nvmuser")
 @click.option(
@@ -50,8 +54,14 @@ _COMMANDS = {
     type=click.Path(path_type=Path, readable=False),
     help="The deployment to work on. Default: $NVMUSER_STATE, /var/lib/nvmuser (root), ~/.local/state/nvmuser.",
 )
+@click.option("--server", metavar="URL", help="Work on another host, over its API: https://HOST:PORT, unix:PATH.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="With --server: a file with the token. Default: $NVMUSER_TOKEN.",
+)
 @click.pass_context
-def cli(ctx: click.Context, state_dir: Path | None) -> None:
+def cli(ctx: click.Context, state_dir: Path | None, server: str | None, token_file: Path | None) -> None:
     """NVMe controllers for virtual machines, served from user space.
 
     Every command that has --json prints one JSON document with it, also when it fails.
@@ -63,10 +73,37 @@ def cli(ctx: click.Context, state_dir: Path | None) -> None:
       nvmuser volume create data --size 1G
       nvmuser controller create vm1 --attach data
       nvmuser guest run --controller vm1 -- lsblk
+      nvmuser --server https://host2:8460 --token-file host2.token volume list
     """
+    if server or token_file:
+        ctx.obj = _remote(server, token_file, state_dir)
+        if ctx.invoked_subcommand not in _OFFERED:
+            raise UsageError(f"{ctx.invoked_subcommand}: this works on the host itself alone, without --server")
+        return
     ctx.obj = StateDir((state_dir or default_state_dir()).absolute())
     if ctx.invoked_subcommand != "doctor" and os.path.lexists(ctx.obj.root) and not ctx.obj.root.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(ctx.obj.root))
+
+
+def _remote(server: str | None, token_file: Path | None, state_dir: Path | None) -> StateDir:
+    """Another host.
+
+    :raises UsageError: which, and as whom, is not said.
+    """
+    if not server or state_dir:
+        raise UsageError("--server names another host: --token-file goes with it, and --state-dir does not")
+    from nvmuser.cli.extras import require_extra
+
+    require_extra("client", "nvmuser --server")
+    try:
+        token = token_file.read_text(encoding="ascii") if token_file else os.environ.get("NVMUSER_TOKEN", "")
+    except OSError as error:
+        raise UsageError(f"{token_file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{token_file}: no token") from error
+    from nvmuser.supervisor.remote import Remote  # what it imports, `nvmuser --help` need not wait for
+
+    return Remote(server=server, token=token.strip())
 
 
 def main() -> None:
@@ -93,7 +130,7 @@ def _wants_json(words: Sequence[str]) -> bool:
     while isinstance(command, click.Group):
         while rest and rest[0].startswith("-"):
             word = rest.pop(0)
-            if rest and word == "--state-dir":
+            if rest and word in ("--state-dir", "--server", "--token-file"):
                 rest.pop(0)
         found = None
         if rest:

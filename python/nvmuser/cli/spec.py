@@ -27,6 +27,7 @@ from nvmuser.model.sizes import rounding
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.supervisor import control
+from nvmuser.supervisor.remote import Remote
 
 _file = click.option("-f", "--file", "path", required=True, metavar="FILE", help="YAML or JSON; - for stdin.")
 _prune = click.option("--prune", is_flag=True, help="Take away what the file does not name.")
@@ -61,6 +62,8 @@ def apply(state: StateDir, path: str, prune: bool, yes: bool, force: bool, dry_r
     except NvmuserError as error:
         explained = spec.explain(error)
         # What a target has refused was tried, and may have left files.
+        if isinstance(state, Remote):
+            raise explained from error
         if not isinstance(error, TargetError | RpcError) and _is_impossible(desired, change, state):
             explained.exit_status = 2  # as of `diff`
         raise explained from error
@@ -131,9 +134,14 @@ def export(state: StateDir, as_json: bool) -> None:
     """Print the specification of what is wanted now, identities included. Sizes are texts in YAML, bytes in JSON."""
     desired = control.load(state)
     if as_json:
-        say(specs.export(desired, str(state.volumes), texts=False))
+        say(specs.export(desired, _volumes(state), texts=False))
     else:
-        click.echo(specs.dump(specs.export(desired, str(state.volumes))), nl=False)
+        click.echo(specs.dump(specs.export(desired, _volumes(state))), nl=False)
+
+
+def _volumes(state: StateDir) -> str:
+    """Where files are that nobody has given a path; of another host that is not known, and paths are printed."""
+    return "" if isinstance(state, Remote) else str(state.volumes)
 
 
 @click.command()
@@ -175,7 +183,7 @@ def _read(path: str) -> specs.Spec:
 
 async def _apply(state: StateDir, change: Change) -> Outcome:
     """Also without a change, SPDK may have drifted: that is put right too."""
-    if change.keys or not answers(state.control_socket):
+    if change.keys or (not isinstance(state, Remote) and not answers(state.control_socket)):
         return await control.submit(state, change)
     return Outcome.from_json(await control.ask(state, "reconcile"))
 

@@ -28,6 +28,7 @@ from nvmuser.reconcile import backends, space
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.supervisor import control
+from nvmuser.supervisor.remote import Remote
 
 
 @click.group(cls=Group)
@@ -233,7 +234,9 @@ def _source(desired: Desired, name: str) -> Volume:
 
 
 def _note_space(state: StateDir, name: str) -> None:
-    """Say so where more is promised now than there is."""
+    """Say so where more is promised now than there is, as far as that is known here."""
+    if isinstance(state, Remote):
+        return
     desired = control.load(state)
     actual = run(control.actual(state)) if _in(desired, name).pool else None
     for found in [*file_systems(desired.volumes()), *(space.pools(desired, actual).values() if actual else ())]:

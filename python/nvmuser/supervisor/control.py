@@ -30,6 +30,7 @@ from nvmuser.rpc.server import INVALID_PARAMS, REQUEST_MAX
 from nvmuser.store import Store
 from nvmuser.store.events import Actor, acting
 from nvmuser.supervisor.process import is_running
+from nvmuser.supervisor.remote import Remote
 
 _DEADLINE = 60.0
 
@@ -61,6 +62,8 @@ async def submit(state: StateDir, change: Change, actor: Actor | None = None, cl
     :param client: a connection to the supervisor, where there is one already.
     :raises NvmuserError: nothing has changed.
     """
+    if isinstance(state, Remote):
+        return await asyncio.to_thread(state.submit, change)
     actor = actor or local_actor()
     async with contextlib.nullcontext(client) if client else supervisor(state) as client:
         if client:
@@ -98,6 +101,8 @@ async def rename(state: StateDir, key: Key, name: str, actor: Actor | None = Non
     :param actor: who does it; None: whoever runs this process.
     :raises NvmuserError: nothing has changed.
     """
+    if isinstance(state, Remote):
+        return await asyncio.to_thread(state.rename, key, name)
     actor = actor or local_actor()
     async with supervisor(state) as client:
         if client:
@@ -178,6 +183,8 @@ async def ask(
     :param timeout: seconds; None waits as long as it takes.
     :raises TargetNotRunning: there is none.
     """
+    if isinstance(state, Remote):
+        return await asyncio.to_thread(state.ask, method, params or {})
     async with connected(state) as client:
         return await client.call(method, params, timeout=timeout)
 
@@ -216,7 +223,9 @@ async def spdk(state: StateDir) -> AsyncIterator[dict[str, Client]]:
 
 
 async def actual(state: StateDir) -> Actual | None:
-    """What SPDK has, all targets together; None where none answers."""
+    """What SPDK has, all targets together; None where none answers, or where it is another host's."""
+    if isinstance(state, Remote):
+        return None
     found = []
     async with spdk(state) as targets:
         for rpc in targets.values():
@@ -245,5 +254,7 @@ def load(state: StateDir) -> Desired:
 
     :raises AccessError: this user may not read it.
     """
+    if isinstance(state, Remote):
+        return state.load()
     with opened(state) as store:
         return store.load() if store else Desired()

@@ -1,0 +1,88 @@
+"""Another host in the place of a state directory: what commands ask of `control` goes to its API.
+
+Owns what of that the API offers. A command that looks into the state directory itself is one for the host alone, and
+says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nvmuser.errors import UsageError
+from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.keys import Key
+from nvmuser.model.objects import object_from_json
+from nvmuser.model.spec import SECTIONS
+from nvmuser.paths import StateDir
+from nvmuser.reconcile.outcome import Outcome
+
+if TYPE_CHECKING:
+    from nvmuser.client import Client
+
+_HERE = Path("/nonexistent")
+
+
+@dataclass(frozen=True)
+class Remote(StateDir):
+    """:param server: `https://host:8460`, or `unix:PATH`.
+
+    :param token: empty where the socket says who asks.
+    """
+
+    root: Path = _HERE
+    server: str = ""
+    token: str = ""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("store", "run", "control_socket", "volumes", "logs", "socket", "devices", "guest_dir"):
+            raise UsageError("this works on the host itself alone, without --server")
+        return super().__getattribute__(name)
+
+    @contextlib.contextmanager
+    def _client(self) -> Iterator[Client]:
+        from nvmuser.client import Client
+
+        with Client(self.server, self.token) as client:
+            yield client
+
+    def load(self) -> Desired:
+        """What is wanted there."""
+        with self._client() as client:
+            objects = client.request("GET", "/v1/objects")["objects"]
+        found = [object_from_json(one) for one in objects]
+        return Desired({one.key: Entry(one) for one in sorted(found, key=lambda one: one.key)})
+
+    def submit(self, change: Change) -> Outcome:
+        """Change what is wanted there."""
+        with self._client() as client:
+            return Outcome.from_json(client.request("POST", "/v1/changes", change.to_json()))
+
+    def rename(self, key: Key, name: str) -> Outcome:
+        """Give an object there another name."""
+        collection = next(section for section, kind in SECTIONS.items() if kind == key.kind)
+        with self._client() as client:
+            return Outcome.from_json(client.request("POST", f"/v1/{collection}/{key.name}/rename", to=name))
+
+    def ask(self, method: str, params: dict[str, Any]) -> Any:
+        """Call a method of the supervisor there, as far as the API has it.
+
+        :raises UsageError: it has not.
+        """
+        with self._client() as client:
+            match method:
+                case "status":
+                    return client.request("GET", "/v1/status")
+                case "drift":
+                    return client.request("GET", "/v1/status")["objects"]
+                case "reconcile":
+                    return client.request("POST", "/v1/reconcile") | {"foreign": [], "objects": []}
+                case "restart" if params.get("target"):
+                    path = f"/v1/targets/{params['target']}/restart"
+                    begun = client.request("POST", path, rolling=bool(params.get("rolling")))
+                    return client.wait(begun).result["moved"]
+        raise UsageError("this works on the host itself alone, without --server")
