@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.nvmuser-installed
-CHECKED := python nvmf_vfio tests samples
+CHECKED := python nvmf_vfio tests samples debian
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages test-packages demo test test-matrix lint type unit bench lock clean
+.PHONY: help setup packages test-packages demo test test-matrix lint type unit bench deb lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -39,7 +39,8 @@ test: setup test-packages lint type ## set up, then every check and test but the
 	$(BIN)/pytest -q -n 2 tests/unit
 	$(BIN)/pytest -m 'not matrix' --durations=15 --ignore tests/unit
 
-test-matrix: setup test-packages ## every guest kernel, firmware and number of controllers (long)
+test-matrix: setup test-packages ## every guest kernel, firmware and number of controllers, the packages (long)
+	@ci/install-packages ci/debian-packages-deb.txt
 	$(BIN)/nvmuser setup --guest-kernel bookworm --qemu bookworm --qemu trixie
 	$(BIN)/pytest -m matrix
 
@@ -56,6 +57,12 @@ unit: $(STAMP) ## the unit tests alone: no SPDK, no QEMU, seconds
 bench: setup ## compare with the other ways, at most 10 minutes: bench/latest
 	$(BIN)/nvmuser bench compare --peers endpoint,nvme,virtio-blk,vhost-user-blk-spdk \
 		--rounds 6 --runtime 1 --minutes 9 --output bench/latest
+
+deb: setup ## Debian packages for this release: dist/*.deb (needs debhelper, dh-python)
+	@ci/install-packages ci/debian-packages-deb.txt
+	dpkg-buildpackage --build=binary --unsigned-changes --no-check-builddeps
+	mkdir -p dist && mv ../nvmuser*_$$(dpkg-parsechangelog -S Version)_*.deb dist/
+	rm -f ../nvmuser_$$(dpkg-parsechangelog -S Version)_*.buildinfo ../nvmuser_$$(dpkg-parsechangelog -S Version)_*.changes
 
 lock: $(STAMP) ## write requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --all-extras --python-version 3.11 \

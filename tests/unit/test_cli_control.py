@@ -182,3 +182,13 @@ def test_a_dry_run_makes_nothing(run: Run, tmp_path: Path) -> None:
     ok(run("apply", "-f", str(spec), "--dry-run"))
     ok(run("apply", "-f", str(spec), "--dry-run", "--prune", "--yes"))
     assert {path: path.read_bytes() for path in (tmp_path / "st").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may write to what is another user's")
+def test_root_makes_nothing_in_another_users_deployment(run: Run, tmp_path: Path) -> None:
+    """Its supervisor could not open it."""
+    (tmp_path / "st").mkdir(exist_ok=True)
+    os.chown(tmp_path / "st", 65534, 65534)
+    refused(run("volume", "create", "a", "--size", "64M"), "runuser -u nobody -- nvmuser", 1)
+    assert list((tmp_path / "st").iterdir()) == []
+    ok(run("volume", "list"))

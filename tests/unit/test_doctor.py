@@ -141,3 +141,11 @@ def test_the_command_speaks_json(tmp_path: Path) -> None:
     document = json.loads(result.output)
     assert document["ok"] is False
     assert set(document["checks"][0]) == {"name", "level", "finding", "ok", "fix", "needed", "gain"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may use what is another user's")
+def test_a_state_directory_of_a_service_is_right_for_root(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    finding = named(doctor.examine(StateDir(tmp_path)), "permissions")
+    assert finding.ok
+    assert "user 65534's" in finding.text

@@ -41,6 +41,9 @@ def permissions(state: StateDir) -> Iterator[Finding]:
     problem = _problem(state, existing)
     if problem:
         yield Finding(name, False, *problem, needed=True)
+    elif existing.stat().st_uid != os.geteuid():
+        text = f"{state.root} is user {existing.stat().st_uid}'s, whose supervisor does what root asks"
+        yield Finding(name, True, text, needed=True)
     else:
         text = f"{state.root} is ours" if existing == state.root else f"{state.root} can be made"
         yield Finding(name, True, text, needed=True)
@@ -55,7 +58,7 @@ def _problem(state: StateDir, existing: Path) -> tuple[str, str] | None:
     if existing != state.root:
         return None
     info = existing.stat()
-    if info.st_uid != os.geteuid():
+    if info.st_uid != os.geteuid() != 0:
         return f"{existing} belongs to user {info.st_uid}", f"chown -R {os.geteuid()} {existing}"
     if info.st_mode & stat.S_IWOTH:
         return f"{existing} can be written by everybody", f"chmod o-w {existing}"

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nvmuser.errors import AccessError
+from nvmuser.paths import StateDir
 
 _WAY_OUT = "run this as that user or as root, or name another deployment with --state-dir"
 
@@ -29,6 +30,23 @@ def explained() -> Iterator[None]:
         if not isinstance(error.filename, str | os.PathLike):
             raise
         raise denied(Path(error.filename)) from error
+
+
+def check_ours(state: StateDir) -> None:
+    """Refuse to write to another user's deployment, as root could: its supervisor could not open what root had made.
+
+    :raises AccessError: it is another user's.
+    """
+    for place in (state.run, state.root):
+        with contextlib.suppress(FileNotFoundError):
+            owner = place.stat().st_uid
+            if owner == os.geteuid():
+                return
+            user = _user(owner)
+            raise AccessError(
+                f"{state.root}: it is user {user}'s, and no supervisor of theirs runs, which would do this: start "
+                f"it, or run this as that user: runuser -u {user} -- nvmuser …"
+            )
 
 
 def denied(path: Path) -> AccessError:

@@ -70,6 +70,7 @@ async def submit(state: StateDir, change: Change, actor: Actor | None = None, cl
             return Outcome.from_json(await _call_as(client, actor, "change", {"change": change.to_json()}))
     from nvmuser.reconcile.engine import Engine
 
+    permissions.check_ours(state)
     with contextlib.closing(Engine(state)) as engine:
         if lost := [controller for controller in engine.losses(change) if answers(state.socket(controller.name))]:
             raise _taken_over_first(lost[0].key, ", or pass --force")
@@ -112,6 +113,7 @@ async def rename(state: StateDir, key: Key, name: str, actor: Actor | None = Non
     from nvmuser.reconcile import renaming
     from nvmuser.reconcile.engine import Engine
 
+    permissions.check_ours(state)
     with contextlib.closing(Engine(state)) as engine, acting(actor):
         return await renaming.rename(state, engine, key, name)
 
@@ -127,6 +129,7 @@ async def take_back(state: StateDir, name: str) -> None:
             return
     from nvmuser.reconcile import handover
 
+    permissions.check_ours(state)
     handover.record(state, name, away=False)
 
 

@@ -89,6 +89,8 @@ def check_prefix(prefix: Path) -> Spdk:
     target = prefix / "bin/nvmf_tgt"
     if not target.exists():
         raise SetupError(f"{prefix}: no SPDK, there is no bin/nvmf_tgt in it")
+    if facts := artifact.read_manifest(prefix):
+        return Spdk(prefix, facts["version"])  # ours: a package's has lost its symbols
     candidates = [target, *sorted(prefix.glob("lib*/libspdk_nvmf.so*")), *sorted(prefix.glob("lib/*/libspdk_nvmf.so*"))]
     if not any(TRANSPORT_SYMBOL in path.read_bytes() for path in candidates):
         raise SetupError(f"{prefix}: SPDK built without the vfio-user transport (configure --with-vfio-user)")
