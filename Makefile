@@ -41,6 +41,7 @@ test: setup test-packages lint type ## set up, then every check and test but the
 
 test-matrix: setup test-packages ## every guest kernel, firmware and number of controllers, the packages (long)
 	@ci/install-packages ci/debian-packages-deb.txt
+	@ci/install-packages ci/debian-packages-matrix.txt
 	$(BIN)/nvmuser setup --guest-kernel bookworm --qemu bookworm --qemu trixie
 	$(BIN)/pytest -m matrix
 

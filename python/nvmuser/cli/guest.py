@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from nvmuser.cli import guest_migrate, guest_plug, guest_qemu
+from nvmuser.cli import guest_libvirt, guest_migrate, guest_plug, guest_qemu
 from nvmuser.cli.groups import Group
 from nvmuser.cli.guest_options import boot_options, make_spec
 from nvmuser.cli.options import json_option
@@ -45,6 +45,7 @@ guest.add_command(guest_plug.plug)
 guest.add_command(guest_plug.unplug)
 guest.add_command(guest_qemu.qemu_args)
 guest.add_command(guest_qemu.qemu)
+guest.add_command(guest_libvirt.libvirt_hook_command)
 
 
 @guest.command(context_settings={"ignore_unknown_options": False})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ import click
 from nvmuser.cli.guest_options import machine_options, make_spec, via_option
 from nvmuser.cli.options import json_document
 from nvmuser.errors import SetupError, UsageError
-from nvmuser.guest import libvirt, migration
+from nvmuser.guest import libvirt, libvirt_hook, migration
 from nvmuser.guest import qemu as arguments_of
 from nvmuser.guest.spec import GuestSpec, use_hugepages
 from nvmuser.hostfs.sockets import answers
@@ -52,8 +53,7 @@ def qemu_args(
         migration.write_image(image)
     _note_who_is_missing(spec)
     if as_libvirt:
-        kvm = accelerator() == "kvm"
-        click.echo(libvirt.domain(spec, name=controllers[0], hugepages=hugepages, kvm=kvm, no_migration=image))
+        click.echo(_domain(state, controllers, spec, hugepages=hugepages, no_migration=image))
         return
     form = arguments_of.plain if spec.libvfio else json.dumps
     arguments = arguments_of.attachment(
@@ -65,6 +65,20 @@ def qemu_args(
     pairs = zip(arguments[::2], arguments[1::2], strict=True)
     lines = [shlex.join(command), *(f"{option} {shlex.quote(value)}" for option, value in pairs)]
     click.echo(" \\\n".join(lines))
+
+
+def _domain(
+    state: StateDir, controllers: tuple[str, ...], spec: GuestSpec, *, hugepages: bool, no_migration: Path
+) -> str:
+    names = tuple(dict.fromkeys(path.parent.name for path in spec.sockets))
+    return libvirt.domain(
+        spec,
+        name=controllers[0],
+        hugepages=hugepages,
+        kvm=accelerator() == "kvm",
+        no_migration=no_migration,
+        metadata=libvirt_hook.metadata(state, names),
+    )
 
 
 def _command(*, with_libvfio: bool) -> list[str]:

@@ -21,14 +21,26 @@ _SLOTS_FROM = 0x18
 _EMULATOR = "/usr/bin/qemu-system-x86_64"
 
 
-def domain(spec: GuestSpec, *, name: str, hugepages: bool, kvm: bool, no_migration: Path) -> str:
+def domain(
+    spec: GuestSpec,
+    *,
+    name: str,
+    hugepages: bool,
+    kvm: bool,
+    no_migration: Path,
+    metadata: ET.Element | None = None,
+    emulator: str = _EMULATOR,
+) -> str:
     """A whole domain: what is ours in it, and the least that libvirt wants around that.
 
     :param no_migration: see `nvmuser.guest.qemu.attachment`.
+    :param metadata: by which the hook knows its controllers (`libvirt_hook.metadata`).
     """
     ET.register_namespace("qemu", _QEMU)
     root = ET.Element("domain", type="kvm" if kvm else "qemu")
     ET.SubElement(root, "name").text = name
+    if metadata is not None:
+        ET.SubElement(root, "metadata").append(metadata)
     ET.SubElement(root, "memory", unit="MiB").text = str(spec.memory >> 20)
     backing = ET.SubElement(root, "memoryBacking")
     if hugepages:
@@ -42,15 +54,15 @@ def domain(spec: GuestSpec, *, name: str, hugepages: bool, kvm: bool, no_migrati
     features = ET.SubElement(root, "features")
     ET.SubElement(features, "acpi")
     ET.SubElement(root, "cpu", mode="host-passthrough" if kvm else "maximum")
-    _devices(root)
+    _devices(root, emulator)
     _command_line(root, spec, no_migration)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode")
 
 
-def _devices(root: ET.Element) -> None:
+def _devices(root: ET.Element, emulator: str) -> None:
     devices = ET.SubElement(root, "devices")
-    ET.SubElement(devices, "emulator").text = _EMULATOR
+    ET.SubElement(devices, "emulator").text = emulator
     console = ET.SubElement(devices, "console", type="pty")
     ET.SubElement(console, "target", type="serial")
 

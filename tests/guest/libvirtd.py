@@ -1,0 +1,89 @@
+"""A real libvirtd of its own: its directories are in a mount namespace, its processes end with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from nvmuser.toolchain import find_qemu
+
+QEMU_CONF = """
+user = "root"
+group = "root"
+dynamic_ownership = 0
+remember_owner = 0
+security_driver = "none"
+cgroup_controllers = []
+namespaces = []
+stdio_handler = "file"
+"""
+START = """
+set -e
+for directory in /etc/libvirt /run/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do
+    mkdir -p $directory && mount -t tmpfs tmpfs $directory
+done
+mkdir -p /etc/libvirt/hooks/qemu.d /var/log/libvirt/qemu
+cp "$1/hook" /etc/libvirt/hooks/qemu.d/nvmuser
+cp "$1/qemu.conf" "$1/libvirtd.conf" /etc/libvirt/
+exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$1/pid"
+"""
+
+
+class Libvirtd:
+    """A running one."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.emulator = directory / "qemu"
+
+    def virsh(self, *words: str) -> tuple[int, str]:
+        """virsh's exit status, and what it says."""
+        uri = f"qemu:///system?socket={self._directory / 'libvirt-sock'}"
+        done = subprocess.run(
+            ["virsh", "--connect", uri, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout.strip()
+
+    def ok(self, *words: str) -> str:
+        """virsh, which must succeed."""
+        status, text = self.virsh(*words)
+        assert status == 0, text
+        return text
+
+
+@contextlib.contextmanager
+def libvirtd(directory: Path) -> Iterator[Libvirtd]:
+    """libvirtd with our hook, as a package installs it; its QEMU is the one that we use."""
+    nvmuser = shlex.quote(str(Path(sys.executable).with_name("nvmuser")))
+    files = {
+        "hook": f'#!/bin/sh\nexec {nvmuser} guest libvirt-hook --wait 0.5 "$@"\n',
+        "qemu": f'#!/bin/sh\nexec {shlex.join(find_qemu().argv)} "$@"\n',
+        "qemu.conf": QEMU_CONF,
+        "libvirtd.conf": f'unix_sock_dir = "{directory}"\nauth_unix_rw = "none"\nauth_unix_ro = "none"\n',
+    }
+    for name, text in files.items():
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o755)
+    argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", START, "sh", directory]
+    with (directory / "libvirtd.log").open("wb") as log:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=os.environ
+        )
+    found = Libvirtd(directory)
+    try:
+        deadline = time.monotonic() + 60
+        while found.virsh("list")[0] != 0:
+            assert process.poll() is None, (directory / "libvirtd.log").read_text()
+            assert time.monotonic() < deadline, (directory / "libvirtd.log").read_text()
+            time.sleep(0.1)
+        yield found
+    finally:
+        process.kill()
+        process.wait()
