@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from nvmuser import __version__, collector
+from nvmuser import collector
 from nvmuser.cli import failure
 from nvmuser.cli.groups import LazyGroup
 from nvmuser.errors import NvmuserError, UsageError
@@ -47,8 +47,22 @@ _OFFERED = {"apply", "completion", "controller", "export", "pool", "reconcile", 
 """What works on another host, over its API; where a part does not, it says so (`nvmuser.supervisor.remote`)."""
 
 
+def _show_versions(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:  # all that finds the parts is imported only then
+        from nvmuser.cli import versions
+
+        versions.show(ctx, parameter, wanted)
+
+
 @click.group(cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="nvmuser")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_versions,
+    help="Show the version, and what it runs on.",
+)
 @click.option(
     "--state-dir",
     type=click.Path(path_type=Path, readable=False),
