@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.nvmuser-installed
-CHECKED := python nvmf_vfio tests samples debian
+CHECKED := python nvmf_vfio tests samples debian ci/site
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages test-packages demo test test-matrix lint type unit bench deb lock clean
+.PHONY: help setup packages test-packages demo test test-matrix lint type unit bench deb docs lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -65,9 +65,17 @@ deb: setup ## Debian packages for this release: dist/*.deb (needs debhelper, dh-
 	mkdir -p dist && mv ../nvmuser*_$$(dpkg-parsechangelog -S Version)_*.deb dist/
 	rm -f ../nvmuser_$$(dpkg-parsechangelog -S Version)_*.buildinfo ../nvmuser_$$(dpkg-parsechangelog -S Version)_*.changes
 
+docs: $(STAMP) ## the site: out/site/index.html
+	@[ -e out/site-venv/bin/mkdocs ] || { $(PYTHON) -m venv out/site-venv && \
+		out/site-venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r ci/site/requirements.lock; }
+	$(BIN)/python ci/site/pages.py out/site-pages
+	NO_MKDOCS_2_WARNING=1 out/site-venv/bin/mkdocs build --quiet --config-file ci/site/mkdocs.yml
+
 lock: $(STAMP) ## write requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --all-extras --python-version 3.11 \
 		--output-file requirements.lock pyproject.toml
+	uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		--output-file ci/site/requirements.lock ci/site/requirements.in
 
 clean: ## remove what the build and the tests left here (not the cache: rm -r ~/.cache/nvmuser)
 	rm -rf out build dist bench/latest .mypy_cache .ruff_cache .pytest_cache .hypothesis
