@@ -15,6 +15,9 @@ SUN_PATH_MAX = 107
 """Longest path of a UNIX socket in bytes (unix(7): sun_path is 108 bytes with its terminating null)."""
 
 
+SETUP = "make setup" if (Path(__file__).parents[2] / "Makefile").is_file() else "nvmuser setup"
+"""What provides the parts that are missing: in a checkout make, which also gets what building needs."""
+
 _PACKAGED = Path("/usr/lib/nvmuser")
 
 

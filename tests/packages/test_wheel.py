@@ -79,6 +79,12 @@ def test_what_is_installed_uses_the_same_parts_as_the_checkout(wheel: Path, tmp_
     )
     (found,) = (check for check in json.loads(doctor.stdout)["checks"] if check["name"] == "SPDK")
     assert str(spdk.find_spdk().prefix) in found["finding"]
+    without = subprocess.run(
+        [bin_dir / "nvmuser", "doctor", "--json"], cwd=tmp_path, stdout=subprocess.PIPE, check=False,
+        env=os.environ | {"NVMUSER_CACHE": str(tmp_path / "none")},
+    )  # fmt: skip
+    (found,) = (check for check in json.loads(without.stdout)["checks"] if check["name"] == "SPDK")
+    assert found["fix"] == "nvmuser setup", "there is no make where there is no checkout"
 
 
 @pytest.mark.matrix

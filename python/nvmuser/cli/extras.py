@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from nvmuser.errors import SetupError
+from nvmuser.paths import packaged_dir
 
 EXTRAS: dict[str, tuple[str, ...]] = {
     "api": ("prometheus_client", "starlette", "uvicorn"),
@@ -19,9 +20,9 @@ def require_extra(extra: str, user: str) -> None:
     """:raises SetupError: a package of the extra is not installed; the message says how to get it."""
     missing = [name for name in EXTRAS[extra] if not _is_installed(name)]
     if missing:
+        way_out = f"the package nvmuser-{extra}" if packaged_dir() else f"`pip install 'nvmuser[{extra}]'`"
         raise SetupError(
-            f"{user} needs {', '.join(missing)}: `pip install 'nvmuser[{extra}]'` installs what is missing "
-            "(`make setup` in a checkout)"
+            f"{user} needs {', '.join(missing)}: {way_out} installs what is missing (`make setup` in a checkout)"
         )
 
 

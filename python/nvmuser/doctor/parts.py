@@ -8,14 +8,12 @@ from pathlib import Path
 
 from nvmuser.doctor.check import Finding
 from nvmuser.errors import SetupError
-from nvmuser.paths import StateDir
+from nvmuser.paths import SETUP, StateDir
 from nvmuser.toolchain import accel, appliance
 from nvmuser.toolchain import bindings as modules
 from nvmuser.toolchain import libvfio as libvfio_library
 from nvmuser.toolchain import qemu as qemu_program
 from nvmuser.toolchain import spdk as spdk_tree
-
-_SETUP = "make setup"
 
 
 def spdk(_state: StateDir) -> Iterator[Finding]:
@@ -60,10 +58,10 @@ def bindings(_state: StateDir) -> Iterator[Finding]:
         missing = [binding.name for binding in modules.ALL if not modules.is_built(binding)]
         reasons = [reason for binding in modules.ALL if (reason := modules.unavailable(binding))]
     except SetupError as error:
-        yield Finding(name, False, _first_line(error), _SETUP, gain=gain)
+        yield Finding(name, False, _first_line(error), SETUP, gain=gain)
         return
     if missing:
-        yield Finding(name, False, f"no {', '.join(missing)}", reasons[0] if reasons else _SETUP, gain=gain)
+        yield Finding(name, False, f"no {', '.join(missing)}", reasons[0] if reasons else SETUP, gain=gain)
     else:
         yield Finding(name, True, ", ".join(binding.name for binding in modules.ALL))
 
@@ -73,14 +71,14 @@ def libvfio(_state: StateDir) -> Iterator[Finding]:
     try:
         yield Finding("libvfio", True, str(libvfio_library.find_libvfio()))
     except SetupError as error:
-        yield Finding("libvfio", False, _first_line(error), _SETUP, gain="guests under QEMU before 10.1")
+        yield Finding("libvfio", False, _first_line(error), SETUP, gain="guests under QEMU before 10.1")
 
 
 def _part(name: str, look: Callable[[], str]) -> Finding:
     try:
         return Finding(name, True, look(), needed=True)
     except SetupError as error:
-        return Finding(name, False, _first_line(error), _SETUP, needed=True)
+        return Finding(name, False, _first_line(error), SETUP, needed=True)
 
 
 def _first_line(error: SetupError) -> str:

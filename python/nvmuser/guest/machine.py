@@ -26,6 +26,7 @@ from nvmuser.guest.process import QemuProcess
 from nvmuser.guest.qemu import DRIVER, PLAIN_DRIVER, Boot, Runtime, arguments
 from nvmuser.guest.spec import GuestSpec, check_sockets, image_format, reserved_memory
 from nvmuser.hostfs.sockets import check_socket_path, listen_unix
+from nvmuser.paths import SETUP
 
 BOOT_DEADLINE = 180.0
 """Software emulation on a busy machine boots in 5 to 40 s; a user's own system may take longer."""
@@ -253,7 +254,7 @@ def prepare(spec: GuestSpec, memory: int | None) -> Boot:
     """
     qemu = find_qemu(spec)
     if spec.firmware == "uefi" and (qemu.firmware is None or qemu.uefi_vars is None):
-        raise SetupError("no UEFI firmware (OVMF) for this QEMU: install ovmf, or run `make setup`")
+        raise SetupError(f"no UEFI firmware (OVMF) for this QEMU: install ovmf, or run `{SETUP}`")
     appliance = None if spec.own_system else host.find_appliance(spec.suite)
     return Boot(
         accelerator=host.accelerator(),

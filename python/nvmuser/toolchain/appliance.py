@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from nvmuser.errors import SetupError
-from nvmuser.paths import cache_dir
+from nvmuser.paths import SETUP, cache_dir
 from nvmuser.toolchain import apt, artifact, initramfs
 from nvmuser.toolchain.steps import Reporter
 
@@ -53,7 +53,7 @@ def find_appliance(suite: Suite = "trixie") -> Appliance:
     directory = _image_dir(suite)
     facts = artifact.read_manifest(directory)
     if facts is None:
-        way_out = "`make setup`" if suite == "trixie" else f"`nvmuser setup --guest-kernel {suite}`"
+        way_out = f"`{SETUP}`" if suite == "trixie" else f"`nvmuser setup --guest-kernel {suite}`"
         raise SetupError(f"the guest's kernel and initramfs ({suite}) are not in {directory.parent}: run {way_out}")
     return Appliance(directory / "vmlinuz", directory / "initrd.img", facts["kernel"], facts["fio"])
 

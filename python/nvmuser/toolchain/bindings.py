@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 from nvmuser.errors import SetupError
-from nvmuser.paths import cache_dir, packaged_dir
+from nvmuser.paths import SETUP, cache_dir, packaged_dir
 from nvmuser.toolchain import artifact, proc, recipe, spdk
 from nvmuser.toolchain.steps import Reporter
 
@@ -71,7 +71,7 @@ def load(binding: Binding) -> ModuleType:
         raise SetupError(f"{binding.name}: {reason}")
     path = _module(binding, spdk.find_spdk().prefix)
     if not is_built(binding):
-        way_out = "use the package's" if packaged_dir() else "run `make setup`"
+        way_out = "use the package's" if packaged_dir() else f"run `{SETUP}`"
         raise SetupError(f"{binding.name} has not been built for this SPDK and this Python: {way_out}")
     spec = spec_from_file_location(binding.name, path)
     assert spec is not None
@@ -96,9 +96,9 @@ def unavailable(binding: Binding) -> str | None:
         return "the Python package cffi is missing (pip install 'nvmuser[bindings]')"
     prefix = spdk.find_spdk().prefix
     if not (prefix / "include" / binding.header).exists():
-        return f"{prefix} has no {binding.header}: it is in the SPDK that `make setup` builds"
+        return f"{prefix} has no {binding.header}: it is in the SPDK that `{SETUP}` builds"
     if library_dir(binding, prefix) is None:
-        return f"{prefix} has no shared {binding.library}: it is in the SPDK that `make setup` builds"
+        return f"{prefix} has no shared {binding.library}: it is in the SPDK that `{SETUP}` builds"
     return None
 
 

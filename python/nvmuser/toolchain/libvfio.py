@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import nvmf_vfio
 from nvmuser.errors import SetupError
-from nvmuser.paths import cache_dir, packaged_dir
+from nvmuser.paths import SETUP, cache_dir, packaged_dir
 from nvmuser.toolchain import artifact, proc
 from nvmuser.toolchain.steps import Reporter
 
@@ -45,7 +45,7 @@ def find_libvfio() -> Path:
     """
     directory = _artifact_dir()
     if artifact.read_manifest(directory) is None:
-        way_out = "install the package nvmuser-libvfio" if packaged_dir() else "run `make setup`"
+        way_out = "install the package nvmuser-libvfio" if packaged_dir() else f"run `{SETUP}`"
         raise SetupError(f"{_NAME} is not in {directory.parent}: {way_out}")
     if _SEPARATORS & set(str(directory)):
         raise SetupError(f"{directory}: LD_PRELOAD takes no path with a space or a colon: set NVMUSER_CACHE to another")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nvmuser.errors import SetupError
-from nvmuser.paths import cache_dir
+from nvmuser.paths import SETUP, cache_dir
 from nvmuser.toolchain import apt, artifact, proc
 from nvmuser.toolchain.steps import Reporter
 
@@ -87,7 +87,7 @@ def _find(named: str, path: str, cache: Path) -> Qemu:
         return host
     facts = artifact.read_manifest(artifact_dir(cache))
     if facts is None:
-        raise SetupError(f"no QEMU with {DEVICE} (QEMU 10.1 or later) here: run `make setup`, or set NVMUSER_QEMU")
+        raise SetupError(f"no QEMU with {DEVICE} (QEMU 10.1 or later) here: run `{SETUP}`, or set NVMUSER_QEMU")
     return _unpacked(artifact_dir(cache), facts["version"])
 
 

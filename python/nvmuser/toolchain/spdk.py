@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvmuser.errors import SetupError
-from nvmuser.paths import cache_dir, packaged_dir
+from nvmuser.paths import SETUP, cache_dir, packaged_dir
 from nvmuser.toolchain import artifact, cpu, proc, recipe
 
 TRANSPORT_SYMBOL = b"spdk_nvmf_transport_vfio_user"
@@ -33,7 +33,7 @@ class Spdk:
         """
         path = self.prefix / "bin" / name
         if not path.exists():
-            raise SetupError(f"{self.prefix} has no {name}: it is in the SPDK that `make setup` builds")
+            raise SetupError(f"{self.prefix} has no {name}: it is in the SPDK that `{SETUP}` builds")
         return path
 
     @property
@@ -73,7 +73,7 @@ def find_spdk() -> Spdk:
     prefix = default_prefix()
     facts = artifact.read_manifest(prefix)
     if facts is None:
-        way_out = "install the package nvmuser-spdk" if packaged_dir() else "run `make setup`"
+        way_out = "install the package nvmuser-spdk" if packaged_dir() else f"run `{SETUP}`"
         raise SetupError(f"SPDK is not in {prefix.parent}: {way_out}, or set NVMUSER_SPDK to an installed one")
     if packaged_dir() and not cpu.runs(facts["cpu_level"]):
         raise SetupError(f"{prefix} is built for {facts['cpu_level']}, and this CPU is {cpu.level()}: build another")
