@@ -120,7 +120,8 @@ class HeldFiles:
     def _action(self, opcode: int, node: int, body: bytes) -> Callable[[], bytes]:
         actions: dict[int, Callable[[int, bytes], bytes]] = {
             1: self._lookup, 3: self._getattr, 4: self._getattr, 14: self._open, 15: self._read, 16: self._write,
-            18: self._nothing, 20: self._fsync, 25: self._nothing, 26: self._init, 43: self._fallocate,
+            17: self._statfs, 18: self._nothing, 20: self._fsync, 25: self._nothing, 26: self._init,
+            43: self._fallocate,
         }  # fmt: skip
         found = actions.get(opcode, self._unknown)
         return lambda: found(node, body)
@@ -139,6 +140,10 @@ class HeldFiles:
         async_read, async_dio = 1 << 0, 1 << 15
         return struct.pack("IIIIHHII32x", 7, 31, 1 << 20, async_read | async_dio, 64, 48, _BUFFER, 1)
 
+    def _statfs(self, node: int, body: bytes) -> bytes:
+        blocks, block_size = 1 << 20, 4096  # a loop device deallocates in multiples of the latter
+        return struct.pack("QQQQQIII28x", blocks, blocks, blocks, 16, 0, block_size, 255, block_size)
+
     def _attributes(self, node: int) -> bytes:
         if node == _ROOT:
             size, mode = 4096, 0o40755
@@ -151,10 +156,10 @@ class HeldFiles:
         if name not in self._names:
             raise OSError(errno.ENOENT, "")
         found = _ROOT + 1 + self._names.index(name)
-        return struct.pack("QQQQII", found, 0, 60, 60, 0, 0) + self._attributes(found)
+        return struct.pack("QQQQII", found, 0, 60, 0, 0, 0) + self._attributes(found)
 
     def _getattr(self, node: int, body: bytes) -> bytes:
-        return struct.pack("QII", 60, 0, 0) + self._attributes(node)
+        return struct.pack("QII", 0, 0, 0) + self._attributes(node)  # the file may have grown since
 
     def _open(self, node: int, body: bytes) -> bytes:
         return struct.pack("QII", 0, 0, 0)

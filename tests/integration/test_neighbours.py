@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from backing import MIB, call, controller, sparse, uuid
+from backing import MIB, NQN, call, controller, sparse, uuid
 from bare_target import BareTarget, TargetFactory
 from held_files import HeldFiles, Operation, held_files
 
 from nvmuser import initiator
-from nvmuser.rpc import methods
+from nvmuser.rpc import Client, methods
 from nvmuser.rpc.methods import Request
 
 BLOCK, READS = 4096, 200
@@ -27,12 +29,13 @@ SLOW: dict[str, tuple[Operation, Submit]] = {
 }
 
 
-def two_volumes(target: BareTarget, directory: Path, files: HeldFiles) -> tuple[Path, Path]:
-    """A controller with the file of `files`, and one with another."""
+def two_volumes(target: BareTarget, directory: Path, slow: HeldFiles | Path) -> tuple[Path, Path]:
+    """A controller with the file of `slow`, or with this device, and one with another."""
+    backing = slow if isinstance(slow, Path) else slow.path / "v"
     call(
         target,
         methods.create_transport(),
-        methods.aio_create("slow", str(files.path / "v"), BLOCK, uuid(1)),
+        methods.aio_create("slow", str(backing), BLOCK, uuid(1)),
         methods.aio_create("quick", str(sparse(directory / "quick", MIB)), BLOCK, uuid(2)),
         *controller(directory, "c0", "slow"),
         *controller(directory, "c1", "quick"),
@@ -94,6 +97,121 @@ def test_many_ranges_leave_the_neighbours_theirs(target_factory: TargetFactory, 
             files.release()
         for queue, submitted in zip(flood, requests, strict=True):
             queue.wait(submitted, 120)
+
+
+def read_some(queue: initiator.Queue, space: initiator.Namespace) -> None:
+    data = initiator.allocate(BLOCK)
+    for block in range(READS):
+        queue.read(space, block, data).wait()
+
+
+async def while_accepted(target: BareTarget, request: Request, act: Callable[[], None]) -> None:
+    """Act while a call is being carried out, which ends only then."""
+    async with await Client.connect(target.rpc_socket) as client:
+        done = asyncio.ensure_future(client.call(request.method, dict(request.params)))
+        await client.call("spdk_get_version")  # behind it on the same connection
+        assert not done.done()
+        act()
+        await done
+
+
+async def test_a_namespace_goes_when_its_flush_has_ended(target_factory: TargetFactory, tmp_path: Path) -> None:
+    (tmp_path / "slow").mkdir()
+    sparse(tmp_path / "slow" / "v", MIB)
+    with held_files(tmp_path / "slow") as files:
+        target = target_factory.start()
+        slow_one, quick_one = await asyncio.to_thread(two_volumes, target, tmp_path, files)
+        with (
+            initiator.connect(slow_one) as one,
+            initiator.connect(quick_one) as other,
+            one.queue(4, timeout=20) as waits,
+            other.queue(4, timeout=20) as reads,
+        ):
+            files.hold(Operation.FSYNC)
+            request = waits.flush(one.namespace(1))
+            files.wait_for(Operation.FSYNC)
+
+            def meanwhile() -> None:
+                try:
+                    read_some(reads, other.namespace(1))
+                    waits.poll()
+                    assert not request.done
+                finally:
+                    files.release()
+                waits.wait([request])
+
+            await while_accepted(target, methods.remove_namespace(f"{NQN}:c0", 1), meanwhile)
+            assert one.namespaces() == []
+
+
+def test_a_volume_grows_while_its_flush_lasts(target_factory: TargetFactory, tmp_path: Path) -> None:
+    (tmp_path / "slow").mkdir()
+    backing = sparse(tmp_path / "slow" / "v", MIB)
+    with held_files(tmp_path / "slow") as files:
+        target = target_factory.start()
+        slow_one, _ = two_volumes(target, tmp_path, files)
+        with initiator.connect(slow_one) as one, one.queue(4, timeout=20) as waits:
+            try:
+                files.hold(Operation.FSYNC)
+                request = waits.flush(one.namespace(1))
+                files.wait_for(Operation.FSYNC)
+                os.truncate(backing, 2 * MIB)
+                _, [bdev] = call(target, methods.aio_rescan("slow"), Request("bdev_get_bdevs", {"name": "slow"}))
+                assert bdev["num_blocks"] == 2 * MIB // BLOCK
+                waits.poll()
+                assert not request.done
+            finally:
+                files.release()
+            waits.wait([request])
+            [grown] = one.namespaces()
+            waits.write(grown, grown.blocks - 1, b"\x5a" * BLOCK).wait()
+        assert grown.size == 2 * MIB
+        assert backing.read_bytes()[-BLOCK:] == b"\x5a" * BLOCK
+
+
+@contextlib.contextmanager
+def loop_device(image: Path) -> Iterator[Path]:
+    made = subprocess.run(["losetup", "-f", "--show", image], check=False, capture_output=True, text=True)
+    if made.returncode:
+        pytest.skip(f"no loop device: {made.stderr.strip()}")
+    device = Path(made.stdout.strip())
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
+
+
+@pytest.mark.parametrize("slow", SLOW)
+def test_a_block_devices_calls_are_not_waited_for_either(tmp_path: Path, slow: str) -> None:
+    """A loop device over a file whose calls last."""
+    operation, submit = SLOW[slow]
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "v").write_bytes(b"\xff" * MIB)
+    with (
+        held_files(tmp_path / "slow") as files,
+        loop_device(files.path / "v") as device,
+        contextlib.ExitStack() as stack,
+    ):
+        factory = TargetFactory(tmp_path)
+        stack.callback(factory.end)  # before the device goes
+        slow_one, quick_one = two_volumes(factory.start(), tmp_path, device)
+        with (
+            initiator.connect(slow_one) as one,
+            initiator.connect(quick_one) as other,
+            one.queue(4, timeout=20) as waits,
+            other.queue(4, timeout=20) as reads,
+        ):
+            waits.write(one.namespace(1), 8, bytes(BLOCK)).wait()  # else there is nothing to flush
+            try:
+                files.hold(operation)
+                request = submit(waits, one.namespace(1))
+                files.wait_for(operation)
+                read_some(reads, other.namespace(1))
+                waits.poll()
+                assert not request.done, f"{slow}: answered before the device has"
+            finally:
+                files.release()
+            waits.wait([request])
 
 
 def threads(target: BareTarget) -> dict[str, dict[str, str]]:
