@@ -46,7 +46,7 @@ def build(kind: Any, data: Any, where: str, path: tuple[str | int, ...] = ()) ->
     if not isinstance(data, Mapping):
         raise FieldError(where, path, f"expected a mapping, got {data!r}")
     shapes = _shapes(kind)
-    if renamed := getattr(kind, "renamed", None):
+    if (renamed := getattr(kind, "renamed", None)) and not renamed.keys().isdisjoint(data):
         data = _by_present_names(data, renamed, where, path)
     values: dict[str, Any] = {}
     for key, value in data.items():
@@ -55,7 +55,7 @@ def build(kind: Any, data: Any, where: str, path: tuple[str | int, ...] = ()) ->
             raise FieldError(where, path, f"unknown field {key!r}; known are {', '.join(shapes)}")
         # Thousands of objects are read at once: most fields are plain.
         values[key] = value if shape.plain and type(value) is shape.kind else _value(shape, value, where, (*path, key))
-    if missing := [name for name, shape in shapes.items() if shape.required and name not in data]:
+    if missing := [name for name in _required(kind) if name not in data]:
         raise FieldError(where, path, f"missing {', '.join(missing)}")
     return kind(**values)
 
@@ -98,6 +98,11 @@ class _Shape:
     def plain(self) -> bool:
         """One, and no dataclass."""
         return not (self.many or self.nested)
+
+
+@functools.cache
+def _required(kind: Any) -> tuple[str, ...]:
+    return tuple(name for name, shape in _shapes(kind).items() if shape.required)
 
 
 _SHAPES: dict[Any, dict[str, _Shape]] = {}
