@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from raw_nvme import (
     CREATE_SQ,
     DELETE_CQ,
     DELETE_SQ,
+    DOORBELL_BUFFERS,
     EVENT_REQUEST,
     GET_LOG,
     IDENTIFY,
@@ -26,9 +28,11 @@ from raw_nvme import (
     serve,
 )
 
+from nvmf_vfio.state.controller import CONFIG
 from nvmf_vfio.state.registers import DOORBELLS
 
 SUCCESS, INVALID_FIELD, SEQUENCE_ERROR = 0x00, 0x02, 0x0C
+PCI_COMMAND, INTERRUPT_DISABLE = 4, 1 << 10
 ONES = 0xFFFFFFFF
 VENDOR = b"XN"
 """The PCI vendor that SPDK gives its controllers, 4E58h."""
@@ -109,3 +113,23 @@ def test_every_opcode_is_answered(raw: RawNvme, queue: int, word: int) -> None:
         for nsid, flags in ((0, 0), (1, 0), (1, 0x40), (2, 0xC0), (ALL_NAMESPACES, 0x03)):
             raw.do(command(opcode, nsid, flags=flags, data=(buffer, word), **words), queue)
     assert raw.fetch(IDENTIFY, cdw10=1)[:2] == VENDOR
+
+
+def test_a_disabled_controller_takes_no_commands(raw: RawNvme) -> None:
+    """With shadow doorbells those in BAR0 are old: what lies between such a tail and the head has been taken before."""
+    raw.client.write(PCI_COMMAND, 2, 0x6 | INTERRUPT_DISABLE, CONFIG)
+    shadows, data = raw.allocate(), raw.allocate()
+    assert raw.admin(DOORBELL_BUFFERS, data=(shadows, raw.allocate())).status == SUCCESS
+    queue = raw.queues[1]
+    for _ in range(10):
+        raw.put(read_or_write(READ, 1, (data, 0)), 1)
+        raw.poke(shadows + 8, struct.pack("<I", queue.tail))
+        raw.fetch(IDENTIFY, cdw10=1)  # a target that sleeps looks at all queues then
+        assert raw.take(1, acknowledge=False).status == SUCCESS
+        raw.poke(shadows + 12, struct.pack("<I", queue.head))
+    raw.disable()
+    assert raw.pending(1) is None
+    raw.queues.clear()
+    raw.enable()
+    raw.create_queue()
+    is_well(raw)
