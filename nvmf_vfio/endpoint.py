@@ -24,6 +24,7 @@ from typing import Any
 from nvmf_vfio.keeper.channel import Channel
 from nvmf_vfio.keeper.fd_store import FdStore, Record, StoredFd
 from nvmf_vfio.keeper.questions import Questions
+from nvmf_vfio.migration.written import Policy
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 from nvmf_vfio.protocol.header import MAX_MESSAGE, ProtocolError
 from nvmf_vfio.protocol.wire import Closed, Wire
@@ -44,11 +45,13 @@ class Endpoint:
 
     :param guests: directory of the guests' sockets.
     :param targets: directory of the targets' sockets.
+    :param policy: what becomes of the I/O of a guest that migrates.
     """
 
-    def __init__(self, guests: Path, targets: Path) -> None:
+    def __init__(self, guests: Path, targets: Path, policy: Policy = Policy.LIVE) -> None:
         self._guests = guests
         self._targets = targets
+        self._policy = policy
         self._listeners: dict[str, socket.socket] = {}
         self._sessions: dict[str, Session] = {}
         self._visitors: dict[socket.socket, str] = {}
@@ -283,6 +286,7 @@ class Endpoint:
             is_target_ready=lambda: self._is_target_ready(name),
             ask=functools.partial(self._questions.ask, name),
             on_end=ended,
+            policy=self._policy,
         )
         self._sessions[name] = session
         self._stores[name] = store
@@ -337,15 +341,16 @@ def _resident_kib() -> int:
     return 0
 
 
-async def serve(control: Path, guests: Path, targets: Path) -> None:
+async def serve(control: Path, guests: Path, targets: Path, policy: Policy = Policy.LIVE) -> None:
     """Serve guests until the supervisor sends `stop`, or SIGTERM.
 
     :param control: where the supervisor connects.
     :param guests: directory of the guests' sockets.
     :param targets: directory of the targets' sockets.
+    :param policy: what becomes of the I/O of a guest that migrates.
     """
     loop = asyncio.get_running_loop()
-    endpoint = Endpoint(guests, targets)
+    endpoint = Endpoint(guests, targets, policy)
     loop.add_signal_handler(signal.SIGTERM, endpoint.stopped.set)
     with contextlib.suppress(FileNotFoundError):
         control.unlink()
@@ -374,12 +379,14 @@ def main() -> None:
     parser.add_argument("--control", type=Path, required=True, help="socket on which the supervisor connects")
     parser.add_argument("--guests", type=Path, required=True, help="directory of the guests' sockets")
     parser.add_argument("--targets", type=Path, required=True, help="directory of the targets' sockets")
+    policy = os.environ.get("NVMUSER_MIGRATION", Policy.LIVE)
+    parser.add_argument("--migration", type=Policy, default=policy, help="whether I/O goes on while a guest migrates")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # A guest's memory maps and interrupts are descriptors here.
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    asyncio.run(serve(arguments.control, arguments.guests, arguments.targets))
+    asyncio.run(serve(arguments.control, arguments.guests, arguments.targets, arguments.migration))
 
 
 if __name__ == "__main__":

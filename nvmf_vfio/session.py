@@ -17,7 +17,9 @@ from typing import Any
 from nvmf_vfio import replies
 from nvmf_vfio.guest import GuestLink
 from nvmf_vfio.keeper.fd_store import FdStore, StoredFd
+from nvmf_vfio.link import TargetLink
 from nvmf_vfio.migration.machine import COMMANDS, Migration
+from nvmf_vfio.migration.written import Policy
 from nvmf_vfio.pending import Pending, Statistics, changes_state, is_admin_doorbell, release
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmf_vfio.protocol.header import Command, Flag, ProtocolError
@@ -57,13 +59,14 @@ class Session:
         is_target_ready: Callable[[], bool],
         ask: Callable[[str], Awaitable[dict[str, Any]]],
         on_end: Callable[[], None],
+        policy: Policy = Policy.LIVE,
     ) -> None:
         self.name = name
         self.controller = Controller()
         self._is_target_ready = is_target_ready
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._migration = Migration(self, ask)
+        self._migration = Migration(self, ask, policy)
         self._drained = asyncio.Event()
         self._guest = GuestLink(
             name,
@@ -137,6 +140,7 @@ class Session:
     def target_gone(self) -> None:
         """The target is gone, or goes. What it had in flight may still land until `target_drained`."""
         self._uplink.drop()
+        self._migration.log_lost()
         self._lost()
 
     def _lost(self) -> None:
@@ -151,6 +155,7 @@ class Session:
     def target_drained(self) -> None:
         """Nothing of the old target is in flight any more."""
         self.controller.target_drained()
+        self._migration.written.drained()
         self._drained.set()
         if not self._uplink.online:
             self._reply_to_pending()
@@ -170,7 +175,8 @@ class Session:
             async with asyncio.timeout(_QUIESCE_DEADLINE):
                 if link and self.controller.version is not None:
                     self._lost()
-                    if await self._uplink.leave(link):
+                    written = self._migration.written
+                    if await (written.finish(link) if written.is_live else self._uplink.leave(link)):
                         self.target_drained()
                 while not self.controller.drained:
                     await self._drained.wait()
@@ -179,6 +185,11 @@ class Session:
         finally:
             if link:
                 link.close()
+
+    @property
+    def serving(self) -> TargetLink | None:
+        """The connection to a target that serves the controller, and nobody on its behalf."""
+        return self._uplink.link if self._uplink.online and not self._uplink.proxy else None
 
     def released(self) -> None:
         """A target may serve the controller again."""
@@ -242,6 +253,8 @@ class Session:
             self.controller.wake()
         if isinstance(request, DmaMap | DmaUnmap):
             # QEMU sends the changes of a whole transaction without waiting: the next is judged by what this one leaves.
+            if isinstance(request, DmaUnmap):
+                self._migration.written.unmapped(request)
             self._remember(pending)
         passed_on = self._uplink.online and not self.controller.is_local(request)
         if passed_on and self._uplink.proxy and is_admin_doorbell(request):
@@ -384,5 +397,6 @@ class Session:
             "controller": self.name,
             "phase": self.controller.phase.value,
             "online": self._uplink.online,
+            "moving": self._migration.is_under_way,
             **self._guest.status(),
         }

@@ -10,6 +10,7 @@ from nvmf_vfio.protocol.migration import PAGE
 _CHUNK_BITS = 15
 _CHUNK = 1 << _CHUNK_BITS
 """Pages in one integer: 128 MiB. What is never written takes no memory, wherever a guest has its maps."""
+_FULL = (1 << _CHUNK) - 1
 
 
 class DirtyLog:
@@ -40,6 +41,18 @@ class DirtyLog:
             count = min(end - first, _CHUNK - bit)
             self._chunks[chunk] = self._chunks.get(chunk, 0) | ((1 << count) - 1) << bit
             first += count
+
+    def merge(self, address: int, bitmap: bytes) -> None:
+        """Log what somebody else has logged: a bit a page, from the one at `address` on, as `report` has them."""
+        if not self.is_on:
+            return
+        chunk, bit = divmod(address // PAGE, _CHUNK)
+        for start in range(0, len(bitmap), _CHUNK // 8):
+            bits = int.from_bytes(bitmap[start : start + _CHUNK // 8], "little") << bit
+            for number, part in ((chunk, bits & _FULL), (chunk + 1, bits >> _CHUNK)):
+                if part:
+                    self._chunks[number] = self._chunks.get(number, 0) | part
+            chunk += 1
 
     def report(self, address: int, length: int) -> bytes:
         """The bits of a range, which are clear afterwards: little-endian, in whole 64-bit words.

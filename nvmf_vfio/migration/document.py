@@ -13,9 +13,10 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from nvmf_vfio.state.controller import Controller
 from nvmf_vfio.state.lifecycle import Phase
 from nvmf_vfio.state.memory import Refused
-from nvmf_vfio.state.registers import CC_EN, SQE_SIZE, STATEFUL_OPCODES, AdminQueues, command_of
+from nvmf_vfio.state.registers import CC_EN, SQE_SIZE, STATEFUL_OPCODES, AdminQueues, Register, command_of
 
 _HEAD = struct.Struct("<8sI")
 _MAGIC = b"nvmuser\x01"
@@ -48,6 +49,37 @@ class Arrival:
     io_started: bool
     admin: dict[str, Any]
     """As `nvmf_vfio.state.admin.AdminQueue.load_json` takes it."""
+
+
+def departing(controller: Controller) -> Arrival:
+    """What of a controller travels. No target serves it any more."""
+    fields = controller.to_json()
+    return Arrival(
+        cc=controller.cc,
+        aqa=controller.reg(Register.AQA),
+        asq=controller.reg(Register.ASQ, 8),
+        acq=controller.reg(Register.ACQ, 8),
+        intms=controller.reg(Register.INTMS),
+        phase=controller.phase,
+        seen_ready=fields["seen_ready"],
+        io_started=fields["io_started"],
+        admin=fields["admin"],
+    )
+
+
+def land(arrival: Arrival, controller: Controller) -> None:
+    """Make a controller the one that has arrived."""
+    registers = {
+        Register.CC: arrival.cc,
+        Register.AQA: arrival.aqa,
+        Register.ASQ: arrival.asq,
+        Register.ACQ: arrival.acq,
+        # Both read as the mask.
+        Register.INTMS: arrival.intms,
+        Register.INTMC: arrival.intms,
+    }
+    lifecycle = {"phase": arrival.phase, "seen_ready": arrival.seen_ready, "io_started": arrival.io_started}
+    controller.arrive(registers, lifecycle, arrival.admin)
 
 
 def pack(arrival: Arrival, identity: Identity) -> bytes:

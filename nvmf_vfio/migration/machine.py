@@ -1,13 +1,16 @@
 """The migration of one guest's controller, as vfio-user's DEVICE_FEATURE and MIG_DATA messages ask for it.
 
-Owns the device's state, the log of written pages, the document while it is read or written, and whose the volumes are.
+Owns the device's state, the document while it is read or written, and whose the volumes are.
 Requests are carried out one after the other. How I/O is ended is the session's, who opens volumes the supervisor's.
 
 ::
 
-    here:   RUNNING ─ logging starts: I/O ends ─► … RUNNING_P2P ─► STOP ─► STOP_COPY: volumes given away ─► (gone)
-                                                                            └─ given up ─► RUNNING: taken back
+    here:   RUNNING ─ logging starts ─► … RUNNING_P2P ─► STOP: I/O has ended ─► STOP_COPY: volumes given away ─► (gone)
+                                                                                └─ given up ─► RUNNING: taken back
     there:  RUNNING ─► RESUMING: the document comes ─► RUNNING_P2P: volumes taken ─► RUNNING
+
+*Live*, the target logs what its I/O writes until the guest is stopped. Where it cannot, or is lost meanwhile, the I/O
+ends as soon as logging starts, or at once: nothing can be missed then.
 
 While the controller is *still* no target serves it, and the guest waits as it does in an outage. A state that cannot be
 entered is refused where QEMU can go back: nothing else fails here.
@@ -16,6 +19,7 @@ entered is refused where QEMU can go back: nothing else fails here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 from collections import deque
@@ -23,9 +27,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from nvmf_vfio.keeper.questions import Unanswered, Unasked
+from nvmf_vfio.link import TargetLink
 from nvmf_vfio.migration import document
-from nvmf_vfio.migration.dirty import DirtyLog
-from nvmf_vfio.migration.document import Arrival, Identity
+from nvmf_vfio.migration.document import Identity
+from nvmf_vfio.migration.written import Policy, Written
 from nvmf_vfio.pending import Pending
 from nvmf_vfio.protocol import migration as wire
 from nvmf_vfio.protocol.header import Command, ProtocolError
@@ -33,7 +38,6 @@ from nvmf_vfio.protocol.messages import DeviceFeature, MigData
 from nvmf_vfio.protocol.migration import DeviceState, Feature, LoggingReport, MigState
 from nvmf_vfio.state.controller import Controller
 from nvmf_vfio.state.memory import Refused
-from nvmf_vfio.state.registers import Register
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +50,6 @@ _EXPECTED_SIZE = 0x4000
 _RETRY_INTERVAL = 0.2
 _RUNNING = (DeviceState.RUNNING, DeviceState.RUNNING_P2P)
 _HELD = (DeviceState.STOP_COPY, DeviceState.RESUMING)
-_REGISTERS = {"cc": Register.CC, "aqa": Register.AQA, "asq": Register.ASQ, "acq": Register.ACQ}
 _SUPPORTED = {
     Feature.MIGRATION: wire.GET,
     Feature.MIG_DEVICE_STATE: wire.GET | wire.SET,
@@ -64,10 +67,14 @@ class Host(Protocol):
     controller: Controller
 
     async def quiesce(self) -> None:
-        """End all I/O of the controller; no target serves it then.
+        """End all I/O of the controller; no target serves it then. What it has written is collected before.
 
         :raises Refused: it does not end in time.
         """
+
+    @property
+    def serving(self) -> TargetLink | None:
+        """The connection to a target that serves the controller, and nobody on its behalf."""
 
     def released(self) -> None:
         """A target may serve the controller again."""
@@ -88,8 +95,10 @@ class Migration:
     :param ask: puts a question to the supervisor (`nvmf_vfio.keeper.questions`).
     """
 
-    def __init__(self, host: Host, ask: Callable[[str], Awaitable[dict[str, Any]]]) -> None:
-        self.dirty = DirtyLog()
+    def __init__(
+        self, host: Host, ask: Callable[[str], Awaitable[dict[str, Any]]], policy: Policy = Policy.LIVE
+    ) -> None:
+        self.written = Written(host.controller.memory, lambda: host.serving, policy)
         self.state = DeviceState.RUNNING
         self.still = False
         """No target may serve the controller."""
@@ -104,7 +113,6 @@ class Migration:
         self._work: asyncio.Task[None] | None = None
         self._taking: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        host.controller.memory.on_write = self.dirty.mark
 
     def close(self) -> None:
         """The guest is gone. Idempotent."""
@@ -116,6 +124,11 @@ class Migration:
     def cpus_stopped(self) -> bool:
         """Whether the guest's memory may already be on its way, so that nothing may be written to it."""
         return self.still and self.state not in _RUNNING
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the guest is on its way, from here or to here."""
+        return self.still or self.written.is_on
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -132,10 +145,9 @@ class Migration:
             pending = self._queue[0]
             try:
                 body = await self._reply(pending)
-            except Refused as error:
-                self._host.refuse(pending, error)
-            except ProtocolError as error:
-                self._host.refuse(pending, Refused(errno.EINVAL, str(error)))
+            except (Refused, ProtocolError) as error:
+                refusal = error if isinstance(error, Refused) else Refused(errno.EINVAL, str(error))
+                self._host.refuse(pending, refusal)
             else:
                 self._host.answer(pending, body)
             self._queue.popleft()
@@ -145,9 +157,7 @@ class Migration:
         if isinstance(request, DeviceFeature):
             return await self._feature(request)
         assert isinstance(request, MigData)
-        if pending.command is Command.MIG_DATA_READ:
-            return self._read(request)
-        return self._write(request)
+        return self._read(request) if pending.command is Command.MIG_DATA_READ else self._write(request)
 
     async def _feature(self, request: DeviceFeature) -> bytes:
         try:
@@ -161,21 +171,34 @@ class Migration:
             return DeviceFeature(request.argsz, request.flags).pack()
         if action == wire.GET | wire.SET:
             raise Refused(errno.EINVAL, f"{feature.name}: flags {request.flags:#x}")
-        data = self._get(feature, request.data) if action == wire.GET else await self._set(feature, request.data)
+        if action == wire.SET:
+            data = await self._set(feature, request.data)
+        elif feature is Feature.DMA_LOGGING_REPORT:
+            data = await self._report(request.data)
+        else:
+            data = self._get(feature)
         return DeviceFeature(DeviceFeature.LAYOUT.size + len(data), request.flags, data).pack()
 
-    def _get(self, feature: Feature, data: bytes) -> bytes:
+    def _get(self, feature: Feature) -> bytes:
         match feature:
             case Feature.MIGRATION:
                 return (wire.STOP_COPY | wire.P2P).to_bytes(8, "little")
             case Feature.MIG_DEVICE_STATE:
                 return MigState(self.state).pack()
-            case Feature.MIG_DATA_SIZE:
+            case _:
                 return _EXPECTED_SIZE.to_bytes(8, "little")
+
+    async def _report(self, data: bytes) -> bytes:
         asked = LoggingReport.unpack(data, most=_MAX_DATA)
-        if not self.dirty.is_on:
+        if not self.written.is_on:
             raise Refused(errno.EINVAL, "a report of written pages, and none are logged")
-        return LoggingReport(asked.address, asked.length, self.dirty.report(asked.address, asked.length)).pack()
+        was_live = self.written.is_live
+        bits = await self.written.report(asked.address, asked.length)
+        if was_live and not self.written.is_live:
+            # What the target writes from now on, nobody logs.
+            with contextlib.suppress(Refused):
+                await self._quiesce()
+        return LoggingReport(asked.address, asked.length, bits).pack()
 
     async def _set(self, feature: Feature, data: bytes) -> bytes:
         match feature:
@@ -188,20 +211,29 @@ class Migration:
                 wire.check_logging_ranges(data)
                 await self._start_logging()
             case _:
-                self.dirty.stop()
+                self.written.stop()
                 self._release()
                 self._host.save()
         return b""
 
     async def _start_logging(self) -> None:
-        """From here on nothing is written but what is logged: the I/O ends, and its end is waited for."""
-        self.dirty.start()
+        """From here on nothing is written but what is logged: by the target, or else the I/O ends."""
+        await self.written.start()
+        if self.written.is_live:
+            self._host.save()
+            return
         try:
             await self._quiesce()
         except Refused:
-            self.dirty.stop()
+            self.written.stop()
             self._release()
             raise
+
+    def log_lost(self) -> None:
+        """The target that logged is lost: the I/O does not go on before the migration is over."""
+        if self.written.is_live:
+            self.still = True
+            self.written.lost()
 
     # -- states --------------------------------------------------------------------------------------------------
 
@@ -216,6 +248,10 @@ class Migration:
             await self._expect()
         elif self.state is DeviceState.RESUMING:
             self._arrive()
+        elif wanted is DeviceState.STOP and self.written.is_live:
+            # Refused here, QEMU would reset the device. What has not ended is refused by STOP_COPY.
+            with contextlib.suppress(Refused):
+                await self._quiesce()
         self._outgoing = self._outgoing if wanted is DeviceState.STOP_COPY else b""
         self.state = wanted
         log.info("%s: %s", self._host.name, wanted.name)
@@ -256,7 +292,7 @@ class Migration:
                 self._away = was_away
                 self._host.save()
             raise
-        self._outgoing = document.pack(departing(self._host.controller), answer["identity"])
+        self._outgoing = document.pack(document.departing(self._host.controller), answer["identity"])
 
     async def _expect(self) -> None:
         answer = await self._asked("expect")
@@ -279,10 +315,7 @@ class Migration:
             return
         arrival = document.unpack(self._incoming, self._expected)
         self._incoming.clear()
-        registers = {register: getattr(arrival, name) for name, register in _REGISTERS.items()}
-        masks = {Register.INTMS: arrival.intms, Register.INTMC: arrival.intms}
-        lifecycle = {"phase": arrival.phase, "seen_ready": arrival.seen_ready, "io_started": arrival.io_started}
-        self._host.controller.arrive(registers | masks, lifecycle, arrival.admin)
+        document.land(arrival, self._host.controller)
         self._away = True
 
     def _run(self) -> None:
@@ -309,7 +342,7 @@ class Migration:
 
     def _release(self) -> None:
         """Let a target serve the controller again, if nothing forbids it any more."""
-        if self.still and not self.dirty.is_on and not self._away and self.state not in _HELD:
+        if self.still and not self.written.is_on and not self._away and self.state not in _HELD:
             self.still = False
             self._host.released()
 
@@ -325,12 +358,15 @@ class Migration:
     def _write(self, request: MigData) -> bytes:
         if self.state is not DeviceState.RESUMING:
             raise Refused(errno.EINVAL, f"nothing to write while {self.state.name}")
-        incoming = self._incoming + request.data
-        # As soon as it is there: QEMU can still refuse the guest, which goes on where it came from.
-        if document.is_whole(incoming):
-            document.unpack(incoming, self._expected)
-        self._incoming = incoming
-        self._host.save()
+        self._incoming += request.data
+        try:
+            # As soon as it is there: QEMU can still refuse the guest, which goes on where it came from.
+            if document.is_whole(self._incoming):
+                document.unpack(self._incoming, self._expected)
+                self._host.save()  # A part is of no use to a successor.
+        except Refused:
+            self._incoming.clear()
+            raise
         return MigData(MigData.LAYOUT.size, request.size).pack()
 
     # -- the record ----------------------------------------------------------------------------------------------
@@ -341,7 +377,7 @@ class Migration:
             "state": int(self.state),
             "still": self.still,
             "away": self._away,
-            "logging": self.dirty.is_on,
+            "logging": self.written.is_on,
             "outgoing": self._outgoing.hex(),
             "incoming": self._incoming.hex(),
             "expected": self._expected,
@@ -360,24 +396,7 @@ class Migration:
         self._expected = fields["expected"]
         if fields["logging"]:
             # Which pages were written when the log was lost, nobody knows.
-            self.dirty.start()
-            for region in self._host.controller.memory.regions:
-                self.dirty.mark(region.map.address, region.map.size)
+            self.still = True
+            self.written.start_anywhere()
         if self.state in _RUNNING:
             self._run()
-
-
-def departing(controller: Controller) -> Arrival:
-    """What of a controller travels."""
-    fields = controller.to_json()
-    return Arrival(
-        cc=controller.cc,
-        aqa=controller.reg(Register.AQA),
-        asq=controller.reg(Register.ASQ, 8),
-        acq=controller.reg(Register.ACQ, 8),
-        intms=controller.reg(Register.INTMS),
-        phase=controller.phase,
-        seen_ready=fields["seen_ready"],
-        io_started=fields["io_started"],
-        admin=fields["admin"],
-    )

@@ -89,6 +89,10 @@ class GuestMemory:
         if not there and len(self.regions) >= MAX_MAPS:
             raise Refused(errno.ENOSPC, f"more than {MAX_MAPS} maps")
 
+    def overlapping(self, start: int, end: int) -> list[Region]:
+        """Maps that have a part in this range of addresses."""
+        return self._between(start, end)
+
     def _between(self, start: int, end: int) -> list[Region]:
         """Maps that overlap this range."""
         first = bisect_right(self.regions, start, key=_address)

@@ -87,11 +87,11 @@ async def test_given_up_while_memory_is_copied(travel: Travel) -> None:
 
 
 async def _until_copying(travel: Travel) -> None:
-    """The I/O stands still, and memory is on its way."""
+    """Memory is on its way."""
     async with asyncio.timeout(60):
         while True:
             guests = (await travel.here.control.call("status"))["guests"]
-            if guests and all(guest["phase"] == "failed" for guest in guests):
+            if guests and all(guest["moving"] for guest in guests):
                 return
 
 

@@ -155,3 +155,30 @@ def test_a_log_that_is_off_has_nothing() -> None:
     log.stop()
     log.start()
     assert not any(log.report(0, 1 << 20))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1 << 30), st.integers(1, 1 << 28)), max_size=5),
+    st.integers(0, 1 << 18),
+    st.integers(0, 1 << 17),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_log_takes_in_what_another_reports(writes: list[tuple[int, int]], first: int, count: int) -> None:
+    log, other = DirtyLog(), DirtyLog()
+    for one in (log, other):
+        one.start()
+    for address, size in writes:
+        other.mark(address, size)
+    found = other.report(first << 12, count << 12)
+    log.mark(first << 12, 1)
+    log.merge(first << 12, found)
+    expected = int.from_bytes(found, "little") | 1
+    assert int.from_bytes(log.report(first << 12, count + 1 << 12), "little") == expected
+    assert not any(log.report(0, 1 << 32))
+
+
+def test_a_log_that_is_off_takes_nothing_in() -> None:
+    log = DirtyLog()
+    log.merge(0, b"\1")
+    log.start()
+    assert not any(log.report(0, 1 << 20))

@@ -18,9 +18,11 @@ from pathlib import Path
 
 from vfio_fds import PATIENCE
 
+from nvmf_vfio.protocol import migration
 from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 from nvmf_vfio.protocol.header import MAX_TARGET_MESSAGE, Command, Flag, Header, ProtocolError
 from nvmf_vfio.protocol.messages import (
+    DeviceFeature,
     DeviceInfo,
     DmaMap,
     DmaUnmap,
@@ -31,6 +33,7 @@ from nvmf_vfio.protocol.messages import (
     SetIrqs,
     decode_request,
 )
+from nvmf_vfio.protocol.migration import Feature, LoggingReport
 from nvmf_vfio.protocol.version import Version
 from nvmf_vfio.protocol.wire import Closed, Message, Wire
 from nvmf_vfio.state.controller import CONFIG
@@ -55,6 +58,8 @@ class FakeTarget:
     :ivar fatal: commands at which it hangs up.
     :ivar works: whether it executes admin commands.
     :ivar executed: the admin commands that it has fetched.
+    :ivar logs: whether it can log the pages that it writes; `logging`, whether it does.
+    :ivar written: numbers of those pages.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,6 +70,8 @@ class FakeTarget:
         self.fatal: set[Command] = set()
         self.works = False
         self.executed: list[bytes] = []
+        self.logs = self.logging = False
+        self.written: set[int] = set()
         self._files: list[tuple[DmaMap, Descriptor]] = []
         self._fetched = self._completed = 0
         self.maps: list[DmaMap] = []
@@ -207,9 +214,28 @@ class FakeTarget:
             case _ if command is Command.DEVICE_RESET:
                 # SPDK 26.01 leaves the controller as it is ("much more needed here").
                 pass
+            case DeviceFeature() if self.logs:
+                return self._feature(request)
             case _:
                 raise OSError(errno.ENOTSUP, "not supported")
         return b""
+
+    def _feature(self, request: DeviceFeature) -> bytes:
+        """The log as libvfio-user has it with our patch 0080: a report is of one whole map."""
+        if request.flags == Feature.DMA_LOGGING_REPORT | migration.GET and self.logging:
+            asked = LoggingReport.unpack(request.data, most=1 << 20)
+            if (asked.address, asked.length) not in [(known.address, known.size) for known in self.maps]:
+                raise OSError(errno.ENOTSUP, "no whole map")
+            pages = range(asked.address >> 12, asked.address + asked.length >> 12)
+            bits = sum(1 << page - pages.start for page in self.written & set(pages))
+            self.written -= set(pages)
+            bitmap = bits.to_bytes(asked.bitmap_size, "little")
+            data = LoggingReport(asked.address, asked.length, bitmap).pack()
+            return DeviceFeature(request.argsz, request.flags, data).pack()
+        if request.flags not in (Feature.DMA_LOGGING_START | migration.SET, Feature.DMA_LOGGING_STOP | migration.SET):
+            raise OSError(errno.EINVAL, "no such feature")
+        self.logging = request.flags == Feature.DMA_LOGGING_START | migration.SET
+        return request.pack()
 
     def _read(self, request: RegionAccess) -> bytes:
         source = {BAR0: bytes(self.registers), CONFIG: CONFIG_SPACE}.get(request.region)
