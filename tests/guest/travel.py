@@ -36,10 +36,10 @@ class Travel:
     def elsewhere(self) -> Deployment:
         return self.b if self.here is self.a else self.a
 
-    async def run(self, command: str, limit: float = 200) -> str:
+    async def run(self, command: str, limit: float = 200, *, input: bytes = b"") -> str:
         """Run a command in the guest, where it is now."""
         async with registry(self.here.state).agent(NAME) as agent:
-            result = await agent.run(command, timeout=limit, check=True)
+            result = await agent.run(command, input=input, timeout=limit, check=True)
             return result.stdout.decode()
 
     async def boot_id(self) -> str:

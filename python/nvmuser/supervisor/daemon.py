@@ -18,7 +18,7 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO, NoReturn
@@ -120,10 +120,16 @@ def become(state: StateDir, options: Options, settings: Settings) -> NoReturn:
     os.execv(argv[0], argv)
 
 
-def start(state: StateDir, options: Options, settings: Settings | None = None) -> None:
+def start(
+    state: StateDir,
+    options: Options,
+    settings: Settings | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """Start a supervisor in the background and wait until everything wanted is there.
 
     :param settings: None is as of the last start.
+    :param environment: in addition to ours.
     :raises ConflictError: one is running already.
     :raises NvmuserError: it could not start; nothing is left running.
     """
@@ -137,7 +143,9 @@ def start(state: StateDir, options: Options, settings: Settings | None = None) -
                 # Not a `Popen`: this process ends before the supervisor does, and must not wait for it.
                 files = [(os.POSIX_SPAWN_DUP2, nothing.fileno(), 0)]
                 files += [(os.POSIX_SPAWN_DUP2, log.fileno(), number) for number in (1, 2)]
-                os.posix_spawn(sys.executable, argv, os.environ, file_actions=files, setsid=True)
+                os.posix_spawn(
+                    sys.executable, argv, {**os.environ, **(environment or {})}, file_actions=files, setsid=True
+                )
         finally:
             os.close(write_fd)
         answer = pipe.read().strip()
@@ -168,10 +176,16 @@ async def stop(state: StateDir) -> None:
 
 
 @asynccontextmanager
-async def running(state: StateDir, options: Options | None = None, *, standby: bool = False) -> AsyncIterator[Client]:
+async def running(
+    state: StateDir,
+    options: Options | None = None,
+    *,
+    standby: bool = False,
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[Client]:
     """A supervisor for as long as the block lasts: for tests and benchmarks."""
     options = options or Options()
-    await asyncio.to_thread(start, state, options, Settings(standby, options.hugepages))
+    await asyncio.to_thread(start, state, options, Settings(standby, options.hugepages), environment)
     try:
         async with control.connected(state) as client:
             yield client

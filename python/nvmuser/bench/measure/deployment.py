@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -37,13 +37,21 @@ class Deployment:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def start(cls, root: Path, options: Options | None = None, *, standby: bool = False) -> AsyncIterator[Self]:
+    async def start(
+        cls,
+        root: Path,
+        options: Options | None = None,
+        *,
+        standby: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[Self]:
         """:param root: a short path, for UNIX sockets are in it; made if it is not there.
+        :param environment: of its processes, in addition to ours.
 
         :raises TargetError: the target does not start.
         """
         state = StateDir(root.absolute())
-        async with daemon.running(state, options, standby=standby) as control:
+        async with daemon.running(state, options, standby=standby, environment=environment) as control:
             yield cls(state, control)
 
     async def disk(self, name: str, backing: Path, *, direct: bool = False, thin: bool = False) -> Path:

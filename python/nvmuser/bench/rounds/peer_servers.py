@@ -100,25 +100,29 @@ async def storage_daemon(qemu: Qemu, backing: Path, directory: Path, queues: int
 
 
 @contextlib.asynccontextmanager
-async def spdk_vhost(spdk: Spdk, volume: Request, directory: Path, core: int) -> AsyncIterator[tuple[Path, int]]:
-    """SPDK's own vhost target with one vhost-user-blk controller on a volume, in hugepages. Yields the socket
+async def spdk_vhost(
+    spdk: Spdk, volumes: Sequence[Request], directory: Path, core: int, more: Sequence[str] = ()
+) -> AsyncIterator[tuple[list[Path], int]]:
+    """SPDK's own vhost target with a vhost-user-blk controller on each volume, in hugepages. Yields their sockets
     and the target's pid.
     """
+    names = [f"vhost-blk{number or ''}" for number in range(len(volumes))]
     rpc_socket, log = directory / VHOST_RPC, directory / "vhost.log"
-    check_socket_path(directory / "vhost-blk")
+    check_socket_path(directory / names[-1])
     argv = [str(spdk.binary("vhost")), "--no-pci", "--rpc-socket", str(rpc_socket), "--cpumask", f"[{core}]"]
     argv += ["--disable-cpumask-locks", "--mem-size", str(MEMORY_MIB), "--huge-unlink", "-S", str(directory)]
-    argv += NO_TRACE
+    argv += [*NO_TRACE, *more]
     async with process(argv, log) as child:
         await _listening(child, rpc_socket, log)
         try:
             async with await Client.connect(rpc_socket) as rpc:
                 await rpc.call("framework_wait_init", timeout=_START)
-                name = await rpc.call(volume.method, dict(volume.params))
-                await rpc.call("vhost_create_blk_controller", {"ctrlr": "vhost-blk", "dev_name": name})
+                for name, volume in zip(names, volumes, strict=True):
+                    device = await rpc.call(volume.method, dict(volume.params))
+                    await rpc.call("vhost_create_blk_controller", {"ctrlr": name, "dev_name": device})
         except RpcError as error:
             raise TargetError(f"SPDK's vhost: {error}; see {log}") from None
-        yield directory / "vhost-blk", child.pid
+        yield [directory / name for name in names], child.pid
 
 
 @contextlib.asynccontextmanager

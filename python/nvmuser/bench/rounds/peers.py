@@ -186,9 +186,9 @@ async def _attach(peer: str, setup: Setup, cpus: int, stack: contextlib.AsyncExi
         if setup.no_hugepages:
             raise TargetError(f"it dies when a guest with 4 KiB pages connects; {setup.no_hugepages}")
         volume = methods.aio_create("disk", str(backing), 512, str(uuid.uuid4()))
-        vhost = peer_servers.spdk_vhost(find_spdk(), volume, directory, max(os.sched_getaffinity(0)))
-        socket, pid = await stack.enter_async_context(vhost)
-        arguments = qemu_arguments(peer, backing, count, socket)
+        vhost = peer_servers.spdk_vhost(find_spdk(), [volume], directory, max(os.sched_getaffinity(0)))
+        sockets, pid = await stack.enter_async_context(vhost)
+        arguments = qemu_arguments(peer, backing, count, sockets[0])
         return _Attachment({"backend": [pid]}, stopped=[pid], arguments=arguments)
     return _Attachment({}, arguments=qemu_arguments(peer, backing, count))
 

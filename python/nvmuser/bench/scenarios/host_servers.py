@@ -75,7 +75,7 @@ async def vhost(root: Path, spdk: Spdk, cpu: int, volume: Request) -> AsyncItera
     directory = root / "v"
     directory.mkdir(exist_ok=True)
     async with (
-        peer_servers.spdk_vhost(spdk, volume, directory, cpu) as (socket, pid),
+        peer_servers.spdk_vhost(spdk, [volume], directory, cpu) as ([socket], pid),
         await Client.connect(directory / peer_servers.VHOST_RPC) as rpc,
     ):
         yield rpc, pid, socket
