@@ -9,6 +9,7 @@ from vfio_migration import Qemu
 from vfio_target import FakeTarget
 from vfio_world import World, do
 
+from nvmf_vfio.migration.written import Policy
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.migration import DeviceState
 from nvmf_vfio.state.registers import CC_EN, CSTS_CFS, CSTS_RDY, OPC_ASYNC_EVENT_REQUEST, Register
@@ -16,8 +17,9 @@ from nvmf_vfio.state.registers import CC_EN, CSTS_CFS, CSTS_RDY, OPC_ASYNC_EVENT
 ALL = set(range((1 << 20) // 4096))
 
 
-async def moving(world: World) -> tuple[FakeTarget, Driver, Qemu]:
+async def moving(world: World, policy: Policy = Policy.LIVE) -> tuple[FakeTarget, Driver, Qemu]:
     """A guest whose memory is being copied, and whose I/O goes on."""
+    world.endpoint._policy = policy
     target = world.target()
     target.logs = True
     await world.report("ready")
@@ -27,7 +29,7 @@ async def moving(world: World) -> tuple[FakeTarget, Driver, Qemu]:
     await do(driver.submit, OPC_ASYNC_EVENT_REQUEST, 5)
     qemu = Qemu(driver.client)
     await do(qemu.start_logging)
-    assert target.logging
+    assert target.logging is (policy is Policy.LIVE)
     return target, driver, qemu
 
 
@@ -96,6 +98,23 @@ async def test_a_report_that_is_refused(world: World) -> None:
     assert await do(qemu.dirty) == ALL
     assert await do(driver.csts) == CSTS_CFS | CSTS_RDY
     assert not target.registers[Register.CC] & CC_EN
+
+
+async def test_a_target_that_could_log_and_is_not_to(world: World) -> None:
+    target, driver, qemu = await moving(world, Policy.FREEZE)
+    assert await do(driver.csts) == CSTS_CFS | CSTS_RDY
+    assert not target.registers[Register.CC] & CC_EN
+    assert await do(qemu.dirty) == set()
+
+
+async def test_what_nobody_logs(world: World) -> None:
+    """For what has to notice it."""
+    target, driver, qemu = await moving(world, Policy.UNLOGGED)
+    target.written = {3}
+    assert await do(driver.csts) == CSTS_RDY
+    assert await do(qemu.dirty) == set()
+    await do(qemu.enter, DeviceState.STOP)
+    assert await do(qemu.dirty) == set()
 
 
 @pytest.mark.parametrize("size", [33 << 30])
