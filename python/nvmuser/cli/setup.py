@@ -30,11 +30,23 @@ from nvmuser.toolchain.older_qemu import SUITES
     multiple=True,
     help="Also this Debian suite's QEMU, which has no vfio-user client: for the tests of libvfio. May be repeated.",
 )
-def setup(guest_kernel: str, older_qemus: tuple[str, ...]) -> None:
-    """Get SPDK, QEMU and the guest. What is there already is left alone; an interrupted set-up goes on."""
+@click.option(
+    "--with",
+    "extras",
+    type=click.Choice(row.EXTRAS),
+    multiple=True,
+    help="rbd: also what volumes in Ceph need, if librbd's headers are there (librbd-dev). May be repeated.",
+)
+def setup(guest_kernel: str, older_qemus: tuple[str, ...], extras: tuple[str, ...]) -> None:
+    """Get SPDK, QEMU and the guest. What is there already is left alone; an interrupted set-up goes on.
+
+    \b
+    nvmuser setup
+    nvmuser setup --with rbd
+    """
     # As ctrl-C: what is half-done is cleaned up on the way out, and no build goes on behind our back.
     signal.signal(signal.SIGTERM, _interrupt)
-    row.run(Console(), cast(Suite, guest_kernel), cast(tuple[older_qemu.Suite, ...], older_qemus))
+    row.run(Console(), cast(Suite, guest_kernel), cast(tuple[older_qemu.Suite, ...], older_qemus), extras)
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:

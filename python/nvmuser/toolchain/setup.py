@@ -11,13 +11,18 @@ from functools import partial
 from rich.console import Console
 
 from nvmuser.paths import cache_dir
-from nvmuser.toolchain import accel, appliance, bindings, libvfio, older_qemu, qemu, recipe, spdk, spdk_build
+from nvmuser.toolchain import accel, appliance, bindings, libvfio, older_qemu, qemu, rbd, recipe, spdk, spdk_build
 from nvmuser.toolchain.appliance import Suite
 from nvmuser.toolchain.steps import Reporter, Step, exclusive, run_steps
 
+EXTRAS = ("rbd",)
+"""What nobody needs who does not use it."""
 
-def steps(guest_kernel: Suite = "trixie", older_qemus: Collection[older_qemu.Suite] = ()) -> list[Step]:
-    """The steps, with the guest's kernel of the given suite, and older QEMUs of those."""
+
+def steps(
+    guest_kernel: Suite = "trixie", older_qemus: Collection[older_qemu.Suite] = (), extras: Collection[str] = ()
+) -> list[Step]:
+    """The steps, with the guest's kernel of the given suite, older QEMUs of those, and which of the `EXTRAS`."""
     version = recipe.load().version
     return [
         Step("qemu", f"QEMU with {qemu.DEVICE}", qemu.is_done, qemu.install),
@@ -53,7 +58,14 @@ def steps(guest_kernel: Suite = "trixie", older_qemus: Collection[older_qemu.Sui
             )
             for binding in bindings.ALL
         ),
+        *(_RBD if "rbd" in extras else ()),
     ]
+
+
+_RBD = (
+    Step("rbd-source", "SPDK's module for volumes in Ceph: source", rbd.source_done, rbd.fetch_source),
+    Step("rbd", "SPDK's module for volumes in Ceph", rbd.is_done, rbd.build),
+)
 
 
 def _find_accelerator(reporter: Reporter) -> None:
@@ -63,14 +75,17 @@ def _find_accelerator(reporter: Reporter) -> None:
 
 
 def run(
-    console: Console, guest_kernel: Suite = "trixie", older_qemus: Collection[older_qemu.Suite] = ()
+    console: Console,
+    guest_kernel: Suite = "trixie",
+    older_qemus: Collection[older_qemu.Suite] = (),
+    extras: Collection[str] = (),
 ) -> dict[str, float]:
     """Do what is not done yet; return the seconds of each step.
 
     :raises SetupError: a step failed. What was done stays, and running again goes on from there.
     """
     cache = cache_dir()
-    row = steps(guest_kernel, older_qemus)
+    row = steps(guest_kernel, older_qemus, extras)
     # All of them, so that a wrong NVMUSER_SPDK or NVMUSER_QEMU is reported before anything is done.
     if all([step.done() for step in row]):
         # Nothing to write: this also serves another user's cache that we may only read.

@@ -41,6 +41,16 @@ def fetch(reporter: Reporter) -> None:
     artifact.remove(private.root)
 
 
+def tarball(reporter: Reporter) -> Path:
+    """The source package that holds SPDK; fetched where it is not here any more."""
+    facts = artifact.read_manifest(_found())
+    if facts is None or not (_downloads() / facts["tarball"]).exists():
+        fetch(reporter)
+        facts = artifact.read_manifest(_found())
+    assert facts is not None
+    return _downloads() / str(facts["tarball"])
+
+
 def _downloads() -> Path:
     # Not an artifact: a partial download is worth keeping. apt checks a file that is there before it uses it.
     return cache_dir() / "download"
