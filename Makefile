@@ -34,7 +34,7 @@ demo: setup ## boot a guest on an SPDK volume, run fio in it: out/demo/report.ht
 	$(BIN)/nvmuser bench demo --output out/demo
 
 test: setup test-packages lint type ## set up, then every check and test but the matrix
-	$(BIN)/nvmuser setup --guest-kernel bookworm --qemu bookworm --qemu trixie
+	$(BIN)/nvmuser setup --guest-kernel bookworm --qemu bookworm --qemu trixie --with rbd
 	$(MAKE) --no-print-directory -C tests/c check
 	$(BIN)/pytest -q -n 2 tests/unit
 	$(BIN)/pytest -m 'not matrix' --durations=15 --ignore tests/unit
@@ -42,7 +42,7 @@ test: setup test-packages lint type ## set up, then every check and test but the
 test-matrix: setup test-packages ## every guest kernel, firmware and number of controllers, the packages (long)
 	@ci/install-packages ci/debian-packages-deb.txt
 	@ci/install-packages ci/debian-packages-matrix.txt
-	$(BIN)/nvmuser setup --guest-kernel bookworm --qemu bookworm --qemu trixie
+	$(BIN)/nvmuser setup --guest-kernel bookworm --qemu bookworm --qemu trixie --with rbd
 	$(BIN)/pytest -m matrix
 
 lint: $(STAMP) ## ruff, its formatter too

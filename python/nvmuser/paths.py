@@ -76,6 +76,11 @@ class StateDir:
         return self.root / "supervisor.json"
 
     @property
+    def fences(self) -> Path:
+        """As which client each process of ours is known to Ceph clusters (`nvmuser.hostfs.fences`)."""
+        return self.root / "fences.json"
+
+    @property
     def host_nqn(self) -> Path:
         """By what name this installation is known to remotes."""
         return self.root / "hostnqn"

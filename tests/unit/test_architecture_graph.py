@@ -18,7 +18,8 @@ KNOWS: dict[str, set[str]] = {
     "hostfs": {"errors", "model", "nvmf_vfio", "paths"},
     "rpc": {"errors", "hostfs", "paths"},
     "store": {"errors", "hostfs", "model"},
-    "reconcile": {"errors", "hostfs", "model", "paths", "rpc", "store"},
+    "ceph": {"errors", "model"},
+    "reconcile": {"ceph", "errors", "hostfs", "model", "paths", "rpc", "store"},
     "toolchain": {"errors", "hostfs", "nvmf_vfio", "paths"},
     "pci": {"errors", "hostfs", "toolchain"},
     "client": {"errors"},
@@ -27,14 +28,14 @@ KNOWS: dict[str, set[str]] = {
                    "store", "toolchain"},
     "initiator": {"errors", "hostfs", "supervisor", "toolchain"},
     "guest": {"errors", "hostfs", "model", "paths", "supervisor", "toolchain"},
-    "doctor": {"errors", "hostfs", "model", "paths", "reconcile", "store", "supervisor", "toolchain"},
+    "doctor": {"ceph", "errors", "hostfs", "model", "paths", "reconcile", "store", "supervisor", "toolchain"},
     "bench": {
         "errors", "guest", "hostfs", "initiator", "model", "nvmf_vfio", "paths", "pci", "reconcile", "rpc", "store",
         "supervisor", "toolchain",
     },
     "api": {"errors", "guest", "hostfs", "model", "paths", "reconcile", "rpc", "store", "supervisor"},
-    "cli": {"api", "bench", "collector", "doctor", "errors", "guest", "hostfs", "model", "paths", "reconcile", "rpc",
-            "store", "supervisor", "toolchain"},
+    "cli": {"api", "bench", "ceph", "collector", "doctor", "errors", "guest", "hostfs", "model", "paths", "reconcile",
+            "rpc", "store", "supervisor", "toolchain"},
 }  # fmt: skip
 """Package or module of nvmuser → what it may import."""
 

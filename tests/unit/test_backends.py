@@ -25,6 +25,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "null": {"size": MIB, "volatile": True},
     "lvol": {"size": 4 * MIB, "pool": "p"},
     "remote": {"remote": "r", "remote_nsid": 1},
+    "rbd": {"cluster": "c", "pool_name": "p"},
     "raid1": {"members": ("a", "b")},
     "concat": {"members": ("a", "b")},
     "delay": {"base": "a"},
@@ -33,7 +34,7 @@ GIVEN: dict[str, dict[str, Any]] = {
 FOREIGN: dict[str, Any] = {
     "size": MIB, "path": "/x", "owned": True, "pool": "p", "thin": True, "snapshot_of": "a", "clone_of": "a",
     "inflated": True, "remote": "r", "remote_nsid": 1, "members": ("a", "b"), "base": "a", "latency_us": 5,
-    "stale": ("a",),
+    "stale": ("a",), "cluster": "c", "pool_name": "p", "image": "i", "create": True,
 }  # fmt: skip
 
 

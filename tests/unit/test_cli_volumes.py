@@ -219,7 +219,10 @@ def test_what_can_be_judged_without_a_target_is(run: Run) -> None:
     ok(run("volume", "create", "l", "--backend", "lvol", "--pool", "p", "--size", "2M"))
     for arguments, words in (
         (("clone", "x", "l"), "volume l is no snapshot, and only snapshots have clones"),
-        (("snapshot", "x", "disk"), "volume disk is in no pool, and only volumes in a pool have snapshots"),
+        (
+            ("snapshot", "x", "disk"),
+            "volume disk is a file volume, and only volumes in a pool or in Ceph",
+        ),
         (("inflate", "l"), "volume l: it is no clone, so that there is nothing to inflate"),
         (("grow", "l", "512K"), "cannot shrink from 2M to 1M"),
     ):

@@ -59,7 +59,7 @@ def test_unknown_and_mistyped_fields() -> None:
         object_from_json({"kind": "volume", "name": "a", "size": "1G"})
     with pytest.raises(UsageError, match=re.escape("controller.namespaces[0]: missing volume")):
         object_from_json({"kind": "controller", "name": "a", "namespaces": [{}]})
-    with pytest.raises(UsageError, match="choose from volume, pool, remote, controller"):
+    with pytest.raises(UsageError, match="choose from volume, pool, remote, cluster, controller"):
         object_from_json({"kind": "disk", "name": "a"})
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from nvmuser.errors import NvmuserError
 from nvmuser.hostfs import sockets, unix_diag
-from nvmuser.model.desired import Entry
+from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller
 from nvmuser.paths import StateDir
@@ -145,7 +145,7 @@ def test_many_directories_are_prepared_and_tidied_with_one_look(
     for name in names:
         listen(f"run/target/{name}/cntrl").close()
     gone = [Entry(Controller(key.name), deleting=True) for key in keys]
-    assert tidy(state, gone) == {}
+    assert tidy(state, gone, Desired()) == {}
     assert len(looks) == 2
     assert [path.name for path in (tmp_path / "run/target").iterdir()] == ["20"]
     served.close()

@@ -22,6 +22,7 @@ _COMMANDS = {
     "api": ("api", "Serve a REST API, metrics and a page."),
     "apply": ("spec", "Make this deployment what a file describes."),
     "bench": ("bench", "Measure from inside a guest, and compare."),
+    "cluster": ("cluster", "Clusters: Ceph, whose images become volumes."),
     "completion": ("completion", "Print a script for completion in bash, zsh or fish."),
     "controller": ("controller", "Controllers: each is one NVMe controller for one guest."),
     "diff": ("spec", "Show what `apply` would change."),

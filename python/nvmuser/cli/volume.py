@@ -8,10 +8,12 @@ from typing import Any
 import click
 from rich.table import Table
 
+from nvmuser.ceph.images import named
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, plain, run, say, say_object
 from nvmuser.cli.rename import rename
+from nvmuser.cli.volume_snapshots import clone, inflate, rollback, seize, snapshot
 from nvmuser.cli.volume_stats import stats
 from nvmuser.errors import UsageError
 from nvmuser.hostfs.space import file_systems
@@ -24,7 +26,7 @@ from nvmuser.model.keys import Key
 from nvmuser.model.objects import NO_LIMITS, Limits, Volume
 from nvmuser.model.sizes import approximate, parse_size, rounding
 from nvmuser.paths import StateDir
-from nvmuser.reconcile import backends, space
+from nvmuser.reconcile import backends, seizure, space
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.supervisor import control
@@ -63,23 +65,35 @@ def volume() -> None:
 )
 @click.option("--remote", "remote", default="", help="remote: the remote.")
 @click.option("--nsid", "remote_nsid", type=int, default=0, help="remote: the number of the namespace there.")
+@click.option("--cluster", default="", help="rbd: the Ceph cluster.")
+@click.option("--pool-name", default="", help="rbd: the pool there.")
+@click.option("--image", default="", help="rbd: the image there. Default: the volume's name.")
+@click.option("--create", is_flag=True, help="rbd: make the image, of --size, where there is none.")
+@click.option(
+    "--seize", "seize_", is_flag=True, help="rbd: whoever has the image locked is kept out of the cluster for good."
+)
 @click.option("--member", "members", multiple=True, help="raid1, concat: a volume. May be repeated.")
 @click.option("--base", default="", help="delay, error: the volume below.")
 @click.option("--latency-us", type=int, default=0, help="delay: what each I/O takes longer, in microseconds.")
 @json_option
 @click.pass_obj
-def create(state: StateDir, /, name: str, size: str | None, block_size: str, as_json: bool, **fields: Any) -> None:
+def create(
+    state: StateDir, /, name: str, size: str | None, block_size: str, seize_: bool, as_json: bool, **fields: Any
+) -> None:
     """Declare a volume.
 
     \b
     nvmuser volume create data --size 10G
     nvmuser volume create scratch --size 1G --backend malloc --volatile
     nvmuser volume create db --backend lvol --pool fast --size 20G --thin
+    nvmuser volume create web --backend rbd --cluster ceph --pool-name vms --image web --size 20G --create
     """
     bytes_ = parse_size(size) if size else 0
     if size and not bytes_:
         raise UsageError(f"volume {name}: size 0; say how large it is, such as --size 1G")
     volume = Volume(name, size=bytes_, block_size=int(block_size), **fields)
+    if seize_:
+        seizure.seize(state, replace(volume, image=volume.image or name), control.load(state))
     outcome = run(control.submit(state, Change(create=(volume,))))
     say_object(outcome, as_json, f"volume {name} created{_rounding(outcome, size, name)}")
     if not as_json:
@@ -100,6 +114,7 @@ def list_(state: StateDir, as_json: bool) -> None:
     table = Table("volume", "backend", "size", "allocated", "used by", "where", "")
     for volume, data in rows:
         where = volume.path or volume.pool or volume.remote or volume.base or ", ".join(volume.members)
+        where = f"{volume.cluster}: {named(volume)}" if volume.cluster else where
         table.add_row(
             volume.name, volume.backend, *map(_size, _sizes(data)), ", ".join(data["used_by"]), where, _note(volume)
         )
@@ -129,23 +144,25 @@ def show(state: StateDir, name: str, as_json: bool) -> None:
 @volume.command()
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Its data may be deleted too.")
-@click.option("--keep-file", is_flag=True, help="Its file stays, also one that nvmuser made.")
+@click.option("--keep-file", is_flag=True, help="Its file or image stays, also one that nvmuser made.")
 @json_option
 @click.pass_obj
 def delete(state: StateDir, name: str, yes: bool, keep_file: bool, as_json: bool) -> None:
     """Take a volume away.
 
     A file that nvmuser made goes with it, wherever it is, but with --keep-file. A file or block device that was there
-    before the volume stays as it is.
+    before the volume stays as it is. The same holds for images in Ceph.
 
     \b
     nvmuser volume delete scratch --yes
     nvmuser volume delete data --keep-file
     """
     change = Change(delete=(Key("volume", name),), wipe=yes, keep_files=keep_file)
-    path = _in(control.load(state), name).path if keep_file else ""
+    going = _in(control.load(state), name)
+    path = (going.path or named(going)) if keep_file else ""
+    what = "file" if going.path else "image"
     outcome = run(control.submit(state, change))
-    say_object(outcome, as_json, f"volume {name} deleted" + (f"; its file stays: {path}" if path else ""))
+    say_object(outcome, as_json, f"volume {name} deleted" + (f"; its {what} stays: {path}" if path else ""))
 
 
 @volume.command()
@@ -185,52 +202,6 @@ def limit(state: StateDir, /, name: str, as_json: bool, **limits: int) -> None:
     outcome = run(control.alter(state, lambda desired: replace(_in(desired, name), limits=wanted)))
     text = f"limited to {_limits(wanted)}" if wanted != NO_LIMITS else "without limits"
     say_object(outcome, as_json, f"volume {name} is {text}")
-
-
-@volume.command()
-@click.argument("name")
-@click.argument("source")
-@json_option
-@click.pass_obj
-def snapshot(state: StateDir, name: str, source: str, as_json: bool) -> None:
-    """NAME is how SOURCE, a volume in a pool, is now; read only."""
-    of = _source(control.load(state), source)
-    volume = Volume(name, "lvol", pool=of.pool, block_size=of.block_size, snapshot_of=source, volatile=of.volatile)
-    outcome = run(control.submit(state, Change(create=(volume,))))
-    say_object(outcome, as_json, f"snapshot {name} of {source} created")
-
-
-@volume.command()
-@click.argument("name")
-@click.argument("source")
-@json_option
-@click.pass_obj
-def clone(state: StateDir, name: str, source: str, as_json: bool) -> None:
-    """NAME begins as the snapshot SOURCE is, and shares its space until it is written."""
-    of = _source(control.load(state), source)
-    volume = Volume(name, "lvol", pool=of.pool, block_size=of.block_size, clone_of=source, volatile=of.volatile)
-    outcome = run(control.submit(state, Change(create=(volume,))))
-    say_object(outcome, as_json, f"clone {name} of {source} created")
-
-
-@volume.command()
-@click.argument("name")
-@json_option
-@click.pass_obj
-def inflate(state: StateDir, name: str, as_json: bool) -> None:
-    """Make a clone independent of its snapshot."""
-    outcome = run(control.alter(state, lambda desired: replace(_in(desired, name), inflated=True)))
-    say_object(
-        outcome, as_json, f"volume {name} is {'to be' if outcome.pending else 'now'} independent of its snapshot"
-    )
-
-
-def _source(desired: Desired, name: str) -> Volume:
-    """What is to have a snapshot or a clone."""
-    volume = _in(desired, name)
-    if not volume.pool:
-        raise UsageError(f"volume {name} is in no pool, and only volumes in a pool have snapshots and clones")
-    return volume
 
 
 def _note_space(state: StateDir, name: str) -> None:
@@ -280,6 +251,8 @@ def replace_member(state: StateDir, name: str, old: str, new: str, size: str | N
 
 
 volume.add_command(stats)
+for command in (snapshot, clone, inflate, rollback, seize):
+    volume.add_command(command)
 volume.add_command(rename("volume", "data web-data", "; so does its file"))
 
 

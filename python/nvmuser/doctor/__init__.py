@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nvmuser.doctor import machine, parts, space, state_dir
+from nvmuser.doctor import ceph, machine, parts, space, state_dir
 from nvmuser.doctor.check import Check, Finding
 from nvmuser.errors import NvmuserError
 from nvmuser.paths import StateDir
@@ -19,6 +19,7 @@ CHECKS: tuple[Check, ...] = (
     parts.accelerator,
     parts.bindings,
     parts.libvfio,
+    ceph.module,
     machine.hugepages,
     machine.hugetlbfs,
     machine.memory_lock,
@@ -31,6 +32,7 @@ CHECKS: tuple[Check, ...] = (
     state_dir.stale_sockets,
     state_dir.log_sizes,
     space.space,
+    ceph.clusters,
 )
 """In the order in which a person would act on what they find."""
 

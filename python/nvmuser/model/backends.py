@@ -86,6 +86,15 @@ BACKENDS: dict[str, Backend] = {
             requires=("remote", "remote_nsid"),
             needs="a remote and the number of a namespace there",
         ),
+        Backend(
+            "rbd",
+            "an image in a Ceph --cluster",
+            ("size", "cluster", "pool_name", "image", "create", "owned", "snapshot_of", "clone_of", "inflated"),
+            requires=("cluster", "pool_name"),
+            needs="a cluster and the name of a pool there (--pool-name)",
+            grows=True,
+            interrupts=True,
+        ),
         Backend("raid1", "a mirror of each --member", **_MEMBERS | {"takes": ("members", "stale")}),  # type: ignore[arg-type]
         Backend("concat", "each --member, one after the other", **_MEMBERS),  # type: ignore[arg-type]
         Backend("delay", "a --base made slower, for tests", ("base", "latency_us"), **_BASE),  # type: ignore[arg-type]
@@ -94,7 +103,12 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-_OPTIONS = {"remote_nsid": "--nsid", "latency_us": "--latency-us", "members": "--member"}
+_OPTIONS = {
+    "remote_nsid": "--nsid",
+    "latency_us": "--latency-us",
+    "members": "--member",
+    "pool_name": "--pool-name",
+}
 """Of the command line, where they are written otherwise than the fields."""
 
 
@@ -113,6 +127,8 @@ def check_declared(volume: Volume) -> str:
                 return f"{_spoken(field)} is for {whose}; this is {backend.article} {backend.name} volume: leave it out"
     if volume.snapshot_of and (volume.thin or volume.clone_of):
         return "a snapshot takes no thin and no clone_of"
+    if volume.create and (volume.snapshot_of or volume.clone_of):
+        return "a snapshot and a clone take no create: they are always made"
     if volume.inflated and not volume.clone_of:
         return "it is no clone, so that there is nothing to inflate"
     return ""

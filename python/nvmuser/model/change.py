@@ -196,13 +196,13 @@ def _bottom_up(objects: Sequence[AnyObject]) -> Iterator[AnyObject]:
 
 
 def _going(one: AnyObject, change: Change) -> AnyObject:
-    """What is being deleted; without its file where that is kept.
+    """What is being deleted; without its file or image where that is kept.
 
     :raises UsageError: a file is to stay of what has none.
     """
     if not change.keep_files or isinstance(one, Controller):
         return one
-    if not isinstance(one, Volume) or one.backend != "file":
+    if not isinstance(one, Volume) or one.backend not in ("file", "rbd"):
         raise UsageError(f"{one.key.words}: it has no file that could be kept")
     return replace(one, owned=False)
 
@@ -239,9 +239,10 @@ def _numbered(controller: Controller) -> Controller:
 
 _FIXED = {
     "volume": ("backend", "block_size", "path", "owned", "pool", "snapshot_of", "clone_of", "remote",
-               "remote_nsid", "base", "volatile"),
+               "remote_nsid", "cluster", "pool_name", "image", "base", "volatile"),
     "pool": ("base", "cluster_size"),
     "remote": ("nqn",),
+    "cluster": ("conf", "user", "keyring"),
     "controller": (),
     "target": (),
 }  # fmt: skip

@@ -13,7 +13,7 @@ from nvmuser.errors import ConflictError, NotFoundError, UsageError
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.keys import Key
 from nvmuser.model.named import NamedInSpdk
-from nvmuser.model.objects import AnyObject, Controller, Pool, Remote, TargetSettings, Volume
+from nvmuser.model.objects import AnyObject, Cluster, Controller, Pool, Remote, TargetSettings, Volume
 from nvmuser.paths import DEFAULT_TARGET
 
 
@@ -67,6 +67,15 @@ class Desired:
 
     def remotes(self) -> list[Remote]:
         return [wanted for wanted in self.wanted() if isinstance(wanted, Remote)]
+
+    def clusters(self) -> list[Cluster]:
+        return [wanted for wanted in self.wanted() if isinstance(wanted, Cluster)]
+
+    def cluster_of(self, volume: Volume) -> Cluster:
+        """Also of one that is being deleted, as its cluster may be."""
+        one = self.entries[Key(Cluster.kind, volume.cluster)].object
+        assert isinstance(one, Cluster)
+        return one
 
     def targets(self) -> list[TargetSettings]:
         """Those that are declared: the default one need not be among them."""
@@ -157,6 +166,7 @@ class Desired:
             ("serial number", [(controller.serial, controller.key) for controller in controllers]),
             ("path", [(volume.path, volume.key) for volume in volumes]),
             ("namespace", [(_of_remote(volume), volume.key) for volume in volumes]),
+            ("image", [(_of_cluster(volume), volume.key) for volume in volumes]),
             ("UUID", [(volume.uuid, volume.key) for volume in volumes]),
             *(("spdk_name", [(one.in_spdk, one.key) for one in group]) for group in self._in_spdk()),
         ):
@@ -170,6 +180,7 @@ class Desired:
         """What has to differ in its name there."""
         yield self.pools()
         yield self.remotes()
+        yield self.clusters()
         pools: dict[str, list[Volume]] = {}
         for volume in self.volumes():
             pools.setdefault(volume.pool, []).append(volume)
@@ -255,3 +266,11 @@ class Desired:
 def _of_remote(volume: Volume) -> str:
     """The namespace that it is of a remote, in words; empty for other volumes. SPDK has one bdev for each."""
     return f"{volume.remote_nsid} of remote {volume.remote}" if volume.remote else ""
+
+
+def _of_cluster(volume: Volume) -> str:
+    """The image or snapshot that it is, in words; empty for other volumes. Of each there is one writer."""
+    if not volume.cluster or not volume.image:
+        return ""
+    snapshot = f"@{volume.in_spdk}" if volume.snapshot_of else ""
+    return f"{volume.pool_name}/{volume.image}{snapshot} of cluster {volume.cluster}"

@@ -53,6 +53,8 @@ def _derived(volume: Volume, find: Find) -> Volume:
     if source.pool != volume.pool:
         where = f"in pool {source.pool}" if source.pool else "in no pool"
         raise refuse(f"a {word} is in the same pool as what it is of; volume {name} is {where}")
+    if "snapshot_of" not in BACKENDS[source.backend].takes or source.backend != volume.backend:
+        raise refuse(f"volume {name} is {BACKENDS[source.backend].article} {source.backend} volume, and has no {word}")
     if word == "clone" and not source.snapshot_of:
         raise refuse(
             f"volume {name} is no snapshot, and only snapshots have clones: `nvmuser volume snapshot NEW {name}` first"

@@ -1,4 +1,4 @@
-"""What a person declares: volumes, pools, remotes, controllers, how the target is run. Frozen, validated, and
+"""What a person declares: volumes, pools, remotes, clusters, controllers, how the target is run. Frozen, validated, and
 JSON both ways.
 
 Owns the shape of each object alone. The rules across objects (references, uniqueness) are
@@ -29,6 +29,8 @@ NQN_MAX = 223
 BLOCK_SIZES = (512, 4096)
 SERIAL_MAX = 20
 _NQN = re.compile(NQN)
+CEPH_NAME = r"([^\s/@]{1,96})?"
+"""Of a pool, an image or a user; `/` and `@` divide them where they are written together."""
 
 MAX_CONTROLLERS = 0xFFEF
 """Of one target: controller ids FFF0h to FFFFh are reserved (NVM Express Base Specification, Controller Identifier)."""
@@ -81,6 +83,7 @@ class Volume(NamedInSpdk):
     refers: ClassVar[Mapping[str, str]] = {
         "pool": "pool",
         "remote": "remote",
+        "cluster": "cluster",
         **dict.fromkeys(("members", "stale", "base", "snapshot_of", "clone_of"), "volume"),
     }
     rules: ClassVar[Rules] = {
@@ -89,6 +92,8 @@ class Volume(NamedInSpdk):
         "block_size": {"enum": list(BLOCK_SIZES)},
         "remote_nsid": {"minimum": 0},
         "latency_us": {"minimum": 0},
+        "pool_name": {"pattern": CEPH_NAME},
+        "image": {"pattern": CEPH_NAME},
     }
 
     backend: str = "file"
@@ -98,7 +103,7 @@ class Volume(NamedInSpdk):
     path: str = ""
     """file: the backing file or block device; empty in a declaration: one of our own, in the state directory."""
     owned: bool = False
-    """file: we made the backing file, so that deleting the volume deletes it."""
+    """file, rbd: we made the backing file or image, so that deleting the volume deletes it."""
     pool: str = ""
     thin: bool = False
     """file, lvol: more may be promised than there is space. lvol: it takes space from its pool only as it is written;
@@ -106,9 +111,16 @@ class Volume(NamedInSpdk):
     snapshot_of: str = ""
     clone_of: str = ""
     inflated: bool = False
-    """lvol: has been made independent of the snapshot it came from."""
+    """lvol, rbd: has been made independent of the snapshot it came from."""
     remote: str = ""
     remote_nsid: int = 0
+    cluster: str = ""
+    pool_name: str = ""
+    """rbd: of a pool in the cluster."""
+    image: str = ""
+    """rbd: its name there; empty in a declaration: the volume's own. A snapshot is of this image, by its own name."""
+    create: bool = False
+    """rbd: make the image where there is none."""
     base: str = ""
     """delay, error: the volume below."""
     latency_us: int = 0
@@ -137,7 +149,7 @@ class Volume(NamedInSpdk):
             return UsageError(f"volume {self.name}: {reason}")
 
         backend = BACKENDS[self.backend]
-        needs_size = backend.sized and not (self.path or self.snapshot_of or self.clone_of)
+        needs_size = backend.sized and not (self.path or self.cluster or self.snapshot_of or self.clone_of)
         if needs_size and not self.size:
             raise refuse(f"{backend.article} {self.backend} volume needs a size above 0, such as --size 1G")
         if backend.volatile and not self.volatile:
@@ -146,6 +158,9 @@ class Volume(NamedInSpdk):
             raise refuse(f"{backend.article} {self.backend} volume needs {backend.needs}")
         if self.latency_us < 0:
             raise refuse(f"latency of {self.latency_us} microseconds: it is 0 or more")
+        for field in ("pool_name", "image"):
+            if (text := getattr(self, field)) and not re.fullmatch(CEPH_NAME, text):
+                raise refuse(f"its {field}, {text!r}, cannot be one in Ceph: no /, @ and spaces")
         if len(self.path.encode()) > 4095:
             raise refuse("its path is longer than 4095 bytes")
 
@@ -162,6 +177,7 @@ class Volume(NamedInSpdk):
         keys = [Key("volume", name) for name in volumes]
         keys += [Key("pool", self.pool)] if self.pool else []
         keys += [Key("remote", self.remote)] if self.remote else []
+        keys += [Key("cluster", self.cluster)] if self.cluster else []
         return tuple(keys)
 
 
@@ -221,6 +237,35 @@ class Remote(NamedInSpdk):
     def check_declared(self) -> None:
         if not re.fullmatch(REMOTE_NQN, self.nqn) or len(self.nqn.encode()) > NQN_MAX:
             raise UsageError(f"remote {self.name}: NQN {self.nqn!r} is not of the form nqn.yyyy-mm.domain:name")
+
+    @property
+    def depends_on(self) -> tuple[Key, ...]:
+        return ()
+
+
+@dataclass(frozen=True)
+class Cluster(NamedInSpdk):
+    """A Ceph cluster, in whose pools images are volumes. Several targets may be connected to it."""
+
+    kind: ClassVar[str] = "cluster"
+    rules: ClassVar[Rules] = {**NamedInSpdk.rules, "user": {"pattern": r"[^\s/@]{1,96}"}}
+
+    conf: str = "/etc/ceph/ceph.conf"
+    """Path of its ceph.conf, which names the monitors."""
+    user: str = "admin"
+    """By which name we are known there, without `client.`."""
+    keyring: str = ""
+    """Path of the file with the user's key; empty: as `conf` says. What is in it is read by librados alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.user or not re.fullmatch(CEPH_NAME, self.user) or self.user.startswith("client."):
+            raise UsageError(f"cluster {self.name}: user {self.user!r}: as in client.USER, without `client.`")
+
+    def check_declared(self) -> None:
+        for field in ("conf", "keyring"):
+            if (path := getattr(self, field)) and not path.startswith("/"):
+                raise UsageError(f"cluster {self.name}: {field} {path}: give an absolute path")
 
     @property
     def depends_on(self) -> tuple[Key, ...]:
@@ -343,8 +388,10 @@ class TargetSettings(Object):
         return ()
 
 
-AnyObject = Volume | Pool | Remote | Controller | TargetSettings
-KINDS: dict[str, type[AnyObject]] = {kind.kind: kind for kind in (Volume, Pool, Remote, Controller, TargetSettings)}
+AnyObject = Volume | Pool | Remote | Cluster | Controller | TargetSettings
+KINDS: dict[str, type[AnyObject]] = {
+    kind.kind: kind for kind in (Volume, Pool, Remote, Cluster, Controller, TargetSettings)
+}
 
 
 def object_from_json(data: Mapping[str, Any]) -> AnyObject:

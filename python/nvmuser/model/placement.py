@@ -1,8 +1,8 @@
 """On which target each object is, where a host has several: with its controller, and without one on the default target.
 
 Pure. Only controllers name a target; what lies below one is there with it, so that whatever hangs together (a pool and
-its volumes, a mirror and its members) is on one target. Remotes alone may be attached on several. What is being deleted
-is where it was, as far as that can be known; `nvmuser.reconcile.site` closes it wherever it finds it.
+its volumes, a mirror and its members) is on one target. Remotes and clusters alone may be attached on several. What is
+being deleted is where it was, as far as that can be known; `nvmuser.reconcile.site` closes it wherever it finds it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from nvmuser.errors import ConflictError, NotFoundError
 from nvmuser.model import cores
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Controller, Remote, TargetSettings, Volume
+from nvmuser.model.objects import Cluster, Controller, Remote, TargetSettings, Volume
 from nvmuser.paths import DEFAULT_TARGET
 
-UNBOUND = (Remote.kind, TargetSettings.kind)
+_SHARED = (Remote.kind, Cluster.kind)
+UNBOUND = (*_SHARED, TargetSettings.kind)
 """Kinds of which nothing is tied to one target by what lies on it."""
 
 
@@ -83,10 +84,12 @@ def places(desired: Desired) -> Mapping[Key, frozenset[str]]:
     for key, entry in desired.entries.items():
         if isinstance(entry.object, TargetSettings):
             found[key] = frozenset({key.name})
-        elif isinstance(entry.object, Volume) and entry.object.remote:
-            shared.setdefault(Key(Remote.kind, entry.object.remote), set()).update(found[key])
-    remotes = [key for key in desired.entries if key.kind == Remote.kind]
-    return found | {key: frozenset(shared.get(key, {DEFAULT_TARGET})) for key in remotes}
+        elif isinstance(entry.object, Volume):
+            for below in entry.object.depends_on:
+                if below.kind in _SHARED:
+                    shared.setdefault(below, set()).update(found[key])
+    everywhere = [key for key in desired.entries if key.kind in _SHARED]
+    return found | {key: frozenset(shared.get(key, {DEFAULT_TARGET})) for key in everywhere}
 
 
 def on(desired: Desired, target: str, absent: Collection[Key] = ()) -> Desired:
@@ -166,7 +169,7 @@ def _below(desired: Desired, controller: Controller) -> Iterator[Key]:
     left, seen = list(controller.depends_on), set[Key]()
     while left:
         key = left.pop()
-        if key in seen or key.kind == Remote.kind:
+        if key in seen or key.kind in _SHARED:
             continue
         seen.add(key)
         yield key

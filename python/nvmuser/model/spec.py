@@ -29,6 +29,7 @@ SECTIONS = {
     "volumes": "volume",
     "snapshots": "volume",
     "remotes": "remote",
+    "clusters": "cluster",
     "controllers": "controller",
 }
 ONE = "target"
@@ -253,7 +254,7 @@ def merged(present: AnyObject, one: AnyObject, find: extent.Find) -> AnyObject:
     keep = [field for field in present.identity if not getattr(one, field)]
     keep += [field for field in NOT_FOR_PEOPLE if hasattr(one, field)]
     if isinstance(one, Volume):
-        keep += [field for field in ("path", "size") if not getattr(one, field)]
+        keep += [field for field in ("path", "size", "image") if not getattr(one, field)]
         keep += ["size"] if isinstance(present, Volume) and extent.rounded(one, find).size == present.size else []
     kept = {field: value for field in keep if (value := getattr(present, field)) != getattr(one, field)}
     whole: AnyObject = replace(one, **kept) if kept else one
@@ -303,7 +304,8 @@ def written(one: AnyObject, volumes: str = "", texts: bool = False) -> dict[str,
         if one.snapshot_of:
             data["of"] = data.pop("snapshot_of")
             data.pop("size", None)  # what it is of may have grown since
-            del data["backend"]
+            if one.backend == "lvol":
+                del data["backend"]
     return data
 
 

@@ -6,6 +6,7 @@ Owns no judgement: whether something is ours, matches or has drifted is `nvmuser
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -14,6 +15,8 @@ from nvmuser.errors import RpcServerError
 from nvmuser.model.objects import NO_LIMITS, Limits
 from nvmuser.rpc.client import Client
 
+_NO_METHOD = -32601
+"""JSON-RPC's code: SPDK was built, or started, without this module."""
 _DOWN = frozenset({"failed", "resetting", "reconnect_is_delayed"})
 """States of a path without a connection (module/bdev/nvme/bdev_nvme.c, `nvme_ctrlr_get_state_str`)."""
 
@@ -167,6 +170,10 @@ class Actual:
     lvstores: Mapping[str, Lvstore] = field(default_factory=dict)
     remotes: Mapping[str, RemoteController] = field(default_factory=dict)
     raids: Mapping[str, Raid] = field(default_factory=dict)
+    clusters: Mapping[str, str] = field(default_factory=dict)
+    """Our address in each Ceph cluster that there is a connection to, by its name."""
+    rbd: bool = False
+    """It has been started with the module for images in Ceph."""
     keys: Mapping[str, str] = field(default_factory=dict)
     """Files with a secret, by the name under which SPDK knows them."""
     profile: str = ""
@@ -202,6 +209,7 @@ def merged(found: Sequence[Actual]) -> Actual:
         lvstores={name: store for one in found for name, store in one.lvstores.items()},
         remotes={name: remote for one in found for name, remote in one.remotes.items()},
         raids={name: raid for one in found for name, raid in one.raids.items()},
+        clusters={name: address for one in found for name, address in one.clusters.items()},
         keys={name: path for one in found for name, path in one.keys.items()},
     )
 
@@ -211,7 +219,7 @@ async def query(rpc: Client) -> Actual:
 
     :raises RpcError: SPDK could not be asked.
     """
-    transports, bdevs, subsystems, lvstores, remotes, raids, keys, scheduler, reactors = await asyncio.gather(
+    transports, bdevs, subsystems, lvstores, remotes, raids, keys, clusters, scheduler, reactors = await asyncio.gather(
         rpc.call("nvmf_get_transports"),
         rpc.call("bdev_get_bdevs"),
         rpc.call("nvmf_get_subsystems"),
@@ -219,6 +227,7 @@ async def query(rpc: Client) -> Actual:
         _optional(rpc, "bdev_nvme_get_controllers"),
         _optional(rpc, "bdev_raid_get_bdevs", {"category": "all"}),
         _optional(rpc, "keyring_get_keys"),
+        _clusters(rpc),
         rpc.call("framework_get_scheduler"),
         rpc.call("framework_get_reactors"),
     )
@@ -243,10 +252,25 @@ async def query(rpc: Client) -> Actual:
         },
         remotes=_remotes(remotes),
         keys={key["name"]: key["path"] for key in keys if "path" in key},
+        clusters=clusters or {},
+        rbd=clusters is not None,
         raids={raid["name"]: Raid.from_spdk(raid) for raid in raids},
         profile=_profile(scheduler, reactors["reactors"]),
         cores=tuple(sorted(reactor["lcore"] for reactor in reactors["reactors"])),
     )
+
+
+async def _clusters(rpc: Client) -> dict[str, str] | None:
+    """None without the module (`bdev_rbd_get_clusters_info` in module/bdev/rbd/bdev_rbd_rpc.c)."""
+    try:
+        found = await rpc.call("bdev_rbd_get_clusters_info")
+    except RpcServerError as error:
+        if error.code == _NO_METHOD:
+            return None
+        if error.code == -errno.ENOENT:
+            return {}
+        raise
+    return {one["cluster_name"]: one.get("nonce") or "" for one in found}
 
 
 def _profile(scheduler: Mapping[str, Any], reactors: Sequence[Mapping[str, Any]]) -> str:
@@ -290,6 +314,6 @@ async def _optional(rpc: Client, method: str, params: Mapping[str, Any] | None =
     try:
         return await rpc.call(method, params)
     except RpcServerError as error:
-        if error.code == -32601:  # method not found
+        if error.code == _NO_METHOD:
             return []
         raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import NO_LIMITS, AnyObject, Controller, Pool, Remote, Volume
+from nvmuser.model.objects import NO_LIMITS, AnyObject, Cluster, Controller, Pool, Remote, Volume
 from nvmuser.reconcile import attachments, backends, mirrors
 from nvmuser.reconcile.actual import Actual, Bdev
 from nvmuser.reconcile.calls import Needs
@@ -72,6 +72,9 @@ class Additions:
                 self._ready[key] = self._pool(wanted, ready)
             elif isinstance(wanted, Remote):
                 self._ready[key] = attachments.ensure(wanted, self._actual, self._routes, self._draft)
+            elif isinstance(wanted, Cluster):
+                # Connected to beforehand (`nvmuser.reconcile.clusters`), and only where a volume of it is wanted.
+                self._ready[key] = () if wanted.in_spdk in self._actual.clusters else None
         return self._ready[key]
 
     def _freed(self, key: Key) -> list[int]:

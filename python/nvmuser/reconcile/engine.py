@@ -39,6 +39,7 @@ from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual, merged, query
 from nvmuser.reconcile.calls import Problem
 from nvmuser.reconcile.declare import check_cores, declared
+from nvmuser.reconcile.declare_images import completed
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.reroute import moved
 from nvmuser.reconcile.retraction import Retraction
@@ -206,6 +207,7 @@ class Engine:
         :returns: for each what it came to, or why nothing of it has changed.
         :raises NvmuserError: of none has anything changed.
         """
+        changes = await asyncio.to_thread(self._completed, changes)
         whole = joined(changes)
         before, after, moved = await asyncio.to_thread(self._record, whole, changes, actors)
         keys, carried = whole.keys | moved.keys(), False
@@ -258,6 +260,10 @@ class Engine:
 
     def _serves(self, name: str) -> bool:
         return name in self._sites and self._sites[name].rpc is not None
+
+    def _completed(self, changes: Sequence[Change]) -> list[Change]:
+        before = self._store.load()
+        return [completed(change, before) for change in changes]
 
     def _record(
         self, whole: Change, parts: Sequence[Change], actors: Sequence[Actor]
@@ -368,7 +374,7 @@ class Engine:
         return self._bury([e for key, e in deleted.items() if key not in here and not where[key] & unknown])
 
     def _bury(self, gone: list[Entry]) -> dict[Key, Problem]:
-        errors = tidy(self._state, gone)
+        errors = tidy(self._state, gone, self._store.load())
         if buried := [entry.object.key for entry in gone if entry.object.key not in errors]:
             with self._store.transaction():
                 self._store.remove(buried)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Controller, Pool, Remote, TargetSettings, Volume
+from nvmuser.model.objects import Cluster, Controller, Pool, Remote, TargetSettings, Volume
 from nvmuser.reconcile import backends, mirrors
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.calls import Needs
@@ -12,6 +12,8 @@ from nvmuser.reconcile.draft import Draft
 from nvmuser.reconcile.ownership import Ownership
 from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
+
+_Going = Volume | Pool | Remote | Cluster
 
 
 class Removals:
@@ -80,7 +82,7 @@ class Removals:
             request = methods.raid_remove_member(bdev)
             self._draft.release(bdev, self._draft.add("replace", request, mirror.volume.key))
 
-    def _remove(self, going: Volume | Pool | Remote) -> tuple[int, ...]:
+    def _remove(self, going: _Going) -> tuple[int, ...]:
         """The calls after which it is gone; what lies on it goes before."""
         if going.key in self._gone:
             return self._gone[going.key]
@@ -97,7 +99,7 @@ class Removals:
         self._gone[going.key] = tuple(after)
         return self._gone[going.key]
 
-    def _requested(self, going: Volume | Pool | Remote, request: Request, after: list[int]) -> list[int]:
+    def _requested(self, going: _Going, request: Request, after: list[int]) -> list[int]:
         # What a volume or a pool gives back may have to be written.
         needs = Needs(takes_long=not isinstance(going, Remote))
         call = self._draft.add("delete", request, going.key, after, needs=needs)
@@ -110,7 +112,7 @@ class Removals:
                 last = [self._draft.add("delete", methods.remove_key(name), going.key, last)]
         return last
 
-    def _request(self, going: Volume | Pool | Remote) -> Request | None:
+    def _request(self, going: _Going) -> Request | None:
         """None: it is not there, must not be deleted, or goes with what it lies on."""
         if isinstance(going, Volume):
             there = self._ownership.bdev(going) or self._actual.is_incomplete(going.in_spdk, going.uuid)
@@ -118,6 +120,8 @@ class Removals:
             return end(going, self._desired) if there else None
         if isinstance(going, Remote):
             return methods.detach_remote(going.in_spdk) if going.in_spdk in self._actual.remotes else None
+        if isinstance(going, Cluster):
+            return methods.unregister_cluster(going.in_spdk) if going.in_spdk in self._actual.clusters else None
         store = self._ownership.lvstore(going)
         if store is None or going.key in self._leaving:
             return None

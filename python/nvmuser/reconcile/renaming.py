@@ -40,7 +40,7 @@ async def rename(state: StateDir, engine: Engine, key: Key, name: str) -> Outcom
         # Nothing of it waits for a target, and what is wrong with others has nothing to do with it.
         outcome = replace(outcome, pending=False, problems=())
     elif name != key.name:
-        await asyncio.to_thread(tidy, state, [before])
+        await asyncio.to_thread(tidy, state, [before], engine.desired())
     return replace(outcome, objects=(after.object.to_json(),))
 
 

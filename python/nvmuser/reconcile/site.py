@@ -18,9 +18,10 @@ from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller
 from nvmuser.paths import StateDir
-from nvmuser.reconcile import backends, machine, pool_room, reasons
+from nvmuser.reconcile import backends, clusters, machine, pool_room, reasons
 from nvmuser.reconcile.actual import Actual, query
 from nvmuser.reconcile.calls import Call, Plan, Problem
+from nvmuser.reconcile.clusters import Clusters
 from nvmuser.reconcile.execute import Result, execute
 from nvmuser.reconcile.gates import directories
 from nvmuser.reconcile.outcome import Outcome
@@ -59,6 +60,7 @@ class Site:
         self._store = store
         self._scope = scope
         self._rebuilds = Rebuilds(store)
+        self._clusters = Clusters(state)
         self._directory = functools.cache(state.target_dir)
         self._turn = asyncio.Lock()
         self.rpc = rpc
@@ -97,6 +99,7 @@ class Site:
     async def _reconcile(self, rpc: Client, all_or_nothing: Collection[Key]) -> Outcome:
         calls, problems, current, actual = 0, dict[Key, Problem](), Plan(), Actual()
         unready = await asyncio.to_thread(lambda: self.ready_machine(self.wanted))
+        unready |= await self._ready_clusters(rpc)
         if not unready.keys().isdisjoint(all_or_nothing):
             return Outcome(0, tuple(unready.values()))
         without, opened, reopened = frozenset[Key](), set[Key](), False
@@ -228,7 +231,10 @@ class Site:
         if desired is not whole:
             # What is on its way to another target is not ours here, and nobody else's.
             found = replace(found, foreign=tuple(Ownership(whole, actual).foreign(self._directory)))
-        return replace(found, space=tuple(str(space) for space in pools(desired, actual).values() if space.short))
+        away = await clusters.away(desired, actual)
+        return replace(
+            found, away=away, space=tuple(str(space) for space in pools(desired, actual).values() if space.short)
+        )
 
     async def release(self) -> None:
         """Disconnect the guests from a target that is about to end: their I/O is finished when this returns.
@@ -261,6 +267,15 @@ class Site:
         made, problems = machine.provision(desired)
         self._mark(made)
         return problems | machine.grant(desired, self._state)
+
+    async def _ready_clusters(self, rpc: Client) -> dict[Key, Problem]:
+        """Connections to Ceph, and images."""
+        desired = await asyncio.to_thread(lambda: self.wanted)
+        if not any(volume.cluster for volume in desired.volumes()):
+            return {}
+        readied = await self._clusters.ready(desired, await query(rpc), rpc)
+        await asyncio.to_thread(self._mark, readied.made)
+        return readied.problems or {}
 
     def _adopt(self, desired: Desired, keys: Iterable[Key]) -> None:
         """Mark objects found in SPDK as provisioned: an earlier run may have died before it recorded them."""

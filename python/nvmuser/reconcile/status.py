@@ -31,6 +31,8 @@ class Status:
     """Those that lack a member, or are rebuilding one."""
     remotes: tuple[remotes.Way, ...] = ()
     """How each is reached."""
+    away: tuple[str, ...] = ()
+    """What of Ceph does not answer, in words: I/O to it waits."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -42,6 +44,7 @@ class Status:
             "space": list(self.space),
             "mirrors": [mirror.to_json() for mirror in self.mirrors],
             "remotes": [way.to_json() for way in self.remotes],
+            "away": list(self.away),
         }
 
 
@@ -63,6 +66,7 @@ def together(found: Sequence[Status], wanted: Sequence[Key]) -> Status:
         space=tuple(text for one in found for text in one.space),
         mirrors=tuple(mirror for one in found for mirror in one.mirrors),
         remotes=tuple(way for one in found for way in one.remotes),
+        away=tuple(dict.fromkeys(text for one in found for text in one.away)),
     )
 
 

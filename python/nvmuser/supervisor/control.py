@@ -118,6 +118,24 @@ async def rename(state: StateDir, key: Key, name: str, actor: Actor | None = Non
         return await renaming.rename(state, engine, key, name)
 
 
+async def roll_back(state: StateDir, key: Key, snapshot: Key, *, wipe: bool) -> Outcome:
+    """Make a volume in Ceph what a snapshot of it is.
+
+    :param wipe: what was written since may be lost.
+    :raises NvmuserError: it has not been rolled back.
+    """
+    params = {"key": str(key), "snapshot": str(snapshot), "wipe": wipe}
+    async with supervisor(state) as client:
+        if client:
+            return Outcome.from_json(await client.call("roll_back", params, timeout=None))
+    from nvmuser.reconcile import rollback
+    from nvmuser.reconcile.engine import Engine
+
+    permissions.check_ours(state)
+    with contextlib.closing(Engine(state)) as engine:
+        return await rollback.roll_back(engine, key, snapshot, wipe=wipe)
+
+
 async def take_back(state: StateDir, name: str) -> None:
     """Open the volumes of a controller whose guest does not go on elsewhere; with the next target, if there is none.
 

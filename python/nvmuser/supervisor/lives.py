@@ -88,6 +88,7 @@ class Lives:
             cores=cores.assigned(settings, os.sched_getaffinity(0))[name] if said in settings else said.cores,
             max_controllers=said.max_controllers,
             memory_mib=said.memory >> 20,
+            rbd=bool(self._ways.engine.desired().clusters()),
         )
 
     def standby_of(self, name: str) -> bool:

@@ -26,6 +26,7 @@ from nvmuser.paths import DEFAULT_TARGET, StateDir, named_in
 from nvmuser.rpc import Client
 from nvmuser.supervisor.process import Process
 from nvmuser.toolchain import Spdk, find_spdk
+from nvmuser.toolchain.rbd import MODULE, find_module
 from nvmuser.toolchain.spdk import check_prefix, default_prefix
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Options:
     :param profile: of `model.TargetSettings.profiles`; empty is the first.
     :param max_controllers: how many it has room for; 0: as many as NVMe has ids.
     :param memory_mib: what it takes when it starts.
+    :param rbd: with SPDK's module for images in Ceph.
     """
 
     hugepages: bool | None = None
@@ -56,6 +58,7 @@ class Options:
     profile: str = ""
     max_controllers: int = 0
     memory_mib: int = MEMORY_MIB
+    rbd: bool = False
 
     def resolve_hugepages(self) -> bool:
         """:raises TargetError: hugepages are asked for, but there are none."""
@@ -194,6 +197,7 @@ class Target:
         with _runtime_directory(state) as environment:
             startup = _startup(options, Path(environment["RUNTIME_DIRECTORY"]))
             argv = arguments(spdk, rpc_socket, options, startup)
+            environment |= {"LD_PRELOAD": str(find_module(spdk.prefix))} if options.rbd else {}
             process = Process.start(argv, pid_file=pid_file, log=log_file, environment=environment)
             try:
                 async with asyncio.timeout(_START_DEADLINE):
@@ -291,6 +295,7 @@ async def _options_of(process: Process, rpc: Client) -> Options:
     """How a target runs that an earlier supervisor started: by its command line, and its scheduler."""
     try:
         argv = Path(f"/proc/{process.pid}/cmdline").read_text(errors="replace").split("\0")
+        maps = Path(f"/proc/{process.pid}/maps").read_text(errors="replace")
         scheduler = (await rpc.call("framework_get_scheduler")).get("scheduler_name", "")
     except (OSError, RpcError) as error:
         log.warning("target %d: how it runs is not known: %s", process.pid, error)
@@ -300,7 +305,7 @@ async def _options_of(process: Process, rpc: Client) -> Options:
     cores = tuple(int(core) for core in mask.strip("[]").split(",") if core.isdigit())
     memory = argv[argv.index("--mem-size") + 1] if "--mem-size" in argv else ""
     memory_mib = int(memory) if memory.isdigit() else MEMORY_MIB
-    return Options("--no-huge" not in argv, cores, profile, memory_mib=memory_mib)
+    return Options("--no-huge" not in argv, cores, profile, memory_mib=memory_mib, rbd=MODULE in maps)
 
 
 def _last_error(log_file: Path, start: int) -> str:

@@ -23,6 +23,7 @@ from nvmuser.paths import DEFAULT_TARGET, StateDir
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.renaming import rename
+from nvmuser.reconcile.rollback import roll_back
 from nvmuser.rpc import Server
 from nvmuser.store.events import NOBODY, Actor, acting
 from nvmuser.supervisor import facts, logs, occupancy, reroutes, room
@@ -41,7 +42,19 @@ from nvmuser.toolchain.spdk import check_prefix
 
 log = logging.getLogger(__name__)
 
-_METHODS = ("change", "rename", "reconcile", "status", "drift", "restart", "upgrade", "hold", "stand_by", "stop")
+_METHODS = (
+    "change",
+    "rename",
+    "roll_back",
+    "reconcile",
+    "status",
+    "drift",
+    "restart",
+    "upgrade",
+    "hold",
+    "stand_by",
+    "stop",
+)
 _OBJECT = "object "
 """How what a trouble is about begins where it is an object."""
 
@@ -218,6 +231,12 @@ class Supervisor:
         async with self._changing:
             with acting(Actor.from_json(by) if by else NOBODY):
                 outcome = await rename(self._state, self._engine, old, name)
+        return await self._carried_out(outcome)
+
+    async def roll_back(self, key: str, snapshot: str, wipe: bool) -> dict[str, Any]:
+        """Make a volume in Ceph what a snapshot of it is."""
+        async with self._changing:
+            outcome = await roll_back(self._engine, Key.parse(key), Key.parse(snapshot), wipe=wipe)
         return await self._carried_out(outcome)
 
     async def _carried_out(self, outcome: Outcome) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.named import NamedInSpdk
-from nvmuser.model.objects import AnyObject, Controller, Pool, Remote, Volume
+from nvmuser.model.objects import AnyObject, Cluster, Controller, Pool, Remote, Volume
 from nvmuser.reconcile.actual import Actual, Bdev
 from nvmuser.reconcile.backends.base import Below, SpdkBackend
 from nvmuser.reconcile.backends.delay import DelayBackend
@@ -19,6 +19,7 @@ from nvmuser.reconcile.backends.lvol import LvolBackend
 from nvmuser.reconcile.backends.malloc import MallocBackend
 from nvmuser.reconcile.backends.null import NullBackend
 from nvmuser.reconcile.backends.raid import ConcatBackend, Raid1Backend
+from nvmuser.reconcile.backends.rbd import RbdBackend
 from nvmuser.reconcile.backends.remote import RemoteBackend
 from nvmuser.reconcile.calls import Needs
 from nvmuser.rpc import methods
@@ -32,6 +33,7 @@ REGISTRY: dict[str, SpdkBackend] = {
         NullBackend(),
         LvolBackend(),
         RemoteBackend(),
+        RbdBackend(),
         Raid1Backend(),
         ConcatBackend(),
         DelayBackend(),
@@ -59,7 +61,7 @@ def _below(volume: Volume, desired: Desired, actual: Actual | None = None) -> Be
     for name in filter(None, (*volume.members, volume.base, volume.snapshot_of, volume.clone_of)):
         below = _volume(name, desired)
         found[Key("volume", name)] = bdev_name(below, desired) if below else name
-    for kind, name in (("pool", volume.pool), ("remote", volume.remote)):
+    for kind, name in (("pool", volume.pool), ("remote", volume.remote), ("cluster", volume.cluster)):
         if not name:
             continue
         key = Key(kind, name)
@@ -76,7 +78,8 @@ def erases(pool: str, desired: Desired, actual: Actual) -> bool:
     while below:
         volume = below.pop()
         bdev = find(volume, desired, actual) if volume else None
-        if volume is None or volume.backend == "remote" or (bdev and not bdev.unmaps):
+        # librbd leaves out what is less than its granularity of discards, 64 KiB.
+        if volume is None or volume.backend in ("remote", "rbd") or (bdev and not bdev.unmaps):
             return False
         if volume.pool:  # which says that it unmaps whatever its base does
             return erases(volume.pool, desired, actual)
@@ -171,4 +174,6 @@ def present(one: AnyObject, desired: Desired, actual: Actual) -> bool:
         return (ours or actual.is_incomplete(one.in_spdk, one.uuid)) and not REGISTRY[one.backend].stays
     if isinstance(one, Pool):
         return one.in_spdk in actual.lvstores
+    if isinstance(one, Cluster):
+        return one.in_spdk in actual.clusters
     return isinstance(one, Remote) and one.in_spdk in actual.remotes

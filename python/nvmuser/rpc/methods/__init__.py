@@ -19,6 +19,7 @@ from nvmuser.rpc.methods.bdevs import (
     null_resize,
     set_limits,
 )
+from nvmuser.rpc.methods.clusters import rbd_create, rbd_rescan, register_cluster, unregister_cluster
 from nvmuser.rpc.methods.lvols import (
     lvol_clone,
     lvol_create,
@@ -76,8 +77,12 @@ __all__ = [
     "raid_create",
     "raid_remove_member",
     "raid_start_degraded",
+    "rbd_create",
+    "rbd_rescan",
+    "register_cluster",
     "remove_key",
     "remove_listener",
     "remove_namespace",
     "set_limits",
+    "unregister_cluster",
 ]

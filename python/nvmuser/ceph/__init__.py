@@ -1,0 +1,5 @@
+"""Ceph, as far as volumes in it need it: what librados and librbd are asked, in a process of its own.
+
+raw: those of their functions that are used (ctypes); worker: the process; images: what it is asked, and what its
+answers mean. The target opens images by SPDK's own module.
+"""

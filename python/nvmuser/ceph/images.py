@@ -1,0 +1,275 @@
+"""Images in Ceph: looked at, made, grown, removed, and taken from who holds them.
+
+Owns the questions to `worker`, and what its answers mean in words. It blocks: call it in a thread. What is wanted is
+decided by its callers.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nvmuser.ceph.worker import same_client
+from nvmuser.errors import AccessError, ConflictError, NotFoundError, NvmuserError, SetupError, UsageError
+from nvmuser.model.objects import Cluster, Volume
+from nvmuser.model.sizes import format_size
+
+_DEADLINE_S = 60.0
+"""Of a process that asks: each of its calls has its own, of 10 and 20 s."""
+_PATIENCE_S, _HEALTH_S = 10, 2
+_AWAY = (errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED)
+_DENIED = (errno.EPERM, errno.EACCES)
+
+Act = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Image:
+    """As the cluster has it."""
+
+    size: int
+    lockable: bool
+    """It has the feature exclusive-lock."""
+    lockers: tuple[tuple[str, str], ...]
+    """Client and address of whoever holds its lock."""
+    snapshots: tuple[str, ...]
+
+    @property
+    def holders(self) -> str:
+        """Who has it open, in words."""
+        return ", ".join(f"{address} ({client})" for client, address in self.lockers)
+
+    def held_by(self, addresses: Sequence[str]) -> list[str]:
+        """Which of these addresses hold it."""
+        return [one for one in addresses if any(same_client(one, address) for _, address in self.lockers)]
+
+
+def named(volume: Volume) -> str:
+    """As `rbd` has it: pool/image, with the snapshot."""
+    text = f"{volume.pool_name}/{volume.image}"
+    return f"{text}@{volume.in_spdk}" if volume.snapshot_of else text
+
+
+def ask(cluster: Cluster, acts: Sequence[Act], patience: int = _PATIENCE_S) -> list[Any]:
+    """Have a process do some things, one after the other. Of each its result, or the OSError that it ended with.
+
+    :param patience: seconds that monitors have to answer.
+    :raises SetupError: librbd is not installed, or no monitor answers.
+    :raises AccessError: the cluster does not admit the user.
+    """
+    request: Act = {"conf": cluster.conf, "user": cluster.user, "keyring": cluster.keyring, "acts": list(acts)}
+    request["patience"] = patience
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "nvmuser.ceph.worker"], input=json.dumps(request), capture_output=True, text=True,
+            timeout=_DEADLINE_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise SetupError(f"{cluster.key.words}: no answer within {_DEADLINE_S:g} s") from None
+    if done.returncode != 0:
+        why = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        raise SetupError(f"{cluster.key.words}: asking it failed: {why}{_missing(why)}")
+    answer = json.loads(done.stdout)
+    if failure := answer.get("failure"):
+        raise unconnected(cluster, failure["errno"])
+    return [_error(one["failure"]) if "failure" in one else one["result"] for one in answer["results"]]
+
+
+def _missing(why: str) -> str:
+    return ": install it (Debian: librbd1)" if "cannot open shared object" in why else ""
+
+
+def _error(failure: Mapping[str, Any]) -> OSError:
+    return OSError(failure["errno"], failure["text"], failure["function"])
+
+
+def unconnected(cluster: Cluster, number: int) -> NvmuserError:
+    """Why there is no connection, in words.
+
+    :param number: errno of rados_connect(3).
+    """
+    conf = cluster.conf or "ceph.conf"
+    who = f"client.{cluster.user}"
+    if number in _AWAY:
+        return SetupError(f"{cluster.key.words}: no monitor answers: see `mon host` in {conf}, and the network")
+    if number in _DENIED:
+        keyring = cluster.keyring or f"the keyring that {conf} names"
+        return AccessError(f"{cluster.key.words}: it does not admit {who} with the key in {keyring}")
+    if number == errno.ENOENT:
+        return UsageError(f"{cluster.key.words}: no key for {who}: see --keyring, and `keyring` in {conf}")
+    return SetupError(f"{cluster.key.words}: {os.strerror(number)}")
+
+
+def explained(error: OSError, cluster: Cluster, volume: Volume) -> NvmuserError:
+    """Why something could not be done with a volume's image, in words."""
+    what, who = f"image {named(volume)}", f"client.{cluster.user}"
+    if error.errno == errno.ENOENT and error.filename == "rados_ioctx_create":
+        return NotFoundError(f"cluster {cluster.name} has no pool {volume.pool_name}")
+    if error.errno == errno.ENOENT:
+        return NotFoundError(f"no such image in cluster {cluster.name}: {named(volume)}")
+    if error.errno in _DENIED:
+        return AccessError(
+            f"{what}: {who} may not: it needs `mon 'profile rbd' osd 'profile rbd pool={volume.pool_name}'`"
+        )
+    if error.errno in _AWAY:
+        return SetupError(f"{what}: the OSDs of cluster {cluster.name} do not answer")
+    if error.errno == errno.EBUSY:
+        return ConflictError(f"{what}: in use: a client has it open, or it has snapshots (`rbd status`, `rbd snap ls`)")
+    if error.errno == errno.EROFS:
+        return ConflictError(f"{what}: locked by another client (`rbd lock ls`)")
+    return SetupError(f"{what}: {error.strerror} ({error.filename})")
+
+
+def away(cluster: Cluster) -> str:
+    """What of a cluster does not answer, in words; empty when nothing is away.
+
+    :raises AccessError: the cluster does not admit the user.
+    """
+    try:
+        (found,) = ask(cluster, [{"act": "health"}], patience=_HEALTH_S)
+    except SetupError as error:
+        return str(error)
+    if isinstance(found, OSError):
+        return f"{cluster.key.words}: {found.strerror}"
+    up, known = found["num_up_osds"], found["num_osds"]
+    return f"{cluster.key.words}: {known - up} of {known} OSDs are down: I/O to them waits" if up < known else ""
+
+
+def look_at(cluster: Cluster, volumes: Sequence[Volume]) -> dict[Volume, Image | OSError]:
+    """What the cluster has of each volume's image.
+
+    :raises SetupError: see `ask`; likewise AccessError.
+    """
+    answers = ask(cluster, [_about(volume, "look") for volume in volumes])
+    return {
+        volume: found if isinstance(found, OSError) else _image(found)
+        for volume, found in zip(volumes, answers, strict=True)
+    }
+
+
+def _image(data: Mapping[str, Any]) -> Image:
+    lockers = tuple((client, address) for client, address in data["lockers"])
+    return Image(data["size"], data["lockable"], lockers, tuple(data["snapshots"]))
+
+
+def _about(volume: Volume, act: str, **more: Any) -> Act:
+    return {"act": act, "pool": volume.pool_name, "image": volume.image} | more
+
+
+def do(cluster: Cluster, volume: Volume, act: Act) -> Any:
+    """One thing to a volume's image.
+
+    :raises NvmuserError: why not, in words.
+    """
+    (result,) = ask(cluster, [act])
+    if isinstance(result, OSError):
+        raise explained(result, cluster, volume)
+    return result
+
+
+def make(cluster: Cluster, volume: Volume, of: Volume | None = None) -> None:
+    """Make a new volume's image, or its snapshot.
+
+    :param of: what a snapshot or a clone is of.
+    :raises NvmuserError: it could not be.
+    """
+    if volume.snapshot_of:
+        act = _about(volume, "snapshot", function="rbd_snap_create", name=volume.in_spdk)
+    elif of is not None:
+        act = _about(of, "clone", snapshot=of.in_spdk, name=volume.image)
+    else:
+        act = _about(volume, "create", size=volume.size)
+    do(cluster, volume, act)
+
+
+def grow(cluster: Cluster, volume: Volume) -> None:
+    """To the size that is wanted; whoever has the lock does it. A target that has it open sees it.
+
+    :raises NvmuserError: it could not be.
+    """
+    do(cluster, volume, _about(volume, "resize", size=volume.size))
+
+
+def remove(cluster: Cluster, volume: Volume) -> None:
+    """Remove an image that we made, or a snapshot. Nothing happens when it is not there any more.
+
+    :raises NvmuserError: it could not be.
+    """
+    act = _about(volume, "remove")
+    if volume.snapshot_of:
+        act = _about(volume, "snapshot", function="rbd_snap_remove", name=volume.in_spdk)
+    try:
+        do(cluster, volume, act)
+    except NotFoundError:
+        return
+
+
+def roll_back(cluster: Cluster, volume: Volume, snapshot: str) -> None:
+    """Make an image what a snapshot of it is. Nobody may have it open.
+
+    :raises NvmuserError: it could not be.
+    """
+    do(cluster, volume, _about(volume, "snapshot", function="rbd_snap_rollback", name=snapshot))
+
+
+def flatten(cluster: Cluster, volume: Volume) -> None:
+    """Make a clone independent of its snapshot.
+
+    :raises NvmuserError: it could not be.
+    """
+    do(cluster, volume, _about(volume, "flatten"))
+
+
+def fence(cluster: Cluster, addresses: Sequence[str], volumes: Sequence[Volume]) -> None:
+    """Keep these clients out of the cluster, for 30 days, and break their locks on these volumes' images.
+
+    :raises NvmuserError: not all of it is certain; nothing of theirs may be opened.
+    """
+    images = [[volume.pool_name, volume.image] for volume in volumes]
+    (result,) = ask(cluster, [{"act": "fence", "addresses": list(addresses), "images": images}])
+    if isinstance(result, OSError):
+        raise SetupError(f"{cluster.key.words}: {', '.join(addresses)} could not be fenced: {result.strerror}")
+
+
+def complete(cluster: Cluster, volume: Volume, image: Image | OSError) -> Volume:
+    """A declared volume with its size, and whether the image is to be made, after looking at the cluster.
+
+    :raises NvmuserError: it cannot be declared so.
+    """
+    if isinstance(image, OSError):
+        if image.errno != errno.ENOENT or image.filename == "rados_ioctx_create":
+            raise explained(image, cluster, volume)
+        if not volume.create:
+            raise NotFoundError(f"{explained(image, cluster, volume)}; --create with --size makes it")
+        if not volume.size:
+            raise UsageError(f"image {named(volume)} does not exist: --create needs --size")
+        return replace(volume, owned=True)
+    if volume.size and volume.size != image.size:
+        raise UsageError(
+            f"image {named(volume)} has {format_size(image.size)}: leave out the size, or grow the volume later"
+        )
+    check_lockable(volume, image)
+    if image.lockers:
+        raise ConflictError(
+            f"image {named(volume)}: locked by {image.holders}; --seize keeps that out for good, and takes it"
+        )
+    return replace(volume, size=image.size, owned=False)
+
+
+def seizing(volume: Volume) -> str:
+    """The way out for a volume that another client has locked."""
+    return f"; `nvmuser volume seize {volume.name}` keeps that out for good, and takes it"
+
+
+def check_lockable(volume: Volume, image: Image) -> None:
+    """:raises UsageError: nobody could be kept from writing to it too."""
+    if not image.lockable:
+        name = named(volume)
+        feature = "exclusive-lock"
+        raise UsageError(f"image {name}: without the feature {feature}: `rbd feature enable {name} {feature}`")

@@ -1,0 +1,237 @@
+"""Ceph clusters of one target: connected to, and their images made, grown, and free of whoever had them, before SPDK is
+asked to open them.
+
+Owns the order: our address in a cluster is in the journal of fences before an image is opened, and a predecessor is
+kept out before its images are. What the cluster is asked, and in which words it refuses, is `nvmuser.ceph.images`'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from nvmuser.ceph import images
+from nvmuser.ceph.images import Image
+from nvmuser.errors import ConflictError, NvmuserError, RpcServerError
+from nvmuser.hostfs.fences import Fence, Journal
+from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
+from nvmuser.model.objects import Cluster, Volume
+from nvmuser.paths import StateDir
+from nvmuser.reconcile import backends
+from nvmuser.reconcile.actual import Actual
+from nvmuser.reconcile.calls import Problem
+from nvmuser.rpc import methods
+from nvmuser.rpc.client import Client
+
+_CONNECT_S = 30.0
+"""librados gives up after 10."""
+_SEEN_S = 5.0
+"""In which SPDK shows that an image has grown; it is told at once."""
+_LOOK_S = 0.01
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What has to be done with images of one cluster before SPDK's turn."""
+
+    cluster: Cluster
+    opening: tuple[Volume, ...]
+    growing: tuple[Volume, ...]
+    """Of those that are open."""
+    inflating: tuple[Volume, ...] = ()
+
+    @property
+    def volumes(self) -> tuple[Volume, ...]:
+        return (*self.opening, *self.growing)
+
+
+@dataclass(frozen=True)
+class Readied:
+    """What has been done beforehand."""
+
+    made: tuple[Key, ...] = ()
+    problems: dict[Key, Problem] | None = None
+
+
+def wanted(desired: Desired, actual: Actual) -> list[Work]:
+    """Of each cluster with something to do. Pure."""
+    closed, found = desired.closed, dict[str, list[Volume]]()
+    for volume in desired.volumes():
+        if volume.cluster and volume.key not in closed:
+            found.setdefault(volume.cluster, []).append(volume)
+    works = []
+    for name, volumes in found.items():
+        cluster = next(one for one in desired.clusters() if one.name == name)
+        there = {volume.key: backends.find(volume, desired, actual) for volume in volumes}
+        opening = tuple(sorted((volume for volume in volumes if not there[volume.key]), key=_order))
+        growing = tuple(v for v in volumes if (bdev := there[v.key]) and bdev.size < v.size)
+        work = Work(cluster, opening, growing, tuple(volume for volume in volumes if volume.inflated))
+        if work.volumes or work.inflating:
+            works.append(work)
+    return works
+
+
+async def away(desired: Desired, actual: Actual) -> tuple[str, ...]:
+    """What does not answer of the clusters that a target is connected to, in words."""
+    asked = [one for one in desired.clusters() if one.in_spdk in actual.clusters]
+    found = await asyncio.gather(*(asyncio.to_thread(images.away, one) for one in asked), return_exceptions=True)
+    return tuple(str(one) for one in found if one and (isinstance(one, str | NvmuserError)))
+
+
+def _order(volume: Volume) -> int:
+    """Snapshots after what they are of, clones after those."""
+    return 2 if volume.clone_of else 1 if volume.snapshot_of else 0
+
+
+class Clusters:
+    """Of one target."""
+
+    def __init__(self, state: StateDir) -> None:
+        self._journal = Journal(state.fences)
+
+    async def ready(self, desired: Desired, actual: Actual, rpc: Client) -> Readied:
+        """Connect, and have images as they are to be opened. What is wrong is in the result, by volumes."""
+        works = wanted(desired, actual)
+        if works and not actual.rbd:
+            reason = "the target runs without SPDK's module for Ceph: `nvmuser target restart` loads it"
+            return Readied((), _all(works, reason))
+        found = await asyncio.gather(*(self._one(work, desired, actual, rpc) for work in works))
+        made = tuple(key for one in found for key in one.made)
+        return Readied(made, {key: problem for one in found for key, problem in (one.problems or {}).items()})
+
+    async def _one(self, work: Work, desired: Desired, actual: Actual, rpc: Client) -> Readied:
+        # Both at once: a predecessor is kept out while its successor connects. Neither opens anything.
+        connecting = self._connect(work.cluster, actual, rpc)
+        readying = asyncio.to_thread(self._images, work, desired)
+        failed, readied = await asyncio.gather(connecting, readying, return_exceptions=True)
+        for error in (failed, readied):
+            if isinstance(error, NvmuserError):
+                return Readied((), _all([work], str(error)))
+            if isinstance(error, BaseException):
+                raise error
+        assert isinstance(readied, Readied)
+        problems = readied.problems or {}
+        problems |= await _seen([v for v in work.growing if v.key not in problems], desired, rpc)
+        return Readied(readied.made, problems)
+
+    async def _connect(self, cluster: Cluster, actual: Actual, rpc: Client) -> None:
+        if cluster.in_spdk in actual.clusters:
+            return
+        request = methods.register_cluster(cluster.in_spdk, cluster.user, cluster.conf, cluster.keyring)
+        try:
+            address = await rpc.call(request.method, request.params, timeout=_CONNECT_S)
+        except RpcServerError as error:
+            raise images.unconnected(cluster, -error.code) from error
+        try:
+            fence = Fence.of(cluster.in_spdk, address, rpc.peer_pid or 0)
+            await asyncio.to_thread(self._journal.add, fence)
+        except NvmuserError:
+            # Nothing may be opened by an address that nobody could fence.
+            request = methods.unregister_cluster(cluster.in_spdk)
+            await rpc.call(request.method, request.params, timeout=_CONNECT_S)
+            raise
+
+    def _images(self, work: Work, desired: Desired) -> Readied:
+        """:raises NvmuserError: the cluster does not answer, or a predecessor could not be fenced."""
+        looked = images.look_at(work.cluster, work.volumes)
+        self._fence(work.cluster, looked)
+        mine = self._journal.addresses(work.cluster.in_spdk, alive=True)
+        problems, made = dict[Key, Problem](), list[Key]()
+        for volume, image in looked.items():
+            try:
+                if _ready(work.cluster, volume, image, desired, mine):
+                    made.append(volume.key)
+            except NvmuserError as error:
+                problems[volume.key] = Problem(volume.key, str(error))
+        for volume in work.inflating:
+            if volume.key not in problems:
+                _flatten(work.cluster, volume, desired, problems)
+        return Readied(tuple(made), problems)
+
+    def _fence(self, cluster: Cluster, looked: dict[Volume, Image | OSError]) -> None:
+        """Keep out those of our processes that have ended and still hold a lock."""
+        dead = self._journal.addresses(cluster.in_spdk, alive=False)
+        held = {volume: image.held_by(dead) for volume, image in looked.items() if isinstance(image, Image)}
+        holders = {address for addresses in held.values() for address in addresses}
+        if not holders:
+            return
+        volumes = [volume for volume, addresses in held.items() if addresses]
+        images.fence(cluster, sorted(holders), volumes)
+        log.info("cluster %s: fenced %s", cluster.name, ", ".join(sorted(holders)))
+        for volume in volumes:
+            image = looked[volume]
+            assert isinstance(image, Image)
+            looked[volume] = Image(image.size, image.lockable, (), image.snapshots)
+
+
+def _all(works: Iterable[Work], reason: str) -> dict[Key, Problem]:
+    volumes = [volume for work in works for volume in work.volumes]
+    return {volume.key: Problem(volume.key, reason) for volume in volumes}
+
+
+def _ready(cluster: Cluster, volume: Volume, image: Image | OSError, desired: Desired, mine: Collection[str]) -> bool:
+    """Have one image as it is to be opened. Returns whether it was made.
+
+    :param mine: our addresses in the cluster that live.
+    :raises NvmuserError: it cannot be.
+    """
+    new = not desired.entries[volume.key].provisioned
+    if volume.snapshot_of:
+        return _ready_snapshot(cluster, volume, image, new=new)
+    if isinstance(image, OSError):
+        if image.errno != errno.ENOENT or image.filename == "rados_ioctx_create" or not (volume.owned and new):
+            raise images.explained(image, cluster, volume)
+        source = desired.entries.get(Key("volume", volume.clone_of)) if volume.clone_of else None
+        images.make(cluster, volume, source.object if source and isinstance(source.object, Volume) else None)
+        image = images.look_at(cluster, [volume])[volume]
+        if isinstance(image, OSError):
+            raise images.explained(image, cluster, volume)
+    else:
+        new = new and volume.owned
+    images.check_lockable(volume, image)
+    if image.lockers and not image.held_by(list(mine)):
+        raise ConflictError(f"image {images.named(volume)}: locked by {image.holders}{images.seizing(volume)}")
+    if image.size < volume.size:
+        images.grow(cluster, volume)
+    return new
+
+
+def _ready_snapshot(cluster: Cluster, volume: Volume, image: Image | OSError, *, new: bool) -> bool:
+    if new and (isinstance(image, OSError) or volume.in_spdk not in image.snapshots):
+        images.make(cluster, volume)
+        return True
+    if isinstance(image, OSError):
+        raise images.explained(image, cluster, volume)
+    if volume.in_spdk not in image.snapshots:
+        raise images.explained(OSError(errno.ENOENT, "", "rbd_snap_list"), cluster, volume)
+    return new
+
+
+def _flatten(cluster: Cluster, volume: Volume, desired: Desired, problems: dict[Key, Problem]) -> None:
+    try:
+        images.flatten(cluster, volume)
+    except NvmuserError as error:
+        problems[volume.key] = Problem(volume.key, str(error))
+
+
+async def _seen(volumes: Sequence[Volume], desired: Desired, rpc: Client) -> dict[Key, Problem]:
+    """Wait until SPDK shows what has grown."""
+    waiting = {backends.bdev_name(volume, desired): volume for volume in volumes}
+    try:
+        async with asyncio.timeout(_SEEN_S):
+            while waiting:
+                for name, volume in list(waiting.items()):
+                    (bdev,) = await rpc.call("bdev_get_bdevs", {"name": name})
+                    if bdev["num_blocks"] * bdev["block_size"] >= volume.size:
+                        del waiting[name]
+                await asyncio.sleep(_LOOK_S if waiting else 0)
+    except TimeoutError:
+        reason = f"its image has grown, but SPDK has not shown it within {_SEEN_S:g} s"
+        return {volume.key: Problem(volume.key, reason) for volume in waiting.values()}
+    return {}
