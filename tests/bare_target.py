@@ -52,7 +52,13 @@ class TargetFactory:
         self._started: list[BareTarget] = []
 
     def start(
-        self, name: str = "spdk", *, polled: bool = False, program: str = "nvmf_tgt", settings: Path = STARTUP
+        self,
+        name: str = "spdk",
+        *,
+        polled: bool = False,
+        program: str = "nvmf_tgt",
+        settings: Path = STARTUP,
+        within: tuple[str, ...] = (),
     ) -> BareTarget:
         """Start one and wait until its RPC socket answers.
 
@@ -60,10 +66,11 @@ class TargetFactory:
             only take a whole core from its neighbours.
         :param program: of SPDK's targets.
         :param settings: a configuration in JSON.
+        :param within: a command that runs it, as `ip netns exec NAME`.
         """
         rpc_socket, log = self._directory / f"{name}.sock", self._directory / f"{name}.log"
         rpc_socket.unlink(missing_ok=True)
-        argv = [str(find_spdk().binary(program)), "--no-huge", "--no-pci", "-s", "512", "-m", "0x1"]
+        argv = [*within, str(find_spdk().binary(program)), "--no-huge", "--no-pci", "-s", "512", "-m", "0x1"]
         argv += ["--json", str(settings), "-r", str(rpc_socket), "--disable-cpumask-locks", *NO_TRACE]
         argv += [] if polled else ["--interrupt-mode"]
         with log.open("ab") as output:

@@ -6,11 +6,13 @@ import base64
 import os
 import socket
 import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from bare_target import BareTarget
+from bare_target import BareTarget, TargetFactory
 
 from nvmuser.errors import TargetError
 from nvmuser.model.change import Change
@@ -56,6 +58,20 @@ class Pair:
         assert self.engine.desired().wanted() == []
         assert "\n" not in str(caught.value)
         return str(caught.value)
+
+
+@asynccontextmanager
+async def open_pair(directory: Path, factory: TargetFactory) -> AsyncIterator[Pair]:
+    """With an empty state directory, and a namespace of 32 MiB."""
+    far, near = factory.start("far"), factory.start("near", polled=True)
+    async with await Client.connect(far.rpc_socket) as rpc, await Client.connect(near.rpc_socket) as near_rpc:
+        engine = Engine(StateDir(directory / "st"), near_rpc)
+        await rpc.call("nvmf_create_transport", {"trtype": "TCP"})
+        await rpc.call("bdev_malloc_create", {"name": "m", "num_blocks": 65536, "block_size": 512})
+        await rpc.call("nvmf_create_subsystem", {"nqn": NQN, "allow_any_host": False, "serial_number": "FAR"})
+        await rpc.call("nvmf_subsystem_add_ns", {"nqn": NQN, "namespace": {"bdev_name": "m"}})
+        yield Pair(engine, rpc, StateDir(directory / "st"), free_port(), near)
+        engine.close()
 
 
 def free_port() -> int:

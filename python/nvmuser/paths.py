@@ -91,6 +91,20 @@ class StateDir:
         return self.root / "hostid"
 
     @property
+    def reservation_secret(self) -> Path:
+        """By which keys of its reservations are known again."""
+        return self.root / "reservations"
+
+    @property
+    def transfers(self) -> Path:
+        """How far imports and exports of volumes have come."""
+        return self.root / "transfers"
+
+    def volume_key(self, uuid: str) -> Path:
+        """The key that was made for an encrypted volume."""
+        return self.root / "keys" / uuid
+
+    @property
     def run(self) -> Path:
         """Sockets, pid files and locks."""
         return self.root / "run"

@@ -8,13 +8,10 @@ from pathlib import Path
 import pytest
 from bare_target import BareTarget, TargetFactory
 from raw_nvme import BLOCK, RawNvme, call, serve
-from remote_pair import NQN, Pair, free_port
+from remote_pair import Pair, open_pair
 
 from nvmuser.bench.measure import ceph_cluster
 from nvmuser.bench.measure.ceph_cluster import CephCluster
-from nvmuser.paths import StateDir
-from nvmuser.reconcile.engine import Engine
-from nvmuser.rpc import Client
 from nvmuser.toolchain import find_spdk
 from nvmuser.toolchain.rbd import find_module
 
@@ -65,13 +62,5 @@ def raw(nvmf_target: BareTarget, tmp_path: Path, connect_raw: Callable[[Path], R
 
 @pytest.fixture
 async def pair(tmp_path: Path, target_factory: TargetFactory) -> AsyncIterator[Pair]:
-    far, near = target_factory.start("far"), target_factory.start("near", polled=True)
-    state = StateDir(tmp_path / "st")
-    async with await Client.connect(far.rpc_socket) as rpc, await Client.connect(near.rpc_socket) as near_rpc:
-        engine = Engine(state, near_rpc)
-        await rpc.call("nvmf_create_transport", {"trtype": "TCP"})
-        await rpc.call("bdev_malloc_create", {"name": "m", "num_blocks": 65536, "block_size": 512})
-        await rpc.call("nvmf_create_subsystem", {"nqn": NQN, "allow_any_host": False, "serial_number": "FAR"})
-        await rpc.call("nvmf_subsystem_add_ns", {"nqn": NQN, "namespace": {"bdev_name": "m"}})
-        yield Pair(engine, rpc, state, free_port(), near)
-        engine.close()
+    async with open_pair(tmp_path, target_factory) as pair:
+        yield pair

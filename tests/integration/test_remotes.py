@@ -9,7 +9,7 @@ import pytest
 from remote_pair import NQN, Pair, dhchap_key, free_port, key_file, tls_key
 
 from nvmuser.errors import ConflictError, NvmuserError, TargetError, UsageError
-from nvmuser.hostfs import host_identity
+from nvmuser.hostfs import host_identity, reservation_keys
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
@@ -60,12 +60,15 @@ async def test_each_reason_is_its_own(pair: Pair) -> None:
 
 
 async def test_the_host_is_who_it_was_at_each_attachment(pair: Pair) -> None:
+    """By its name, and the first half of its identifier: the second half is the process's own."""
     host = host_identity.keep(pair.state, "nqn.2026-11.org.example:us")
     await pair.admit(host.nqn)
     await pair.listen()
     await pair.attach("127.0.0.1")
     (seen,) = await pair.far.call("nvmf_subsystem_get_controllers", {"nqn": NQN})
-    assert (seen["hostnqn"], seen["hostid"]) == (host.nqn, host.id)
+    assert (seen["hostnqn"], seen["hostid"][:18]) == (host.nqn, host.id[:18])
+    key = reservation_keys.key_in(seen["hostid"])
+    assert reservation_keys.load(pair.state).is_ours(key)
 
 
 async def test_both_show_who_they_are_by_keys(pair: Pair, tmp_path: Path) -> None:

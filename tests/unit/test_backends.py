@@ -28,13 +28,15 @@ GIVEN: dict[str, dict[str, Any]] = {
     "rbd": {"cluster": "c", "pool_name": "p"},
     "raid1": {"members": ("a", "b")},
     "concat": {"members": ("a", "b")},
+    "crypt": {"base": "a"},
     "delay": {"base": "a"},
     "error": {"base": "a"},
 }
 FOREIGN: dict[str, Any] = {
     "size": MIB, "path": "/x", "owned": True, "pool": "p", "thin": True, "snapshot_of": "a", "clone_of": "a",
     "inflated": True, "remote": "r", "remote_nsid": 1, "members": ("a", "b"), "base": "a", "latency_us": 5,
-    "stale": ("a",), "cluster": "c", "pool_name": "p", "image": "i", "create": True,
+    "stale": ("a",), "cluster": "c", "pool_name": "p", "image": "i", "create": True, "shared_ok": True,
+    "take_over": "0x1", "key_file": "/k", "key_command": "k", "key_check": "c",
 }  # fmt: skip
 
 

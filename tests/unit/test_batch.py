@@ -59,6 +59,9 @@ KNOWN = Desired({one.key: Entry(one) for one in (A, B, Controller("c", (Namespac
         ([delete("a", wipe=True), create("x"), delete("b", wipe=True)], [0, 1, 2]),
         ([Change(create=(TargetSettings("t"),)), create("x")], [0]),
         ([create("x"), Change(create=(TargetSettings("t"),)), create("y")], [0, 2]),
+        # Somebody far away decides, and takes their time.
+        ([Change(create=(Volume("r", "remote", remote="m", remote_nsid=1),)), create("x")], [0]),
+        ([create("x"), Change(create=(Volume("i", "rbd", cluster="k", pool_name="p"),)), create("y")], [0, 2]),
         # y waits for x; so what waits for y must not overtake it.
         ([create("x"), Change(update=(null("x"), null("y"))), create("y"), create("z")], [0, 3]),
     ],

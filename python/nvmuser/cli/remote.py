@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import click
@@ -11,13 +12,16 @@ from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, run, say, say_object
 from nvmuser.cli.rename import rename
+from nvmuser.errors import RpcConnectionError
 from nvmuser.hostfs import host_identity
+from nvmuser.hostfs.host_identity import HostIdentity
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Remote
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
+from nvmuser.reconcile import discovery
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.remotes import Routes, Way, ways
 from nvmuser.supervisor import control
@@ -106,6 +110,41 @@ def delete(state: StateDir, name: str, as_json: bool) -> None:
     """Detach a remote; the volumes from it have to go first. Its data stays where it is."""
     outcome = run(control.submit(state, Change(delete=(Key("remote", name),))))
     say_object(outcome, as_json, f"remote {name} detached")
+
+
+@remote.command()
+@click.argument("address", metavar="HOST[:PORT]")
+@json_option
+@click.pass_obj
+def discover(state: StateDir, address: str, as_json: bool) -> None:
+    """Print what a discovery service offers to this host. Nothing is attached.
+
+    Without PORT, 8009 is asked, and 4420 where nothing listens there.
+
+    \b
+    nvmuser remote discover store.example
+    nvmuser remote discover [fd00::1]:4420 --json
+    """
+    path, host = RemotePath.parse(address), host_identity.load(state)
+    asks_both = not address.endswith(f":{path.port}") or path.literal == address
+    ports = (discovery.PORT, path.port) if asks_both else (path.port,)
+    offers = run(_offered(path.address, ports, host))
+    if as_json:
+        say([offer.to_json() for offer in offers])
+        return
+    table = Table("NQN", "kind", "transport", "path", "")
+    for offer in offers:
+        there = f"[{offer.address}]" if ":" in offer.address else offer.address
+        table.add_row(offer.nqn, offer.kind, offer.transport, f"{there}:{offer.port}", "demands TLS" * offer.tls)
+    console().print(table)
+
+
+async def _offered(address: str, ports: tuple[int, ...], host: HostIdentity) -> list[discovery.Offer]:
+    """By the first port at which somebody listens."""
+    for port in ports[:-1]:
+        with contextlib.suppress(RpcConnectionError):
+            return await discovery.discover(address, port, host)
+    return await discovery.discover(address, ports[-1], host)
 
 
 @remote.command("host-id")

@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 
 from nvmuser.ceph.images import named
+from nvmuser.cli import sealed
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, plain, run, say, say_object
@@ -72,30 +73,53 @@ def volume() -> None:
 @click.option(
     "--seize", "seize_", is_flag=True, help="rbd: whoever has the image locked is kept out of the cluster for good."
 )
+@click.option("--shared-ok", is_flag=True, help="remote: accept that other hosts may write to it too.")
+@click.option("--take-over", default="", metavar="KEY", help="remote: take it from the host with this reservation key.")
 @click.option("--member", "members", multiple=True, help="raid1, concat: a volume. May be repeated.")
-@click.option("--base", default="", help="delay, error: the volume below.")
+@click.option("--base", default="", help="crypt, delay, error: the volume below.")
+@click.option(
+    "--encrypt", is_flag=True, help="Keep it encrypted: NAME.sealed, on the backend given, holds what NAME shows."
+)
+@click.option("--key-file", default="", metavar="FILE", help="Encrypt, with the key in this file (mode 0600).")
+@click.option("--key-command", default="", metavar="CMD", help="Encrypt, with the key that this command prints.")
 @click.option("--latency-us", type=int, default=0, help="delay: what each I/O takes longer, in microseconds.")
 @json_option
 @click.pass_obj
 def create(
-    state: StateDir, /, name: str, size: str | None, block_size: str, seize_: bool, as_json: bool, **fields: Any
+    state: StateDir,
+    /,
+    name: str,
+    size: str | None,
+    block_size: str,
+    encrypt: bool,
+    seize_: bool,
+    as_json: bool,
+    **fields: Any,
 ) -> None:
     """Declare a volume.
+
+    A key is 64 bytes, or 128 hexadecimal digits. Without --key-file and --key-command, --encrypt makes one and keeps it
+    in the state directory.
 
     \b
     nvmuser volume create data --size 10G
     nvmuser volume create scratch --size 1G --backend malloc --volatile
     nvmuser volume create db --backend lvol --pool fast --size 20G --thin
     nvmuser volume create web --backend rbd --cluster ceph --pool-name vms --image web --size 20G --create
+    nvmuser volume create secret --size 10G --encrypt
+    nvmuser volume create vault --size 10G --key-command "pass show vault"
     """
     bytes_ = parse_size(size) if size else 0
     if size and not bytes_:
         raise UsageError(f"volume {name}: size 0; say how large it is, such as --size 1G")
-    volume = Volume(name, size=bytes_, block_size=int(block_size), **fields)
+    fields |= {"size": bytes_, "block_size": int(block_size)}
+    volumes = sealed.pair(name, fields) if sealed.wanted(fields, encrypt) else (Volume(name, **fields),)
+    below = volumes[0]
     if seize_:
-        seizure.seize(state, replace(volume, image=volume.image or name), control.load(state))
-    outcome = run(control.submit(state, Change(create=(volume,))))
-    say_object(outcome, as_json, f"volume {name} created{_rounding(outcome, size, name)}")
+        seizure.seize(state, replace(below, image=below.image or below.name), control.load(state))
+    outcome = run(control.submit(state, Change(create=volumes)))
+    outcome = replace(outcome, objects=tuple(one for one in outcome.objects if one["name"] == below.name))
+    say_object(outcome, as_json, f"volume {name} created{_rounding(outcome, size, below.name)}")
     if not as_json:
         _note_space(state, name)
 
@@ -157,8 +181,9 @@ def delete(state: StateDir, name: str, yes: bool, keep_file: bool, as_json: bool
     nvmuser volume delete scratch --yes
     nvmuser volume delete data --keep-file
     """
-    change = Change(delete=(Key("volume", name),), wipe=yes, keep_files=keep_file)
-    going = _in(control.load(state), name)
+    keys = sealed.with_base(control.load(state), Key("volume", name))
+    change = Change(delete=keys, wipe=yes, keep_files=keep_file)
+    going = _in(control.load(state), keys[-1].name)
     path = (going.path or named(going)) if keep_file else ""
     what = "file" if going.path else "image"
     outcome = run(control.submit(state, change))
@@ -176,12 +201,12 @@ def grow(state: StateDir, name: str, size: str, as_json: bool) -> None:
     \b
     nvmuser volume grow data 20G
     """
-    bytes_ = parse_size(size)
-    outcome = run(control.alter(state, lambda desired: replace(_in(desired, name), size=bytes_)))
-    now = _rounding(outcome, size, name).removeprefix(", ") or size
+    bytes_, grown = parse_size(size), sealed.sized(control.load(state), name)
+    outcome = run(control.alter(state, lambda desired: replace(_in(desired, grown), size=bytes_)))
+    now = _rounding(outcome, size, grown).removeprefix(", ") or size
     say_object(outcome, as_json, f"volume {name} has grown to {now}")
     if not as_json:
-        _note_space(state, name)
+        _note_space(state, grown)
 
 
 @volume.command()
@@ -250,6 +275,24 @@ def replace_member(state: StateDir, name: str, old: str, new: str, size: str | N
         _note_space(state, new)
 
 
+@volume.command("take-over")
+@click.argument("name")
+@click.argument("key")
+@json_option
+@click.pass_obj
+def take_over(state: StateDir, name: str, key: str, as_json: bool) -> None:
+    """Take the remote volume NAME from the host that writes to it by the reservation KEY.
+
+    KEY is what a refusal and `nvmuser status` print. The other host's writes fail from then on, also if it sleeps now
+    and wakes up later.
+
+    \b
+    nvmuser volume take-over disk 0x1f2e3d4c5b6a7988
+    """
+    outcome = run(control.alter(state, lambda desired: replace(_in(desired, name), take_over=key)))
+    say_object(outcome, as_json, f"volume {name} {'is to be' if outcome.pending else 'was'} taken over")
+
+
 volume.add_command(stats)
 for command in (snapshot, clone, inflate, rollback, seize):
     volume.add_command(command)
@@ -274,6 +317,8 @@ def _limits(limits: Limits) -> str:
 
 
 def _note(volume: Volume) -> str:
+    if volume.shared_ok:
+        return "other hosts may write to it"
     return "data dies with the target" if volume.volatile else ""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nvmuser.doctor import ceph, machine, parts, space, state_dir
+from nvmuser.doctor import ceph, machine, parts, space, state_dir, writers
 from nvmuser.doctor.check import Check, Finding
 from nvmuser.errors import NvmuserError
 from nvmuser.paths import StateDir
@@ -33,6 +33,7 @@ CHECKS: tuple[Check, ...] = (
     state_dir.log_sizes,
     space.space,
     ceph.clusters,
+    writers.one_writer,
 )
 """In the order in which a person would act on what they find."""
 

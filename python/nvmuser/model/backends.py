@@ -82,7 +82,7 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             "remote",
             "a namespace of a --remote",
-            ("remote", "remote_nsid"),
+            ("remote", "remote_nsid", "shared_ok", "take_over"),
             requires=("remote", "remote_nsid"),
             needs="a remote and the number of a namespace there",
         ),
@@ -97,6 +97,13 @@ BACKENDS: dict[str, Backend] = {
         ),
         Backend("raid1", "a mirror of each --member", **_MEMBERS | {"takes": ("members", "stale")}),  # type: ignore[arg-type]
         Backend("concat", "each --member, one after the other", **_MEMBERS),  # type: ignore[arg-type]
+        Backend(
+            "crypt",
+            "a --base that holds it encrypted",
+            ("base", "key_file", "key_command", "key_check"),
+            erased=True,
+            **_BASE,  # type: ignore[arg-type]
+        ),
         Backend("delay", "a --base made slower, for tests", ("base", "latency_us"), **_BASE),  # type: ignore[arg-type]
         Backend("error", "a --base that can be made to fail, for tests", ("base",), **_BASE, interrupts=True),  # type: ignore[arg-type]
     )
@@ -108,6 +115,8 @@ _OPTIONS = {
     "latency_us": "--latency-us",
     "members": "--member",
     "pool_name": "--pool-name",
+    "shared_ok": "--shared-ok",
+    "take_over": "--take-over",
 }
 """Of the command line, where they are written otherwise than the fields."""
 
@@ -129,6 +138,14 @@ def check_declared(volume: Volume) -> str:
         return "a snapshot takes no thin and no clone_of"
     if volume.create and (volume.snapshot_of or volume.clone_of):
         return "a snapshot and a clone take no create: they are always made"
+    if volume.shared_ok and volume.take_over:
+        return "what others may write to is taken from nobody: leave take_over (--take-over) out"
+    if volume.key_file and volume.key_command:
+        return "its key comes from a key_file or a key_command, not from both"
+    if volume.key_file and not volume.key_file.startswith("/"):
+        return f"key_file {volume.key_file}: give an absolute path"
+    if volume.key_check and not (volume.key_file or volume.key_command):
+        return "a key_check goes with a key_file or a key_command"
     if volume.inflated and not volume.clone_of:
         return "it is no clone, so that there is nothing to inflate"
     return ""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import TargetSettings
+from nvmuser.model.objects import TargetSettings, Volume
 
 MOST = 64
 """Changes in one batch: who comes first is not to wait for a thousand others."""
@@ -47,6 +47,12 @@ def _touched(desired: Desired, change: Change) -> _Touched:
     return _Touched(change.keys, reads)
 
 
+def _goes_alone(change: Change) -> bool:
+    """A target is run otherwise, or somebody far away decides whether a volume can be had, and takes their time."""
+    far = any(isinstance(one, Volume) and (one.remote or one.cluster) for one in change.create)
+    return far or any(key.kind == TargetSettings.kind for key in change.keys)
+
+
 def together(desired: Desired, waiting: Sequence[Change]) -> list[int]:
     """Which of those that wait can be carried out now, by their numbers: the first, and what goes with it.
 
@@ -57,7 +63,7 @@ def together(desired: Desired, waiting: Sequence[Change]) -> list[int]:
     flags: tuple[bool, bool] | None = None
     for number, change in enumerate(waiting):
         touched = _touched(desired, change)
-        alone = any(key.kind == TargetSettings.kind for key in change.keys)
+        alone = _goes_alone(change)
         mine = (change.wipe, change.keep_files) if change.delete else flags
         clash = touched.writes & (passed.writes | passed.reads) or touched.reads & passed.writes
         if chosen and (alone or clash or (flags is not None and mine != flags)):

@@ -239,7 +239,7 @@ def _numbered(controller: Controller) -> Controller:
 
 _FIXED = {
     "volume": ("backend", "block_size", "path", "owned", "pool", "snapshot_of", "clone_of", "remote",
-               "remote_nsid", "cluster", "pool_name", "image", "base", "volatile"),
+               "remote_nsid", "shared_ok", "cluster", "pool_name", "image", "base", "volatile"),
     "pool": ("base", "cluster_size"),
     "remote": ("nqn",),
     "cluster": ("conf", "user", "keyring"),

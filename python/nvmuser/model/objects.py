@@ -29,6 +29,7 @@ NQN_MAX = 223
 BLOCK_SIZES = (512, 4096)
 SERIAL_MAX = 20
 _NQN = re.compile(NQN)
+_RESERVATION_KEY = "0x[0-9a-fA-F]{1,16}"
 CEPH_NAME = r"([^\s/@]{1,96})?"
 """Of a pool, an image or a user; `/` and `@` divide them where they are written together."""
 
@@ -79,7 +80,7 @@ class Volume(NamedInSpdk):
     """
 
     kind: ClassVar[str] = "volume"
-    identity: ClassVar[tuple[str, ...]] = ("uuid", "nguid", "eui64", *NamedInSpdk.identity)
+    identity: ClassVar[tuple[str, ...]] = ("uuid", "nguid", "eui64", "key_check", *NamedInSpdk.identity)
     refers: ClassVar[Mapping[str, str]] = {
         "pool": "pool",
         "remote": "remote",
@@ -91,6 +92,7 @@ class Volume(NamedInSpdk):
         "backend": {"enum": list(BACKENDS)},
         "block_size": {"enum": list(BLOCK_SIZES)},
         "remote_nsid": {"minimum": 0},
+        "take_over": {"pattern": f"({_RESERVATION_KEY})?"},
         "latency_us": {"minimum": 0},
         "pool_name": {"pattern": CEPH_NAME},
         "image": {"pattern": CEPH_NAME},
@@ -121,8 +123,18 @@ class Volume(NamedInSpdk):
     """rbd: its name there; empty in a declaration: the volume's own. A snapshot is of this image, by its own name."""
     create: bool = False
     """rbd: make the image where there is none."""
+    shared_ok: bool = False
+    """remote: other hosts may write to it; no reservation is taken."""
+    take_over: str = ""
+    """remote: the reservation key of a host from which it may be taken, as `0x…`."""
     base: str = ""
-    """delay, error: the volume below."""
+    """crypt, delay, error: the volume below."""
+    key_file: str = ""
+    """crypt: file of the key; empty, as is the command: one is made, and kept in the state directory."""
+    key_command: str = ""
+    """crypt: what prints the key, each time that the volume is opened."""
+    key_check: str = ""
+    """crypt: by which a key that was given is recognised. It says nothing else of the key."""
     latency_us: int = 0
     members: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
@@ -156,6 +168,8 @@ class Volume(NamedInSpdk):
             raise refuse(f"the data of a {self.backend} volume dies with the target; pass --volatile to accept that")
         if backend.lacks(self):
             raise refuse(f"{backend.article} {self.backend} volume needs {backend.needs}")
+        if self.take_over and not re.fullmatch(_RESERVATION_KEY, self.take_over):
+            raise refuse(f"reservation key {self.take_over!r}: expected 0x and up to 16 hexadecimal digits")
         if self.latency_us < 0:
             raise refuse(f"latency of {self.latency_us} microseconds: it is 0 or more")
         for field in ("pool_name", "image"):
@@ -167,6 +181,11 @@ class Volume(NamedInSpdk):
     def check_declared(self) -> None:
         if reason := check_declared(self):
             raise UsageError(f"volume {self.name}: {reason}")
+
+    @property
+    def take_over_key(self) -> int | None:
+        """As a number."""
+        return int(self.take_over, 16) if self.take_over else None
 
     @property
     def depends_on(self) -> tuple[Key, ...]:

@@ -160,6 +160,8 @@ class RemoteController:
     paths: tuple[tuple[str, int], ...]
     down: frozenset[tuple[str, int]] = frozenset()
     """Of these, those without a connection at this moment: SPDK tries them again and again."""
+    host_id: str = ""
+    """Which host SPDK is to it; empty: SPDK does not say."""
 
 
 @dataclass(frozen=True)
@@ -302,6 +304,7 @@ def _remote(data: Mapping[str, Any]) -> RemoteController:
         nqn=addresses[0].get("subnqn", "") if addresses else "",
         paths=tuple(map(_address, addresses)),
         down=frozenset(_address(one["trid"]) for one in controllers if one.get("state") in _DOWN),
+        host_id=controllers[0].get("host", {}).get("id", "") if controllers else "",
     )
 
 

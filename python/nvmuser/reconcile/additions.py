@@ -5,6 +5,8 @@ Controllers, which are built on all of it, are `nvmuser.reconcile.exports`', rem
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
@@ -32,10 +34,12 @@ class Additions:
         *,
         without: frozenset[Key],
         routes: Routes,
+        refused: Mapping[Key, str],
     ) -> None:
         """
         :param without: keys of mirrors to be started without the members that are missing.
         :param routes: where the paths of remotes lead.
+        :param refused: keys of volumes that must not be opened, and why.
         """
         self._desired = desired
         self._actual = actual
@@ -44,6 +48,7 @@ class Additions:
         self._exports = exports
         self._without = without
         self._routes = routes
+        self._refused = refused
         self._ready: dict[Key, tuple[int, ...] | None] = {}
 
     def plan(self) -> None:
@@ -100,6 +105,9 @@ class Additions:
                 volume.key,
                 f"bdev {bdev.name} exists and is not ours (UUID {bdev.uuid}); delete it, or choose another name",
             )
+            return None
+        if volume.key in self._refused:
+            self._draft.conflict(volume.key, self._refused[volume.key])
             return None
         self._draft.adopted.add(volume.key)
         return self._volume_repaired(volume, bdev)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from nvmuser.errors import ConflictError, UsageError
-from nvmuser.hostfs import access, backing, files, key_files, limits, listeners, space
+from nvmuser.hostfs import access, backing, files, key_files, limits, listeners, space, volume_keys
 from nvmuser.hostfs.sockets import check_socket_path
 from nvmuser.model import capacity
 from nvmuser.model.change import Change, next_desired
@@ -37,6 +37,10 @@ def declared(before: Desired, change: Change, state: StateDir) -> Desired:
             check_socket_path(state.process_socket(wanted.name, _MANY_PROCESSES))
         elif isinstance(wanted, Remote):
             key_files.check(wanted)
+    for wanted in change.update:
+        one = after.get(wanted.key)
+        if isinstance(one, Volume) and one.backend == "crypt" and one != before.get(wanted.key):
+            volume_keys.load(one, state)  # with another key it could not be opened any more
     new = [wanted.name for wanted in change.create if isinstance(wanted, Controller)]
     if new:
         limits.check_descriptors(after)
@@ -59,6 +63,8 @@ def _preparer(before: Desired, change: Change, state: StateDir) -> Callable[[Vol
                 owners.claim(replace(volume, path=files.path_of(volume, state)))
             except ConflictError as error:
                 raise ConflictError(f"{volume.key.words}: {error}") from None
+        if volume.backend == "crypt":
+            return volume_keys.prepare(volume)
         return files.expected(volume) if volume.key in incoming else files.prepare(volume, state)
 
     return prepare

@@ -174,6 +174,10 @@ class Engine:
         found = [await moved(desired, rpc, self._state) for desired, rpc in sites if rpc]
         return [remote for remotes in found for remote in remotes]
 
+    async def changed_hands(self) -> list[Key]:
+        """Remote volumes whose reservation somebody has taken or given up since it was last looked at."""
+        return [key for site in list(self._sites.values()) for key in await site.changed_hands()]
+
     def open_sockets(self) -> None:
         """Set owner and mode of the sockets that the endpoint has made."""
         for controller in self._store.load().controllers():

@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 _DEADLINE_S = 5.0
-_ICREQ, _ICRESP, _COMMAND, _RESPONSE, _C2H_TERM = 0x00, 0x01, 0x04, 0x05, 0x03
+COMMAND, RESPONSE, C2H_DATA = 0x04, 0x05, 0x07
+"""Kinds of PDUs."""
+SUCCESS = 1 << 3
+"""Flag of C2H_DATA: no RESPONSE follows."""
+_ICREQ, _ICRESP = 0x00, 0x01
 _CONNECT_DATA = 1024
 _AUTHENTICATION = 0x3 << 17
 """Bits of a Connect's result: authentication is required, with or without TLS (Base 2.0, 6.3, ATR and ASCR)."""
@@ -49,7 +53,7 @@ async def ask(address: str, port: int, nqn: str, host_nqn: str, host_id: str) ->
         return Answer("unreachable", error.strerror or str(error))
     try:
         async with asyncio.timeout(_DEADLINE_S):
-            return await _connect(reader, writer, nqn, host_nqn, host_id)
+            return await connect(reader, writer, nqn, host_nqn, host_id)
     except (EOFError, ConnectionError):
         return Answer("silent", "it ends connections without a word of NVMe/TCP: it may want TLS (--psk)")
     except TimeoutError:
@@ -60,12 +64,16 @@ async def ask(address: str, port: int, nqn: str, host_nqn: str, host_id: str) ->
             await writer.wait_closed()
 
 
-async def _connect(
+async def connect(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, nqn: str, host_nqn: str, host_id: str
 ) -> Answer:
+    """Make a TCP connection the admin queue of a controller, which is not enabled yet.
+
+    :raises EOFError: the other side ended it.
+    """
     # PFV 0, HPDA 0, no digests, MAXR2T 0.
     writer.write(struct.pack("<BBBBIHBBI", _ICREQ, 0, 128, 0, 128, 0, 0, 0, 0) + bytes(112))
-    kind, _ = await _pdu(reader)
+    kind, _, _ = await pdu(reader)
     if kind != _ICRESP:
         return Answer("silent", "it answers, but not as NVMe/TCP does")
     data = uuid.UUID(host_id).bytes + struct.pack("<H", 0xFFFF) + bytes(238)
@@ -73,10 +81,10 @@ async def _connect(
     # Fabrics command (7Fh), SGL in the capsule (offset 01h), Connect (01h), RECFMT 0, QID 0, SQSIZE 31, no keep alive.
     command = struct.pack("<BBHB19xQI3xB", 0x7F, 0x40, 0, 0x01, 0, _CONNECT_DATA, 0x01)
     command += struct.pack("<HHHBBI12x", 0, 0, 31, 0, 0, 0)
-    header = struct.pack("<BBBBI", _COMMAND, 0, 72, 72, 72 + _CONNECT_DATA)
+    header = struct.pack("<BBBBI", COMMAND, 0, 72, 72, 72 + _CONNECT_DATA)
     writer.write(header + command + data)
-    kind, body = await _pdu(reader)
-    if kind != _RESPONSE:
+    kind, _, body = await pdu(reader)
+    if kind != RESPONSE:
         return Answer("silent", "it does not take this NVMe/TCP")
     result, status = struct.unpack("<I10xH", body[:16])
     return _meaning(status >> 1 & 0x7FF, result, nqn, host_nqn)
@@ -86,10 +94,13 @@ def _name(text: str) -> bytes:
     return text.encode()[:255].ljust(256, b"\0")
 
 
-async def _pdu(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Kind and what follows the common header."""
-    kind, _flags, _header, _data, length = struct.unpack("<BBBBI", await reader.readexactly(8))
-    return kind, await reader.readexactly(max(0, min(length, 1 << 16) - 8))
+async def pdu(reader: asyncio.StreamReader) -> tuple[int, int, bytes]:
+    """Kind, flags and what follows the common header.
+
+    :raises EOFError: the other side ended the connection.
+    """
+    kind, flags, _header, _data, length = struct.unpack("<BBBBI", await reader.readexactly(8))
+    return kind, flags, await reader.readexactly(max(0, min(length, 1 << 16) - 8))
 
 
 def _meaning(status: int, result: int, nqn: str, host_nqn: str) -> Answer:

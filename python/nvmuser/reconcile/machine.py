@@ -6,7 +6,7 @@ Owns no record: its callers mark what was made.
 from __future__ import annotations
 
 from nvmuser.errors import NvmuserError
-from nvmuser.hostfs import access, backing, files, locks
+from nvmuser.hostfs import access, backing, files, locks, volume_keys
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
@@ -14,17 +14,20 @@ from nvmuser.paths import StateDir
 from nvmuser.reconcile.calls import Problem
 
 
-def provision(desired: Desired) -> tuple[list[Key], dict[Key, Problem]]:
-    """Backing files: made for new volumes, looked at for the others. Returns the keys of new ones, and what failed.
+def provision(desired: Desired, state: StateDir) -> tuple[list[Key], dict[Key, Problem]]:
+    """Backing files and keys: made for new volumes, looked at for the others. Returns what is new, and what failed.
 
     Of volumes that share a file, one is served: the first by name, of those that were served before if there is one.
     """
     volumes, errors = _exclusive(desired)
     new = [volume for volume in volumes if not desired.entries[volume.key].provisioned]
     old = [volume for volume in volumes if desired.entries[volume.key].provisioned]
+    crypt = [volume for volume in desired.volumes() if volume.backend == "crypt"]
+    unmade = [volume for volume in crypt if not desired.entries[volume.key].provisioned]
+    errors |= files.each(lambda volume: volume_keys.make(volume, state), unmade)
     errors |= files.each(files.provision, new) | files.each(files.check_or_grow, old)
     problems = {key: Problem(key, str(error)) for key, error in errors.items()}
-    return [volume.key for volume in new if volume.key not in errors], problems
+    return [volume.key for volume in (*new, *unmade) if volume.key not in errors], problems
 
 
 def _exclusive(desired: Desired) -> tuple[list[Volume], dict[Key, NvmuserError]]:

@@ -21,6 +21,7 @@ from nvmuser.reconcile.exports import Exports
 from nvmuser.reconcile.ownership import Ownership
 from nvmuser.reconcile.remotes import Routes
 from nvmuser.reconcile.removals import Removals
+from nvmuser.reconcile.reservations import NO_CLAIMS, Claims
 
 NO_ROUTES = Routes()
 
@@ -32,6 +33,7 @@ def plan(
     without: frozenset[Key] = frozenset(),
     routes: Routes = NO_ROUTES,
     leaving: frozenset[Key] = frozenset(),
+    claims: Claims = NO_CLAIMS,
 ) -> Plan:
     """The calls from `actual` to `desired`, which is what is wanted of one target.
 
@@ -39,12 +41,13 @@ def plan(
     :param without: keys of mirrors that are to be started without the members that are missing.
     :param routes: where the paths of remotes lead.
     :param leaving: keys of what goes to another target: of what is deleted in `desired`, these are only closed.
+    :param claims: who may write to the volumes of remotes.
     """
     ownership, draft = Ownership(desired, actual), Draft()
     exports = Exports(desired, actual, ownership, draft, directory)
-    Removals(desired, actual, ownership, draft, leaving).plan()
+    Removals(desired, actual, ownership, draft, leaving, claims.release).plan()
     exports.plan_transport()
-    Additions(desired, actual, ownership, draft, exports, without=without, routes=routes).plan()
+    Additions(desired, actual, ownership, draft, exports, without=without, routes=routes, refused=claims.refused).plan()
     return Plan(
         tuple(draft.calls),
         tuple(draft.conflicts),

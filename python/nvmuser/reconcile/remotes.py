@@ -13,12 +13,13 @@ import ipaddress
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from nvmuser.hostfs import host_identity
+from nvmuser.hostfs import host_identity, reservation_keys
 from nvmuser.hostfs.host_identity import HostIdentity
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Remote
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
@@ -41,6 +42,12 @@ class Routes:
     """Of each path by name: its addresses, the one to take first."""
     unresolved: Mapping[RemotePath, str] = field(default_factory=dict)
     """Paths by names that cannot be resolved, and why."""
+    sessions: Mapping[Key, str] = field(default_factory=dict)
+    """Of each remote: the host identifier of this process, which is the same on all of its paths."""
+
+    def host_for(self, remote: Remote) -> HostIdentity | None:
+        """Who we are to a remote."""
+        return replace(self.host, id=self.sessions.get(remote.key, self.host.id)) if self.host else None
 
     def to(self, path: RemotePath) -> tuple[str, ...]:
         """The addresses of a path; none when its name cannot be resolved."""
@@ -111,7 +118,17 @@ async def explore(desired: Desired, actual: Actual, state: StateDir) -> Routes:
     for path, remote in paths.items():
         if len(addresses.get(path, ())) > 1:
             addresses[path] = await _preferred(path, actual.remotes.get(remote.in_spdk), known)
-    return Routes(host, addresses, unresolved)
+    return Routes(host, addresses, unresolved, _sessions(desired, actual, state, host))
+
+
+def _sessions(desired: Desired, actual: Actual, state: StateDir, host: HostIdentity) -> dict[Key, str]:
+    """Each process is a host of its own to a remote, so that reservations tell it from its predecessor."""
+    keys, sessions = reservation_keys.load(state), dict[Key, str]()
+    for remote in desired.remotes():
+        present = actual.remotes.get(remote.in_spdk)
+        # Where SPDK does not say under which it is attached, that was this installation's own.
+        sessions[remote.key] = (present.host_id or host.id) if present else keys.session(host.id)
+    return sessions
 
 
 async def _preferred(path: RemotePath, present: RemoteController | None, known: Routes) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Cluster, Controller, Pool, Remote, TargetSettings, Volume
@@ -13,6 +15,7 @@ from nvmuser.reconcile.ownership import Ownership
 from nvmuser.rpc import methods
 from nvmuser.rpc.methods import Request
 
+NOTHING: Mapping[Key, Request] = {}
 _Going = Volume | Pool | Remote | Cluster
 
 
@@ -20,14 +23,24 @@ class Removals:
     """Adds the calls that take things away to a draft."""
 
     def __init__(
-        self, desired: Desired, actual: Actual, ownership: Ownership, draft: Draft, leaving: frozenset[Key]
+        self,
+        desired: Desired,
+        actual: Actual,
+        ownership: Ownership,
+        draft: Draft,
+        leaving: frozenset[Key],
+        release: Mapping[Key, Request] = NOTHING,
     ) -> None:
-        """:param leaving: keys of what is closed, and stays on its disk."""
+        """
+        :param leaving: keys of what is closed, and stays on its disk.
+        :param release: of volumes of remotes: the call that gives up their reservation.
+        """
         self._desired = desired
         self._actual = actual
         self._ownership = ownership
         self._draft = draft
         self._leaving = leaving
+        self._release = release
         self._gone: dict[Key, tuple[int, ...]] = {}
         """Key of what goes → the calls after which it is gone."""
         self._dependents: dict[Key, list[Volume | Pool]] = {}
@@ -116,8 +129,10 @@ class Removals:
         """None: it is not there, must not be deleted, or goes with what it lies on."""
         if isinstance(going, Volume):
             there = self._ownership.bdev(going) or self._actual.is_incomplete(going.in_spdk, going.uuid)
-            end = backends.close if going.key in self._leaving else backends.delete
-            return end(going, self._desired) if there else None
+            if going.key in self._leaving:  # its reservation stays, for the next process to take
+                return backends.close(going, self._desired) if there else None
+            delete = backends.delete(going, self._desired) or self._release.get(going.key)
+            return delete if there else None
         if isinstance(going, Remote):
             return methods.detach_remote(going.in_spdk) if going.in_spdk in self._actual.remotes else None
         if isinstance(going, Cluster):

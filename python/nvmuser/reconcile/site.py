@@ -16,9 +16,9 @@ from nvmuser.errors import RpcError, SetupError, TargetError, TargetNotRunning, 
 from nvmuser.hostfs import files, locks
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Controller
+from nvmuser.model.objects import Controller, Volume
 from nvmuser.paths import StateDir
-from nvmuser.reconcile import backends, clusters, machine, pool_room, reasons
+from nvmuser.reconcile import backends, clusters, machine, pool_room, reasons, volume_keys
 from nvmuser.reconcile.actual import Actual, query
 from nvmuser.reconcile.calls import Call, Plan, Problem
 from nvmuser.reconcile.clusters import Clusters
@@ -30,6 +30,7 @@ from nvmuser.reconcile.plan import closing, plan
 from nvmuser.reconcile.rebuilds import Rebuilds
 from nvmuser.reconcile.remotes import Routes, explore
 from nvmuser.reconcile.reopen import reopen
+from nvmuser.reconcile.reservations import Claims, Reservations
 from nvmuser.reconcile.space import pools
 from nvmuser.reconcile.status import Status, status_of
 from nvmuser.rpc import methods
@@ -65,12 +66,18 @@ class Site:
         self._turn = asyncio.Lock()
         self.rpc = rpc
         """The target's; None while there is none."""
-        self.warnings: tuple[str, ...] = ()
-        """What works, but is less safe than it should be."""
+        self._reservations = Reservations(state)
+        self._unlocked: tuple[str, ...] = ()
+        """Why files are not locked."""
         self.problems: dict[Key, Problem] = {}
         """What was wrong with objects when all of them were last looked at."""
         self.present: frozenset[Key] = frozenset()
         """What it had of ours when it was last looked at."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What works, but is less safe than it should be."""
+        return self._unlocked + self._reservations.claims.warnings
 
     def stop(self) -> None:
         """May be called again."""
@@ -79,6 +86,7 @@ class Site:
     def lost(self) -> None:
         """The target has ended: it has nothing any more."""
         self.rpc, self.present = None, frozenset()
+        self._reservations.lost()
 
     @property
     def wanted(self) -> Desired:
@@ -109,7 +117,9 @@ class Site:
             actual = await query(rpc)
             desired = self._scope(await asyncio.to_thread(self._rebuilds.note, actual))
             routes = routes or await explore(desired, actual, self._state)
-            current = plan(desired, actual, self._directory, without, routes)
+            claims = await self._claim(rpc, desired, actual, all_or_nothing)
+            problems |= await volume_keys.settle(rpc, self._state, desired, actual)
+            current = plan(desired, actual, self._directory, without, routes, claims=claims)
             await asyncio.to_thread(self._adopt, desired, current.adopted)
             runnable = current.runnable(problems, actual.find)
             if runnable:
@@ -264,7 +274,7 @@ class Site:
     def ready_machine(self, desired: Desired) -> dict[Key, Problem]:
         """Files and directories. It waits for the disk."""
         pool_room.reserve_all(desired)  # What has none is reported when its pool has been tried.
-        made, problems = machine.provision(desired)
+        made, problems = machine.provision(desired, self._state)
         self._mark(made)
         return problems | machine.grant(desired, self._state)
 
@@ -276,6 +286,23 @@ class Site:
         readied = await self._clusters.ready(desired, await query(rpc), rpc)
         await asyncio.to_thread(self._mark, readied.made)
         return readied.problems or {}
+
+    async def _claim(self, rpc: Client, desired: Desired, actual: Actual, changed: Collection[Key]) -> Claims:
+        """Make sure that nobody else writes to the volumes of remotes, before a guest gets to them.
+
+        :param changed: keys of what a change is about.
+        """
+        entries = [entry for key, entry in desired.entries.items() if key.kind == "volume" and not entry.provisioned]
+        unopened = [e.object for e in entries if isinstance(e.object, Volume) and e.object.backend == "remote"]
+        new = {volume.key for volume in unopened} & set(changed)
+        claims = await self._reservations.settle(rpc, desired, actual, new)
+        opened = {volume.key for volume in unopened} & (claims.release.keys() | claims.shared.keys())
+        await asyncio.to_thread(self._mark, opened - claims.refused.keys())
+        return claims
+
+    async def changed_hands(self) -> list[Key]:
+        """Remote volumes whose reservation somebody has taken or given up since it was last looked at."""
+        return await self._reservations.changed() if self.rpc else []
 
     def _adopt(self, desired: Desired, keys: Iterable[Key]) -> None:
         """Mark objects found in SPDK as provisioned: an earlier run may have died before it recorded them."""
@@ -334,9 +361,9 @@ class Site:
             problems = await asyncio.to_thread(machine.lock, desired, pid)
         except SetupError as error:
             # As in a container without the right to: everything else is done, and is not undone for want of this.
-            self.warnings = (f"volumes are not locked against other programs: {error}",)
+            self._unlocked = (f"volumes are not locked against other programs: {error}",)
             return {}
-        self.warnings = ()
+        self._unlocked = ()
         mine = problems.keys() & opened
         closing = [backends.delete(volume, desired) for volume in desired.volumes() if volume.key in mine]
         await asyncio.gather(*(rpc.post(one.method, one.params) for one in closing if one), return_exceptions=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nvmuser.ceph import images
 from nvmuser.errors import NvmuserError
-from nvmuser.hostfs import files, listeners, unix_diag
+from nvmuser.hostfs import files, listeners, unix_diag, volume_keys
 from nvmuser.hostfs.device_dirs import Devices
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
@@ -22,7 +22,9 @@ def tidy(state: StateDir, gone: Sequence[Entry], desired: Desired) -> dict[Key, 
     volumes = {entry.object: entry.provisioned for entry in gone if isinstance(entry.object, Volume)}
 
     def remove(volume: Volume) -> None:
-        if volumes[volume]:
+        if volume.backend == "crypt":
+            volume_keys.remove(volume, state)
+        elif volumes[volume]:
             files.remove(volume)
         else:
             files.remove_unmade(volume)

@@ -1,4 +1,5 @@
-"""Looks after remotes by name: a path that is down, and whose name leads elsewhere by now, is moved there.
+"""Looks after remotes: a path that is down, and whose name leads elsewhere by now, is moved there; a reservation that a
+remote has forgotten is taken again, and one that somebody has taken is reported.
 
 Owns when that is looked at. It changes nothing itself: what is found is carried out as every other act.
 """
@@ -27,6 +28,9 @@ async def follow(engine: Engine, reconcile: Callable[[], Awaitable[object]]) -> 
         try:
             if found := await engine.moved_remotes():
                 log.info("moved: %s", ", ".join(remote.key.words for remote in found))
+                await reconcile()
+            elif taken := await engine.changed_hands():
+                log.warning("reservations have changed hands: %s", ", ".join(key.words for key in taken))
                 await reconcile()
         except NvmuserError as error:
             log.warning("remotes could not be looked at: %s", error)

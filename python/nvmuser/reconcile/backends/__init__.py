@@ -12,6 +12,7 @@ from nvmuser.model.named import NamedInSpdk
 from nvmuser.model.objects import AnyObject, Cluster, Controller, Pool, Remote, Volume
 from nvmuser.reconcile.actual import Actual, Bdev
 from nvmuser.reconcile.backends.base import Below, SpdkBackend
+from nvmuser.reconcile.backends.crypt import CryptBackend
 from nvmuser.reconcile.backends.delay import DelayBackend
 from nvmuser.reconcile.backends.error import ErrorBackend
 from nvmuser.reconcile.backends.file import FileBackend
@@ -36,6 +37,7 @@ REGISTRY: dict[str, SpdkBackend] = {
         RbdBackend(),
         Raid1Backend(),
         ConcatBackend(),
+        CryptBackend(),
         DelayBackend(),
         ErrorBackend(),
     )

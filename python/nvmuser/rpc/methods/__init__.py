@@ -20,6 +20,7 @@ from nvmuser.rpc.methods.bdevs import (
     set_limits,
 )
 from nvmuser.rpc.methods.clusters import rbd_create, rbd_rescan, register_cluster, unregister_cluster
+from nvmuser.rpc.methods.crypto import add_volume_key, crypto_create, remove_volume_key
 from nvmuser.rpc.methods.lvols import (
     lvol_clone,
     lvol_create,
@@ -49,12 +50,14 @@ __all__ = [
     "add_key",
     "add_listener",
     "add_namespace",
+    "add_volume_key",
     "aio_create",
     "aio_rescan",
     "allow_any_host",
     "attach_remote",
     "create_subsystem",
     "create_transport",
+    "crypto_create",
     "delay_create",
     "delete_bdev",
     "delete_subsystem",
@@ -83,6 +86,7 @@ __all__ = [
     "remove_key",
     "remove_listener",
     "remove_namespace",
+    "remove_volume_key",
     "set_limits",
     "unregister_cluster",
 ]
