@@ -91,13 +91,15 @@ class Reservations:
     def __init__(self, state: StateDir) -> None:
         self._state = state
         self._rpc: Client | None = None
+        self._unended: dict[Key, int] = {}
+        """Volume → key of the predecessor whose writes the remote was still carrying out when it was last asked."""
         self._seen: dict[Key, tuple[_Namespace, int]] = {}
         """Volume → where it is, and the key of who had the reservation (0: nobody)."""
         self.claims = NO_CLAIMS
 
     def lost(self) -> None:
         """The process has ended: its successor is another host."""
-        self._rpc, self._seen, self.claims = None, {}, NO_CLAIMS
+        self._rpc, self._unended, self._seen, self.claims = None, {}, {}, NO_CLAIMS
 
     async def settle(self, rpc: Client, desired: Desired, actual: Actual, new: Collection[Key]) -> Claims:
         """Take the reservation of every remote volume that is wanted here and can be reached.
@@ -169,10 +171,14 @@ class Reservations:
         if holder is None:
             await space.send(reservations.acquire(space.remote, space.nsid, key), "the reservation cannot be taken")
         # The holder first: from then on nobody else writes.
-        others = sorted((one for one in ours if one != mine), key=lambda one: one is not holder)
+        others = [one.key for one in sorted((o for o in ours if o != mine), key=lambda one: one is not holder)]
+        others += [unended] if (unended := self._unended.get(volume.key)) and unended not in others else []
         for other in others:
-            request = reservations.preempt_and_abort(space.remote, space.nsid, key, other.key)
+            # Once more where it was not enough: the predecessor is registered no longer, and may still be writing.
+            self._unended[volume.key] = other
+            request = reservations.preempt_and_abort(space.remote, space.nsid, key, other)
             await space.send(request, "the reservation cannot be taken from its predecessor", _ABORT_S)
+            del self._unended[volume.key]
         if others or holder is None:
             now = (await space.report()).holder
             if now is None or now.host_id != space.host_id:
