@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ from nvmuser.pci import Bar, ClassCode, Identity, PciDevice, Reset, Space, serve
 LINES = 16
 # The registers, all of 8 bits, as the manufacturer's manual and drivers/gpio/gpio-idio-16.c name them.
 OUT_LOW, IN_LOW, ENABLE, FILTERS, OUT_HIGH, IN_HIGH, STATUS = range(7)
+
+_STATE = struct.Struct("<HH??")
 
 
 class PciIdio16(PciDevice):
@@ -79,6 +82,16 @@ class PciIdio16(PciDevice):
         for line in range(LINES):
             if (before ^ outputs) >> line & 1:
                 self._on_output(line, bool(outputs >> line & 1))
+
+    def save(self) -> bytes:
+        return _STATE.pack(self.outputs, self.inputs, self.enabled, self.changed)
+
+    def load(self, data: bytes) -> None:
+        outputs, inputs, self.enabled, self.changed = _STATE.unpack(data)
+        # What is wired to this board is what the guest sees of inputs now.
+        if inputs != self.inputs and self.enabled:
+            self.changed = True
+        self._drive(outputs)
 
     def reset(self, kind: Reset) -> None:
         self.enabled = self.changed = False

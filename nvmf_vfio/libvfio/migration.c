@@ -9,6 +9,13 @@
  * (RESUMING) is ours: each write() goes to the server at once, so that a server
  * which refuses the state is heard while QEMU can still go on at the source.
  *
+ * libvfio-user, as SPDK has it, lacks two things that QEMU needs, and has one that
+ * needs more than we translate:
+ * - RUNNING_P2P, in which a device leaves other devices alone and the guest's CPUs
+ *   stand still (QEMU's vm_state_notify(), before and after them): it stops then;
+ * - the size of the state: QEMU would take it for 100 GiB, and never stop the guest;
+ * - PRE_COPY, which has an ioctl on the data descriptor.
+ *
  * Once the server is gone, a device can enter any state that has no data: QEMU
  * resets a device that cannot, and ends itself when that fails too.
  */
@@ -30,6 +37,7 @@ struct vfio_device_feature_mig_data_size {
 #define MAX_RANGES      64u
 #define MAX_DATA        0x8000u         /* of one message */
 #define PAGE            UINT64_C(4096)
+#define USUAL_STATE     0x10000u        /* of a device whose server does not say it */
 #define REPORT_SPAN     (MAX_DATA * 8 * PAGE)   /* memory in one message's bits */
 
 struct lv_incoming {
@@ -73,10 +81,39 @@ ask_feature(struct lv_device *device, uint32_t flags, void *reply, size_t size)
     return 0;
 }
 
+/* What of migration QEMU is offered: all that it needs, if the server has any. */
+static int
+get_migration(struct lv_device *device, struct vfio_device_feature_migration *arg)
+{
+    if (ask_feature(device, VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_MIGRATION,
+                    arg, sizeof(*arg)) != 0) {
+        return -1;
+    }
+    device->no_p2p = (arg->flags & VFIO_MIGRATION_P2P) == 0;
+    arg->flags &= VFIO_MIGRATION_STOP_COPY;
+    arg->flags |= arg->flags != 0 ? VFIO_MIGRATION_P2P : 0;
+    return 0;
+}
+
+static int
+get_data_size(struct lv_device *device,
+              struct vfio_device_feature_mig_data_size *arg)
+{
+    if (ask_feature(device, VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_MIG_DATA_SIZE,
+                    arg, sizeof(*arg)) != 0) {
+        if (!device->no_p2p) {
+            return -1;
+        }
+        arg->stop_copy_length = USUAL_STATE;
+    }
+    return 0;
+}
+
 static int
 send_state(struct lv_device *device, uint32_t state)
 {
-    struct vu_mig_state wanted = { state, -1 }, reply;
+    bool stops = state == VFIO_DEVICE_STATE_RUNNING_P2P && device->no_p2p;
+    struct vu_mig_state wanted = { stops ? VFIO_DEVICE_STATE_STOP : state, -1 }, reply;
 
     return call_feature(device, VFIO_DEVICE_FEATURE_SET |
                                     VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE,
@@ -87,7 +124,7 @@ send_state(struct lv_device *device, uint32_t state)
 static ssize_t
 read_piece(struct lv_device *device, void *data)
 {
-    struct vu_mig_data request = { sizeof(request), MAX_DATA }, reply;
+    struct vu_mig_data request = { sizeof(request) + MAX_DATA, MAX_DATA }, reply;
     struct lv_call call = {
         .command = VU_MIG_DATA_READ,
         .request = { { &request, sizeof(request) } },
@@ -345,8 +382,9 @@ lv_device_feature(struct lv_device *device, struct vfio_device_feature *arg)
     }
     switch (arg->flags) {
     case VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_MIGRATION:
+        return get_migration(device, (void *)arg->data);
     case VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_MIG_DATA_SIZE:
-        return ask_feature(device, arg->flags, arg->data, size);
+        return get_data_size(device, (void *)arg->data);
     case VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE:
         return get_state(device, (void *)arg->data);
     case VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE:

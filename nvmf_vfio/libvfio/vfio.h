@@ -87,6 +87,7 @@ struct lv_device {
     pthread_mutex_t request_lock;
     int request_fd;     /* QEMU's eventfd for "give the device back", or -1 */
     bool request_local; /* the server has no such interrupt: it is only ours */
+    atomic_bool no_p2p; /* the server has no RUNNING_P2P */
 };
 
 extern pthread_mutex_t lv_topology;

@@ -148,6 +148,37 @@ nvmuser_vfu_setup_callbacks(vfu_ctx_t *ctx, int log_level)
     return vfu_setup_irq_state_callback(ctx, VFU_DEV_MSIX_IRQ, on_msix_state);
 }
 
+static int
+on_transition(vfu_ctx_t *ctx, vfu_migr_state_t state)
+{
+    return nvmuser_py_enter(vfu_get_private(ctx), state);
+}
+
+static ssize_t
+on_state_read(vfu_ctx_t *ctx, void *data, uint64_t size)
+{
+    return nvmuser_py_state_read(vfu_get_private(ctx), data, size);
+}
+
+static ssize_t
+on_state_write(vfu_ctx_t *ctx, void *data, uint64_t size)
+{
+    return nvmuser_py_state_write(vfu_get_private(ctx), data, size);
+}
+
+int
+nvmuser_vfu_setup_migration(vfu_ctx_t *ctx)
+{
+    const vfu_migration_callbacks_t callbacks = {
+        .version = VFU_MIGR_CALLBACKS_VERS,
+        .transition = on_transition,
+        .read_data = on_state_read,
+        .write_data = on_state_write,
+    };
+
+    return vfu_setup_device_migration_callbacks(ctx, &callbacks);
+}
+
 /*
  * A write to configuration space that is not within one doubleword, as every cycle on a bus is: libvfio-user's
  * cap_write_msi() and cap_write_msix() copy what goes beyond the capability over their stack.

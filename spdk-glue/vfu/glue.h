@@ -22,6 +22,9 @@
 /* Log, reset, quiesce, DMA and interrupt-state callbacks, all to the functions in Python below. */
 int nvmuser_vfu_setup_callbacks(vfu_ctx_t *ctx, int log_level);
 
+/* The device can migrate: its state is Python's. After vfu_pci_init(). */
+int nvmuser_vfu_setup_migration(vfu_ctx_t *ctx);
+
 /* A BAR or the ROM. Accesses that come as messages go to Python, also for what is mappable. */
 int nvmuser_vfu_setup_region(vfu_ctx_t *ctx, int region, size_t size, int flags, struct iovec *areas,
                              uint32_t area_count, int fd);
@@ -63,6 +66,11 @@ int nvmuser_py_reset(void *device, int reason);
 int nvmuser_py_quiesce(void *device);
 void nvmuser_py_dma(void *device, uint64_t address, uint64_t size, bool mapped, bool added);
 void nvmuser_py_irq_state(void *device, int type, uint32_t start, uint32_t count, bool masked);
+/* A vfu_migr_state_t that is entered. */
+int nvmuser_py_enter(void *device, int state);
+/* As read() and write() do, on the device's state. */
+int64_t nvmuser_py_state_read(void *device, void *data, uint64_t size);
+int64_t nvmuser_py_state_write(void *device, void *data, uint64_t size);
 void nvmuser_py_log(void *device, int level, const char *text);
 
 #endif

@@ -76,6 +76,7 @@ struct server {
     unsigned int resets;
 
     bool migratable;            /* answers DEVICE_FEATURE and MIG_DATA_* */
+    bool plain;                 /* as libvfio-user does: PRE_COPY, no P2P, no size */
     uint32_t state;             /* VFIO_DEVICE_STATE_* */
     uint64_t logged[2];         /* the first range of DMA_LOGGING_START */
     uint64_t dirty;             /* the page that a report has set, once */

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #define MIG_DATA_SIZE 9         /* VFIO_DEVICE_FEATURE_MIG_DATA_SIZE, Linux 6.2 */
+#define PRE_COPY 4u             /* VFIO_MIGRATION_PRE_COPY, Linux 6.2 */
 #define PAGE 4096u
 
 static void
@@ -47,9 +48,14 @@ answer_feature(struct server *s, const struct message *m)
     memcpy(&out.head, m->payload, sizeof(out.head));
     switch (out.head.flags) {
     case VFIO_DEVICE_FEATURE_GET | VFIO_DEVICE_FEATURE_MIGRATION:
-        out.number = VFIO_MIGRATION_STOP_COPY | VFIO_MIGRATION_P2P;
+        out.number = VFIO_MIGRATION_STOP_COPY |
+                     (s->plain ? PRE_COPY : VFIO_MIGRATION_P2P);
         break;
     case VFIO_DEVICE_FEATURE_GET | MIG_DATA_SIZE:
+        if (s->plain) {
+            server_reply(s->connection, &m->header, EINVAL, NULL, 0, -1, false);
+            return;
+        }
         out.number = 12345;
         break;
     case VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE:

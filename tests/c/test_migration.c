@@ -85,6 +85,24 @@ test_what_it_can(void **state)
 }
 
 static void
+test_a_server_that_can_less(void **state)
+{
+    uint64_t number = 0;
+
+    (void)state;
+    server->plain = true;
+    open_migratable();
+    assert_int_equal(feature(GET(MIGRATION), &number, sizeof(number)), 0);
+    assert_int_equal(number, VFIO_MIGRATION_STOP_COPY | VFIO_MIGRATION_P2P);
+    assert_int_equal(feature(MIG_DATA_SIZE, &number, sizeof(number)), 0);
+    assert_in_range(number, 1, 1 << 20);
+    assert_int_equal(enter(VFIO_DEVICE_STATE_RUNNING_P2P), -1);
+    assert_int_equal(server->state, VFIO_DEVICE_STATE_STOP);
+    assert_int_equal(enter(VFIO_DEVICE_STATE_RUNNING), -1);
+    assert_int_equal(server->state, VFIO_DEVICE_STATE_RUNNING);
+}
+
+static void
 test_saved(void **state)
 {
     char *data = malloc(sizeof(server->saved) + 1);
@@ -223,6 +241,7 @@ main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_a_server_that_cannot),
         TEST(test_what_it_can),
+        TEST(test_a_server_that_can_less),
         TEST(test_saved),
         TEST(test_restored),
         TEST(test_refused_as_it_comes),

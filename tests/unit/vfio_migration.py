@@ -45,7 +45,9 @@ class Qemu:
         """The document, in pieces."""
         pieces = []
         while True:
-            piece = MigData.unpack(self.client.call(Command.MIG_DATA_READ, MigData(8, most).pack())).data
+            reply = self.client.call(Command.MIG_DATA_READ, MigData(8 + most, most).pack())
+            # libvfio-user sends as many bytes as were asked for, whatever there is.
+            piece = reply[8 : 8 + int.from_bytes(reply[4:8], "little")]
             if not piece:
                 return b"".join(pieces)
             pieces.append(piece)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nvmuser.errors import DeviceError, UsageError
-from nvmuser.pci import raw
+from nvmuser.pci import raw, travel
 from nvmuser.pci.bars import Bar, BarMemory, Space
 from nvmuser.pci.memory import GuestMemory, Region
 
@@ -49,9 +49,11 @@ class Description:
     msix: int
     """Numbers of vectors."""
     express: bool
+    migratable: bool = False
+    """Whether it can save and load its state."""
 
 
-class Handler(Protocol):
+class Handler(travel.Handler, Protocol):
     """The device, as a context calls it. Offsets and sizes are in bytes, values little-endian."""
 
     def read(self, bar: int, offset: int, size: int) -> int:
@@ -109,6 +111,8 @@ class Context:
         raw.check(0 if self._ctx else -1, f"{path}")
         _live.add(self)
         self.memory = GuestMemory(self._ctx, desynchronized=self.hang_up)
+        vectors = max(what.intx, what.msi, what.msix)
+        self._travel = travel.Travel(handler, self._memories, vectors, self.trigger)
         try:
             self._set_up(what)
         except BaseException:
@@ -137,6 +141,8 @@ class Context:
             (lib.VFU_DEV_INTX_IRQ, what.intx), (lib.VFU_DEV_MSI_IRQ, what.msi), (lib.VFU_DEV_MSIX_IRQ, what.msix)
         ):  # fmt: skip
             raw.check(lib.vfu_setup_device_nr_irqs(ctx, irq, count), "interrupts")
+        if what.migratable:
+            raw.check(lib.nvmuser_vfu_setup_migration(ctx), "migration")
         raw.check(lib.vfu_realize_ctx(ctx), "the device")
 
     def _set_up_bar(self, bar: Bar) -> None:
@@ -235,6 +241,8 @@ class Context:
 
         :raises DeviceError: there is no such vector.
         """
+        if self._travel.keeps(vector):
+            return True
         if self._lib.vfu_irq_trigger(self._ctx, vector) == 0:
             return True
         # EAGAIN: the eventfd's counter is full, so that the guest has an interrupt waiting anyway.
@@ -293,6 +301,8 @@ class Context:
         if self._greeted:
             self._greeted = reason != _LOST_CONNECTION
             self._hung_up = self._hung_up and self._greeted
+            self.memory.still = False
+            self._travel.reset()
             self._handler.context_reset(reason)
 
     def quiesce(self) -> bool:
@@ -311,6 +321,24 @@ class Context:
     def irq_state(self, kind: int, start: int, count: int, masked: bool) -> None:
         """Pass on that the client has masked or unmasked interrupts."""
         self._handler.irq_state(kind, start, count, masked)
+
+    def enter(self, state: int) -> None:
+        """Go on as a guest that migrates needs it. :param state: vfu_migr_state_t."""
+        lib = self._lib
+        self.memory.still = state != lib.VFU_MIGR_STATE_RUNNING
+        self._travel.enter(
+            runs=state == lib.VFU_MIGR_STATE_RUNNING,
+            saves=state == lib.VFU_MIGR_STATE_STOP_AND_COPY,
+            loads=state == lib.VFU_MIGR_STATE_RESUME,
+        )
+
+    def state_read(self, size: int) -> bytes:
+        """The next part of what was saved; empty at its end."""
+        return self._travel.read(size)
+
+    def state_write(self, data: bytes) -> None:
+        """Take a part of a state that comes."""
+        self._travel.write(data)
 
     def raised(self, error: BaseException) -> None:
         """Keep what ended a callback, for the caller of `run`."""

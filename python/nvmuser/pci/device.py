@@ -117,6 +117,22 @@ class PciDevice:
         """
         return None
 
+    def save(self) -> bytes:
+        """Return the state of the device, from which `load` makes another one the same. Overridden with it.
+
+        Its guest migrates, and stands still: what changes from now on without a callback is lost, if it is part of the
+        state. What it triggers meanwhile, INTA#, and the memory of its mappable BARs travel by themselves;
+        configuration space, the set-up of interrupts and guest memory are QEMU's.
+        """
+        raise NotImplementedError("the state is not saved")
+
+    def load(self, data: bytes) -> None:
+        """Become the device whose `save` has returned this, on another host: it may be anything.
+
+        An exception refuses it: the guest goes on where it was.
+        """
+        raise NotImplementedError("a state is not loaded")
+
     # To be used while the device is served.
 
     @property
@@ -178,6 +194,17 @@ class PciDevice:
         self._intx_asserted = self._intx_masked = False
         self.reset(Reset(reason))
 
+    @property
+    def asserts_intx(self) -> bool:
+        """Whether INTA# is asserted."""
+        return self._intx_asserted
+
+    def resume_intx(self, asserted: bool) -> None:
+        """Drive INTA# as it was, towards a client that has heard nothing of it yet."""
+        self._intx_asserted = False
+        if self.intx:
+            self.set_intx(asserted)
+
     def irq_state(self, kind: int, start: int, count: int, masked: bool) -> None:
         """Take the mask of INTA# from the context. MSI and MSI-X the client masks itself."""
         if kind != raw.INTX:
@@ -230,4 +257,5 @@ class PciDevice:
             msi=msi.vectors if msi else 0,
             msix=msix.vectors if msix else 0,
             express=any(isinstance(capability, PciExpress) for capability in cls.capabilities),
+            migratable=cls.save is not PciDevice.save and cls.load is not PciDevice.load,
         )

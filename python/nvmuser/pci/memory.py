@@ -62,6 +62,8 @@ class GuestMemory:
         self._mappings: set[_Mapping] = set()
         self.unmapped: Callable[[], None] = lambda: None
         """Called when the last mapping is gone."""
+        self.still = False
+        """The guest stands still, and what it has in memory may be on its way: nothing is written."""
         self.by_message = True
         """Whether messages to the client are possible: not while it waits for us to quiesce."""
 
@@ -93,7 +95,8 @@ class GuestMemory:
     def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
         """Copy data to a guest-physical address.
 
-        :raises DeviceError: a part of the range is not registered for writing, or could not be written.
+        :raises DeviceError: a part of the range is not registered for writing, or could not be written; EBUSY: the
+            guest stands still.
         :raises UsageError: it is no range of 64-bit addresses.
         """
         self._copy(address, memoryview(data).cast("B"), write=True)
@@ -101,6 +104,7 @@ class GuestMemory:
     def _copy(self, address: int, data: memoryview, *, write: bool) -> None:
         # All of the range is looked up before anything is copied.
         pieces = self._pieces(address, len(data))
+        self._check_still(write)
         buffer = self._ffi.from_buffer(data, require_writable=not write)
         for region, start, size in pieces:
             if not region.mapped and not self.by_message:
@@ -131,6 +135,7 @@ class GuestMemory:
             pieces.clear()
 
     def _map(self, address: int, size: int, *, write: bool) -> memoryview:
+        self._check_still(write)
         iov = self._ffi.new("struct iovec *")
         handle = self._lib.nvmuser_vfu_dma_map(self._context, address, size, write, iov)
         raw.check(0 if handle else -1, f"{size} bytes of guest memory at {address:#x}")
@@ -147,6 +152,10 @@ class GuestMemory:
         self._lib.nvmuser_vfu_dma_unmap(self._context, mapping.handle, mapping.iov)
         if not self._mappings:
             self.unmapped()
+
+    def _check_still(self, write: bool) -> None:
+        if write and self.still:
+            raise DeviceError("the guest stands still: nothing is written to its memory", errno.EBUSY)
 
     def _pieces(self, address: int, size: int) -> list[tuple[Region, int, int]]:
         """The range cut at the borders of regions: (region, address, size)."""

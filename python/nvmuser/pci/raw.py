@@ -55,6 +55,15 @@ class Callbacks(Protocol):
     def irq_state(self, kind: int, start: int, count: int, masked: bool) -> None:
         """vfu_dev_irq_state_cb_t."""
 
+    def enter(self, state: int) -> None:
+        """vfu_migration_callbacks_t's transition."""
+
+    def state_read(self, size: int) -> bytes:
+        """vfu_migration_callbacks_t's read_data: the next part of the state, at most so many bytes."""
+
+    def state_write(self, data: bytes) -> None:
+        """vfu_migration_callbacks_t's write_data."""
+
     def raised(self, error: BaseException) -> None:
         """Keep what ended a callback and is no `Exception`, for the caller of vfu_run_ctx."""
 
@@ -127,6 +136,22 @@ def _define_callbacks(ffi: Any) -> None:
             return 0
         ffi.errno = errno.EBUSY
         return -1
+
+    @define_fallible
+    def nvmuser_py_enter(handle: Any, state: int) -> int:
+        from_handle(handle).enter(state)
+        return 0
+
+    @define_fallible
+    def nvmuser_py_state_read(handle: Any, data: Any, size: int) -> int:
+        part = from_handle(handle).state_read(size)
+        ffi.memmove(data, part, len(part))
+        return len(part)
+
+    @define_fallible
+    def nvmuser_py_state_write(handle: Any, data: Any, size: int) -> int:
+        from_handle(handle).state_write(bytes(ffi.buffer(data, size)))
+        return size
 
     @define
     def nvmuser_py_dma(handle: Any, address: int, size: int, mapped: bool, added: bool) -> None:
