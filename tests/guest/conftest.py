@@ -9,19 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import shlex
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from guests import Boot, Target, garbage, reserved_hugepages
+from qemus import the_qemu
+from travel import Travel, travelling
 
 from nvmuser.errors import RpcError
 from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB
 from nvmuser.rpc import Client
 from nvmuser.supervisor.spdk import NO_TRACE
-from nvmuser.toolchain import find_appliance, find_qemu, find_spdk
+from nvmuser.toolchain import find_appliance, find_qemu, find_spdk, libvfio
+from nvmuser.toolchain.steps import Reporter
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -85,3 +90,22 @@ def hugepages(request: pytest.FixtureRequest) -> Iterator[bool]:
         return
     with reserved_hugepages(512 * MIB):
         yield True
+
+
+@pytest_asyncio.fixture(
+    scope="module", loop_scope="module", params=["qemu-own", pytest.param("qemu-10.0", marks=pytest.mark.matrix)]
+)
+async def travel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Travel]:
+    """A guest that can move between two deployments."""
+    root = tmp_path_factory.mktemp("t")
+    program = root / "qemu"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(the_qemu(request.param).argv)} "$@"\n')
+    program.chmod(0o755)
+    if not libvfio.is_done():
+        libvfio.build(Reporter(root / "libvfio.log"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NVMUSER_QEMU", str(program))
+        async with travelling(root) as one:
+            await one.load.prepare()
+            yield one
+            assert await one.load.end()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from qemu.qmp import ExecuteError, QMPClient
+from qemus import the_qemu
 
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.errors import GuestError
@@ -22,7 +23,7 @@ from nvmuser.guest import GuestSpec, launch
 from nvmuser.guest.plug import plug
 from nvmuser.guest.qmp import connected, look
 from nvmuser.guest.spec import MIB
-from nvmuser.toolchain import find_qemu
+from nvmuser.toolchain import Qemu, find_qemu
 
 NVMUSER = Path(sys.executable).parent / "nvmuser"
 AWAY = {"uri": "exec:cat > /dev/null"}
@@ -42,10 +43,12 @@ async def deployment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
 
 
 @contextlib.asynccontextmanager
-async def started(deployment: Deployment, line: str, tmp_path: Path) -> AsyncIterator[QMPClient]:
+async def started(
+    deployment: Deployment, line: str, tmp_path: Path, qemu: Qemu | None = None
+) -> AsyncIterator[QMPClient]:
     """A QEMU that a person has started with a line for the shell, found by its QMP socket."""
     program, socket = tmp_path / "qemu", tmp_path / "qmp"
-    program.write_text(f'#!/bin/sh\nexec {shlex.join(find_qemu().argv)} "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {shlex.join((qemu or find_qemu()).argv)} "$@"\n')
     program.chmod(0o755)
     environment = os.environ | {
         "NVMUSER_STATE": str(deployment.state.root),
@@ -110,6 +113,13 @@ async def test_over_libvfio_nothing_is_in_the_way(deployment: Deployment, tmp_pa
         info = await qmp.execute("query-migrate")
         assert isinstance(info, dict)
         assert not info.get("blocked-reasons")
+
+
+@pytest.mark.matrix
+async def test_a_qemu_that_knows_an_older_protocol_only(deployment: Deployment, tmp_path: Path) -> None:
+    line = LINE.replace("qemu-args a", "qemu-args a --via libvfio")
+    async with started(deployment, line, tmp_path, the_qemu("qemu-7.2")) as qmp:
+        assert "doesn't support migration" in await refusal(qmp)
 
 
 async def test_a_controller_that_is_plugged_in(deployment: Deployment, tmp_path: Path) -> None:

@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import shlex
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
-from qemus import the_qemu
-from travel import DISKS, NAME, Travel, nvmuser, openers, travelling
+from remote_pair import free_port
+from travel import DISKS, NAME, Travel, nvmuser, only_here, openers, until_copying
 
+from nvmuser.bench.measure.progress import Silent
+from nvmuser.bench.scenarios.migrate import MigratePlan, measure
 from nvmuser.guest.registry import registry
-from nvmuser.rpc import Client
-from nvmuser.supervisor import daemon
-from nvmuser.supervisor.spdk import Options
-from nvmuser.toolchain import libvfio
-from nvmuser.toolchain.steps import Reporter
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(
-    scope="module", loop_scope="module", params=["qemu-own", pytest.param("qemu-10.0", marks=pytest.mark.matrix)]
-)
-async def travel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Travel]:
-    root = tmp_path_factory.mktemp("t")
-    program = root / "qemu"
-    program.write_text(f'#!/bin/sh\nexec {shlex.join(the_qemu(request.param).argv)} "$@"\n')
-    program.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NVMUSER_QEMU", str(program))
-        async for one in _travelling(root):
-            yield one
-
-
-async def _travelling(root: Path) -> AsyncIterator[Travel]:
-    if not libvfio.is_done():
-        libvfio.build(Reporter(root / "libvfio.log"))
-    async with travelling(root) as travel:
-        await travel.load.prepare()
-        yield travel
-        assert await travel.load.end()
-
-
-async def _only_here(travel: Travel) -> None:
-    """Each volume is open in the target where the guest is, and nowhere else."""
-    target = (await travel.here.control.call("status"))["target"]["pid"]
-    root = travel.a.state.root.parent
-    assert [openers(root / name) for name in DISKS] == [{target}] * len(DISKS)
-    assert [record.name for record in registry(travel.elsewhere.state).list()] == []
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.matrix)])
@@ -67,7 +29,7 @@ async def test_there_and_back_while_it_writes(travel: Travel, rounds: int) -> No
             result = json.loads(out)
             assert result["bytes"] > 0
             assert 0 < result["downtime"] < result["total"]
-            await _only_here(travel)
+            await only_here(travel)
         await travel.check()
     assert await travel.boot_id() == boot
 
@@ -76,23 +38,14 @@ async def test_given_up_while_memory_is_copied(travel: Travel) -> None:
     boot = await travel.boot_id()
     await travel.load.begin()
     moving = await travel.begin("--bandwidth", "20M")
-    await _until_copying(travel)
+    await until_copying(travel)
     moving.send_signal(signal.SIGINT)
     out, err = await moving.communicate()
     assert moving.returncode == 130, (out, err)
     assert b"Traceback" not in err
-    await _only_here(travel)
+    await only_here(travel)
     await travel.check()
     assert await travel.boot_id() == boot
-
-
-async def _until_copying(travel: Travel) -> None:
-    """Memory is on its way."""
-    async with asyncio.timeout(60):
-        while True:
-            guests = (await travel.here.control.call("status"))["guests"]
-            if guests and all(guest["moving"] for guest in guests):
-                return
 
 
 async def test_another_volume_there(travel: Travel) -> None:
@@ -108,38 +61,8 @@ async def test_another_volume_there(travel: Travel) -> None:
     assert status == 1
     assert "another one here" in err
     await there.forget("one")
-    await _only_here(travel)
+    await only_here(travel)
     assert (await travel.run("cat /sys/class/nvme/nvme0/state")).strip() == "live"
-
-
-@pytest.mark.matrix
-@pytest.mark.parametrize("side", ["here", "elsewhere"])
-@pytest.mark.parametrize("victim", ["target", "endpoint", "supervisor"])
-async def test_killed_while_memory_is_copied(travel: Travel, side: str, victim: str) -> None:
-    """The guest goes on at exactly one side."""
-    boot = await travel.boot_id()
-    await travel.load.begin()
-    moving = await travel.begin("--bandwidth", "30M")
-    await _until_copying(travel)
-    struck = travel.here if side == "here" else travel.elsewhere
-    if victim == "supervisor":
-        process = struck.control.hold_peer()
-        process.signal(signal.SIGKILL)
-        # It holds the state directory until it has ended.
-        await process.ended.wait()
-        process.close()
-        await struck.control.aclose()
-        await asyncio.to_thread(daemon.start, struck.state, Options(profile="eco"))
-        struck.control = await Client.connect(struck.state.control_socket, timeout=60)
-    else:
-        os.kill((await struck.control.call("status"))[victim]["pid"], signal.SIGKILL)
-    out, err = await moving.communicate()
-    if not moving.returncode:
-        travel.here = travel.elsewhere
-    assert b"Traceback" not in err, (out, err)
-    assert registry(travel.here.state).get(NAME).running
-    await travel.check()
-    assert await travel.boot_id() == boot
 
 
 async def test_to_a_file_and_back(travel: Travel) -> None:
@@ -154,5 +77,50 @@ async def test_to_a_file_and_back(travel: Travel) -> None:
     assert status == 0, err
     assert not (root / "saved").exists()
     await travel.check()
-    await _only_here(travel)
+    await only_here(travel)
     assert await travel.boot_id() == boot
+
+
+@pytest.mark.matrix
+async def test_over_tcp(travel: Travel) -> None:
+    boot = await travel.boot_id()
+    await travel.load.begin()
+    status, _, err = await travel.cli("--uri", f"tcp:127.0.0.1:{free_port()}")
+    assert status == 0, err
+    await travel.check()
+    await only_here(travel)
+    assert await travel.boot_id() == boot
+
+
+@pytest.mark.matrix
+async def test_another_qemu_with_the_memory_where_it_is(travel: Travel) -> None:
+    """It goes on in a QEMU of its own, and none of its memory was written anywhere."""
+    root, memory = travel.a.state.root.parent, Path("/dev/shm") / f"nvmuser-test-{os.getpid()}"
+    await travel.end()
+    await travel.boot("--memory-file", str(memory))
+    boot = await travel.boot_id()
+    await travel.load.prepare()
+    await travel.load.begin()
+    status, _, err = await travel.cli()
+    assert status == 1
+    assert "suspend and resume it" in err
+    status, out, err = await nvmuser(travel.here, "guest", "suspend", NAME, str(root / "saved"), "--json")
+    assert status == 0, err
+    assert json.loads(out)["bytes"] < 64 << 20
+    assert memory.exists()
+    status, _, err = await nvmuser(travel.here, "guest", "resume", NAME, str(root / "saved"))
+    assert status == 0, err
+    await travel.check()
+    await only_here(travel)
+    assert await travel.boot_id() == boot
+    await travel.end()
+    assert not memory.exists()
+    await travel.boot()
+    await travel.load.prepare()
+
+
+@pytest.mark.matrix
+async def test_memory_that_nobody_logs_is_found_to_be_wrong() -> None:
+    """What finds nothing in the other tests would find it."""
+    outcome = await measure(MigratePlan(2, mode="unlogged"), Silent())
+    assert sum(one.memory_mismatches for one in outcome.ours.seen) > 100

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from pathlib import Path
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.migrant import DISK, Migrant
 from nvmuser.guest.registry import registry
-from nvmuser.paths import StateDir
+from nvmuser.rpc import Client
+from nvmuser.supervisor import daemon
 from nvmuser.supervisor.spdk import Options
 
 NVMUSER = Path(sys.executable).parent / "nvmuser"
@@ -60,6 +62,23 @@ class Travel:
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(*argv, *arguments, stdout=pipe, stderr=pipe)
 
+    async def boot(self, *options: str) -> None:
+        """Start the guest here, where its controllers are."""
+        controllers = (word for name in DISKS for word in ("--controller", name))
+        machine = ("--via", "libvfio", "--cpus", "2", "--memory", "512M", "--no-hugepages")
+        status, _, err = await nvmuser(self.here, "guest", "start", NAME, *controllers, *machine, *options)
+        assert status == 0, err
+
+    async def end(self) -> None:
+        """End its QEMU, wherever it is."""
+        for guests in (registry(self.a.state), registry(self.b.state)):
+            for record in guests.list():
+                await guests.discard(record.name)
+
+    def running(self) -> list[Deployment]:
+        """Where a QEMU of it runs."""
+        return [one for one in (self.a, self.b) if any(guest.running for guest in registry(one.state).list())]
+
     @property
     def load(self) -> Migrant:
         """What runs in it."""
@@ -93,6 +112,44 @@ def openers(path: Path) -> set[int]:
     return found
 
 
+async def only_here(travel: Travel) -> None:
+    """Each volume is open in the target where the guest is, and nowhere else."""
+    target = (await travel.here.control.call("status"))["target"]["pid"]
+    root = travel.a.state.root.parent
+    assert [openers(root / name) for name in DISKS] == [{target}] * len(DISKS)
+    assert [record.name for record in registry(travel.elsewhere.state).list()] == []
+
+
+async def until_copying(travel: Travel) -> None:
+    """Memory is on its way."""
+    async with asyncio.timeout(60):
+        while True:
+            guests = (await travel.here.control.call("status"))["guests"]
+            if guests and all(guest["moving"] for guest in guests):
+                return
+
+
+async def kill(struck: Deployment, victim: str) -> None:
+    """Kill one process of a deployment: `target`, `endpoint`, `supervisor` (another is started), or `qemu`."""
+    if victim == "supervisor":
+        process = struck.control.hold_peer()
+        process.signal(signal.SIGKILL)
+        # It holds the state directory until it has ended.
+        await process.ended.wait()
+        process.close()
+        await struck.control.aclose()
+        await asyncio.to_thread(daemon.start, struck.state, Options(profile="eco"))
+        struck.control = await Client.connect(struck.state.control_socket, timeout=60)
+        return
+    if victim == "qemu":
+        pids = [record.pid for record in registry(struck.state).list()]
+    else:
+        pids = [(await struck.control.call("status"))[victim]["pid"]]
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 @contextlib.asynccontextmanager
 async def travelling(root: Path) -> AsyncIterator[Travel]:
     """Two deployments in `root`, and a guest in the first, with two controllers and two CPUs."""
@@ -102,17 +159,9 @@ async def travelling(root: Path) -> AsyncIterator[Travel]:
             (root / name).write_bytes(b"")
             os.truncate(root / name, DISK)
             await a.disk(name, root / name)
-        controllers = (word for name in DISKS for word in ("--controller", name))
-        machine = ("--via", "libvfio", "--cpus", "2", "--memory", "512M", "--no-hugepages")
-        status, _, err = await nvmuser(a, "guest", "start", NAME, *controllers, *machine)
-        assert status == 0, err
+        travel = Travel(a, b, a)
         try:
-            yield Travel(a, b, a)
+            await travel.boot()
+            yield travel
         finally:
-            for state in (a.state, b.state):
-                await _end(state)
-
-
-async def _end(state: StateDir) -> None:
-    for record in registry(state).list():
-        await registry(state).discard(record.name)
+            await travel.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -136,6 +137,10 @@ def test_the_same_guest_elsewhere() -> None:
     again = saved.from_json(saved.to_json(spec), there, directories)
     assert (again.sockets, again.directories) == (tuple(there.values()), tuple(directories.values()))
     assert (again.cpus, again.boot_from, again.qemu_args) == (2, there["c1"], ("-rtc", "x"))
+    kept = saved.from_json(
+        saved.to_json(replace(spec, memory_file=Path("/dev/shm/x"))), there, directories, "pc-q35-10.0"
+    )
+    assert (kept.memory_file, kept.machine_type) == (Path("/dev/shm/x"), "pc-q35-10.0")
     with pytest.raises(GuestError, match="start it again"):
         saved.from_json({}, there, directories)
 

@@ -12,7 +12,7 @@ import click
 
 from nvmuser.cli import guest_libvirt, guest_migrate, guest_plug, guest_qemu
 from nvmuser.cli.groups import Group
-from nvmuser.cli.guest_options import boot_options, make_spec
+from nvmuser.cli.guest_options import boot_options, make_spec, memory_file_option
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import run_until_ended, say
 from nvmuser.guest import machine, qemu, terminal
@@ -85,6 +85,7 @@ def _shell(command: tuple[str, ...]) -> str:
 @guest.command()
 @click.argument("name")
 @boot_options
+@memory_file_option
 @click.option("--no-wait", is_flag=True, help="Do not wait for the guest's agent (a system without one).")
 @json_option
 @click.pass_obj
@@ -96,6 +97,7 @@ def start(state: StateDir, /, name: str, no_wait: bool, as_json: bool, **options
       nvmuser guest start box --controller vm1
       nvmuser guest start mine --image disk.qcow2 --controller vm1 --no-wait
       nvmuser guest start mine --boot-from vm1 --uefi --no-wait
+      nvmuser guest start box --controller vm1 --via libvfio --memory-file /dev/shm/box
     """
     spec = make_spec(state, **options)
 

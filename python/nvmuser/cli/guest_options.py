@@ -32,6 +32,14 @@ via_option = click.option(
 )
 
 
+memory_file_option = click.option(
+    "--memory-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The guest's memory, such as /dev/shm/NAME: it stays there while the guest is suspended.",
+)
+
+
 def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of every command that makes a QEMU: CPUs, memory, firmware, transport."""
     for option in reversed(
@@ -114,6 +122,8 @@ def make_spec(state: StateDir, controllers: tuple[str, ...], direct: bool, via: 
     if boot_from and boot_from not in controllers:
         controllers = (*controllers, boot_from)
     _check_declared(state, [name for name in controllers if not answers(state.socket(name, direct=direct))])
+    if options.get("memory_file"):
+        options["memory_file"] = options["memory_file"].absolute()
     options["firmware"] = options.get("firmware") or "seabios"
     return GuestSpec(
         sockets=tuple(state.socket(name, direct=direct) for name in controllers),

@@ -86,7 +86,8 @@ async def move(
     """
     try:
         for qmp in (source, destination):
-            await _return_path(qmp, wanted=True)
+            # Without it the source ends before it knows that the destination has taken everything.
+            await _capability(qmp, "return-path", wanted=True)
         await _limit(source, bandwidth, downtime)
         await destination.execute("migrate-incoming", {"uri": uri})
         await source.execute("migrate", {"uri": uri})
@@ -95,15 +96,25 @@ async def move(
     return await _finish(source, on_progress)
 
 
-async def save(source: QMPClient, file: Path, *, on_progress: Callable[[Progress], None]) -> Result:
+async def machine_type(qmp: QMPClient) -> str:
+    """The machine of a QEMU by the name that later QEMUs know it by too."""
+    kind = await qmp.execute("qom-get", {"path": "/machine", "property": "type"})
+    return str(kind).removesuffix("-machine")
+
+
+async def save(
+    source: QMPClient, file: Path, *, without_memory: bool = False, on_progress: Callable[[Progress], None]
+) -> Result:
     """Write a guest to a file, after which it stands still for ever in this QEMU.
 
     When this does not return, the guest goes on.
 
+    :param without_memory: which is a file that stays.
     :raises GuestError: it did not come about.
     """
     try:
-        await _return_path(source, wanted=False)  # a file does not answer
+        await _capability(source, "return-path", wanted=False)  # a file does not answer
+        await _capability(source, "x-ignore-shared", wanted=without_memory)
         await _limit(source, 0, DOWNTIME)
         await source.execute("migrate", {"uri": f"file:{file}"})
     except ExecuteError as error:
@@ -111,12 +122,14 @@ async def save(source: QMPClient, file: Path, *, on_progress: Callable[[Progress
     return await _finish(source, on_progress)
 
 
-async def load(destination: QMPClient, file: Path) -> None:
+async def load(destination: QMPClient, file: Path, *, without_memory: bool = False) -> None:
     """Read a guest from a file into a QEMU that was started with `-incoming defer`, and have it go on.
 
+    :param without_memory: as it was written.
     :raises GuestError: QEMU does not take it.
     """
     try:
+        await _capability(destination, "x-ignore-shared", wanted=without_memory)
         await destination.execute("migrate-incoming", {"uri": f"file:{file}"})
         status = (await _watch(destination, lambda progress: None))["status"]
     except QMPError as error:
@@ -125,9 +138,8 @@ async def load(destination: QMPClient, file: Path) -> None:
         raise GuestError(f"{file}: QEMU does not take this guest: the migration has {status}")
 
 
-async def _return_path(qmp: QMPClient, *, wanted: bool) -> None:
-    """Without it the source ends before it knows that the destination has taken everything."""
-    state = {"capability": "return-path", "state": wanted}
+async def _capability(qmp: QMPClient, name: str, *, wanted: bool) -> None:
+    state = {"capability": name, "state": wanted}
     await qmp.execute("migrate-set-capabilities", {"capabilities": [state]})
 
 

@@ -113,6 +113,8 @@ def arguments(spec: GuestSpec, runtime: Runtime, boot: Boot, listeners: Mapping[
 def memory_backend(spec: GuestSpec, *, hugepages: bool) -> dict[str, Any]:
     """The object that is a guest's memory, which QEMU makes."""
     memory = {"qom-type": "memory-backend-memfd", "id": "mem", "size": spec.memory, "share": True}
+    if spec.memory_file is not None:
+        return memory | {"qom-type": "memory-backend-file", "mem-path": str(spec.memory_file)}
     return memory | {"hugetlb": True, "hugetlbsize": 2 << 20} if hugepages else memory
 
 
@@ -137,7 +139,8 @@ def attachment(
     :param form: how an object or a device is written: JSON, or `plain`; all alike, for QEMU makes first what is not in
         JSON.
     """
-    result = ["-machine", "q35,memory-backend=mem", "-m", f"{spec.memory >> 20}M", "-object", form(memory)]
+    result = ["-machine", f"{spec.machine_type},memory-backend=mem", "-m", f"{spec.memory >> 20}M"]
+    result += ["-object", form(memory)]
     if spec.sockets and not spec.libvfio:
         result += ["-blockdev", json.dumps(migration.blocker(no_migration))]
     ports = len(spec.sockets) + spec.spare_ports

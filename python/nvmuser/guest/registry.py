@@ -105,6 +105,8 @@ class Registry:
         with contextlib.suppress(NotFoundError):
             if self.get(name).running:
                 raise ConflictError(f"guest {name!r} runs already")
+        if spec.memory_file is not None and not incoming and spec.memory_file.exists():
+            raise ConflictError(f"{spec.memory_file}: exists already: it may be another guest's memory")
         process = start_qemu(spec, runtime, foreground=False, incoming=incoming)
         record = GuestRecord(
             name,
@@ -149,12 +151,17 @@ class Registry:
             await agent.wait_boot(timeout=deadline)
             yield agent
 
-    async def discard(self, name: str) -> None:
-        """End a guest's QEMU without asking the guest, which is not in it (any more), and remove its directory."""
+    async def discard(self, name: str, *, keep_memory: bool = False) -> None:
+        """End a guest's QEMU without asking the guest, which is not in it (any more), and remove its directory.
+
+        :param keep_memory: if it is a file.
+        """
         runtime, record = self.runtime(name), self.get(name)
         if process := QemuProcess.find(record.pid, record.started, runtime.qemu_log):
             await process.kill()
             process.close()
+        if not keep_memory:
+            _forget_memory(record)
         shutil.rmtree(runtime.directory)
 
     async def stop(self, name: str) -> bool:
@@ -168,8 +175,14 @@ class Registry:
             finally:
                 await process.kill()
                 process.close()
+        _forget_memory(record)
         shutil.rmtree(runtime.directory)
         return graceful
+
+
+def _forget_memory(record: GuestRecord) -> None:
+    if path := record.machine.get("memory_file"):
+        Path(path).unlink(missing_ok=True)
 
 
 @contextlib.asynccontextmanager

@@ -58,9 +58,12 @@ async def relocate(
     """
     record = registry(here).get(name)
     names = _movable(record)
+    if file := record.machine.get("memory_file"):
+        raise GuestError(f"guest {name!r} has its memory in {file}, which stays here: suspend and resume it")
     async with _leaving(here, record) as source:
         on_step("preparing the destination")
-        async with _expected(here, there, names), _waiting(there, record) as qmp:
+        kind = await move.machine_type(source)
+        async with _expected(here, there, names), _waiting(there, record, kind) as qmp:
             uri = options.uri or f"unix:{registry(there).runtime(name).directory / _SOCKET}"
             check_socket_path(Path(uri.removeprefix("unix:")))
             on_step("moving")
@@ -84,7 +87,8 @@ async def suspend(
 ) -> move.Result:
     """Write a guest that runs to a file, and end its QEMU. When this fails, or is cancelled, it goes on.
 
-    Beside the file lies what `resume` needs to know of the guest, with `.json` at the end of its name.
+    Beside the file lies what `resume` needs to know of the guest, with `.json` at the end of its name. Memory that is a
+    file stays where it is, and is not written.
 
     :raises NvmuserError: it cannot be written.
     """
@@ -94,15 +98,17 @@ async def suspend(
         raise ConflictError(f"{file}: exists already")
     try:
         async with _leaving(state, record) as source:
-            beside.write_text(json.dumps({"name": name, "machine": record.machine}), encoding="utf-8")
-            result = await move.save(source, file, on_progress=on_progress)
+            kind = await move.machine_type(source)
+            beside.write_text(json.dumps({"name": name, "machine": record.machine, "type": kind}), encoding="utf-8")
+            without = bool(record.machine.get("memory_file"))
+            result = await move.save(source, file, without_memory=without, on_progress=on_progress)
     except OSError as error:
         raise GuestError(f"{error.filename}: {error.strerror}; the guest goes on") from error
     except BaseException:
         for path in (file, beside):
             path.unlink(missing_ok=True)
         raise
-    await registry(state).discard(name)
+    await registry(state).discard(name, keep_memory=True)
     return result
 
 
@@ -112,12 +118,16 @@ async def resume(state: StateDir, name: str, file: Path) -> None:
     :raises NvmuserError: it cannot go on.
     """
     try:
-        machine = json.loads(_beside(file).read_text(encoding="utf-8"))["machine"]
+        saying = json.loads(_beside(file).read_text(encoding="utf-8"))
+        machine, kind = saying["machine"], saying.get("type", "q35")
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise GuestError(f"{_beside(file)}: not what `nvmuser guest suspend` has written: {error}") from error
     record = GuestRecord(name, 0, 0, 0, 0, (), libvfio=True, machine=machine)
-    async with _waiting(state, record) as qmp, connected(qmp) as destination:
-        await move.load(destination, file)
+    memory = machine.get("memory_file")
+    if memory and not Path(memory).exists():
+        raise GuestError(f"{memory}: the guest's memory is gone: it ends with this machine, as its file system does")
+    async with _waiting(state, record, kind) as qmp, connected(qmp) as destination:
+        await move.load(destination, file, without_memory=bool(memory))
     # It must not go on a second time: its volumes have changed since.
     for path in (file, _beside(file)):
         path.unlink(missing_ok=True)
@@ -181,15 +191,15 @@ async def _expected(here: StateDir, there: StateDir, names: Sequence[str]) -> As
 
 
 @contextlib.asynccontextmanager
-async def _waiting(there: StateDir, record: GuestRecord) -> AsyncIterator[Path]:
+async def _waiting(there: StateDir, record: GuestRecord, machine_type: str) -> AsyncIterator[Path]:
     """A QEMU that waits for the guest; its QMP socket. It ends when the guest does not come."""
     guests, names = registry(there), record.machine.get("controllers", [])
     devices, desired = Devices(there), control.load(there)
     directories = {name: devices.provide(desired.controller(name)) for name in names}
-    spec = saved.from_json(record.machine, {name: there.socket(name) for name in names}, directories)
+    spec = saved.from_json(record.machine, {name: there.socket(name) for name in names}, directories, machine_type)
     await guests.start(record.name, spec, incoming=True)
     try:
         yield guests.runtime(record.name).qmp
     except BaseException:
-        await guests.discard(record.name)
+        await guests.discard(record.name, keep_memory=True)
         raise

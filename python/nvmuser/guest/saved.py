@@ -21,14 +21,18 @@ def to_json(spec: GuestSpec) -> dict[str, Any]:
         "controllers": [socket.parent.name for socket in spec.sockets],
         "image": str(spec.image) if spec.image else "",
         "boot_from": spec.boot_from.parent.name if spec.boot_from else "",
+        "memory_file": str(spec.memory_file) if spec.memory_file else "",
         "qemu_args": list(spec.qemu_args),
     }
 
 
-def from_json(data: Mapping[str, Any], sockets: Mapping[str, Path], directories: Mapping[str, Path]) -> GuestSpec:
+def from_json(
+    data: Mapping[str, Any], sockets: Mapping[str, Path], directories: Mapping[str, Path], machine_type: str = "q35"
+) -> GuestSpec:
     """The specification at another host, with libvfio.
 
     :param sockets: of the controllers there, by their names; `directories` stand for them.
+    :param machine_type: that it has where it is.
     :raises GuestError: the record is of an nvmuser that did not keep it.
     """
     try:
@@ -39,6 +43,9 @@ def from_json(data: Mapping[str, Any], sockets: Mapping[str, Path], directories:
             image=Path(data["image"]) if data["image"] else None,
             boot_from=sockets[data["boot_from"]] if data["boot_from"] else None,
             qemu_args=tuple(data["qemu_args"]),
+            # A record of an earlier version has none.
+            memory_file=Path(data["memory_file"]) if data.get("memory_file") else None,
+            machine_type=machine_type,
             **{field: data[field] for field in _PLAIN},
         )
     except KeyError as error:

@@ -43,6 +43,10 @@ class GuestSpec:
     """With libvfio: the device directories that stand for `sockets`. None: QEMU's own vfio-user client."""
     hugepages: bool | None = None
     """Memory of 2 MiB pages; None: if enough of them are free."""
+    memory_file: Path | None = None
+    """What its memory is: a file that outlives QEMU, in place of memory that ends with it."""
+    machine_type: str = "q35"
+    """QEMU's, of which the alias is the newest that a QEMU has."""
     image: Path | None = None
     """A disk of the user, raw or qcow2, from which the guest boots."""
     boot_from: Path | None = None
@@ -67,6 +71,8 @@ class GuestSpec:
             raise UsageError("with libvfio each controller has a device directory")
         if self.spare_ports < 0 or len(self.sockets) + self.spare_ports > _ROOT_PORTS:
             raise UsageError(f"a guest has room for {_ROOT_PORTS} controllers and spare ports together")
+        if self.memory_file is not None and self.hugepages:
+            raise UsageError("a guest's memory is a file, or hugepages; for both the file may be on a hugetlbfs")
         if self.boot_from is not None and self.boot_from not in self.sockets:
             raise UsageError("the controller to boot from is not one of the guest's")
         if self.boot_from is not None and self.image is not None:
@@ -107,7 +113,8 @@ def use_hugepages(spec: GuestSpec) -> bool:
 
     :raises GuestError: there is not enough of what it needs.
     """
-    reason = hugepages.why_too_few(spec.memory) if spec.hugepages is not False else ""
+    wants = spec.hugepages is not False and spec.memory_file is None
+    reason = hugepages.why_too_few(spec.memory) if wants else ""
     if reason is None:
         return True
     _check_plain_pages(spec, reason)
