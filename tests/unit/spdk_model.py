@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nvmuser.model.objects import NO_LIMITS, Limits
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import NO_LIMITS, Controller, Limits, Volume
 from nvmuser.reconcile.actual import Actual, ActualNamespace, Bdev, Lvstore, RemoteController, Subsystem
 from nvmuser.reconcile.calls import Plan
 
@@ -22,6 +23,18 @@ class Refused(Exception):
 def check(condition: object, reason: str) -> None:
     if not condition:
         raise Refused(reason)
+
+
+def part_of_actual(actual: Actual, part: Desired) -> Actual:
+    """What `nvmuser.reconcile.partial.query_part` would return, where nothing is claimed by others."""
+    objects = [entry.object for entry in part.entries.values()]
+    volumes = {one.in_spdk for one in objects if isinstance(one, Volume)}
+    nqns = {one.nqn for one in objects if isinstance(one, Controller)}
+    return Actual(
+        actual.transport,
+        {name: bdev for name, bdev in actual.bdevs.items() if name in volumes},
+        {nqn: subsystem for nqn, subsystem in actual.subsystems.items() if nqn in nqns},
+    )
 
 
 @dataclass

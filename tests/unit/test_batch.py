@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from spdk_model import ModelSpdk, Refused
+from spdk_model import ModelSpdk, Refused, part_of_actual
 
 from nvmuser.errors import ConflictError, NvmuserError, RpcServerError, TargetError, UsageError
 from nvmuser.model.batch import joined, together
@@ -22,6 +22,7 @@ from nvmuser.reconcile import site as site_module
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
+from nvmuser.reconcile.partial import part_of
 from nvmuser.rpc import Client
 from nvmuser.store.events import Actor, acting
 from nvmuser.supervisor.changes import Changes
@@ -104,7 +105,11 @@ def spdk(monkeypatch: pytest.MonkeyPatch) -> Spdk:
         rpc.queries += 1
         return rpc.model.actual
 
+    async def query_part(rpc: Spdk, part: Desired) -> Actual:
+        return part_of_actual(rpc.model.actual, part)
+
     monkeypatch.setattr(site_module, "query", query)
+    monkeypatch.setattr(site_module, "query_part", query_part)
     monkeypatch.setattr("nvmuser.reconcile.engine.query", query)
     return Spdk()
 
@@ -129,9 +134,74 @@ async def test_one_that_is_refused_leaves_the_others(engine: Engine, spdk: Spdk)
 
 async def test_several_are_one_act(engine: Engine, spdk: Spdk) -> None:
     await engine.change_together([create(f"v{number}") for number in range(20)])
-    together = spdk.queries
-    await engine.change_together([create("one")])
-    assert together == spdk.queries - together
+    assert spdk.queries == 2
+
+
+async def test_what_alone_has_changed_is_looked_at_by_itself(engine: Engine, spdk: Spdk) -> None:
+    await engine.change_together([create(f"v{number}") for number in range(3)])
+    looked = spdk.queries
+    await engine.change(create("one"))
+    await engine.change(Change(create=(Controller("c", (Namespace("one"),), volatile=True),)))
+    await engine.change(Change(update=(replace(engine.desired().controller("c"), namespaces=()),)))
+    await engine.change(delete("one", wipe=True))
+    assert spdk.queries == looked
+    assert set(spdk.model.bdevs) == {"v0", "v1", "v2"}
+    assert Key("volume", "one") not in engine.desired().entries
+    assert (await engine.reconcile()).calls == 0
+
+
+async def test_where_something_is_refused_everything_is_looked_at(engine: Engine, spdk: Spdk) -> None:
+    await engine.change(create("a"))
+    looked = spdk.queries
+    spdk.refused = "b"
+    with pytest.raises(TargetError, match="nothing was changed"):
+        await engine.change(create("b"))
+    assert spdk.queries > looked
+    assert sorted(spdk.model.bdevs) == ["a"]
+
+
+async def test_after_a_while_everything_is_looked_at_again(
+    engine: Engine, spdk: Spdk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await engine.change(create("a"))
+    await engine.change(create("b"))
+    del spdk.model.bdevs["a"]
+    await engine.change(create("c"))
+    assert "a" not in spdk.model.bdevs
+    monkeypatch.setattr(site_module, "_FRESH_S", 0.0)
+    await engine.change(create("d"))
+    assert sorted(spdk.model.bdevs) == ["a", "b", "c", "d"]
+
+
+PARTS = Desired(
+    {
+        one.key: Entry(one)
+        for one in (
+            A, B, null("m"), null("n"),
+            Controller("c", (Namespace("a", 1),)), Pool("p", base="b"),
+            Volume("r", "raid1", members=("m", "n"), volatile=True),
+            Volume("f", size=MIB, path="/f"), Controller("away", (Namespace("f", 1),), away=True),
+        )
+    }
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "part"),
+    [
+        ("volume/a", {"volume/a", "controller/c"}),
+        ("controller/c", {"volume/a", "controller/c"}),
+        ("volume/none", set()),
+        ("volume/b", None),
+        ("pool/p", None),
+        ("volume/m", None),
+        ("volume/r", None),
+        ("volume/f", None),
+    ],
+)
+def test_what_stands_by_itself(key: str, part: set[str] | None) -> None:
+    found = part_of(PARTS, [Key.parse(key)])
+    assert (found and set(map(str, found.entries))) == part or (found is not None and part == set())
 
 
 class Queue:

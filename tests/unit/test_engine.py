@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from spdk_model import ModelSpdk, Refused
+from spdk_model import ModelSpdk, Refused, part_of_actual
 
 from nvmf_vfio import vfio_dir
 from nvmuser.errors import ConflictError, NvmuserError, RpcConnectionError, RpcServerError, SetupError, TargetError
 from nvmuser.hostfs import files, listeners, locks
 from nvmuser.hostfs.device_dirs import Devices
 from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, Namespace, Pool, Volume
 from nvmuser.paths import StateDir
@@ -78,8 +79,12 @@ def rpc(monkeypatch: pytest.MonkeyPatch) -> ModelRpc:
     async def query(rpc: ModelRpc) -> Actual:
         return rpc.spdk.actual
 
+    async def query_part(rpc: ModelRpc, part: Desired) -> Actual:
+        return part_of_actual(rpc.spdk.actual, part)
+
     for module in (engine_module, site_module, reopen_module):
         monkeypatch.setattr(module, "query", query)
+    monkeypatch.setattr(site_module, "query_part", query_part)
     return ModelRpc()
 
 

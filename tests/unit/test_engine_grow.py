@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from spdk_model import part_of_actual
 from test_engine import MIB, ModelRpc, engine_on
 
 from nvmuser.errors import RpcServerError, SetupError, TargetError
 from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
 from nvmuser.model.objects import Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import engine as engine_module
@@ -29,8 +31,12 @@ def rpc(monkeypatch: pytest.MonkeyPatch) -> ModelRpc:
     async def query(rpc: ModelRpc) -> Actual:
         return rpc.spdk.actual
 
+    async def query_part(rpc: ModelRpc, part: Desired) -> Actual:
+        return part_of_actual(rpc.spdk.actual, part)
+
     for module in (engine_module, site_module):
         monkeypatch.setattr(module, "query", query)
+    monkeypatch.setattr(site_module, "query_part", query_part)
     return ModelRpc()
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from spdk_model import part_of_actual
 from test_engine import Killed, ModelRpc
 
 from nvmuser.errors import ConflictError, RpcConnectionError, RpcServerError, RpcTimeoutError, TargetError
 from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, TargetSettings, Volume
 from nvmuser.paths import StateDir
@@ -94,8 +96,12 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     async def query(rpc: ModelRpc) -> Actual:
         return rpc.spdk.actual
 
+    async def query_part(rpc: ModelRpc, part: Desired) -> Actual:
+        return part_of_actual(rpc.spdk.actual, part)
+
     for module in (engine_module, site_module, reopen_module):
         monkeypatch.setattr(module, "query", query)
+    monkeypatch.setattr(site_module, "query_part", query_part)
     return World(tmp_path)
 
 

@@ -41,6 +41,7 @@ from nvmuser.reconcile.calls import Problem
 from nvmuser.reconcile.declare import check_cores, declared
 from nvmuser.reconcile.declare_images import completed
 from nvmuser.reconcile.outcome import Outcome
+from nvmuser.reconcile.partial import touched
 from nvmuser.reconcile.reroute import moved
 from nvmuser.reconcile.retraction import Retraction
 from nvmuser.reconcile.site import Site, looked_at
@@ -222,7 +223,8 @@ class Engine:
             carried = True
             # Of several, one that the machine is not ready for does not hold up the others.
             all_or_nothing = keys if len(changes) == 1 else set[Key]()
-            outcome = await self.reconcile(involved(whole.keys, before, after, moved), all_or_nothing)
+            names = involved(whole.keys, before, after, moved)
+            outcome = await self.reconcile(names, all_or_nothing, () if moved else touched(whole.keys, before))
         except (RpcConnectionError, RpcTimeoutError) as error:
             log.warning("the target does not answer: %s", error)
             outcome = Outcome(pending=True)
@@ -294,19 +296,26 @@ class Engine:
             raise
         return before, after, moved
 
-    async def reconcile(self, targets: Collection[str] | None = None, all_or_nothing: Collection[Key] = ()) -> Outcome:
+    async def reconcile(
+        self,
+        targets: Collection[str] | None = None,
+        all_or_nothing: Collection[Key] = (),
+        changed: Collection[Key] = (),
+    ) -> Outcome:
         """Carry out what is wanted, until nothing is left to do or no progress is possible.
 
         :param targets: names of those that are looked at; None: all.
         :param all_or_nothing: keys of objects: if this machine is not ready for one of them, nothing is done in SPDK.
+        :param changed: keys of what alone has changed, where that is known.
         :raises RpcError: SPDK cannot be asked what it has.
         """
         if not any(site.rpc for site in self._sites.values()):
             return await asyncio.to_thread(self._offline)
         names, outcome = set(self._sites if targets is None else targets), Outcome()
         for _ in range(_ROUNDS):
-            names |= await self._bring_home(names)
-            outcome += await self._reconcile(names, all_or_nothing)
+            if came := await self._bring_home(names):
+                names, changed = names | came, ()
+            outcome += await self._reconcile(names, all_or_nothing, changed)
             if outcome.pending or any(problem.object in all_or_nothing for problem in outcome.problems):
                 return outcome
             self._stuck = await asyncio.to_thread(self._forget_deleted)
@@ -315,11 +324,13 @@ class Engine:
                 break
         return outcome
 
-    async def _reconcile(self, names: Collection[str], all_or_nothing: Collection[Key]) -> Outcome:
+    async def _reconcile(
+        self, names: Collection[str], all_or_nothing: Collection[Key], changed: Collection[Key]
+    ) -> Outcome:
         outcome = Outcome()
         for name in sorted(names):
             site = self._sites.get(name)
-            outcome += await site.reconcile(all_or_nothing) if site else Outcome(pending=True)
+            outcome += await site.reconcile(all_or_nothing, changed) if site else Outcome(pending=True)
             if any(problem.object in all_or_nothing for problem in outcome.problems):
                 break
         return outcome

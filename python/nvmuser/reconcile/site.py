@@ -7,12 +7,14 @@ Which site has what is its caller's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
-from nvmuser.errors import RpcError, SetupError, TargetError, TargetNotRunning, summary
+from nvmuser.errors import RpcError, RpcServerError, SetupError, TargetError, TargetNotRunning, summary
 from nvmuser.hostfs import files, locks
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
@@ -26,6 +28,7 @@ from nvmuser.reconcile.execute import Result, execute
 from nvmuser.reconcile.gates import directories
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.ownership import Ownership
+from nvmuser.reconcile.partial import part_of, query_part
 from nvmuser.reconcile.plan import closing, plan
 from nvmuser.reconcile.rebuilds import Rebuilds
 from nvmuser.reconcile.remotes import Routes, explore
@@ -39,6 +42,10 @@ from nvmuser.store import Store
 
 _ROUNDS = 8
 """Rounds of query and repair. Two are usual; each layer of volumes on pools on volumes can need one more."""
+
+_FRESH_S = 2.0
+"""While one change follows another, everything is looked at so often; in between, what has changed alone."""
+_PART_ROUNDS = 3
 
 _SOCKET_S = 0.001
 _PAUSE_S = 0.05
@@ -71,6 +78,8 @@ class Site:
         """Why files are not locked."""
         self.problems: dict[Key, Problem] = {}
         """What was wrong with objects when all of them were last looked at."""
+        self._seen: tuple[Client | None, float] = (None, 0.0)
+        """In which process everything was looked at last, and when."""
         self.present: frozenset[Key] = frozenset()
         """What it had of ours when it was last looked at."""
 
@@ -93,16 +102,52 @@ class Site:
         """What of everything wanted belongs here now."""
         return self._scope(self._store.load())
 
-    async def reconcile(self, all_or_nothing: Collection[Key] = ()) -> Outcome:
+    async def reconcile(self, all_or_nothing: Collection[Key] = (), changed: Collection[Key] = ()) -> Outcome:
         """Carry out what is wanted here, until nothing is left to do or no progress is possible.
 
         :param all_or_nothing: keys of objects: if this machine is not ready for one of them, nothing is done in SPDK.
+        :param changed: keys of what alone has changed, where that is known.
         :raises RpcError: SPDK cannot be asked what it has.
         """
         async with self._turn:
             if self.rpc is None:
                 return Outcome(pending=True)
+            if changed and self._is_known:
+                with contextlib.suppress(RpcServerError):
+                    if found := await self._reconcile_part(self.rpc, changed):
+                        return found
             return await self._reconcile(self.rpc, all_or_nothing)
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether everything was seen a moment ago to be as it should be, in this very process."""
+        return self._seen[0] is self.rpc and time.monotonic() < self._seen[1] + _FRESH_S and not self.problems
+
+    async def _reconcile_part(self, rpc: Client, changed: Collection[Key]) -> Outcome | None:
+        """What has changed, looked at by itself. None: it is not as simple as that, and everything is to be looked
+        at."""
+        part = await asyncio.to_thread(lambda: part_of(self.wanted, changed))
+        unready = await asyncio.to_thread(self.ready_machine, part) if part else {}
+        if part is None or unready:
+            return None
+        calls, opened = 0, set[Key]()
+        for _ in range(_PART_ROUNDS):
+            actual = await query_part(rpc, part)
+            current = plan(part, actual, self._directory) if actual else Plan(waiting=frozenset(changed))
+            if actual is None or current.conflicts or current.waiting:
+                return None
+            await asyncio.to_thread(self._adopt, part, current.adopted)
+            if not current.calls:
+                there = {key for key, entry in part.entries.items() if backends.present(entry.object, part, actual)}
+                self.present = frozenset(self.present - part.entries.keys() | there)
+                locked = not opened or not await self._lock(rpc, opened, part)
+                return Outcome(calls) if locked else None
+            result = await self._run(rpc, part, list(current.calls), {})
+            if result.lost or result.failed or result.skipped:
+                return None
+            calls += len(result.done)
+            opened |= {call.object for call in result.done if call.needs.file}
+        return None
 
     async def _reconcile(self, rpc: Client, all_or_nothing: Collection[Key]) -> Outcome:
         calls, problems, current, actual = 0, dict[Key, Problem](), Plan(), Actual()
@@ -144,6 +189,7 @@ class Site:
                 without |= more or frozenset()
         self._rebuilds.watch(rpc, actual)
         self._look(self._store.load(), actual)
+        self._seen = (rpc, time.monotonic())
         problems |= await self._lock(rpc, opened)
         await self._settle(current, problems, desired, actual)
         return Outcome(calls, tuple(self.problems.values()), current.foreign)
@@ -349,12 +395,13 @@ class Site:
             problems.setdefault(call.object, Problem(call.object, reasons.FAILED_BELOW))
         return result
 
-    async def _lock(self, rpc: Client, opened: Collection[Key]) -> dict[Key, Problem]:
+    async def _lock(self, rpc: Client, opened: Collection[Key], part: Desired | None = None) -> dict[Key, Problem]:
         """Lock the files that the target has open for it alone. One that cannot be locked is another program's.
 
         :param opened: keys of volumes that were opened in this act: they are closed again.
+        :param part: only these volumes; None: all.
         """
-        desired = await asyncio.to_thread(lambda: self.wanted)
+        desired: Desired = part if part is not None else await asyncio.to_thread(lambda: self.wanted)
         if not (pid := rpc.peer_pid):
             return {}
         try:
