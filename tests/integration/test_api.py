@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -16,30 +13,14 @@ from typing import Any
 
 import httpx
 import pytest
+from api_process import NVMUSER, serving, token
 from prometheus_client.parser import text_string_to_metric_families
 
 from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
 from nvmuser.store import Store
-from nvmuser.store.credentials import digest, new_token, of_certificate
+from nvmuser.store.credentials import digest, of_certificate
 from nvmuser.supervisor import daemon
-
-NVMUSER = (sys.executable, "-c", "from nvmuser.cli.main import main; main()")
-
-
-@contextlib.contextmanager
-def serving(state: StateDir, *options: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
-    """`nvmuser api serve`, and where it serves."""
-    command = [*NVMUSER, "--state-dir", str(state.root), "api", "serve", *options]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-    ) as api:
-        assert api.stdout
-        count = max(1, options.count("--listen"))
-        lines = [api.stdout.readline() for _ in range(count)]
-        yield api, [line.removeprefix("serving at ").strip() for line in lines]
-        api.terminate()
-        assert api.wait(30) == 143
 
 
 @dataclass
@@ -47,13 +28,6 @@ class Served:
     state: StateDir
     client: httpx.AsyncClient
     api: subprocess.Popen[str]
-
-
-def token(state: StateDir, role: str) -> str:
-    secret, kept = new_token(role, role, 0)
-    with Store(state.store) as store:
-        store.add_credential(kept)
-    return secret
 
 
 @pytest.fixture
@@ -149,7 +123,6 @@ async def test_killed_while_many_change_no_half_change_is_left(served: Served) -
     assert {name[1:] for name in names if name[0] == "a"} == {name[1:] for name in names if name[0] == "b"}
     assert not status["objects"]["missing"]
     assert not status["objects"]["drifted"]
-    served.api.returncode = 143  # as the fixture expects of one that was ended
 
 
 async def test_two_at_once(served: Served) -> None:

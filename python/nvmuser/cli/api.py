@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,6 +108,28 @@ def openapi(state: StateDir) -> None:
     from nvmuser.api.app import described
 
     say(described())
+
+
+@api.command()
+def alerts() -> None:
+    """Print alert rules for Prometheus.
+
+    \b
+    nvmuser api alerts > /etc/prometheus/nvmuser.yaml
+    """
+    click.echo(files("nvmuser.api.monitoring").joinpath("alerts.yaml").read_text(encoding="utf-8"), nl=False)
+
+
+@api.command()
+def dashboard() -> None:
+    """Print a dashboard for Grafana, which imports it.
+
+    \b
+    nvmuser api dashboard > nvmuser.json
+    """
+    from nvmuser.api.monitoring.dashboard import dashboard as made
+
+    say(made())
 
 
 @api.command("unit")

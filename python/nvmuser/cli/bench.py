@@ -42,6 +42,7 @@ _COMMANDS = {
     "move": ("bench_move", "How long a guest stalls when its controller moves to another target."),
     "recovery": ("bench_recovery", "How long a guest stalls when its target dies."),
     "report": ("bench_compare", "Print a comparison again."),
+    "api": ("bench_api", "How fast the API is: changes, reads, scrapes, watchers."),
     "scale": ("bench_scale", "How cost grows with the number of controllers."),
     "tune": ("bench_tune", "What each setting of the guest and of QEMU gains."),
 }
