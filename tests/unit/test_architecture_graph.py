@@ -34,8 +34,9 @@ KNOWS: dict[str, set[str]] = {
         "supervisor", "toolchain",
     },
     "api": {"errors", "guest", "hostfs", "model", "paths", "reconcile", "rpc", "store", "supervisor"},
+    "top": {"errors", "model", "paths", "reconcile", "supervisor"},
     "cli": {"api", "bench", "ceph", "collector", "doctor", "errors", "guest", "hostfs", "model", "paths", "reconcile",
-            "rpc", "store", "supervisor", "toolchain"},
+            "rpc", "store", "supervisor", "toolchain", "top"},
 }  # fmt: skip
 """Package or module of nvmuser → what it may import."""
 

@@ -110,6 +110,7 @@ def _others() -> dict[str, Schema]:
              "problems": {"type": "array", "items": _OBJECT}}
         ),
         "statistics": _closed({"volume": _TEXT, "read": _OBJECT, "write": _OBJECT, "unmap": _OBJECT}),
+        "reactor": _closed({"target": _TEXT, "core": _COUNT, "busy_s": _NUMBER, "idle_s": _NUMBER}),
         "guest": _closed(
             {"name": _TEXT, "pid": _COUNT, "running": {"type": "boolean"}, "cpus": _COUNT, "memory": _COUNT,
              "controllers": {"type": "array", "items": _TEXT}}

@@ -24,7 +24,7 @@ from nvmuser.model.change import Change
 from nvmuser.model.moves import moves
 from nvmuser.model.placement import on
 from nvmuser.reconcile.outcome import Outcome
-from nvmuser.reconcile.statistics import Statistics, collect
+from nvmuser.reconcile.statistics import Statistics, collect, reactors
 from nvmuser.supervisor import control
 
 _SPEC_MAX = 16 << 20
@@ -75,6 +75,8 @@ class Service:
             Endpoint("GET", "/v1/statistics", self.statistics, "list_statistics",
                      "List what volumes have been asked to do since their target started.",
                      parameters=(_LIMIT, AFTER), results={200: schemas.page(schemas.ref("statistics"))}),
+            Endpoint("GET", "/v1/reactors", self.reactors, "list_reactors", "List how busy each core of a target was.",
+                     results={200: schemas.page(schemas.ref("reactor"))}),
             Endpoint("GET", "/v1/guests", self.guests, "list_guests", "List guests that nvmuser has started.",
                      results={200: schemas.page(schemas.ref("guest"))}),
             Endpoint("GET", "/v1/operations", self.operations, "list_operations", "List acts that take long.",
@@ -185,6 +187,12 @@ class Service:
         return Reply(
             {"items": [found[name].to_json() for name in page], "next": page[-1] if len(names) > len(page) else None}
         )
+
+    async def reactors(self, call: Call) -> Reply:
+        async with control.spdk(self._host.state) as targets:
+            found = await asyncio.gather(*map(reactors, targets.values()))
+        items = [{"target": name, **asdict(one)} for name, some in zip(targets, found, strict=True) for one in some]
+        return Reply({"items": items, "next": None})
 
     async def guests(self, call: Call) -> Reply:
         records = await asyncio.to_thread(registry(self._host.state).list)

@@ -10,6 +10,7 @@ from nvmuser.paths import packaged_dir
 EXTRAS: dict[str, tuple[str, ...]] = {
     "api": ("prometheus_client", "starlette", "uvicorn"),
     "client": ("httpx",),
+    "top": ("textual",),
     "bench": ("jinja2", "matplotlib", "numpy"),
     "fleet": ("grpc", "google.protobuf"),
 }

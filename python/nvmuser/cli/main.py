@@ -39,12 +39,25 @@ _COMMANDS = {
     "status": ("status", "Show the target, its guests, and what differs."),
     "target": ("target", "Start, stop, watch and replace the SPDK process."),
     "token": ("token", "Who may use the API: tokens and client certificates."),
+    "top": ("top", "Show what is going on, live."),
     "uninstall": ("uninstall", "List what nvmuser has made on this machine, and remove it."),
     "volume": ("volume", "Volumes: what a guest sees as namespaces."),
 }
 
 
-_OFFERED = {"apply", "completion", "controller", "export", "pool", "reconcile", "remote", "schema", "status", "volume"}
+_OFFERED = {
+    "apply",
+    "completion",
+    "controller",
+    "export",
+    "pool",
+    "reconcile",
+    "remote",
+    "schema",
+    "status",
+    "top",
+    "volume",
+}
 """What works on another host, over its API; where a part does not, it says so (`nvmuser.supervisor.remote`)."""
 
 

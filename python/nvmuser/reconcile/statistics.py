@@ -41,6 +41,7 @@ class Counters:
             "operations": self.operations,
             "bytes": self.bytes,
             "mean_latency_us": round(mean, 1) if mean is not None else None,
+            "latency_s": self.latency_s,
         }
 
 
@@ -65,6 +66,15 @@ class Statistics:
         }
 
     @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Statistics:
+        """What `to_json` has made."""
+
+        def counters(one: Mapping[str, Any]) -> Counters:
+            return Counters(one["operations"], one["bytes"], one["latency_s"])
+
+        return cls(data["volume"], *(counters(data[kind]) for kind in ("read", "write", "unmap")))
+
+    @classmethod
     def from_spdk(cls, volume: str, data: Mapping[str, Any], ticks_per_s: int) -> Statistics:
         """From one entry of `bdev_get_iostat` (lib/bdev/bdev.c, `spdk_bdev_dump_io_stat_json`)."""
 
@@ -77,6 +87,25 @@ class Statistics:
             counters("num_write_ops", "bytes_written", "write_latency_ticks"),
             counters("num_unmap_ops", "bytes_unmapped", "unmap_latency_ticks"),
         )
+
+
+@dataclass(frozen=True)
+class Reactor:
+    """One core of a target: seconds with something to do, and without."""
+
+    core: int
+    busy_s: float
+    idle_s: float
+
+
+async def reactors(rpc: Client) -> list[Reactor]:
+    """How busy each reactor was since the target started.
+
+    :raises RpcError: SPDK cannot be asked.
+    """
+    found = await rpc.call("framework_get_reactors")
+    rate = found["tick_rate"]
+    return [Reactor(one["lcore"], one["busy"] / rate, one["idle"] / rate) for one in found["reactors"]]
 
 
 async def collect(rpc: Client, desired: Desired) -> dict[str, Statistics]:

@@ -68,6 +68,19 @@ class Remote(StateDir):
         with self._client() as client:
             return Outcome.from_json(client.request("POST", f"/v1/{collection}/{key.name}/rename", to=name))
 
+    def statistics(self) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+        """Status, reactors, and what each volume there has been asked to do."""
+        with self._client() as client:
+            volumes: list[dict[str, Any]] = []
+            after = None
+            while True:
+                page = client.request("GET", "/v1/statistics", limit=1000, after=after)
+                volumes += page["items"]
+                after = page["next"]
+                if after is None:
+                    break
+            return client.request("GET", "/v1/status"), client.request("GET", "/v1/reactors")["items"], volumes
+
     def ask(self, method: str, params: dict[str, Any]) -> Any:
         """Call a method of the supervisor there, as far as the API has it.
 
