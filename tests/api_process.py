@@ -23,7 +23,11 @@ def serving(state: StateDir, *options: str) -> Iterator[tuple[subprocess.Popen[s
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as api:
         assert api.stdout
         lines = [api.stdout.readline() for _ in range(max(1, options.count("--listen")))]
-        yield api, [line.removeprefix("serving at ").strip() for line in lines]
+        try:
+            yield api, [line.removeprefix("serving at ").strip() for line in lines]
+        except BaseException:
+            api.kill()
+            raise
         if api.poll() is None:
             api.terminate()
             assert api.wait(30) == 143

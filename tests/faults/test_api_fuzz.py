@@ -40,6 +40,9 @@ CHECKS = [
 SCHEMA = schemathesis.openapi.from_dict(described()).exclude(path_regex="/restart$|/operations/")
 
 
+pytestmark = pytest.mark.matrix
+
+
 @dataclass
 class Served:
     state: StateDir

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from nvmuser.api import objects, openapi
+from nvmuser.api import objects, openapi, page
 from nvmuser.api.host import Host
 from nvmuser.api.metrics import Metrics
 from nvmuser.api.operations import Operations
@@ -86,7 +86,8 @@ def _routes(gate: Gate, found: list[Endpoint]) -> list[Route]:
     by_path: dict[str, dict[str, Endpoint]] = {}
     for endpoint in found:
         by_path.setdefault(endpoint.path, {})[endpoint.method] = endpoint
-    return [Route(path, _handler(gate, methods), methods=list(methods)) for path, methods in by_path.items()]
+    ours = [Route(path, _handler(gate, methods), methods=list(methods)) for path, methods in by_path.items()]
+    return [*page.routes(), *ours]
 
 
 def _handler(gate: Gate, methods: dict[str, Endpoint]) -> Callable[[Request], Awaitable[Response]]:

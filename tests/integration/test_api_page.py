@@ -1,0 +1,115 @@
+"""The page in a real Chromium, over a real target. Needs ci/debian-packages-tests.txt."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from api_process import serving, token
+from playwright.async_api import Page, async_playwright, expect
+
+from nvmuser.model.change import Change
+from nvmuser.model.keys import Key
+from nvmuser.model.objects import Controller, Namespace, Volume
+from nvmuser.paths import StateDir
+from nvmuser.rpc import Client
+from nvmuser.supervisor import control, daemon
+
+CHROMIUM = "/usr/bin/chromium"
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[tuple[StateDir, str]]:
+    """With a volume in a controller, and a thousand others."""
+    with tempfile.TemporaryDirectory(prefix="nvmuser-") as directory:
+        state = StateDir(Path(directory))
+        async with daemon.running(state):
+            many = tuple(Volume(f"n{number:03}", "null", size=1 << 20, volatile=True) for number in range(1000))
+            shown = (Volume("a", size=1 << 20), Controller("c", (Namespace("a"),)))
+            await control.submit(state, Change(create=(*shown, *many)))
+            with serving(state, "--listen", "127.0.0.1:0") as (_, (url,)):
+                yield state, url
+
+
+@contextlib.asynccontextmanager
+async def browser() -> AsyncIterator[Page]:
+    """A page in which every error of the browser's, and every request to another place, is a failure."""
+    async with async_playwright() as playwright:
+        chromium = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = await chromium.new_page(viewport={"width": 1200, "height": 800})
+        wrong: list[str] = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: None if "//127.0.0.1:" in request.url or request.url.startswith("data:")
+                else wrong.append(request.url))  # fmt: skip
+        yield page
+        await chromium.close()
+        assert wrong == []
+
+
+async def enter(page: Page, url: str, secret: str) -> None:
+    await page.goto(url)
+    await page.get_by_label("Token").fill(secret)
+    await page.get_by_role("button", name="Sign in").click()
+    await expect(page.locator("#who")).to_contain_text("token ")
+
+
+async def test_what_an_operator_sees_and_does(host: tuple[StateDir, str]) -> None:
+    state, url = host
+    async with browser() as page:
+        await enter(page, url, token(state, "operator"))
+        await expect(page.locator("#cards")).to_contain_text("target spdkready")
+        await page.keyboard.press("2")
+        await page.get_by_label("Filter volumes").fill("n00")
+        await expect(page.locator("#volume-table tbody tr:visible")).to_have_count(10)
+        await page.get_by_label("Filter volumes").fill("")
+        await page.get_by_role("button", name="Create a volume").click()
+        await page.get_by_label("name").fill("b")
+        await page.get_by_label("size").fill("soon")
+        await page.get_by_role("button", name="OK").click()
+        await expect(page.locator("#dialog .error")).to_contain_text("size 'soon': expected a number of bytes")
+        await page.get_by_label("size").fill("2M")
+        await page.get_by_role("button", name="OK").click()
+        row = page.locator('tr[data-name="b"]')
+        await expect(row).to_contain_text("2 MiB")
+        await expect(row).to_contain_text("in-sync")
+        # What another changes is seen without being asked for.
+        await control.alter(state, lambda desired: Volume(**{**vars(desired.get(Key("volume", "b"))), "size": 4 << 20}))
+        await expect(row).to_contain_text("4 MiB")
+        await page.keyboard.press("3")
+        await page.get_by_role("button", name="Attach to c").click()
+        await page.locator("select[name=volume]").select_option("b")
+        await page.get_by_role("button", name="OK").click()
+        await expect(page.locator("#controller-table")).to_contain_text("2: b")
+        await page.keyboard.press("4")
+        await expect(page.locator("#event-table tbody tr").first).to_contain_text("token operator")
+
+
+async def test_drift_is_shown_and_repaired(host: tuple[StateDir, str]) -> None:
+    state, url = host
+    async with browser() as page:
+        await enter(page, url, token(state, "operator"))
+        async with await Client.connect(state.rpc_socket) as rpc:
+            await rpc.call("bdev_null_delete", {"name": "n007"})
+        await expect(page.locator("#drift")).to_contain_text("volume/n007", timeout=30_000)
+        await page.get_by_role("button", name="Repair").click()
+        await expect(page.locator("#drift")).to_have_text("none", timeout=30_000)
+
+
+async def test_a_viewer_is_offered_nothing_to_change(host: tuple[StateDir, str]) -> None:
+    state, url = host
+    async with browser() as page:
+        await page.goto(url)
+        await page.get_by_label("Token").fill("nvmuser_wrong")
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_role("alert")).to_contain_text("the token is not known here")
+        await page.get_by_label("Token").fill(token(state, "viewer"))
+        await page.get_by_role("button", name="Sign in").click()
+        await page.keyboard.press("2")
+        await expect(page.locator('tr[data-name="a"]')).to_be_visible()
+        assert await page.locator("button:visible", has_text="Delete").count() == 0
+        assert await page.locator(".change:visible").count() == 0
+        await page.reload()
+        await expect(page.locator("#who")).to_have_text("token viewer, viewer")
