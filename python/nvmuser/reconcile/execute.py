@@ -71,6 +71,8 @@ class _Execution:
         self._in_flight: dict[int, tuple[float, asyncio.Future[Any]]] = {}
         """In the order of sending."""
         self._settled: set[int] = set()
+        self._is_open = False
+        """Whether the calls behind the gate know of its end. `work.done()` is true a moment earlier."""
         self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> Result:
@@ -102,18 +104,20 @@ class _Execution:
             reply = self._rpc.post(call.request.method, call.request.params)
             self._in_flight[number] = (time.monotonic(), reply)
             reply.add_done_callback(functools.partial(self._replied, number))
-        waiting = self._in_flight or self._ready or not self._gate.work.done()
+        waiting = self._in_flight or self._ready or not self._is_open
         if not waiting and not self._finished.done():
             self._finished.set_result(None)
 
     def _opened(self, work: asyncio.Future[None]) -> None:
         def go_on() -> None:
+            if work.cancelled():
+                return
             work.result()
             for number in sorted(self._gate.calls):
                 self._one_less(number)
 
-        if not work.cancelled():
-            self._guarded(go_on)
+        self._is_open = True
+        self._guarded(go_on)
 
     def _guarded(self, step: Callable[[], None]) -> None:
         """Run `step`. An exception in a callback would be lost, and `run` would hang: it is passed to `run`."""
