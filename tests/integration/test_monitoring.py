@@ -62,8 +62,10 @@ def prometheus(directory: Path, url: str, secret: str) -> Iterator[str]:
     options = [f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
     command = ["prometheus", *options, f"--web.listen-address={place}", "--log.level=error"]
     with subprocess.Popen(command) as process:
-        yield f"http://{place}"
-        process.terminate()
+        try:
+            yield f"http://{place}"
+        finally:
+            process.terminate()
 
 
 @pytest.fixture
@@ -94,16 +96,22 @@ async def test_prometheus_takes_every_metric_and_expression(api: tuple[str, str]
                 return found
 
             async with asyncio.timeout(60):
-                while True:  # until it has read often enough for rates
-                    with contextlib.suppress(httpx.TransportError):
-                        if await ask("rate(nvmuser_reactor_busy_seconds_total[10s])"):
-                            break
+                while not await is_ready(client, place):
+                    pass
+                while not await ask("rate(nvmuser_reactor_busy_seconds_total[10s])"):
+                    pass  # it has not read often enough for rates
             for panel in PANELS:
                 shown = [await ask(expression) for expression, _ in panel.queries]
                 assert any(shown) or panel.title not in ALWAYS, panel.title
             names = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
             assert {one["labels"]["alertname"] for one in await alerts(client, place)} == set()
             assert len(names) > 30
+
+
+async def is_ready(client: httpx.AsyncClient, place: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return (await client.get(f"{place}/-/ready")).status_code == 200
+    return False
 
 
 async def alerts(client: httpx.AsyncClient, place: str) -> list[dict[str, dict[str, str]]]:
