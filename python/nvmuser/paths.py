@@ -81,6 +81,16 @@ class StateDir:
         return self.root / "fences.json"
 
     @property
+    def fleet(self) -> Path:
+        """Which fleet this host belongs to, and how to reach its etcd; none: to no fleet."""
+        return self.root / "fleet.json"
+
+    @property
+    def fleet_progress(self) -> Path:
+        """Up to where this host has carried out what its fleet wants."""
+        return self.root / "fleet.progress.json"
+
+    @property
     def host_nqn(self) -> Path:
         """By what name this installation is known to remotes."""
         return self.root / "hostnqn"

@@ -17,6 +17,7 @@ from nvmuser.fleet.etcd import lease
 from nvmuser.fleet.etcd.client import Client, Listing, Put, Transaction
 from nvmuser.fleet.etcd.connection import Connection, Method
 from nvmuser.fleet.etcd.watch import Changes, Lost, Watcher
+from nvmuser.fleet.keys import prefix
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +54,10 @@ async def test_a_listing_of_many_pages_is_of_one_revision(client: Client, monkey
     for number in range(20):
         await client.put(f"pages/{number:02}", b"%d" % number)
     await client.put("pages0", b"not in it")
-    listing = await client.listing("pages/")
+    listing = await client.listing(prefix("pages/"))
     assert [found.value for found in listing.items.values()] == [b"%d" % number for number in range(20)]
     assert listing.cluster
-    assert [found.key for found in await client.last("pages/", 2)] == ["pages/18", "pages/19"]
+    assert [found.key for found in await client.last(prefix("pages/"), 2)] == ["pages/18", "pages/19"]
 
 
 async def test_a_refusal_is_one_line(client: Client) -> None:
@@ -151,7 +152,7 @@ async def test_a_key_with_a_lease_goes_with_it(client: Client) -> None:
 async def test_a_watch_sees_every_change_also_across_a_kill(tmp_path: Path) -> None:
     with running(tmp_path) as etcd:
         async with Connection([etcd.url]) as watching, Connection([etcd.url]) as writing:
-            client, seen = Client(writing), Watcher(Client(watching), "w/").events()
+            client, seen = Client(writing), Watcher(Client(watching), prefix("w/")).events()
             await client.put("w/0", b"0")
             first = await anext(seen)
             assert isinstance(first, Listing)
@@ -172,7 +173,7 @@ async def test_a_watch_sees_every_change_also_across_a_kill(tmp_path: Path) -> N
 async def test_a_watch_whose_changes_were_compacted_lists_anew(tmp_path: Path) -> None:
     with running(tmp_path) as etcd:
         async with Connection([etcd.url]) as watching, Connection([etcd.url]) as writing:
-            client, watcher = Client(writing), Watcher(Client(watching), "w/")
+            client, watcher = Client(writing), Watcher(Client(watching), prefix("w/"))
             await client.put("w/0", b"0")
             seen = watcher.events()
             assert isinstance(await anext(seen), Listing)
@@ -191,7 +192,7 @@ async def test_a_watch_of_an_etcd_that_lost_its_data_lists_anew(tmp_path: Path) 
     """It would wait for revisions that are long in coming."""
     with running(tmp_path) as etcd:
         async with Connection([etcd.url]) as watching, Connection([etcd.url]) as writing:
-            client, seen = Client(writing), Watcher(Client(watching), "w/").events()
+            client, seen = Client(writing), Watcher(Client(watching), prefix("w/")).events()
             for number in range(5):
                 await client.put("w/0", b"%d" % number)
             before = await anext(seen)

@@ -23,9 +23,9 @@ KNOWS: dict[str, set[str]] = {
     "toolchain": {"errors", "hostfs", "nvmf_vfio", "paths"},
     "pci": {"errors", "hostfs", "toolchain"},
     "client": {"errors"},
-    "fleet": {"errors", "hostfs", "model", "paths"},
-    "supervisor": {"client", "collector", "errors", "hostfs", "model", "nvmf_vfio", "paths", "reconcile", "rpc",
-                   "store", "toolchain"},
+    "fleet": {"errors", "hostfs", "model", "paths", "reconcile", "store"},
+    "supervisor": {"client", "collector", "errors", "fleet", "hostfs", "model", "nvmf_vfio", "paths", "reconcile",
+                   "rpc", "store", "toolchain"},
     "initiator": {"errors", "hostfs", "supervisor", "toolchain"},
     "guest": {"errors", "hostfs", "model", "paths", "supervisor", "toolchain"},
     "doctor": {"ceph", "errors", "hostfs", "model", "paths", "reconcile", "store", "supervisor", "toolchain"},
@@ -35,8 +35,8 @@ KNOWS: dict[str, set[str]] = {
     },
     "api": {"errors", "guest", "hostfs", "model", "paths", "reconcile", "rpc", "store", "supervisor"},
     "top": {"errors", "model", "paths", "reconcile", "supervisor"},
-    "cli": {"api", "bench", "ceph", "collector", "doctor", "errors", "guest", "hostfs", "model", "paths", "reconcile",
-            "rpc", "store", "supervisor", "toolchain", "top"},
+    "cli": {"api", "bench", "ceph", "collector", "doctor", "errors", "fleet", "guest", "hostfs", "model", "paths",
+            "reconcile", "rpc", "store", "supervisor", "toolchain", "top"},
 }  # fmt: skip
 """Package or module of nvmuser → what it may import."""
 

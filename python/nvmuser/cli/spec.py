@@ -15,9 +15,10 @@ from typing import Any
 import click
 
 from nvmuser.cli import failure
+from nvmuser.cli.fleet_spec import FleetSpec
 from nvmuser.cli.options import force_option, json_option
 from nvmuser.cli.present import changed_fields, counted, run, say
-from nvmuser.errors import NvmuserError, RpcError, TargetError, UsageError
+from nvmuser.errors import FleetError, NvmuserError, RpcError, TargetError, UsageError
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model import spec as specs
 from nvmuser.model.change import Change
@@ -31,6 +32,9 @@ from nvmuser.supervisor.remote import Remote
 
 _file = click.option("-f", "--file", "path", required=True, metavar="FILE", help="YAML or JSON; - for stdin.")
 _prune = click.option("--prune", is_flag=True, help="Take away what the file does not name.")
+_host = click.option(
+    "--host", metavar="HOST", help="In a fleet: the host of what names none, and the only one to prune."
+)
 _yes = click.option("--yes", is_flag=True, help="With --prune: data may be deleted too.")
 
 
@@ -40,10 +44,13 @@ _yes = click.option("--yes", is_flag=True, help="With --prune: data may be delet
 @_yes
 @force_option
 @click.option("--dry-run", is_flag=True, help="Print the calls to SPDK, wave by wave, and make none.")
+@_host
 @json_option
 @click.pass_obj
-def apply(state: StateDir, path: str, prune: bool, yes: bool, force: bool, dry_run: bool, as_json: bool) -> None:
-    """Make it so.
+def apply(
+    state: StateDir, path: str, prune: bool, yes: bool, force: bool, dry_run: bool, host: str | None, as_json: bool
+) -> None:
+    """Make it so. On a host of a fleet: in the whole fleet.
 
     \b
     nvmuser apply -f spec.yaml
@@ -52,19 +59,22 @@ def apply(state: StateDir, path: str, prune: bool, yes: bool, force: bool, dry_r
     What a guest that is connected would lose is not taken away without --force.
     """
     spec = _read(path)
-    desired = control.load(state)
+    fleet = FleetSpec.of(state, spec, host)
+    desired = run(fleet.load()) if fleet else control.load(state)
     change = replace(specs.difference(desired, spec, prune=prune, wipe=yes), force=force)
     try:
+        if dry_run and fleet:
+            raise UsageError("--dry-run shows one host's calls to SPDK; in a fleet, `nvmuser diff` shows what changes")
         if dry_run:
             say(run(_dry_run(state, change)))
             return
-        outcome = run(_apply(state, change))
+        outcome = run(fleet.submit(change) if fleet else _apply(state, change))
     except NvmuserError as error:
         explained = spec.explain(error)
         # What a target has refused was tried, and may have left files.
         if isinstance(state, Remote):
             raise explained from error
-        if not isinstance(error, TargetError | RpcError) and _is_impossible(desired, change, state):
+        if not isinstance(error, TargetError | RpcError) and _is_impossible(desired, change, state, fleet):
             explained.exit_status = 2  # as of `diff`
         raise explained from error
     if as_json:
@@ -76,9 +86,10 @@ def apply(state: StateDir, path: str, prune: bool, yes: bool, force: bool, dry_r
 @click.command()
 @_file
 @_prune
+@_host
 @json_option
 @click.pass_obj
-def diff(state: StateDir, path: str, prune: bool, as_json: bool) -> None:
+def diff(state: StateDir, path: str, prune: bool, host: str | None, as_json: bool) -> None:
     """What `apply` would change, checked as `apply` does. Nothing is changed.
 
     Exit status: 0 when nothing would change, 1 when something would, 2 when the file cannot be applied.
@@ -86,13 +97,13 @@ def diff(state: StateDir, path: str, prune: bool, as_json: bool) -> None:
     \b
     nvmuser diff -f spec.yaml --prune
     """
-    from nvmuser.reconcile.declare import declared
-
     with _trouble_is_2():
-        desired, spec = control.load(state), _read(path)
+        spec = _read(path)
+        fleet = FleetSpec.of(state, spec, host)
+        desired = run(fleet.load()) if fleet else control.load(state)
         change = specs.difference(desired, spec, prune=prune, wipe=True)
         try:
-            declared(desired, change, state)
+            _check(desired, change, state, fleet)
         except NvmuserError as error:
             raise spec.explain(error) from error
     if as_json:
@@ -104,14 +115,22 @@ def diff(state: StateDir, path: str, prune: bool, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _is_impossible(desired: Desired, change: Change, state: StateDir) -> bool:
-    """Was it the file, and not what came when it was carried out?"""
+def _check(desired: Desired, change: Change, state: StateDir, fleet: FleetSpec | None) -> None:
+    """:raises NvmuserError: the change is not possible, as far as can be known without doing anything."""
     from nvmuser.reconcile.declare import declared
 
-    try:
+    if fleet:
+        run(fleet.check(change))
+    else:
         declared(desired, change, state)
-    except (NvmuserError, OSError):
-        return True
+
+
+def _is_impossible(desired: Desired, change: Change, state: StateDir, fleet: FleetSpec | None) -> bool:
+    """Was it the file, and not what came when it was carried out?"""
+    try:
+        _check(desired, change, state, fleet)
+    except (NvmuserError, OSError) as error:
+        return not isinstance(error, FleetError)
     return False
 
 

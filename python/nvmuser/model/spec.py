@@ -6,6 +6,7 @@ is the model's. An error names the place: `spec.yaml:12: volumes[3].size: …`.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, TargetSettings, Volume, object_from_json
 from nvmuser.model.sizes import format_size, parse_size
+from nvmuser.model.where import FIELDS, Where
 from nvmuser.paths import DEFAULT_TARGET
 
 SECTIONS = {
@@ -38,6 +40,8 @@ SIZES = ("size", "cluster_size", "memory")
 _DEEPEST = 8
 """Nothing valid is deeper; an alias can be endless."""
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+PLACED = ("pool", "volume", "controller")
+"""Kinds of which a specification for a fleet may say on which host they are."""
 NOT_FOR_PEOPLE = ("owned", "stale", "away")
 _BOOLEANS = frozenset(
     spelling
@@ -75,6 +79,8 @@ class Spec:
     """Key of an object → `spec.yaml:12: volumes[3]`."""
     sizes: Mapping[Key, str]
     """Key of an object → its size as it is written."""
+    wheres: Mapping[Key, Where] = dataclasses.field(default_factory=dict)
+    """Key of an object → on which host of a fleet it is to be, where that is said."""
 
     def explain(self, error: NvmuserError) -> NvmuserError:
         """The error with the place of the object that it is about, if it is in the file."""
@@ -96,7 +102,7 @@ def parse(text: str, source: str) -> Spec:
         raise UsageError(f"{source}: {error}") from error
     reader = _Reader(source)
     objects = list(reader.objects(root)) if root is not None else []
-    return Spec(tuple(objects), reader.places, reader.sizes)
+    return Spec(tuple(objects), reader.places, reader.sizes, reader.wheres)
 
 
 class _Reader:
@@ -106,6 +112,7 @@ class _Reader:
         self._source = source
         self.places: dict[Key, str] = {}
         self.sizes: dict[Key, str] = {}
+        self.wheres: dict[Key, Where] = {}
 
     def objects(self, root: yaml.Node) -> Iterator[AnyObject]:
         for key, section in self._pairs(root, ()):
@@ -130,7 +137,9 @@ class _Reader:
         for field in NOT_FOR_PEOPLE:
             if field in data:
                 raise self._error(_at(node, (field,)), (*path, field), "not for a specification")
+        where = {name: data.pop(name) for name in FIELDS if name in data and kind in PLACED}
         try:
+            placed = Where.from_plain(where)
             one = object_from_json({"kind": kind} | long_form(section, data))
             one.check_declared()
         except FieldError as error:
@@ -140,6 +149,8 @@ class _Reader:
         if one.key in self.places:
             raise self._error(node, path, f"{kind} {one.name}: declared already at {self.places[one.key]}")
         self.places[one.key] = f"{self._source}:{node.start_mark.line + 1}: {_text(path)}"
+        if where:
+            self.wheres[one.key] = placed
         if "size" in data:
             self.sizes[one.key] = _at(node, ("size",)).value
         return one

@@ -7,9 +7,18 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from nvmuser.model.names import NAME
 from nvmuser.model.objects import KINDS, TargetSettings
 from nvmuser.model.sizes import SIZE
-from nvmuser.model.spec import NOT_FOR_PEOPLE, ONE, SECTIONS, SIZES
+from nvmuser.model.spec import NOT_FOR_PEOPLE, ONE, PLACED, SECTIONS, SIZES
+from nvmuser.model.where import RULES
+
+_WHERE: dict[str, Any] = {
+    "host": {"type": "string", "pattern": f"^({NAME})$"},
+    "labels": {"type": "object", "additionalProperties": {"type": "string"}},
+    "rule": {"type": "string", "enum": list(RULES)},
+}
+"""In which way a specification for a fleet says where something is (`nvmuser.model.where`)."""
 
 
 def schema() -> dict[str, Any]:
@@ -17,7 +26,9 @@ def schema() -> dict[str, Any]:
     sections: dict[str, Any] = {"version": {"const": 1}, ONE: object_schema(TargetSettings)}
     del sections[ONE]["properties"]["name"]
     for section, kind in SECTIONS.items():
-        sections[section] = {"type": "array", "items": object_schema(KINDS[kind], snapshots=section == "snapshots")}
+        item = object_schema(KINDS[kind], snapshots=section == "snapshots")
+        item["properties"] |= _WHERE if kind in PLACED else {}
+        sections[section] = {"type": "array", "items": item}
     sections["targets"]["items"]["required"] = ["name"]
     del sections["targets"]["items"]["properties"]["name"]["default"]
     return {

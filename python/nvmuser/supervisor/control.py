@@ -15,7 +15,17 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nvmuser.errors import ConflictError, RpcConnectionError, RpcError, RpcServerError, StaleError, TargetNotRunning
+from nvmuser.errors import (
+    ConflictError,
+    RpcConnectionError,
+    RpcError,
+    RpcServerError,
+    StaleError,
+    TargetNotRunning,
+    UsageError,
+)
+from nvmuser.fleet.records import KINDS as FLEET_KINDS
+from nvmuser.fleet.settings import FleetSettings
 from nvmuser.hostfs import permissions
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model.change import Change
@@ -58,6 +68,8 @@ async def _call_as(client: Client, actor: Actor, method: str, params: dict[str, 
 async def submit(state: StateDir, change: Change, actor: Actor | None = None, client: Client | None = None) -> Outcome:
     """Change what is wanted. `Outcome.pending` when it takes effect only with the next target.
 
+    Where this host belongs to a fleet, that is changed, and this host carries it out as every other would.
+
     :param actor: who does it; None: whoever runs this process.
     :param client: a connection to the supervisor, where there is one already.
     :raises NvmuserError: nothing has changed.
@@ -65,6 +77,10 @@ async def submit(state: StateDir, change: Change, actor: Actor | None = None, cl
     if isinstance(state, Remote):
         return await asyncio.to_thread(state.submit, change)
     actor = actor or local_actor()
+    if (settings := FleetSettings.load(state)) and any(key.kind in FLEET_KINDS for key in change.keys):
+        from nvmuser.fleet.session import submit as submit_to_fleet
+
+        return await submit_to_fleet(settings, change, actor, default=settings.host)
     async with contextlib.nullcontext(client) if client else supervisor(state) as client:
         if client:
             return Outcome.from_json(await _call_as(client, actor, "change", {"change": change.to_json()}))
@@ -105,6 +121,8 @@ async def rename(state: StateDir, key: Key, name: str, actor: Actor | None = Non
     if isinstance(state, Remote):
         return await asyncio.to_thread(state.rename, key, name)
     actor = actor or local_actor()
+    if settings := FleetSettings.load(state):
+        raise UsageError(f"{key.words}: keeps its name while it is in fleet {settings.fleet}: names are all hosts'")
     async with supervisor(state) as client:
         if client:
             return Outcome.from_json(await _call_as(client, actor, "rename", {"key": str(key), "name": name}))

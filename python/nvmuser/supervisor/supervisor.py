@@ -31,6 +31,7 @@ from nvmuser.supervisor.backoff import Backoff
 from nvmuser.supervisor.changes import Changes
 from nvmuser.supervisor.doors import Doors
 from nvmuser.supervisor.endpoint import EndpointProcess
+from nvmuser.supervisor.fleet_member import FleetMember
 from nvmuser.supervisor.handover import Handover
 from nvmuser.supervisor.history import History
 from nvmuser.supervisor.life import Life, Ways
@@ -53,6 +54,7 @@ _METHODS = (
     "upgrade",
     "hold",
     "stand_by",
+    "follow_fleet",
     "stop",
 )
 _OBJECT = "object "
@@ -76,6 +78,7 @@ class Supervisor:
         self._lives = Lives(state, spdk, replace(options, hugepages=settings.hugepages), settings, ways)
         self._engine.transit.guests = self._lives
         self._stopping = asyncio.Event()
+        self._fleet = FleetMember(state, self._engine, self.change)
         self._took_over = False
         self._watch: Watch | None = None
 
@@ -96,7 +99,7 @@ class Supervisor:
                 async with asyncio.TaskGroup() as tasks:
                     small_logs = logs.keep_small(self._state.logs, self._settings.limits)
                     watchers = [self._watch_endpoint(), self._doors.keep_open(), small_logs]
-                    watchers.append(reroutes.follow(self._engine, self.reconcile))
+                    watchers += [reroutes.follow(self._engine, self.reconcile), self._fleet.run()]
                     watching = [tasks.create_task(watcher) for watcher in watchers]
                     self._watch = lambda life: tasks.create_task(life.watch())
                     self._lives.watch(self._watch)
@@ -287,7 +290,12 @@ class Supervisor:
         """What is wrong at this moment, each with its time."""
         self.history.hold("warning", (*self._engine.warnings, *self._lives.warnings()))
         self.history.hold("room", room.warnings(self._state))
+        self.history.hold("fleet", self._fleet.troubles)
         return [str(trouble) for trouble in facts.troubles(self.history, self._lives)]
+
+    async def follow_fleet(self) -> None:
+        """This host has joined a fleet, or left it."""
+        self._fleet.look_again()
 
     async def stop(self) -> None:
         """Stop everything, after this call has been answered."""

@@ -34,7 +34,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Listing:
-    """All keys with a prefix, as they were at one revision."""
+    """All keys of a range, as they were at one revision."""
 
     revision: int
     items: dict[str, Item]
@@ -95,13 +95,15 @@ class Client:
         reply = await self.connection.read(grpc_methods.RANGE, request)
         return item(reply.kvs[0]) if reply.kvs else None
 
-    async def listing(self, prefix: str, revision: int = 0) -> Listing:
-        """All keys that begin with `prefix`, page by page, at one revision.
+    async def listing(self, range_: tuple[bytes, bytes], revision: int = 0) -> Listing:
+        """All keys of a range, page by page, at one revision.
 
+        :param range_: the first key, and the first one after the last.
         :param revision: as it was then; 0: now.
         :raises FleetError: etcd does not answer, or no longer knows that revision.
         """
-        start, end, items, cluster = prefix.encode(), range_end(prefix), dict[str, Item](), 0
+        start, end = range_
+        items, cluster = dict[str, Item](), 0
         while True:
             request = CLASSES["RangeRequest"](key=start, range_end=end, limit=PAGE, revision=revision)
             reply = await self.connection.read(grpc_methods.RANGE, request)
@@ -111,11 +113,13 @@ class Client:
                 return Listing(revision, items, cluster)
             start = reply.kvs[-1].key + b"\0"
 
-    async def last(self, prefix: str, count: int) -> list[Item]:
-        """The last keys that begin with `prefix`, in the order of the keys."""
-        request = CLASSES["RangeRequest"](
-            key=prefix.encode(), range_end=range_end(prefix), limit=count, sort_order=DESCENDING
-        )
+    async def last(self, range_: tuple[bytes, bytes], count: int) -> list[Item]:
+        """The last keys of a range, in the order of the keys.
+
+        :raises FleetError: etcd does not answer.
+        """
+        start, end = range_
+        request = CLASSES["RangeRequest"](key=start, range_end=end, limit=count, sort_order=DESCENDING)
         reply = await self.connection.read(grpc_methods.RANGE, request)
         return [item(found) for found in reversed(reply.kvs)]
 

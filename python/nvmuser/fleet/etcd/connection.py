@@ -161,7 +161,7 @@ class Connection:
             f"{address}: {reason or 'connects, and does not answer'}"
             for address, reason in zip(self._addresses, reasons, strict=True)
         ]
-        return f"etcd is not to be had ({'; '.join(said)})"
+        return f"etcd is not to be had ({'; '.join(said)}): nothing can be changed until it is; what there is goes on"
 
 
 def _refused(error: grpc.aio.AioRpcError) -> FleetError:

@@ -72,3 +72,11 @@ async def _renewed(client: Client, number: int) -> bool:
         return True
     finally:
         call.cancel()
+
+
+async def renew(client: Client, number: int) -> bool:
+    """Keep a lease alive once. False where it has ended.
+
+    :raises FleetError: etcd does not answer.
+    """
+    return await _renewed(client, number)

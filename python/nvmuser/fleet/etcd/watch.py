@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from nvmuser.errors import FleetError
-from nvmuser.fleet.etcd.client import Client, Item, Listing, item, range_end
+from nvmuser.fleet.etcd.client import Client, Item, Listing, item
 from nvmuser.fleet.etcd.connection import WATCH
 from nvmuser.fleet.etcd.messages import CLASSES, DELETE
 
@@ -46,21 +46,21 @@ class _Compacted(Exception):
 
 
 class Watcher:
-    """Of all keys with a prefix. `events` is its whole life."""
+    """Of a range of keys: the first, and the first one after the last. `events` is its whole life."""
 
-    def __init__(self, client: Client, prefix: str) -> None:
+    def __init__(self, client: Client, range_: tuple[bytes, bytes]) -> None:
         self._client = client
-        self._prefix = prefix
+        self._start, self._end = range_
         self._next = 0
         """Revision from which on changes are missing; 0: everything is."""
         self._cluster = 0
 
-    async def events(self) -> AsyncIterator[Listing | Changes | Lost]:
+    async def events(self) -> AsyncGenerator[Listing | Changes | Lost, None]:
         """Yield what there is, and what changes, until it is closed."""
         while True:
             try:
                 if not self._next:
-                    listing = await self._client.listing(self._prefix)
+                    listing = await self._client.listing((self._start, self._end))
                     self._next, self._cluster = listing.revision + 1, listing.cluster
                     yield listing
                 async for changes in self._stream():
@@ -68,20 +68,30 @@ class Watcher:
                     yield changes
                 await asyncio.sleep(_AGAIN_S)
             except _Compacted:
-                log.info("%s: changes are not to be had: listed anew", self._prefix)
+                log.info("watch: changes are not to be had: listed anew")
                 self._next = 0
             except FleetError as error:
                 yield Lost(str(error))
                 await asyncio.sleep(_RETRY_S)
             except grpc.aio.AioRpcError as error:
-                log.info("watch of %s: %s", self._prefix, error.details())
+                log.debug("watch: %s", error.details())
                 self._client.connection.next_member()
-                await asyncio.sleep(_AGAIN_S)
+                if reason := await self._away():
+                    yield Lost(reason)
+                await asyncio.sleep(_RETRY_S if reason else _AGAIN_S)
+
+    async def _away(self) -> str:
+        """Why no member answers; empty where one does."""
+        try:
+            await self._client.version()
+        except FleetError as error:
+            return str(error)
+        return ""
 
     async def _stream(self) -> AsyncIterator[Changes]:
         call = self._client.connection.stream(WATCH)
         request = CLASSES["WatchCreateRequest"](
-            key=self._prefix.encode(), range_end=range_end(self._prefix), start_revision=self._next, fragment=True
+            key=self._start, range_end=self._end, start_revision=self._next, fragment=True
         )
         gathered: dict[str, Item | None] = {}
         try:
@@ -90,7 +100,7 @@ class Watcher:
                 if reply.compact_revision or self._is_behind(reply.header):
                     raise _Compacted
                 if reply.canceled:
-                    log.info("watch of %s: cancelled: %s", self._prefix, reply.cancel_reason)
+                    log.info("watch: cancelled: %s", reply.cancel_reason)
                     return
                 gathered |= _changed(reply)
                 if gathered and not reply.fragment:

@@ -1,0 +1,186 @@
+"""The fleet's part in a supervisor: it follows etcd, has this host's part carried out, and reports.
+
+Owns when that is done. How is the engine's, which it asks as every command does. etcd may be away: then nothing is
+changed, and everything that there is goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Protocol
+
+from nvmuser import __version__
+from nvmuser.errors import NvmuserError
+from nvmuser.fleet import part as parts
+from nvmuser.fleet.etcd import lease
+from nvmuser.fleet.etcd.client import Client, Listing, Put, Transaction
+from nvmuser.fleet.etcd.watch import Changes, Lost, Watcher
+from nvmuser.fleet.keys import FleetKeys
+from nvmuser.fleet.progress import Progress
+from nvmuser.fleet.records import Report, encode
+from nvmuser.fleet.session import opened
+from nvmuser.fleet.settings import FleetSettings
+from nvmuser.fleet.view import View
+from nvmuser.fleet.writer import LEASE_S
+from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
+from nvmuser.reconcile.outcome import Outcome
+
+_AGAIN_S = 5.0
+"""After which what could not be carried out is tried again."""
+
+log = logging.getLogger(__name__)
+
+
+class Executor(Protocol):
+    """The engine of this host, as the agent needs it."""
+
+    def desired(self) -> Desired:
+        """What is wanted here."""
+
+    async def change(self, change: Change) -> Outcome:
+        """Carry it out.
+
+        :raises NvmuserError: nothing has changed.
+        """
+
+    def problems(self) -> Mapping[Key, str]:
+        """What is wrong with objects, as far as is known."""
+
+    def progress(self) -> Progress:
+        """Up to where this host has carried out what the fleet wants."""
+
+    def keep(self, progress: Progress) -> None:
+        """Record that."""
+
+
+class Agent:
+    """Of one host. `run` is its whole life."""
+
+    def __init__(self, settings: FleetSettings, executor: Executor) -> None:
+        self._settings = settings
+        self._keys = FleetKeys(settings.fleet)
+        self._executor = executor
+        self._view: View | None = None
+        self._dirty = asyncio.Event()
+        self._done: dict[Key, int] = {}
+        """The part that was carried out last: key → revision."""
+        self._reported: Report | None = None
+        self.trouble = ""
+        """Why the fleet cannot be followed, in words."""
+
+    async def run(self) -> None:
+        """Until it is cancelled.
+
+        :raises NvmuserError: in a group: a certificate cannot be used, or what is in etcd is damaged or of a
+            newer version.
+        """
+        async with opened(self._settings) as client, opened(self._settings) as pulse, asyncio.TaskGroup() as tasks:
+            tasks.create_task(lease.keep(pulse, LEASE_S, lambda number: self._say_alive(pulse, number)))
+            tasks.create_task(self._follow(client))
+            tasks.create_task(self._work(client))
+
+    async def _say_alive(self, client: Client, number: int) -> None:
+        """Nobody is waited for who has not been let in."""
+        key = self._keys.live(self._settings.host)
+        transaction = Transaction({}, (self._keys.host(self._settings.host),), {key: Put(b"{}", number)})
+        await client.write_if(transaction)
+
+    async def _follow(self, client: Client) -> None:
+        async for event in Watcher(client, self._keys.followed).events():
+            self._take(event)
+
+    def _take(self, event: Listing | Changes | Lost) -> None:
+        if isinstance(event, Lost):
+            self.trouble = event.reason
+            return
+        if isinstance(event, Listing):
+            self._view, self._reported, self._done = View.of(self._keys, event), None, {}
+        elif self._view:
+            self._view.follow(event)
+        self.trouble = ""
+        if self._view and self._view.fleet is None:
+            self.trouble = (
+                f"etcd has no fleet {self._settings.fleet}: it may have lost its data; everything here stays as it is; "
+                "`nvmuser fleet import` writes back what this host has"
+            )
+        self._dirty.set()
+
+    async def _work(self, client: Client) -> None:
+        unfinished = False
+        while True:
+            try:
+                async with asyncio.timeout(_AGAIN_S if unfinished else None):
+                    await self._dirty.wait()
+            except TimeoutError:
+                self._done = {}
+            self._dirty.clear()
+            if self._view is None or self._view.fleet is None or not self._view.settled:
+                continue
+            try:
+                unfinished = await self._carry_out(client, self._view)
+            except NvmuserError as error:
+                log.warning("fleet: %s", error)
+                self.trouble, unfinished = str(error), True
+
+    # -- one round -------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, client: Client, view: View) -> bool:
+        """Returns whether something is left to do."""
+        revision, cluster = view.revision, view.cluster
+        if conflict := self._executor.progress().conflict(cluster, revision):
+            self.trouble = conflict
+            return True
+        mine = view.part(self._settings.host)
+        revisions = {key: view.revision_of(key) for key in mine}
+        if revisions == self._done and self._reported:
+            return False
+        gone = [key for key in mine if mine[key].deleting]
+        problems, pending = await self._change(list(parts.changes(mine, self._executor.desired())))
+        local = self._executor.desired()
+        finished = [key for key in gone if key not in local.entries]
+        for key in parts.unknown(mine, local):
+            problems[key] = "not known to the fleet: `nvmuser fleet import` writes back what this host has"
+        self._done = {key: number for key, number in revisions.items() if key not in finished}
+        if revision != self._executor.progress().revision:
+            self._executor.keep(Progress(cluster, revision))
+        await self._report(client, revision, problems, pending=pending)
+        for key in finished:
+            await self._forget(client, view, key, revisions[key])
+        return bool(problems) or len(finished) < len(gone)
+
+    async def _change(self, changes: list[Change]) -> tuple[dict[Key, str], bool]:
+        """Problems by their objects, and whether a target is missing."""
+        problems, pending = dict[Key, str](), False
+        for change in changes:
+            try:
+                outcome = await self._executor.change(change)
+                pending |= outcome.pending
+            except NvmuserError as error:
+                found = parts.pieces(change, self._executor.desired())
+                if len(found) == 1:
+                    problems |= dict.fromkeys(change.keys, str(error))
+                else:
+                    more, also = await self._change(found)
+                    problems, pending = problems | more, pending or also
+        return problems, pending
+
+    async def _report(self, client: Client, revision: int, problems: Mapping[Key, str], *, pending: bool) -> None:
+        texts = {str(key): text for key, text in problems.items()}
+        report = Report.of(revision, texts, pending=pending, version=__version__)
+        if report == self._reported:
+            return
+        key = self._keys.seen(self._settings.host)
+        transaction = Transaction(
+            {}, (self._keys.host(self._settings.host),), {key: Put(encode(key, report.to_json()))}
+        )
+        if await client.write_if(transaction):
+            self._reported = report
+
+    async def _forget(self, client: Client, view: View, key: Key, revision: int) -> None:
+        """It is gone here. Who has changed the record meanwhile is not contradicted."""
+        name = self._keys.object(key)
+        await client.write_if(Transaction({name: revision, self._keys.change: 0}, (), {name: None}))

@@ -1,0 +1,35 @@
+"""Which objects belong together: what lies on each other, directly or not. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from nvmuser.model.keys import Key
+
+
+def grouped(below: Mapping[Key, Iterable[Key]]) -> dict[Key, Key]:
+    """Key of each object → one of its group that stands for it. A remote joins nobody: many hosts may have it.
+
+    :param below: what each lies on; what is not among the keys itself does not count.
+    """
+    parent = {key: key for key in below}
+
+    def top(key: Key) -> Key:
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    for key, others in below.items():
+        for other in others:
+            if other in parent and other.kind != "remote" and key.kind != "remote":
+                parent[top(key)] = top(other)
+    return {key: top(key) for key in parent}
+
+
+def sets(below: Mapping[Key, Iterable[Key]]) -> list[set[Key]]:
+    """The groups."""
+    found: dict[Key, set[Key]] = {}
+    for key, top in grouped(below).items():
+        found.setdefault(top, set()).add(key)
+    return list(found.values())

@@ -1,0 +1,73 @@
+"""From a host's part of a fleet to the changes of its own store. Pure.
+
+What etcd does not name is never deleted for that: an etcd that has lost its data must cost nobody theirs. What is to
+go is said so by a record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+
+from nvmuser.fleet.groups import sets
+from nvmuser.fleet.records import KINDS, Declared
+from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
+from nvmuser.model.objects import AnyObject, Volume
+from nvmuser.model.spec import Spec, difference
+
+
+def changes(part: Mapping[Key, Declared], local: Desired) -> Iterator[Change]:
+    """What makes a host's store agree with its part. Usually one; files that are to stay go in one of their own."""
+    used = {below for one in part.values() if not one.deleting for below in one.object.depends_on}
+    wanted = tuple(
+        _declared(one.object) for key, one in part.items() if not one.deleting and (key.kind != "remote" or key in used)
+    )
+    main = difference(local, Spec(wanted, {}, {}), prune=False, wipe=False)
+    gone = {key: one for key, one in part.items() if one.deleting and _is_there(local, key)}
+    kept = tuple(key for key, one in gone.items() if one.keep_files)
+    deleted = (*(key for key in gone if key not in kept), *_unused_remotes(local, used, gone))
+    forced = any(part[key].force for key in {*main.keys, *gone} if key in part)
+    main = replace(main, delete=deleted, wipe=bool(deleted), expect=(), force=forced)
+    if kept:
+        yield Change(delete=kept, keep_files=True, force=forced)
+    if main.keys:
+        yield main
+
+
+def pieces(change: Change, local: Desired) -> list[Change]:
+    """The same change in parts that have nothing to do with each other, for when all of it at once is refused."""
+    objects = {one.key: one for one in (*change.create, *change.update)}
+    below: dict[Key, tuple[Key, ...]] = {key: one.depends_on for key, one in objects.items()}
+    below |= {key: local.entries[key].object.depends_on for key in change.delete if key in local.entries}
+    return [
+        replace(
+            change,
+            create=tuple(one for one in change.create if one.key in keys),
+            update=tuple(one for one in change.update if one.key in keys),
+            delete=tuple(key for key in change.delete if key in keys),
+        )
+        for keys in sets(below)
+    ]
+
+
+def unknown(part: Mapping[Key, Declared], local: Desired) -> list[Key]:
+    """What this host has, and the fleet does not."""
+    return [one.key for one in local.wanted() if one.kind in KINDS and one.key not in part and one.kind != "remote"]
+
+
+def _declared(one: AnyObject) -> AnyObject:
+    """Whose a file is, is found out where it is made."""
+    return replace(one, owned=False) if isinstance(one, Volume) else one
+
+
+def _is_there(local: Desired, key: Key) -> bool:
+    return key in local.entries and not local.entries[key].deleting
+
+
+def _unused_remotes(local: Desired, used: AbstractSet[Key], gone: Collection[Key]) -> tuple[Key, ...]:
+    """Remotes that nothing here lies on any more: to leave one loses nothing."""
+    users = {below for one in local.wanted() if one.key not in gone for below in one.depends_on}
+    return tuple(one.key for one in local.remotes() if one.key not in users | used)

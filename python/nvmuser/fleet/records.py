@@ -1,0 +1,190 @@
+"""What is kept in etcd, each as JSON of at most 4 KiB: what a fleet is, its hosts, what is wanted, who owns what, what
+hosts report.
+
+Owns the form. Fields that a newer version writes are refused by name, so that no host carries out half of something.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, Self
+
+from nvmuser.errors import FleetError, NvmuserError, UsageError
+from nvmuser.model.names import check_name
+from nvmuser.model.objects import AnyObject, Controller, Volume, object_from_json
+
+KINDS = ("volume", "pool", "remote", "controller")
+"""What a fleet declares. How targets are run, each host decides for itself."""
+MAX_BYTES = 4096
+REPORTED = 20
+"""Problems of one host that are reported; of more, how many there are."""
+
+
+def encode(what: str, data: Mapping[str, Any]) -> bytes:
+    """:raises UsageError: it is too large for the store that all hosts share."""
+    raw = json.dumps(data, separators=(",", ":"), sort_keys=True).encode()
+    if len(raw) > MAX_BYTES:
+        raise UsageError(f"{what}: {len(raw)} bytes in a fleet's store, at most {MAX_BYTES}: declare less of it")
+    return raw
+
+
+def decode(key: str, raw: bytes) -> dict[str, Any]:
+    """:raises FleetError: it is no JSON object."""
+    try:
+        found = json.loads(raw)
+    except ValueError as error:
+        raise FleetError(f"{key}: damaged in etcd: {error}") from error
+    if not isinstance(found, dict):
+        raise FleetError(f"{key}: damaged in etcd: not an object")
+    return found
+
+
+class Record:
+    """A dataclass that is JSON both ways, without what has its default."""
+
+    def to_json(self) -> dict[str, Any]:
+        values = {one.name: (getattr(self, one.name), one.default) for one in fields(self)}  # type: ignore[arg-type]
+        return {name: _plain(value) for name, (value, default) in values.items() if value != default and value != {}}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """:raises FleetError: it is of a newer version, or damaged."""
+        known = {one.name for one in fields(cls)}  # type: ignore[arg-type]
+        if unknown := set(data) - known:
+            raise FleetError(f"field {min(unknown)!r} in etcd: of a newer nvmuser; upgrade this host")
+        try:
+            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        except (TypeError, NvmuserError) as error:
+            raise FleetError(f"damaged in etcd: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class Fleet(Record):
+    """What a fleet is."""
+
+    id: str
+    """A UUID, made once."""
+    created: float
+
+
+@dataclass(frozen=True)
+class Host(Record):
+    """A host of a fleet."""
+
+    name: str
+    id: str
+    """Of the installation (`hostfs.host_identity`): another one of the same name is not let in."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    cordoned: bool = False
+    """Nothing new is placed on it."""
+
+    def __post_init__(self) -> None:
+        check_name("host", self.name)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An object that is wanted.
+
+    :param host: where it is; empty: wherever something that lies on it is (a remote).
+    :param deleting: the host still has to take it away; then it removes the record.
+    :param wipe, keep_files, force: as of the change that alters or deletes it.
+    """
+
+    spec: Mapping[str, Any]
+    host: str = ""
+    deleting: bool = False
+    wipe: bool = False
+    keep_files: bool = False
+    force: bool = False
+
+    @classmethod
+    def of(cls, one: AnyObject, host: str) -> Self:
+        return cls(one.to_json(), host)
+
+    @cached_property
+    def object(self) -> AnyObject:
+        """:raises UsageError: this version does not know it."""
+        return object_from_json(self.spec)
+
+    def with_object(self, one: AnyObject) -> Self:
+        """The same record of a changed object."""
+        return replace(self, spec=one.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        flags = {name: True for name in ("deleting", "wipe", "keep_files", "force") if getattr(self, name)}
+        return {"spec": self.spec, **({"host": self.host} if self.host else {}), **flags}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """:raises FleetError: it is of a newer version, or damaged."""
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise FleetError(f"an object in etcd is of a newer nvmuser, or damaged: {error}") from error
+
+
+@dataclass(frozen=True)
+class Owner(Record):
+    """Who may have a volume open. It outlives its owner: there is no lease.
+
+    :param epoch: grows with each owner; what bears a smaller one is not written any more.
+    :param state: claimed (may be open), open, free (given up).
+    :param fences: by which its opener can be shut out, each its kind and its address or key; recorded before it opens.
+    """
+
+    volume: str
+    host: str
+    epoch: int
+    state: str = "claimed"
+    fences: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Report(Record):
+    """What a host says of itself.
+
+    :param revision: everything up to it is carried out, or among the problems.
+    :param pending: no target runs there: it takes effect when one starts.
+    :param problems: key of an object → what is wrong with it; an empty key: with the host.
+    :param more: how many further problems there are.
+    """
+
+    revision: int
+    pending: bool = False
+    problems: Mapping[str, str] = field(default_factory=dict)
+    more: int = 0
+    version: str = ""
+
+    @classmethod
+    def of(cls, revision: int, problems: Mapping[str, str], *, pending: bool, version: str) -> Self:
+        """With as many problems as there is room for."""
+        shown, room = dict[str, str](), MAX_BYTES // 2
+        for key, text in list(problems.items())[:REPORTED]:
+            shown[key] = text[:500]
+            room -= len(json.dumps({key: shown[key]}))
+            if room < 0:
+                del shown[key]
+                break
+        return cls(revision, pending, shown, len(problems) - len(shown), version)
+
+
+def as_recorded(one: AnyObject, record: AnyObject | None = None) -> AnyObject:
+    """An object of a host's own store without what only that machine has completed, or records by itself.
+
+    :param record: how it is in etcd, where it is; a declaration that left a field out goes on to leave it out.
+    """
+    if not isinstance(one, Volume):
+        return replace(one, away=False) if isinstance(one, Controller) else one
+    one = replace(one, stale=())
+    if isinstance(record, Volume):
+        path = one.path if record.path else ""
+        return replace(one, path=path, owned=record.owned, size=one.size if record.size else 0)
+    return replace(one, path="", owned=True) if one.owned else one

@@ -1,0 +1,181 @@
+"""What a command does in a fleet: it reads what there is, writes a change, and waits until the hosts have carried it
+out, as it would on one host.
+
+Owns the way of one command. What is written is `proposal`'s and `writer`'s, and hosts carry it out by `agent`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nvmuser.errors import FleetError, StaleError, TargetError
+from nvmuser.fleet.etcd.client import Client, Listing
+from nvmuser.fleet.etcd.connection import Connection
+from nvmuser.fleet.etcd.tls import Tls
+from nvmuser.fleet.etcd.watch import Lost, Watcher
+from nvmuser.fleet.keys import FleetKeys
+from nvmuser.fleet.proposal import Proposal, propose
+from nvmuser.fleet.records import Declared, Report, decode
+from nvmuser.fleet.settings import FleetSettings
+from nvmuser.fleet.view import View
+from nvmuser.fleet.writer import Author, Writer
+from nvmuser.model.change import Change
+from nvmuser.model.keys import Key
+from nvmuser.model.where import Where
+from nvmuser.reconcile.calls import Problem
+from nvmuser.reconcile.outcome import Outcome
+from nvmuser.store.events import Actor
+
+PATIENCE_S = 120.0
+"""For hosts that live, to carry out a change."""
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: FleetSettings) -> AsyncIterator[Client]:
+    """A client of the fleet's etcd.
+
+    :raises SetupError: a certificate cannot be used.
+    """
+    async with Connection(settings.endpoints, tls_of(settings)) as connection:
+        yield Client(connection)
+
+
+def tls_of(settings: FleetSettings) -> Tls | None:
+    """The files of its certificates."""
+    return Tls(Path(settings.ca), Path(settings.cert), Path(settings.key)) if settings.ca else None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A command's, with the fleet that it works on."""
+
+    client: Client
+    keys: FleetKeys
+    host: str
+    """The one that the command runs on; empty: none of the fleet."""
+
+    async def view(self) -> View:
+        """What there is.
+
+        :raises FleetError: etcd does not answer, or has no such fleet.
+        """
+        view = View.of(self.keys, await self.client.listing(self.keys.followed))
+        if view.fleet is None:
+            raise FleetError(
+                f"etcd has no fleet {self.keys.fleet}; `nvmuser fleet init` makes one; where it has lost its data, "
+                "`nvmuser fleet import` on each host brings back what that has"
+            )
+        return view
+
+    async def reports(self) -> dict[str, Report]:
+        """What each host last said of itself.
+
+        :raises FleetError: etcd does not answer.
+        """
+        return _reports(self.keys, await self.client.listing(self.keys.reports))
+
+    def writer(self, actor: Actor) -> Writer:
+        """Of changes by somebody."""
+        return Writer(self.client, self.keys, Author(actor.who, actor.source, self.host))
+
+    async def change(self, change: Change, actor: Actor, wheres: Mapping[Key, Where], default: str) -> Outcome:
+        """Change what is wanted, and wait until it is so. What a host refuses is undone everywhere.
+
+        :param wheres, default: as `proposal.propose` has them.
+        :raises NvmuserError: nothing has changed, or the message has what did.
+        """
+        view = await self.view()
+        proposal, writer = propose(view, change, wheres, default), self.writer(actor)
+        revision = await writer.write(proposal)
+        outcome = await self.carried_out(view, proposal.hosts, revision)
+        mine = [problem for problem in outcome.problems if problem.object in change.keys]
+        if mine:
+            await self._undo(writer, proposal, revision, view)
+            raise TargetError(f"{'; '.join(map(str, mine))}; nothing was changed")
+        records = [proposal.after[one.key] for one in (*change.create, *change.update)]
+        objects = tuple({**one.spec} for one in records if one)
+        return replace(outcome, objects=objects)
+
+    async def carried_out(self, view: View, hosts: Collection[str], revision: int) -> Outcome:
+        """Wait until hosts have carried out everything up to a revision. Those that do not live are not waited for."""
+        waiting = {host for host in hosts if host in view.live}
+        pending, problems = set(hosts) - waiting, dict[Key, Problem]()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                async with contextlib.aclosing(self._reported(waiting)) as reports:
+                    async for host, report in reports:
+                        if report.revision >= revision and host in waiting:
+                            waiting.discard(host)
+                            pending |= {host} if report.pending else set()
+                            problems |= _problems(host, report)
+                        if not waiting:
+                            break
+        except TimeoutError:
+            for host in waiting:
+                key = Key("host", host)
+                problems[key] = Problem(key, f"not done after {PATIENCE_S:.0f} s; see `nvmuser fleet show`")
+        return Outcome(problems=tuple(problems.values()), pending=bool(pending))
+
+    async def _reported(self, hosts: Collection[str]) -> AsyncGenerator[tuple[str, Report], None]:
+        """What these hosts say, as it comes."""
+        if not hosts:
+            return
+        async with contextlib.aclosing(Watcher(self.client, self.keys.reports).events()) as events:
+            async for event in events:
+                if not isinstance(event, Lost):
+                    for host, report in _reports(self.keys, event).items():
+                        yield host, report
+
+    async def _undo(self, writer: Writer, proposal: Proposal, revision: int, view: View) -> None:
+        """Write back how it was. Where somebody has changed it meanwhile, that stands."""
+        before: dict[Key, Declared | None] = {}
+        for key, after in proposal.after.items():
+            was = proposal.before.get(key)
+            before[key] = was or (replace(after, deleting=True, wipe=True) if after and after.host else None)
+        now = await self.view()
+        expect = {key: now.revision_of(key) for key in proposal.after}
+        if any(now.revision_of(key) > revision for key in proposal.after):
+            return
+        with contextlib.suppress(StaleError):
+            undone = await writer.write(Proposal(dict(proposal.after), before, expect, proposal.hosts))
+            await self.carried_out(view, proposal.hosts, undone)
+
+
+def _problems(host: str, report: Report) -> dict[Key, Problem]:
+    keys = {text: Key.parse(text) if text else Key("host", host) for text in report.problems}
+    return {keys[text]: Problem(keys[text], f"{what} (host {host})") for text, what in report.problems.items()}
+
+
+def _reports(keys: FleetKeys, event: Listing | object) -> dict[str, Report]:
+    items = getattr(event, "items", {})
+    return {
+        keys.split(name)[1].partition("/")[0]: Report.from_json(decode(name, item.value))
+        for name, item in items.items()
+        if item
+    }
+
+
+@contextlib.asynccontextmanager
+async def session(settings: FleetSettings) -> AsyncIterator[Session]:
+    """For a command on this host.
+
+    :raises NvmuserError: a certificate cannot be used.
+    """
+    async with opened(settings) as client:
+        yield Session(client, FleetKeys(settings.fleet), settings.host)
+
+
+async def submit(
+    settings: FleetSettings, change: Change, actor: Actor, wheres: Mapping[Key, Where] | None = None, default: str = ""
+) -> Outcome:
+    """Change what is wanted of the fleet.
+
+    :param default: the host of what says nothing; empty: any.
+    :raises NvmuserError: nothing has changed, or the message has what did.
+    """
+    async with session(settings) as one:
+        return await one.change(change, actor, wheres or {}, default)

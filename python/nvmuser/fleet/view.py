@@ -1,0 +1,123 @@
+"""What etcd has of a fleet, as far as it is followed: hosts, what is wanted, who owns what. Kept up to date by a watch.
+
+Pure: it is given listings and changes, and reads nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from nvmuser.fleet.etcd.client import Item, Listing
+from nvmuser.fleet.etcd.watch import Changes
+from nvmuser.fleet.keys import FleetKeys, object_key
+from nvmuser.fleet.records import Declared, Fleet, Host, Owner, decode
+from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.keys import Key
+
+
+@dataclass
+class View:
+    """:param revision: up to which it is complete.
+    :param revisions: key in etcd → revision of its last write, of everything that is there.
+    """
+
+    keys: FleetKeys
+    revision: int = 0
+    cluster: int = 0
+    revisions: dict[str, int] = field(default_factory=dict)
+    fleet: Fleet | None = None
+    hosts: dict[str, Host] = field(default_factory=dict)
+    live: set[str] = field(default_factory=set)
+    objects: dict[Key, Declared] = field(default_factory=dict)
+    owners: dict[str, Owner] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, keys: FleetKeys, listing: Listing) -> View:
+        """From everything that there is.
+
+        :raises FleetError: it is damaged, or of a newer version.
+        """
+        view = cls(keys, listing.revision, listing.cluster)
+        view._take(listing.items)
+        return view
+
+    def follow(self, changes: Changes) -> set[Key]:
+        """Bring it up to date. Returns the objects that have changed.
+
+        :raises FleetError: it is damaged, or of a newer version.
+        """
+        self.revision = changes.revision
+        return self._take(changes.items)
+
+    @property
+    def settled(self) -> bool:
+        """No change of many transactions is half done."""
+        return self.keys.change not in self.revisions
+
+    def _take(self, items: Mapping[str, Item | None]) -> set[Key]:
+        changed: set[Key] = set()
+        for name, item in items.items():
+            if item:
+                self.revisions[name] = item.revision
+            else:
+                self.revisions.pop(name, None)
+            kind, rest = self.keys.split(name)
+            if kind == "object":
+                changed.add(key := object_key(rest))
+                _set(self.objects, key, Declared.from_json(decode(name, item.value)) if item else None)
+            elif kind == "host":
+                _set(self.hosts, rest, Host.from_json(decode(name, item.value)) if item else None)
+            elif kind == "own":
+                _set(self.owners, rest, Owner.from_json(decode(name, item.value)) if item else None)
+            elif kind == "live":
+                (self.live.add if item else self.live.discard)(rest)
+            elif name == self.keys.fleet_key:
+                self.fleet = Fleet.from_json(decode(name, item.value)) if item else None
+        return changed
+
+    def revision_of(self, key: Key) -> int:
+        """Of an object's last write; 0: it is not there."""
+        return self.revisions.get(self.keys.object(key), 0)
+
+    def part(self, host: str) -> dict[Key, Declared]:
+        """What a host has to do with: what is there, and the remotes that it lies on."""
+        mine = {key: declared for key, declared in self.objects.items() if declared.host == host}
+        for declared in list(mine.values()):
+            for below in declared.object.depends_on:
+                if below.kind == "remote" and (remote := self.objects.get(below)):
+                    mine[below] = remote
+        return mine
+
+    def desired(self, host: str | None = None) -> Desired:
+        """What is wanted of one host, or of all.
+
+        :raises UsageError: this version does not know an object.
+        """
+        return as_desired(self.objects if host is None else self.part(host))
+
+
+def as_desired(objects: Mapping[Key, Declared]) -> Desired:
+    """As one host's store has it."""
+    return Desired({key: Entry(objects[key].object, deleting=objects[key].deleting) for key in sorted(objects)})
+
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+def _set(mapping: dict[_K, _V], key: _K, value: _V | None) -> None:
+    if value is None:
+        mapping.pop(key, None)
+    else:
+        mapping[key] = value
+
+
+def counted(view: View) -> Mapping[str, int]:
+    """Controllers of each host."""
+    found = dict.fromkeys(view.hosts, 0)
+    for key, declared in view.objects.items():
+        if key.kind == "controller" and not declared.deleting and declared.host in found:
+            found[declared.host] += 1
+    return found
