@@ -11,6 +11,7 @@ from pathlib import Path
 from nvmuser.fleet import membership
 from nvmuser.fleet.agent import Agent
 from nvmuser.fleet.etcd.client import Client
+from nvmuser.fleet.fences import Fences
 from nvmuser.fleet.keys import FleetKeys
 from nvmuser.fleet.progress import Progress
 from nvmuser.fleet.session import Session, opened, session
@@ -73,6 +74,7 @@ class World:
     url: str
     directory: Path
     name: str = "test"
+    fences: Fences = field(default_factory=Fences)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def settings(self, host: str = "") -> FleetSettings:
@@ -93,13 +95,14 @@ class World:
         progress, _ = await membership.join(settings, f"id-{host}", engine.desired(), ADMIN, adopt=adopt)
         progress.save(state)
         executor = EngineHost(state, engine)
-        one = FleetHost(settings, executor, Agent(settings, executor))
+        one = FleetHost(settings, executor, Agent(settings, executor, self.fences))
         if run:
             await self.run(one)
         return one
 
     async def run(self, host: FleetHost) -> None:
         """Start its agent, and wait until others see it."""
+        host.agent = Agent(host.settings, host.executor, self.fences)
         self.tasks.append(asyncio.create_task(host.agent.run()))
         async with self.session() as one:
             await until(lambda: is_live(one, host.settings.host))

@@ -78,7 +78,7 @@ async def test_one_of_two_members_is_dead(etcd: Etcd) -> None:
 
 async def test_no_member_answers(etcd: Etcd) -> None:
     ports = free_ports(2)
-    async with Connection([f"http://127.0.0.1:{port}" for port in ports]) as connection:
+    async with Connection([f"http://127.0.0.1:{port}" for port in ports], deadline=0.3) as connection:
         with pytest.raises(FleetUnavailable, match=f"127.0.0.1:{ports[0]}: .*refused.*127.0.0.1:{ports[1]}"):
             await Client(connection).get("a")
 
@@ -88,9 +88,9 @@ class Deaf(Connection):
 
     sends = True
 
-    async def write(self, method: Method, request: object, deadline: float = 2.0) -> object:
+    async def write(self, method: Method, request: object) -> object:
         if self.sends:
-            await super().write(method, request, deadline)
+            await super().write(method, request)
         self.late = request
         raise UnknownOutcome("etcd may have carried it out: a test")
 
@@ -219,7 +219,7 @@ async def _changed(seen: AsyncIterator[Listing | Changes | Lost]) -> dict[str, b
 
 async def test_a_frozen_member_does_not_hold_a_change(tmp_path: Path) -> None:
     with running(tmp_path) as etcd:
-        async with Connection([etcd.url]) as connection:
+        async with Connection([etcd.url], deadline=0.5) as connection:
             await Client(connection).put("f/a", b"1")
             etcd.freeze()
             try:

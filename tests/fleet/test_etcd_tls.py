@@ -33,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 async def refusal(url: str, tls: Tls | None) -> NvmuserError:
     with pytest.raises(NvmuserError) as caught:
-        async with Connection([url], tls) as connection:
+        async with Connection([url], tls, deadline=0.3) as connection:
             await Client(connection).get("a")
     assert "\n" not in str(caught.value)
     return caught.value

@@ -21,6 +21,7 @@ from nvmuser.fleet.settings import FleetSettings
 from nvmuser.hostfs import host_identity
 from nvmuser.model.spec import SECTIONS
 from nvmuser.paths import StateDir
+from nvmuser.reconcile.outcome import Outcome
 from nvmuser.supervisor import control
 from nvmuser.supervisor.daemon import prepare
 
@@ -193,6 +194,38 @@ def import_(state: StateDir, drop: bool, as_json: bool) -> None:
     else:
         gone = f", {len(restored.dropped)} forgotten" if restored.dropped else ""
         click.echo(f"host {settings.host}: {counted(len(restored.written), 'object')} written back{gone}")
+
+
+@fleet.command()
+@click.argument("controller")
+@click.option("--to", required=True, metavar="HOST", help="Where it goes.")
+@click.option("--force", is_flag=True, help="Fence the host that has it, instead of asking it.")
+@json_option
+@click.pass_obj
+def move(state: StateDir, controller: str, to: str, force: bool, as_json: bool) -> None:
+    """Move a controller to another host, with the volumes that it shows. Volumes whose data is on one host do not move.
+
+    No guest may be connected to it. With --force the host that has it need not answer: its storage shuts it out, and if
+    that cannot be confirmed, nothing moves.
+
+    \b
+    nvmuser fleet move vm1 --to h2
+    """
+    from nvmuser.fleet import move as moving
+    from nvmuser.fleet.fences import Fences
+    from nvmuser.fleet.session import session
+
+    settings, actor = FleetSettings.required(state), control.local_actor()
+
+    async def moved() -> Outcome:
+        async with session(settings) as one:
+            return await moving.move(one, controller, to, actor, Fences(), force=force)
+
+    outcome = run(moved())
+    if as_json:
+        say({"controller": controller, "host": to, "pending": outcome.pending})
+    else:
+        click.echo(f"controller {controller} is on host {to}" + (", once its target runs" if outcome.pending else ""))
 
 
 @fleet.command()

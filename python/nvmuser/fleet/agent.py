@@ -17,7 +17,9 @@ from nvmuser.fleet import part as parts
 from nvmuser.fleet.etcd import lease
 from nvmuser.fleet.etcd.client import Client, Listing, Put, Transaction
 from nvmuser.fleet.etcd.watch import Changes, Lost, Watcher
+from nvmuser.fleet.fences import Fences, moves
 from nvmuser.fleet.keys import FleetKeys
+from nvmuser.fleet.ownership import Ownership
 from nvmuser.fleet.progress import Progress
 from nvmuser.fleet.records import Report, encode
 from nvmuser.fleet.session import opened
@@ -27,6 +29,7 @@ from nvmuser.fleet.writer import LEASE_S
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
+from nvmuser.model.objects import Volume
 from nvmuser.reconcile.outcome import Outcome
 
 _AGAIN_S = 5.0
@@ -60,8 +63,9 @@ class Executor(Protocol):
 class Agent:
     """Of one host. `run` is its whole life."""
 
-    def __init__(self, settings: FleetSettings, executor: Executor) -> None:
+    def __init__(self, settings: FleetSettings, executor: Executor, fences: Fences | None = None) -> None:
         self._settings = settings
+        self._ownership = Ownership(FleetKeys(settings.fleet), settings.host, fences or Fences())
         self._keys = FleetKeys(settings.fleet)
         self._executor = executor
         self._view: View | None = None
@@ -136,13 +140,24 @@ class Agent:
             return True
         mine = view.part(self._settings.host)
         revisions = {key: view.revision_of(key) for key in mine}
-        if revisions == self._done and self._reported:
+        local = self._executor.desired()
+        if revisions == self._done and self._reported and not self._moved(view, local)[0]:
             return False
         gone = [key for key in mine if mine[key].deleting]
-        problems, pending = await self._change(list(parts.changes(mine, self._executor.desired())))
+        moved, kept = self._moved(view, local)
+        if others := self._ownership.foreign(view, mine):
+            log.info("fleet: waiting for %s", ", ".join(f"{key.words} of host {host}" for key, host in others.items()))
+            mine = parts.without(mine, others)
+        await self._ownership.claim(client, view, mine)
+        problems, pending = await self._change(list(parts.changes(mine, local, moved)))
         local = self._executor.desired()
+        await self._ownership.opened(client, view, mine, local.entries)
+        await self._ownership.give_up(client, view, local.entries)
+        if others:
+            return True
+        problems |= dict.fromkeys(kept, "belongs to another host by now, and its data is here alone; see docs/fleet.md")
         finished = [key for key in gone if key not in local.entries]
-        for key in parts.unknown(mine, local):
+        for key in parts.unknown(view.objects, local):
             problems[key] = "not known to the fleet: `nvmuser fleet import` writes back what this host has"
         self._done = {key: number for key, number in revisions.items() if key not in finished}
         if revision != self._executor.progress().revision:
@@ -151,6 +166,13 @@ class Agent:
         for key in finished:
             await self._forget(client, view, key, revisions[key])
         return bool(problems) or len(finished) < len(gone)
+
+    def _moved(self, view: View, local: Desired) -> tuple[list[Key], list[Key]]:
+        """What is another host's by now: what is closed here for that, and what cannot be, since its data is here."""
+        elsewhere = view.elsewhere(self._settings.host, [one.key for one in local.wanted()])
+        volumes = [local.get(key) for key in elsewhere if key.kind == "volume"]
+        stuck = any(isinstance(volume, Volume) and not moves(volume) for volume in volumes)
+        return ([], elsewhere) if stuck else (elsewhere, [])
 
     async def _change(self, changes: list[Change]) -> tuple[dict[Key, str], bool]:
         """Problems by their objects, and whether a target is missing."""

@@ -19,8 +19,11 @@ from nvmuser.model.objects import AnyObject, Volume
 from nvmuser.model.spec import Spec, difference
 
 
-def changes(part: Mapping[Key, Declared], local: Desired) -> Iterator[Change]:
-    """What makes a host's store agree with its part. Usually one; files that are to stay go in one of their own."""
+def changes(part: Mapping[Key, Declared], local: Desired, moved: Collection[Key] = ()) -> Iterator[Change]:
+    """What makes a host's store agree with its part. Usually one; files that are to stay go in one of their own.
+
+    :param moved: what is another host's by now, and is closed here.
+    """
     used = {below for one in part.values() if not one.deleting for below in one.object.depends_on}
     wanted = tuple(
         _declared(one.object) for key, one in part.items() if not one.deleting and (key.kind != "remote" or key in used)
@@ -28,7 +31,8 @@ def changes(part: Mapping[Key, Declared], local: Desired) -> Iterator[Change]:
     main = difference(local, Spec(wanted, {}, {}), prune=False, wipe=False)
     gone = {key: one for key, one in part.items() if one.deleting and _is_there(local, key)}
     kept = tuple(key for key, one in gone.items() if one.keep_files)
-    deleted = (*(key for key in gone if key not in kept), *_unused_remotes(local, used, gone))
+    leaving = {*gone, *(key for key in moved if _is_there(local, key))}
+    deleted = (*(key for key in leaving if key not in kept), *_unused_remotes(local, used, leaving))
     forced = any(part[key].force for key in {*main.keys, *gone} if key in part)
     main = replace(main, delete=deleted, wipe=bool(deleted), expect=(), force=forced)
     if kept:
@@ -51,6 +55,13 @@ def pieces(change: Change, local: Desired) -> list[Change]:
         )
         for keys in sets(below)
     ]
+
+
+def without(part: Mapping[Key, Declared], others: Collection[Key]) -> dict[Key, Declared]:
+    """A part without some objects, and without what goes with them."""
+    below = {key: one.object.depends_on for key, one in part.items()}
+    left_out = {key for keys in sets(below) if keys & set(others) for key in keys}
+    return {key: one for key, one in part.items() if key not in left_out}
 
 
 def unknown(part: Mapping[Key, Declared], local: Desired) -> list[Key]:

@@ -5,7 +5,7 @@ Pure: it is given listings and changes, and reads nothing itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -76,6 +76,16 @@ class View:
             elif name == self.keys.fleet_key:
                 self.fleet = Fleet.from_json(decode(name, item.value)) if item else None
         return changed
+
+    def owned(self, uuid: str, owner: Owner | None, revision: int) -> None:
+        """Remember what was just written, before the watch says so."""
+        _set(self.owners, uuid, owner)
+        _set(self.revisions, self.keys.own(uuid), revision if owner else None)
+
+    def elsewhere(self, host: str, keys: Iterable[Key]) -> list[Key]:
+        """Which of these are another host's by now."""
+        found = [key for key in keys if key in self.objects and key.kind != "remote"]
+        return [key for key in found if self.objects[key].host != host]
 
     def revision_of(self, key: Key) -> int:
         """Of an object's last write; 0: it is not there."""

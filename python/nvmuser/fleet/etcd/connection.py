@@ -63,9 +63,13 @@ STATUS = Method("/etcdserverpb.Maintenance/Status", "StatusRequest", "StatusResp
 
 
 class Connection:
-    """A context manager, used in one event loop."""
+    """A context manager, used in one event loop.
 
-    def __init__(self, endpoints: Sequence[str], tls: Tls | None = None) -> None:
+    :param deadline: seconds of a call, all members together.
+    """
+
+    def __init__(self, endpoints: Sequence[str], tls: Tls | None = None, deadline: float = DEADLINE_S) -> None:
+        self._deadline = deadline
         self._addresses = [Address.parse(endpoint) for endpoint in endpoints]
         self._tls = tls
         self._credentials = tls.credentials() if tls else None
@@ -115,13 +119,12 @@ class Connection:
         """A stream in both directions with the present member."""
         return self._stub("stream_stream", method)(metadata=HAS_LEADER)
 
-    async def read(self, method: Method, request: Any, deadline: float = DEADLINE_S) -> Any:
+    async def read(self, method: Method, request: Any) -> Any:
         """Call what may be called again: all members are tried, until the deadline.
 
-        :param deadline: seconds.
         :raises FleetUnavailable: none answers. :raises FleetError: etcd refuses.
         """
-        end, hopeless = time.monotonic() + deadline, 0
+        end, hopeless = time.monotonic() + self._deadline, 0
         for attempt in itertools.count(1):
             left = end - time.monotonic()
             if left <= 0:
@@ -140,13 +143,13 @@ class Connection:
                 await asyncio.sleep(min(_PAUSE_S, max(0.0, end - time.monotonic())))
         raise FleetUnavailable(await self.explain())
 
-    async def write(self, method: Method, request: Any, deadline: float = DEADLINE_S) -> Any:
+    async def write(self, method: Method, request: Any) -> Any:
         """Call what must not be called again.
 
         :raises UnknownOutcome: it may have been carried out. :raises FleetError: etcd refuses: it was not.
         """
         try:
-            return await self._stub("unary_unary", method)(request, timeout=deadline)
+            return await self._stub("unary_unary", method)(request, timeout=self._deadline)
         except grpc.aio.AioRpcError as error:
             if error.code() in _AWAY or error.code() is grpc.StatusCode.UNKNOWN:
                 member = self.address

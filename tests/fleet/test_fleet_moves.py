@@ -1,0 +1,142 @@
+"""Controllers that go from host to host: who owns their volumes, and what does not move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from fleet_world import ADMIN, World, controller, pair, until
+
+from nvmuser.errors import ConflictError, FleetError, NotFoundError
+from nvmuser.fleet.etcd.client import Transaction
+from nvmuser.fleet.fences import Fences
+from nvmuser.fleet.move import move
+from nvmuser.fleet.records import Owner
+from nvmuser.model.change import Change
+from nvmuser.model.keys import Key
+from nvmuser.model.objects import Remote, Volume
+from nvmuser.model.remote_path import RemotePath
+
+
+class Wall:
+    """A fence that says what it was asked."""
+
+    kind = "wall"
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+        self.confirmed: list[str] = []
+
+    def applies(self, volume: Volume) -> bool:
+        return volume.backend == "remote"
+
+    def choose(self, volume: Volume) -> Mapping[str, str]:
+        return {"kind": self.kind, "key": f"key of {volume.name}"}
+
+    async def confirm(self, volume: Volume, recorded: Mapping[str, str]) -> None:
+        if self.fails:
+            raise FleetError(self.fails)
+        self.confirmed.append(recorded["key"])
+
+
+FAR = Remote("far", nqn="nqn.2026-11.org.example:far", paths=(RemotePath("192.0.2.1", 4420),))
+
+
+def on_far(name: str) -> Change:
+    volume = Volume(f"v-{name}", backend="remote", remote="far", remote_nsid=1)
+    return Change(create=(FAR, volume, controller(f"c-{name}", f"v-{name}")))
+
+
+async def owners(world: World) -> dict[str, Owner]:
+    async with world.session() as one:
+        return {owner.volume: owner for owner in (await one.view()).owners.values()}
+
+
+async def moved(world: World, name: str, to: str, fences: Fences | None = None, *, force: bool = False) -> None:
+    async with world.session() as one:
+        await move(one, name, to, ADMIN, fences or Fences(), force=force)
+
+
+async def test_a_planned_move(world: World) -> None:
+    h1, h2 = await world.join("h1"), await world.join("h2")
+    await world.apply(on_far("a"), "h1")
+    await until(lambda: is_open(world, "v-a"))
+    assert (await owners(world))["v-a"] == Owner("v-a", "h1", 1, "open")
+    before = h1.executor.desired().controller("c-a")
+    await moved(world, "c-a", "h2")
+    assert h1.names == set()
+    assert h2.names == {"remote/far", "volume/v-a", "controller/c-a"}
+    assert h2.executor.desired().controller("c-a") == before, "with the same identities"
+    await until(lambda: is_open(world, "v-a"))
+    assert (await owners(world))["v-a"] == Owner("v-a", "h2", 2, "open")
+    await world.apply(Change(delete=(Key("controller", "c-a"), Key("volume", "v-a"))))
+    await until(lambda: is_empty(world))
+    assert await owners(world) == {}
+
+
+async def is_empty(world: World) -> bool:
+    async with world.session() as one:
+        return (await one.view()).objects.keys() == {FAR.key}
+
+
+async def is_open(world: World, volume: str) -> bool:
+    return (await owners(world))[volume].state == "open"
+
+
+async def test_what_is_on_one_host_alone_stays(world: World) -> None:
+    await world.join("h1", run=False)
+    await world.join("h2", run=False)
+    await world.apply(pair("a"), "h1")
+    with pytest.raises(ConflictError, match="volume v-a: its data is on host h1 alone: it does not move"):
+        await moved(world, "c-a", "h2")
+    with pytest.raises(NotFoundError, match="host h3: no such host"):
+        await moved(world, "c-a", "h3")
+    with pytest.raises(NotFoundError, match="controller c-b: no such controller"):
+        await moved(world, "c-b", "h2")
+    assert await owners(world) == {}
+
+
+async def test_a_volume_is_not_opened_while_another_host_may_have_it_open(world: World) -> None:
+    h1 = await world.join("h1")
+    h2 = await world.join("h2")
+    await world.apply(on_far("a"), "h1")
+    await until(lambda: is_open(world, "v-a"))
+    world.tasks[0].cancel()  # its supervisor is killed; its target may serve on
+    async with world.session() as one:
+        await one.client.write_if(_gone(one.keys.live("h1")))
+    with pytest.raises(ConflictError, match=r"host h1 does not answer.*--force"):
+        await moved(world, "c-a", "h2")
+    with pytest.raises(ConflictError, match="cannot be shut out: its storage has no fence"):
+        await moved(world, "c-a", "h2", force=True)
+    assert h1.names >= {"volume/v-a"}
+    assert h2.names == set()
+    assert (await owners(world))["v-a"].host == "h1"
+
+
+def _gone(key: str) -> Transaction:
+    return Transaction({}, (), {key: None})
+
+
+async def test_a_forced_move_fences_first(world: World) -> None:
+    wall = Wall()
+    world.fences = Fences(wall)
+    h1, h2 = await world.join("h1"), await world.join("h2")
+    await world.apply(on_far("a"), "h1")
+    await until(lambda: is_open(world, "v-a"))
+    assert (await owners(world))["v-a"].fences == ({"kind": "wall", "key": "key of v-a"},)
+    world.tasks[0].cancel()
+    async with world.session() as one:
+        await one.client.write_if(_gone(one.keys.live("h1")))
+    wall.fails = "the wall does not answer"
+    with pytest.raises(FleetError, match="the wall does not answer"):
+        await moved(world, "c-a", "h2", world.fences, force=True)
+    assert (h2.names, (await owners(world))["v-a"].host) == (set(), "h1"), "nothing moves without it"
+    wall.fails = ""
+    await moved(world, "c-a", "h2", world.fences, force=True)
+    assert wall.confirmed == ["key of v-a"]
+    assert h2.names == {"remote/far", "volume/v-a", "controller/c-a"}
+    owner = (await owners(world))["v-a"]
+    assert (owner.host, owner.epoch) == ("h2", 2)
+    await world.run(h1)  # the fenced host wakes: it finds that it is not the owner, and closes
+    await until(lambda: h1.names == set())
+    assert (await owners(world))["v-a"].host == "h2"
