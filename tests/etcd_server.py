@@ -1,38 +1,17 @@
-"""A real etcd on loopback, and certificates for it."""
+"""A real etcd on loopback that tests may harm, and certificates for it."""
 
 from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-START_S = 20.0
-
-
-def binary() -> str:
-    """The path of etcd.
-
-    :raises RuntimeError: it is not installed.
-    """
-    if found := shutil.which("etcd"):
-        return found
-    raise RuntimeError("etcd is missing: ci/install-packages ci/debian-packages-tests.txt")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+from nvmuser.bench.measure import etcd
+from nvmuser.bench.measure.etcd import free_ports as free_ports
 
 
 @dataclass
@@ -71,55 +50,8 @@ class Certificates:
 
 
 @dataclass
-class Etcd:
+class Etcd(etcd.Etcd):
     """One member; it can be killed, stopped and started again, with its data or without."""
-
-    directory: Path
-    certificates: Certificates | None = None
-    server: tuple[Path, Path] | None = None
-    port: int = 0
-    options: tuple[str, ...] = ()
-    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
-    _peer: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        port, self._peer = free_ports(2)
-        self.port = self.port or port
-
-    @property
-    def url(self) -> str:
-        return f"{'https' if self.server else 'http'}://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        """Start, and wait until it takes connections."""
-        peer = f"http://127.0.0.1:{self._peer}"
-        words = [binary(), "--name", "one", "--data-dir", str(self.directory / "data"), "--log-level", "error"]
-        words += ["--listen-client-urls", self.url, "--advertise-client-urls", self.url]
-        words += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"one={peer}"]
-        words += ["--heartbeat-interval", "20", "--election-timeout", "200"]  # a second sooner back after a kill
-        if self.server and self.certificates:
-            cert, key = self.server
-            words += ["--cert-file", str(cert), "--key-file", str(key), "--client-cert-auth"]
-            words += ["--trusted-ca-file", str(self.certificates.ca)]
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / "etcd.log").open("ab") as log:
-            self.process = subprocess.Popen([*words, *self.options], stdout=log, stderr=log)
-        end = time.monotonic() + START_S
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                break
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.02)
-        raise RuntimeError(f"etcd does not start: {(self.directory / 'etcd.log').read_text()}")
-
-    def kill(self) -> None:
-        """kill -9."""
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
 
     def freeze(self, frozen: bool = True) -> None:
         """SIGSTOP, or SIGCONT."""
@@ -132,17 +64,10 @@ class Etcd:
 
 
 @contextmanager
-def running(directory: Path, **options: object) -> Iterator[Etcd]:
+def running(
+    directory: Path, certificates: Certificates | None = None, server: tuple[Path, Path] | None = None
+) -> Iterator[Etcd]:
     """A member for as long as the block lasts."""
-    etcd = Etcd(directory, **options)  # type: ignore[arg-type]
-    etcd.start()
-    try:
-        yield etcd
-    finally:
-        etcd.kill()
-
-
-if __name__ == "__main__":
-    with running(Path(sys.argv[1])) as member:
-        print(member.url, flush=True)
-        signal.pause()
+    with etcd.running(Etcd(directory, server, certificates.ca if certificates else None)) as member:
+        assert isinstance(member, Etcd)
+        yield member

@@ -70,7 +70,7 @@ async def test_labels_and_rules_decide_where(world: World) -> None:
     assert propose(view, pair("a"), {key: Where(rule="pack")}, "").hosts == {"h1"}
     assert propose(view, pair("a"), {key: Where(rule="spread")}, "").hosts == {"h2"}
     shared = Change(create=(disk("v"), controller("c", "v", "v-b")))
-    with pytest.raises(ConflictError, match="on host h1, and what it goes with"):
+    with pytest.raises(ConflictError, match="controller c: on host h2, and what it goes with, volume v-b, on host h1"):
         propose(view, shared, {Key("controller", "c"): Where("h2")}, "")
 
 

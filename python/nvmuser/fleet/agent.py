@@ -82,7 +82,15 @@ class Agent:
         :raises NvmuserError: in a group: a certificate cannot be used, or what is in etcd is damaged or of a
             newer version.
         """
-        async with opened(self._settings) as client, opened(self._settings) as pulse, asyncio.TaskGroup() as tasks:
+        async with opened(self._settings) as client, opened(self._settings) as pulse:
+            await self.serve(client, pulse)
+
+    async def serve(self, client: Client, pulse: Client) -> None:
+        """The same, over connections that are there.
+
+        :param pulse: for what must not wait behind anything else: that this host lives.
+        """
+        async with asyncio.TaskGroup() as tasks:
             tasks.create_task(lease.keep(pulse, LEASE_S, lambda number: self._say_alive(pulse, number)))
             tasks.create_task(self._follow(client))
             tasks.create_task(self._work(client))
@@ -102,7 +110,7 @@ class Agent:
             self.trouble = event.reason
             return
         if isinstance(event, Listing):
-            self._view, self._reported, self._done = View.of(self._keys, event), None, {}
+            self._view, self._reported, self._done = View.of(self._keys, event, self._settings.host), None, {}
         elif self._view:
             self._view.follow(event)
         self.trouble = ""

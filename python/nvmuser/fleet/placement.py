@@ -25,45 +25,59 @@ def place(
     :param default: the host of what says nothing, and lies on nothing that does; empty: any, spread.
     :raises NotFoundError: there is no such host. :raises ConflictError: a host is cordoned, or two are asked for.
     """
-    after = {key: one.object for key, one in view.objects.items() if not one.deleting} | dict(updated) | dict(new)
+    after = {**updated, **new}
     tops = grouped({key: one.depends_on for key, one in after.items()})
     groups: dict[Key, list[Key]] = {}
-    wanted = {tops[key] for key in new}
     for key, top in tops.items():
-        if top in wanted:
-            groups.setdefault(top, []).append(key)
+        groups.setdefault(top, []).append(key)
     counts, found = dict(counted(view)), dict[Key, str]()
     for members in groups.values():
-        fresh = [key for key in members if key in new]
+        if not (fresh := [key for key in members if key in new]):
+            _hosts_of(view, members, after, wheres)
+            continue
         if fresh[0].kind == "remote":
             found[fresh[0]] = ""
             continue
-        host = _host_of(view, members, wheres, counts, default)
+        host = _host_of(view, members, after, wheres, counts, default)
         counts[host] = counts.get(host, 0) + sum(key.kind == "controller" for key in fresh)
         found |= dict.fromkeys(fresh, host)
     return found
 
 
-def _host_of(
-    view: View, members: Iterable[Key], wheres: Mapping[Key, Where], counts: Mapping[str, int], default: str
-) -> str:
-    there, asked = dict[str, Key](), list[tuple[Key, Where]]()
-    for key in members:
-        where = wheres.get(key)
-        host = view.objects[key].host if key in view.objects else where.host if where else ""
-        if host:
-            there.setdefault(host, key)
-        elif where:
-            asked.append((key, where))
+def _hosts_of(
+    view: View, members: Iterable[Key], after: Mapping[Key, AnyObject], wheres: Mapping[Key, Where]
+) -> dict[str, Key]:
+    """Hosts on which something of a group is, or is said to be: where what it lies on is, too.
+
+    :raises ConflictError: two hosts.
+    """
+    there: dict[str, Key] = {}
+    for member in members:
+        for key in (member, *after[member].depends_on):
+            where = wheres.get(key)
+            host = view.objects[key].host if key in view.objects else where.host if where else ""
+            if host:
+                there.setdefault(host, key)
     if len(there) > 1:
         first, second, *_ = there.items()
         raise ConflictError(
             f"{first[1].words}: on host {first[0]}, and what it goes with, {second[1].words}, on host {second[0]}"
         )
-    if there:
-        [(host, key)] = there.items()
+    return there
+
+
+def _host_of(
+    view: View,
+    members: Iterable[Key],
+    after: Mapping[Key, AnyObject],
+    wheres: Mapping[Key, Where],
+    counts: Mapping[str, int],
+    default: str,
+) -> str:
+    for host, key in _hosts_of(view, members, after, wheres).items():
         _check(view, host, key)
         return host
+    asked = [(key, where) for key in members if (where := wheres.get(key))]
     if not asked and default:
         _check(view, default, next(iter(members)))
         return default

@@ -56,12 +56,10 @@ def propose(view: View, change: Change, wheres: Mapping[Key, Where], default: st
         if key not in after:
             after[key] = None
             _check_unused(view, key, change)
-    named = {below for key in (*new, *updated) for below in (new | updated)[key].depends_on}
-    looked_at = change.keys | named
-    return Proposal(
-        before, after, {key: view.revision_of(key) for key in looked_at if key not in new or key in change.keys},
-        frozenset(filter(None, shares)),
-    )  # fmt: skip
+    mentioned = change.keys
+    below = {key for one in (*new.values(), *updated.values()) for key in one.depends_on}
+    expect = {key: view.revision_of(key) for key in mentioned | below if key not in new or key in mentioned}
+    return Proposal(before, after, expect, frozenset(filter(None, shares)))
 
 
 def _object(view: View, key: Key) -> AnyObject | None:

@@ -92,7 +92,8 @@ class Session:
         proposal, writer = propose(view, change, wheres, default), self.writer(actor)
         revision = await writer.write(proposal)
         outcome = await self.carried_out(view, proposal.hosts, revision)
-        mine = [problem for problem in outcome.problems if problem.object in change.keys]
+        mentioned = change.keys
+        mine = [problem for problem in outcome.problems if problem.object in mentioned]
         if mine:
             await self._undo(writer, proposal, revision, view)
             raise TargetError(f"{'; '.join(map(str, mine))}; nothing was changed")

@@ -19,11 +19,13 @@ from nvmuser.model.keys import Key
 
 @dataclass
 class View:
-    """:param revision: up to which it is complete.
+    """:param host: whose view it is: of other hosts' objects only is kept on which host they are; empty: all.
+    :param revision: up to which it is complete.
     :param revisions: key in etcd → revision of its last write, of everything that is there.
     """
 
     keys: FleetKeys
+    host: str = ""
     revision: int = 0
     cluster: int = 0
     revisions: dict[str, int] = field(default_factory=dict)
@@ -34,12 +36,12 @@ class View:
     owners: dict[str, Owner] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, keys: FleetKeys, listing: Listing) -> View:
+    def of(cls, keys: FleetKeys, listing: Listing, host: str = "") -> View:
         """From everything that there is.
 
         :raises FleetError: it is damaged, or of a newer version.
         """
-        view = cls(keys, listing.revision, listing.cluster)
+        view = cls(keys, host, listing.revision, listing.cluster)
         view._take(listing.items)
         return view
 
@@ -66,7 +68,7 @@ class View:
             kind, rest = self.keys.split(name)
             if kind == "object":
                 changed.add(key := object_key(rest))
-                _set(self.objects, key, Declared.from_json(decode(name, item.value)) if item else None)
+                _set(self.objects, key, self._declared(name, item) if item else None)
             elif kind == "host":
                 _set(self.hosts, rest, Host.from_json(decode(name, item.value)) if item else None)
             elif kind == "own":
@@ -76,6 +78,12 @@ class View:
             elif name == self.keys.fleet_key:
                 self.fleet = Fleet.from_json(decode(name, item.value)) if item else None
         return changed
+
+    def _declared(self, name: str, item: Item) -> Declared:
+        declared = Declared.from_json(decode(name, item.value))
+        if self.host and declared.host not in (self.host, ""):
+            return Declared({}, declared.host, declared.deleting)
+        return declared
 
     def owned(self, uuid: str, owner: Owner | None, revision: int) -> None:
         """Remember what was just written, before the watch says so."""
