@@ -236,6 +236,16 @@ async def test_who_changed_what_is_in_the_same_transaction(world: World) -> None
     assert max(item.revision for item in events.items.values()) == objects.revision
 
 
+async def test_the_oldest_events_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "EVENTS_KEPT", 12)
+    monkeypatch.setattr(writer, "BATCH", 10)
+    await world.join("h1", run=False)
+    await world.apply(many(25), "h1")
+    kept = await audit.last(world.settings(), 100)
+    assert len(kept) == 12
+    assert kept[-1]["action"] == "end"
+
+
 # -- a change of many transactions ---------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from nvmuser.cli.extras import require_extra
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import REPEATABLE, json_option
 from nvmuser.cli.present import changed_fields, console, counted, run, say
-from nvmuser.errors import ConflictError, TargetNotRunning
+from nvmuser.errors import ConflictError, FleetUnavailable, TargetNotRunning
 from nvmuser.fleet.progress import Progress
 from nvmuser.fleet.settings import FleetSettings
 from nvmuser.hostfs import host_identity
@@ -160,7 +160,10 @@ def leave(state: StateDir, force: bool, as_json: bool) -> None:
     from nvmuser.fleet import membership
 
     settings = FleetSettings.required(state)
-    left = 0 if force else run(membership.leave(settings, control.local_actor()))
+    try:
+        left = 0 if force else run(membership.leave(settings, control.local_actor()))
+    except FleetUnavailable as error:
+        raise FleetUnavailable(f"{error}; --force leaves all the same") from error
     state.fleet.unlink()
     state.fleet_progress.unlink(missing_ok=True)
     run(_tell(state))

@@ -7,8 +7,10 @@ live by a lease; if it ends, whoever comes next takes back what was written: etc
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ from nvmuser.model.keys import Key
 BATCH = 50
 """Objects of one transaction: with as many events, below the 128 operations that etcd takes by default."""
 LEASE_S = 10
+EVENTS_KEPT = 20_000
+_LOOK_EACH = 16
+"""One in so many changes looks whether there are more events than are kept."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,14 @@ class Writer:
         if (revision := await self._client.commit(whole, witness)) is None:
             await self._explain()
             raise StaleError("somebody else has just changed what this changes; look again")
+        if secrets.randbelow(_LOOK_EACH) == 0:
+            await self._forget_events()
         return revision
+
+    async def _forget_events(self) -> None:
+        """The oldest go. Where etcd does not answer any more, the next one does it: the change has been made."""
+        with contextlib.suppress(FleetError):
+            await self._client.keep_last(self._keys.events, EVENTS_KEPT)
 
     async def _explain(self) -> None:
         """Where a transaction was not as expected for a reason that is no competitor's change.
@@ -154,7 +166,9 @@ class Writer:
                 check, witness = {name: expect[name] for name in names}, self._keys.event(ulid())
                 note = {witness: Put(self._event(change, "check"))}
                 await self._step(Transaction({**check, self._keys.change: begun}, (), note), witness)
-            return await self._end(change, begun, extra, note)
+            revision = await self._end(change, begun, extra, note)
+            await self._forget_events()
+            return revision
         except UnknownOutcome:
             raise
         except FleetError as error:

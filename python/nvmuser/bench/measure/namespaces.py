@@ -35,7 +35,7 @@ def enter(module: str, arguments: Sequence[str]) -> int:
             raise SetupError(f"{program} is not installed: `apt-get install {package}`")
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     within = ["unshare", *user, "--net"]
-    probe = subprocess.run([*within, "true"], capture_output=True, text=True, check=False)
+    probe = subprocess.run([*within, sys.executable, "-c", ""], capture_output=True, text=True, check=False)
     if probe.returncode:
         reason = probe.stderr.strip().removeprefix("unshare: ")
         raise SetupError(

@@ -123,6 +123,24 @@ class Client:
         reply = await self.connection.read(grpc_methods.RANGE, request)
         return [item(found) for found in reversed(reply.kvs)]
 
+    async def keep_last(self, range_: tuple[bytes, bytes], count: int) -> int:
+        """Delete the first keys of a range, as many as are more than `count`. Returns how many there were too many.
+
+        :raises FleetError: etcd does not answer.
+        """
+        start, end = range_
+        counted = CLASSES["RangeRequest"](key=start, range_end=end, count_only=True)
+        surplus = int((await self.connection.read(grpc_methods.RANGE, counted)).count) - count
+        if surplus <= 0:
+            return 0
+        request = CLASSES["RangeRequest"](key=start, range_end=end, limit=surplus, keys_only=True)
+        last = (await self.connection.read(grpc_methods.RANGE, request)).kvs[-1].key
+        gone = CLASSES["RequestOp"](
+            request_delete_range=CLASSES["DeleteRangeRequest"](key=start, range_end=last + b"\0")
+        )
+        await self.connection.read(grpc_methods.TXN, CLASSES["TxnRequest"](success=[gone]))
+        return surplus
+
     async def commit(self, transaction: Transaction, witness: str) -> int | None:
         """Carry out a transaction. Returns its revision; None where something was not as expected.
 
