@@ -25,8 +25,6 @@ from nvmuser.toolchain.steps import Reporter
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "#!/usr/bin/python3 -P\nfrom nvmuser.cli.main import main\n\nmain()\n"
 LEFT_OUT = ("*.pyc", "__pycache__", ".gitignore")
-BUILT = ("*.c", "*.h", "Makefile")
-"""Of nvmf_vfio/libvfio, which is packaged as it was built. The guest's agent is compiled where the guest is made."""
 PROGRAMS = (
     "bdevperf", "fio", "nvmf_tgt", "spdk_dd", "spdk_nvme_discover", "spdk_nvme_identify", "spdk_nvme_perf", "spdk_tgt",
     "spdk_top", "spdk_trace", "spdk_trace_record", "vhost",
@@ -39,7 +37,7 @@ def python(out: Path) -> None:
     """nvmuser, nvmf_vfio, and what Debian does not have."""
     leave_out = shutil.ignore_patterns(*LEFT_OUT)
     shutil.copytree(ROOT / "python/nvmuser", out / "nvmuser", ignore=leave_out)
-    shutil.copytree(ROOT / "nvmf_vfio", out / "nvmf_vfio", ignore=shutil.ignore_patterns(*LEFT_OUT, *BUILT))
+    shutil.copytree(ROOT / "nvmf_vfio", out / "nvmf_vfio", ignore=leave_out)
     shutil.copytree(ROOT / "spdk-glue", out / "nvmuser/spdk-glue", ignore=leave_out)
     for name in VENDORED:
         spec = importlib.util.find_spec(name)

@@ -28,10 +28,19 @@ set -e
 for directory in /etc/libvirt /run/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do
     mkdir -p $directory && mount -t tmpfs tmpfs $directory
 done
+# libvirt's build names a user and a group that only its whole package makes.
+for file in passwd group; do cp /etc/$file "$1/"; done
+grep -q ^libvirt-qemu: "$1/passwd" || echo libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin >>"$1/passwd"
+for group in kvm:x:64056: libvirt-qemu:x:64055:; do
+    grep -q "^${group%%:*}:" "$1/group" || echo $group >>"$1/group"
+done
+for file in passwd group; do mount --bind "$1/$file" /etc/$file; done
 mkdir -p /etc/libvirt/hooks/qemu.d /var/log/libvirt/qemu
 cp "$1/hook" /etc/libvirt/hooks/qemu.d/nvmuser
 cp "$1/qemu.conf" "$1/libvirtd.conf" /etc/libvirt/
-exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$1/pid"
+# Not exec: process 1 has to reap QEMUs whose parents have gone, which libvirtd does not.
+libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$1/pid"
+exit $?
 """
 
 

@@ -14,7 +14,15 @@ from vfio_supervisor import Supervisor
 from vfio_world import World
 
 from nvmf_vfio.endpoint import Endpoint
+from nvmuser import paths
 from nvmuser.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def _of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unit tests describe a checkout, also where they run on what packages have installed (ci/test-installed)."""
+    monkeypatch.setattr(paths, "__file__", "/checkout/python/nvmuser/paths.py")
+    monkeypatch.delenv("NVMUSER_PREFIX", raising=False)
 
 
 @pytest.fixture

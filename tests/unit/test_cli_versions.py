@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 import nvmuser
 from nvmuser.cli.main import cli
+from nvmuser.paths import SETUP
 from nvmuser.toolchain import artifact, recipe, spdk
 
 
@@ -34,7 +35,7 @@ def test_without_any_part_it_says_so() -> None:
     assert set(lines) == {"SPDK", "patches", "QEMU", "libvfio", "Python"}
     for name in ("SPDK", "QEMU", "libvfio"):
         assert "none: " in lines[name]
-        assert "make setup" in lines[name]
+        assert SETUP in lines[name]
 
 
 def test_which_spdk_and_which_patches(nothing_is_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from nvmuser.cli.main import cli
 from nvmuser.doctor import machine, state_dir
 from nvmuser.doctor.check import Finding
 from nvmuser.errors import SetupError
-from nvmuser.paths import StateDir
+from nvmuser.paths import SETUP, StateDir
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def test_missing_parts_fail_and_name_the_command(tmp_path: Path) -> None:
     assert not doctor.usable(findings)
     for name in ("SPDK", "QEMU", "guest"):
         assert not named(findings, name).ok
-        assert named(findings, name).fix == "make setup"
+        assert named(findings, name).fix == SETUP
 
 
 def test_what_is_optional_is_no_fault(tmp_path: Path) -> None:

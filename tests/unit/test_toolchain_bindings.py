@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nvmuser.errors import SetupError
+from nvmuser.paths import SETUP
 from nvmuser.toolchain import bindings, recipe, spdk
 from nvmuser.toolchain.bindings import Binding
 from nvmuser.toolchain.steps import Reporter
@@ -45,7 +46,7 @@ def reporter(tmp_path: Path) -> Reporter:
 
 
 def test_a_built_module_is_loaded_from_the_cache(reporter: Reporter, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SetupError, match=f"{NAME} has not been built .* run `make setup`"):
+    with pytest.raises(SetupError, match=f"{NAME} has not been built .* run `{SETUP}`"):
         bindings.load(BINDING)
     assert not bindings.is_done(BINDING)
     bindings.build(BINDING, reporter)

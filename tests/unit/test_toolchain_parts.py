@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nvmuser.errors import SetupError
+from nvmuser.paths import SETUP
 from nvmuser.toolchain import (  # fmt: skip
     accel,
     appliance,
@@ -66,15 +67,15 @@ def fake_qemu(path: Path, devices: str, version: str = "10.1.0") -> Path:
 
 
 def test_nothing_set_up_names_the_way_out() -> None:
-    with pytest.raises(SetupError, match="make setup"):
+    with pytest.raises(SetupError, match=SETUP):
         find_qemu()
-    with pytest.raises(SetupError, match="make setup"):
+    with pytest.raises(SetupError, match=SETUP):
         find_spdk()
-    with pytest.raises(SetupError, match="make setup"):
+    with pytest.raises(SetupError, match=SETUP):
         appliance.find_appliance()
     with pytest.raises(SetupError, match="guest-kernel bookworm"):
         appliance.find_appliance("bookworm")
-    with pytest.raises(SetupError, match="make setup"):
+    with pytest.raises(SetupError, match=SETUP):
         find_libvfio()
     with pytest.raises(SetupError, match="nvmuser setup --qemu bookworm"):
         older_qemu.find_older_qemu("bookworm")
@@ -123,7 +124,7 @@ def test_a_qemu_that_is_asked_for_and_will_not_do_is_an_error(
 def test_with_libvfio_any_qemu_will_do_but_one_with_both_ways_is_better(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SetupError, match="make setup"):
+    with pytest.raises(SetupError, match=SETUP):
         find_qemu("vfio-pci")
     fake_qemu(tmp_path / "bin/qemu-system-x86_64", WITHOUT, "7.2.0")
     assert find_qemu("vfio-pci").version == "7.2.0"

@@ -16,6 +16,7 @@ from host_world import EUI64, MIB, nguid, rpc, uuid
 from nvmuser import initiator
 from nvmuser.errors import HostConnectionError, HostError, NotFoundError, NvmeStatusError, UsageError
 from nvmuser.initiator.memory import transfer
+from nvmuser.paths import SETUP
 from nvmuser.rpc import methods
 
 ROOT = Path(__file__).parents[3]
@@ -153,4 +154,4 @@ def test_no_module_says_so(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 1
     assert "SetupError" in done.stderr
-    assert "make setup" in done.stderr.splitlines()[-1]
+    assert SETUP in done.stderr.splitlines()[-1]

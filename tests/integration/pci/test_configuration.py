@@ -15,6 +15,7 @@ from vfio_guest import Client, Refusal
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import RegionInfo
 from nvmuser.errors import UsageError
+from nvmuser.paths import SETUP
 from nvmuser.pci import Msi, MsiX, PciExpress, PowerManagement, Server, Vendor
 from nvmuser.toolchain import find_spdk
 
@@ -87,5 +88,5 @@ asyncio.run(serve({{Path({str(tmp_path / "device.sock")!r}): Device()}}))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 1
     assert "SetupError: nvmuser_vfu has not been built" in done.stderr
-    assert "make setup" in done.stderr.splitlines()[-1]
+    assert SETUP in done.stderr.splitlines()[-1]
     assert not list(tmp_path.glob("*.sock"))
