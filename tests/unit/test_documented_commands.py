@@ -11,6 +11,7 @@ from documented import Shown, commands, shown
 
 from nvmuser.cli.main import cli
 
+WITH_VALUE = {name for option in cli.params if not getattr(option, "is_flag", False) for name in option.opts}
 NO_FILE = re.compile("does not exist|No such file")
 SHOWN = list(dict.fromkeys(shown()))
 
@@ -25,7 +26,7 @@ def resolve(words: list[str]) -> tuple[click.Command, click.Context, list[str]]:
     context = click.Context(cli, info_name="nvmuser")
     while isinstance(command, click.Group):
         while words and words[0].startswith("-"):  # options of all commands
-            words = words[2 if words[0] == "--state-dir" else 1 :]
+            words = words[2 if words[0] in WITH_VALUE else 1 :]
         if not words:
             break
         found = command.get_command(context, words[0])

@@ -39,9 +39,12 @@ def test_the_packages_ask_for_what_the_project_does() -> None:
     control = (DEBIAN / "control").read_text()
     vendored = {"qemu.qmp", "spdk"}
     names = {"pyyaml": "yaml"}
-    for requirement in (*project["dependencies"], *project["optional-dependencies"]["bench"]):
-        name = re.split(r"[=<>]", requirement)[0]
+    optional = project["optional-dependencies"]
+    for requirement in (*project["dependencies"], *optional["bench"], *optional["api"], *optional["client"]):
+        name, _, least = re.split(r"([=<>]+)", requirement)
         assert name in vendored or f"python3-{names.get(name, name)}" in control, requirement
+        if requirement in (*optional["api"], *optional["client"]):
+            assert f"python3-{name} (>= {least})" in control
 
 
 def test_the_list_of_parts_is_complete_and_says_what_copyright_says(sbom: ModuleType) -> None:

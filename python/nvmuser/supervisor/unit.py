@@ -43,6 +43,8 @@ After=nvmuser.service
 [Service]
 {user}Environment="NVMUSER_CACHE={cache}"
 ExecStart="{program}" --state-dir "{state}" api serve{options}
+# Its status when it has ended itself in good order, as it was asked to.
+SuccessExitStatus=143
 Restart=always
 LimitNOFILE=65536
 
