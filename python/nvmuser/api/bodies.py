@@ -12,8 +12,8 @@ from nvmuser.api.problems import Problem, pointer
 from nvmuser.errors import UsageError
 from nvmuser.model.codec import FieldError
 from nvmuser.model.objects import AnyObject, object_from_json
-from nvmuser.model.sizes import parse_size
-from nvmuser.model.spec import NOT_FOR_PEOPLE, SIZES, long_form
+from nvmuser.model.sizes import SIZE_FIELDS, parse_size
+from nvmuser.model.spec import NOT_FOR_PEOPLE, long_form
 
 DEEPEST = 16
 
@@ -70,7 +70,7 @@ def declared(section: str, kind: str, body: Any, name: str = "") -> AnyObject:
             raise Problem(400, "usage", f"{kind}.{field}: not for a specification", pointer((field,)))
     if name and data.setdefault("name", name) != name:
         raise Problem(400, "usage", f"{kind} {name}: the body has another name; rename it first", "/name")
-    for field in SIZES:
+    for field in SIZE_FIELDS:
         if isinstance(data.get(field), str):
             data[field] = _size(kind, field, data[field])
         elif field in data and isinstance(data[field], int) and data[field] > 1 << 62:

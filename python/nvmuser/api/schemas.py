@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nvmuser.model.objects import KINDS
-from nvmuser.model.spec import NOT_FOR_PEOPLE, SECTIONS, SIZES
+from nvmuser.model.sizes import SIZE_FIELDS
+from nvmuser.model.spec import NOT_FOR_PEOPLE, SECTIONS
 from nvmuser.model.spec_schema import object_schema
 from nvmuser.store.credentials import ROLES
 
@@ -72,7 +73,7 @@ def _patch(spec: Mapping[str, Any]) -> Schema:
 def _shown(kind: str, section: str) -> Schema:
     declared = object_schema(KINDS[kind], snapshots=section == "snapshots")
     properties = {
-        name: _COUNT if name in SIZES else schema
+        name: _COUNT if name in SIZE_FIELDS else schema
         for name, schema in declared["properties"].items()
         if not schema.get("deprecated") and name not in NOT_FOR_PEOPLE
     }

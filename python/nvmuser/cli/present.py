@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from nvmuser.model.sizes import format_size
-from nvmuser.model.spec import SIZES
+from nvmuser.model.sizes import SIZE_FIELDS, format_size
 from nvmuser.reconcile.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def changed_fields(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 
 def _text(field: str, value: Any) -> str:
-    return format_size(value) if field in SIZES and isinstance(value, int) else plain(value)
+    return format_size(value) if field in SIZE_FIELDS and isinstance(value, int) else plain(value)
 
 
 def say(data: Any) -> None:

@@ -10,6 +10,9 @@ from nvmuser.errors import UsageError
 SIZE = r"[0-9]{1,19}(\.[0-9]{1,9})?[ ]?([KMGTPkmgtp]([iI]?[Bb]?)|[Bb])?"
 """As a regular expression, of Python's and of JSON Schema's."""
 
+SIZE_FIELDS = ("size", "cluster_size", "memory")
+"""Of objects, those that are sizes."""
+
 MIB = 1 << 20
 SECTOR, PAGE = 512, 4096
 _MOST = 1 << 62

@@ -21,7 +21,7 @@ from nvmuser.model.codec import FieldError
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, TargetSettings, Volume, object_from_json
-from nvmuser.model.sizes import format_size, parse_size
+from nvmuser.model.sizes import SIZE_FIELDS, format_size, parse_size
 from nvmuser.model.where import FIELDS, Where
 from nvmuser.paths import DEFAULT_TARGET
 
@@ -36,7 +36,6 @@ SECTIONS = {
 }
 ONE = "target"
 """The section that is no list: the default target."""
-SIZES = ("size", "cluster_size", "memory")
 _DEEPEST = 8
 """Nothing valid is deeper; an alias can be endless."""
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
@@ -169,13 +168,13 @@ class _Reader:
         if isinstance(node, yaml.MappingNode):
             return {
                 key: _scalar(value)
-                if isinstance(value, yaml.ScalarNode) and key not in SIZES
+                if isinstance(value, yaml.ScalarNode) and key not in SIZE_FIELDS
                 else self._plain(value, (*path, key))
                 for key, value in self._pairs(node, path)
             }
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(item, (*path, index)) for index, item in enumerate(node.value)]
-        if path and path[-1] in SIZES:
+        if path and path[-1] in SIZE_FIELDS:
             try:
                 return parse_size(node.value)
             except UsageError as error:
@@ -306,7 +305,7 @@ def export(desired: Desired, volumes: str = "", *, texts: bool = True) -> dict[s
 def written(one: AnyObject, volumes: str = "", texts: bool = False) -> dict[str, Any]:
     """One object as a specification has it; the parameters are those of `export`."""
     data = {key: value for key, value in one.to_json().items() if key not in ("kind", *NOT_FOR_PEOPLE)}
-    for field in SIZES:
+    for field in SIZE_FIELDS:
         if texts and field in data:
             data[field] = format_size(data[field])
     if isinstance(one, Volume):

@@ -9,8 +9,8 @@ from typing import Any
 
 from nvmuser.model.names import NAME
 from nvmuser.model.objects import KINDS, TargetSettings
-from nvmuser.model.sizes import SIZE
-from nvmuser.model.spec import NOT_FOR_PEOPLE, ONE, PLACED, SECTIONS, SIZES
+from nvmuser.model.sizes import SIZE, SIZE_FIELDS
+from nvmuser.model.spec import NOT_FOR_PEOPLE, ONE, PLACED, SECTIONS
 from nvmuser.model.where import RULES
 
 _WHERE: dict[str, Any] = {
@@ -72,7 +72,7 @@ def _anchored(rule: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value_schema(name: str, hint: Any) -> dict[str, Any]:
-    if name in SIZES:
+    if name in SIZE_FIELDS:
         return {
             "type": ["string", "integer"],
             "pattern": rf"^\s*{SIZE}\s*$",
