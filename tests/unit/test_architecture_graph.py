@@ -35,8 +35,9 @@ KNOWS: dict[str, set[str]] = {
     },
     "api": {"errors", "guest", "hostfs", "model", "paths", "reconcile", "rpc", "store", "supervisor"},
     "top": {"errors", "model", "paths", "reconcile", "supervisor"},
-    "cli": {"api", "bench", "ceph", "collector", "doctor", "errors", "fleet", "guest", "hostfs", "model", "paths",
-            "reconcile", "rpc", "store", "supervisor", "toolchain", "top"},
+    "images": {"errors", "initiator", "model", "paths", "supervisor", "toolchain"},
+    "cli": {"api", "bench", "ceph", "collector", "doctor", "errors", "fleet", "guest", "hostfs", "images", "model",
+            "paths", "reconcile", "rpc", "store", "supervisor", "toolchain", "top"},
 }  # fmt: skip
 """Package or module of nvmuser → what it may import."""
 

@@ -32,6 +32,7 @@ _COMMANDS = {
     "compare": ("bench_compare", "Compare with the other transports of a guest's disk."),
     "demo": ("bench", "Start everything, measure, verify, and leave a report."),
     "diff": ("bench_compare", "Compare two comparisons."),
+    "encryption": ("bench_encryption", "What encryption at rest costs."),
     "fleet": ("bench_fleet", "What it takes to declare things for many hosts."),
     "guest": ("bench", "Run fio in a guest."),
     "host": ("bench_host", "An NVMe host and a PCI device in Python."),

@@ -14,6 +14,7 @@ from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import console, plain, run, say, say_object
 from nvmuser.cli.rename import rename
+from nvmuser.cli.volume_images import export, import_
 from nvmuser.cli.volume_snapshots import clone, inflate, rollback, seize, snapshot
 from nvmuser.cli.volume_stats import stats
 from nvmuser.errors import UsageError
@@ -293,6 +294,8 @@ def take_over(state: StateDir, name: str, key: str, as_json: bool) -> None:
     say_object(outcome, as_json, f"volume {name} {'is to be' if outcome.pending else 'was'} taken over")
 
 
+volume.add_command(import_)
+volume.add_command(export)
 volume.add_command(stats)
 for command in (snapshot, clone, inflate, rollback, seize):
     volume.add_command(command)
