@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from bare_target import TargetFactory
-from remote_pair import NQN, Pair
+from remote_pair import NQN, Pair, free_port
 
 from nvmuser import initiator
 from nvmuser.errors import NvmeStatusError, TargetError
@@ -158,3 +158,27 @@ async def test_who_accepts_other_writers_takes_no_reservation(
         assert (await reported(other.rpc)).registrants == ()
         (warning,) = other.warnings
         assert warning.startswith("volume disk: other hosts may write to it: ")
+
+
+async def test_asymmetric_access_is_respected(pair: Pair) -> None:
+    """I/O, and the commands about reservations, take the path by which the namespace can be reached."""
+    await pair.far.call("nvmf_delete_subsystem", {"nqn": NQN})
+    await pair.far.call(
+        "nvmf_create_subsystem", {"nqn": NQN, "allow_any_host": True, "serial_number": "FAR", "ana_reporting": True}
+    )
+    await pair.far.call("nvmf_subsystem_add_ns", {"nqn": NQN, "namespace": {"bdev_name": "m"}})
+    ports = (pair.port, free_port())
+    where = [{"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(port)} for port in ports]
+    for address in where:
+        await pair.far.call("nvmf_subsystem_add_listener", {"nqn": NQN, "listen_address": address})
+    remote = Remote("far", nqn=NQN, paths=tuple(RemotePath("127.0.0.1", port) for port in ports))
+    disk = Volume("disk", "remote", remote="far", remote_nsid=1)
+    change = Change(create=(remote, disk, Controller("x", (Namespace("disk"),))))
+    assert (await pair.engine.change(change)).problems == ()
+    for reached, closed in (where, where[::-1]):
+        for address, state in ((reached, "optimized"), (closed, "inaccessible")):
+            params = {"nqn": NQN, "listen_address": address, "ana_state": state}
+            await pair.far.call("nvmf_subsystem_listener_set_ana_state", params)
+        await asyncio.to_thread(write, pair.state, "x", 0, os.urandom(4096))
+        assert (await pair.engine.reconcile()).problems == ()
+        assert (await pair.engine.changed_hands()) == []

@@ -18,7 +18,7 @@ from nvmuser.hostfs.host_identity import HostIdentity
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Remote
+from nvmuser.model.objects import RECONNECT_MAX_S, Remote
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import discovery
@@ -55,9 +55,19 @@ def remote() -> None:
     "--dhchap-ctrlr-key", metavar="FILE", default="", help="File of the remote's secret, if it is to show it too."
 )
 @click.option("--psk", metavar="FILE", default="", help="File of the pre-shared key for TLS, mode 0600.")
+@click.option(
+    "--reconnect",
+    "reconnect_s",
+    type=click.IntRange(1, RECONNECT_MAX_S),
+    default=1,
+    show_default=True,
+    help="Seconds between two attempts to connect by a path that is down.",
+)
 @json_option
 @click.pass_obj
-def create(state: StateDir, /, name: str, nqn: str, paths: tuple[str, ...], as_json: bool, **keys: str) -> None:
+def create(
+    state: StateDir, /, name: str, nqn: str, paths: tuple[str, ...], reconnect_s: int, as_json: bool, **keys: str
+) -> None:
     """Attach a subsystem of another target.
 
     HOST is an address (IPv6 in brackets where a port follows) or a name, which is resolved at each attachment.
@@ -68,7 +78,7 @@ def create(state: StateDir, /, name: str, nqn: str, paths: tuple[str, ...], as_j
     nvmuser remote create safe --nqn nqn.2026-11.org.example:safe --path 10.0.0.1 --dhchap-key /etc/nvmuser/safe.key
     """
     files = {field: os.path.abspath(path) for field, path in keys.items() if path}
-    remote = Remote(name, nqn=nqn, paths=tuple(map(RemotePath.parse, paths)), **files)
+    remote = Remote(name, nqn=nqn, paths=tuple(map(RemotePath.parse, paths)), reconnect_s=reconnect_s, **files)
     outcome = run(control.submit(state, Change(create=(remote,))))
     say_object(outcome, as_json, f"remote {name} {'declared' if outcome.pending else 'attached'}")
 

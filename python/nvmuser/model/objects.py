@@ -26,6 +26,7 @@ REMOTE_NQN = r"nqn\.[0-9]{4}-[0-9]{2}\.[A-Za-z0-9.-]+(:[^\s]+)?"
 """Of others, who need not write it as we do; what SPDK takes (lib/nvmf/subsystem.c, `nvmf_nqn_is_valid`)."""
 NQN_MAX = 223
 """Bytes (NVM Express Base Specification, NVMe Qualified Names)."""
+RECONNECT_MAX_S = 600
 BLOCK_SIZES = (512, 4096)
 SERIAL_MAX = 20
 _NQN = re.compile(NQN)
@@ -227,7 +228,11 @@ class Remote(NamedInSpdk):
     """A subsystem of another target, reached over NVMe-oF TCP by one path or more."""
 
     kind: ClassVar[str] = "remote"
-    rules: ClassVar[Rules] = {**NamedInSpdk.rules, "nqn": {"pattern": REMOTE_NQN, "maxLength": NQN_MAX}}
+    rules: ClassVar[Rules] = {
+        **NamedInSpdk.rules,
+        "nqn": {"pattern": REMOTE_NQN, "maxLength": NQN_MAX},
+        "reconnect_s": {"minimum": 1, "maximum": RECONNECT_MAX_S},
+    }
 
     keys: ClassVar[tuple[str, ...]] = ("dhchap_key", "dhchap_ctrlr_key", "psk")
     """Fields that name files with a secret; what is in them is read by SPDK alone."""
@@ -240,11 +245,15 @@ class Remote(NamedInSpdk):
     """File of the secret by which the remote shows who it is."""
     psk: str = ""
     """File of the pre-shared key for TLS."""
+    reconnect_s: int = 1
+    """Seconds between two attempts to connect by a path that is down; there is no last one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.nqn or not self.paths:
             raise UsageError(f"remote {self.name}: needs an NQN and one path or more")
+        if not 1 <= self.reconnect_s <= RECONNECT_MAX_S:
+            raise UsageError(f"remote {self.name}: reconnect_s {self.reconnect_s}: 1 to {RECONNECT_MAX_S} seconds")
         if self.dhchap_ctrlr_key and not self.dhchap_key:
             raise UsageError(f"remote {self.name}: the remote is asked for its key only by a host that has one too")
 

@@ -29,7 +29,13 @@ def ensure(remote: Remote, actual: Actual, routes: remotes.Routes, draft: Draft)
             first = not present and not calls
             calls = calls or _keys(remote, actual, draft)
             request = methods.attach_remote(
-                remote.in_spdk, remote.nqn, addresses[0], path.port, host=routes.host_for(remote), keys=remote.key_files
+                remote.in_spdk,
+                remote.nqn,
+                addresses[0],
+                path.port,
+                host=routes.host_for(remote),
+                keys=remote.key_files,
+                reconnect_s=remote.reconnect_s,
             )
             needs = Needs(path=(addresses[0], path.port))
             # One after the other: the first makes the controller, the others are added to it.

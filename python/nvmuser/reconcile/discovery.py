@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import struct
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -80,7 +81,10 @@ async def discover(address: str, port: int, host: HostIdentity) -> list[Offer]:
         async with asyncio.timeout(_DEADLINE_S):
             reader, writer = await asyncio.open_connection(address, port)
     except (OSError, TimeoutError) as error:
-        why = os.strerror(error.errno).lower() if isinstance(error, OSError) and error.errno else "no answer"
+        why = "no answer"
+        if isinstance(error, OSError) and error.errno:
+            # Errors of the resolver have numbers and texts of their own.
+            why = str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno)
         raise RpcConnectionError(f"{where}: {why}") from None
     try:
         async with asyncio.timeout(_DEADLINE_S):

@@ -10,7 +10,14 @@ from nvmuser.rpc.methods.request import Request
 
 
 def attach_remote(
-    name: str, nqn: str, address: str, port: int, *, host: HostIdentity | None = None, keys: Iterable[str] = ()
+    name: str,
+    nqn: str,
+    address: str,
+    port: int,
+    *,
+    host: HostIdentity | None = None,
+    keys: Iterable[str] = (),
+    reconnect_s: int = 1,
 ) -> Request:
     """Attach a remote by one path, or add the path to it (module/bdev/nvme/bdev_nvme_rpc.c).
 
@@ -18,13 +25,14 @@ def attach_remote(
     parameter of our patch; `ctrlr_loss_timeout_sec` and `reconnect_delay_sec` are in seconds.
 
     :param host: who we are to it; None: SPDK's choice, another at each start.
+    :param reconnect_s: seconds between two attempts; the same for all paths of a remote.
     :param keys: keys in SPDK's keyring, each named by the remote and the parameter that takes it: `store.psk`.
 
     Errors: EALREADY for a path that is attached; else an errno without the reason, for which
     `nvmuser.reconcile.remotes` asks the remote.
     """
     params = _path(name, nqn, address, port)
-    params |= {"multipath": "multipath", "ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": 1}
+    params |= {"multipath": "multipath", "ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": reconnect_s}
     params |= {"hostnqn": host.nqn, "hostid": host.id} if host else {}
     params |= {key.rpartition(".")[2]: key for key in keys}
     return Request("bdev_nvme_attach_controller", params)
