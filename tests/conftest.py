@@ -9,6 +9,11 @@ import pytest
 from bare_target import BareTarget, TargetFactory
 from hypothesis import settings
 
+from nvmuser.bench.measure import ceph_cluster
+from nvmuser.bench.measure.ceph_cluster import CephCluster
+from nvmuser.toolchain import find_spdk
+from nvmuser.toolchain.rbd import find_module
+
 settings.register_profile("nvmuser", deadline=None)
 settings.load_profile("nvmuser")  # a loaded machine is no fault
 
@@ -25,3 +30,11 @@ def target_factory(tmp_path: Path) -> Iterator[TargetFactory]:
 def spdk_target(target_factory: TargetFactory) -> BareTarget:
     """One bare target that answers."""
     return target_factory.start()
+
+
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephCluster]:
+    """A real cluster, for all tests."""
+    find_module(find_spdk().prefix)
+    with ceph_cluster.running(tmp_path_factory.mktemp("ceph")) as cluster:
+        yield cluster

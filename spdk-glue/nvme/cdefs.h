@@ -86,6 +86,7 @@ struct nvmuser_perf_options {
 	uint32_t depth, io_size;
 		uint32_t read_percent;
 		uint32_t then;
+		uint32_t rest_us;
 	bool random;
 	uint64_t seed;
 };

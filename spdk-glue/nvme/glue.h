@@ -145,6 +145,8 @@ struct nvmuser_perf_options {
 	uint32_t read_percent;
 	/* The command that each write is followed by, for the same blocks: a flush, a deallocation, zeroes, nothing. */
 	uint32_t then;
+	/* Microseconds of sleep after a look that has found nothing; 0: it polls. */
+	uint32_t rest_us;
 	bool random;
 	uint64_t seed;
 };

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <spdk/histogram_data.h>
 
@@ -197,6 +198,7 @@ nvmuser_perf_run(struct nvmuser_perf **perfs, uint32_t count, uint32_t milliseco
 	uint64_t now = began;
 	/* What one submits for all that has completed would be time in which another one's completion lies there. */
 	uint32_t most = count == 1 ? 0 : 1;
+	bool found;
 	uint32_t i;
 	int rc = 0;
 
@@ -204,9 +206,14 @@ nvmuser_perf_run(struct nvmuser_perf **perfs, uint32_t count, uint32_t milliseco
 		begin(perfs[i]);
 	}
 	while (now < until && rc >= 0) {
+		found = false;
 		for (i = 0; i < count && rc >= 0; i++) {
 			rc = spdk_nvme_qpair_process_completions(perfs[i]->qpair, most);
+			found |= rc != 0 || perfs[i]->options.rest_us == 0;
 			rc = perfs[i]->rc != 0 ? perfs[i]->rc : rc;
+		}
+		if (!found) {
+			usleep(perfs[0]->options.rest_us);
 		}
 		now = spdk_get_ticks();
 	}

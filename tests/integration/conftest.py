@@ -10,19 +10,6 @@ from bare_target import BareTarget, TargetFactory
 from raw_nvme import BLOCK, RawNvme, call, serve
 from remote_pair import Pair, open_pair
 
-from nvmuser.bench.measure import ceph_cluster
-from nvmuser.bench.measure.ceph_cluster import CephCluster
-from nvmuser.toolchain import find_spdk
-from nvmuser.toolchain.rbd import find_module
-
-
-@pytest.fixture(scope="session")
-def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephCluster]:
-    """A real cluster, for all tests."""
-    find_module(find_spdk().prefix)
-    with ceph_cluster.running(tmp_path_factory.mktemp("ceph")) as cluster:
-        yield cluster
-
 
 @pytest.fixture
 def nvmf_target(target_factory: TargetFactory) -> BareTarget:

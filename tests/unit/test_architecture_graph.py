@@ -30,7 +30,7 @@ KNOWS: dict[str, set[str]] = {
     "guest": {"errors", "hostfs", "model", "paths", "supervisor", "toolchain"},
     "doctor": {"ceph", "errors", "hostfs", "model", "paths", "reconcile", "store", "supervisor", "toolchain"},
     "bench": {
-        "collector", "errors", "fleet", "guest", "hostfs", "initiator", "model", "nvmf_vfio", "paths", "pci",
+        "ceph", "collector", "errors", "fleet", "guest", "hostfs", "initiator", "model", "nvmf_vfio", "paths", "pci",
         "reconcile", "rpc", "store", "supervisor", "toolchain",
     },
     "api": {"errors", "guest", "hostfs", "model", "paths", "reconcile", "rpc", "store", "supervisor"},

@@ -46,6 +46,7 @@ _COMMANDS = {
     "report": ("bench_compare", "Print a comparison again."),
     "api": ("bench_api", "How fast the API is: changes, reads, scrapes, watchers."),
     "scale": ("bench_scale", "How cost grows with the number of controllers."),
+    "shared": ("bench_shared", "Volumes that several hosts reach, and one writes."),
     "tune": ("bench_tune", "What each setting of the guest and of QEMU gains."),
 }
 

@@ -74,6 +74,7 @@ class Load:
     Nothing happens but in `run`: what is in flight between two runs stays so. Close it, or use it as a context manager.
 
     :param then: the command that follows each write, for the same blocks: one of `FOLLOWERS`.
+    :param rest_us: sleep so many microseconds when nothing has completed, where a CPU is not the loop's own; 0: poll.
     :raises UsageError: an unknown pattern, a depth that is not 1 to 1024, a size that is no number of blocks, or a
         command that cannot follow.
     :raises HostError: no queue, or no memory.
@@ -81,7 +82,7 @@ class Load:
 
     def __init__(
         self, controller: Controller, namespace: Namespace, *, pattern: str = "randread", depth: int = 32,
-        size: int = 4096, then: Opcode | None = None, seed: int = 1,
+        size: int = 4096, then: Opcode | None = None, seed: int = 1, rest_us: int = 0,
     ) -> None:  # fmt: skip
         _check(namespace, pattern, depth, size, then)
         self.controller, self.pattern, self.depth, self.size = controller, pattern, depth, size
@@ -89,7 +90,7 @@ class Load:
         share, random = PATTERNS[pattern]
         options = self._ffi.new("struct nvmuser_perf_options *", {
             "depth": depth, "io_size": size, "read_percent": share, "random": random, "seed": seed,
-            "then": self._lib.NVMUSER_NOTHING if then is None else then,
+            "then": self._lib.NVMUSER_NOTHING if then is None else then, "rest_us": rest_us,
         })  # fmt: skip
         self._perf = self._lib.nvmuser_perf_open(controller.pointer, namespace.handle(controller), options)
         if not self._perf:
@@ -145,16 +146,17 @@ def run(loads: Sequence[Load], seconds: float) -> None:
 
 def measure(
     controller: Controller, namespace: Namespace, *, pattern: str = "randread", depth: int = 32, size: int = 4096,
-    seconds: float = 1.0, warmup: float = 0.0, seed: int = 1,
+    seconds: float = 1.0, warmup: float = 0.0, seed: int = 1, rest_us: int = 0,
 ) -> PerfResult:  # fmt: skip
     """Run one load to its end.
 
     :param warmup: seconds before that are not counted.
+    :param rest_us: as of `Load`.
     :raises UsageError: an unknown pattern, a depth that is not 1 to 1024, or a size that is no number of blocks.
     :raises HostError: the queue could not be made, or no command completed.
     :raises HostConnectionError: the controller went away.
     """
-    with Load(controller, namespace, pattern=pattern, depth=depth, size=size, seed=seed) as load:
+    with Load(controller, namespace, pattern=pattern, depth=depth, size=size, seed=seed, rest_us=rest_us) as load:
         _run(load, warmup)
         load.reset()
         _run(load, seconds)

@@ -5,6 +5,7 @@ It opens no store of its own: there need be none, and none is made.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from nvmuser.paths import DEFAULT_TARGET, StateDir
 from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual, query
 from nvmuser.reconcile.declare import declared
+from nvmuser.reconcile.declare_images import completed
 from nvmuser.reconcile.plan import plan
 from nvmuser.reconcile.remotes import explore
 from nvmuser.rpc.client import Client
@@ -29,7 +31,7 @@ async def dry_run(
     :param targets: those that run.
     :raises NvmuserError: the change cannot be.
     """
-    after = declared(desired, change, state)
+    after = declared(desired, await asyncio.to_thread(completed, change, desired), state)
     names = {DEFAULT_TARGET, *(target.name for target in after.targets())}
     found: list[list[dict[str, Any]]] = []
     for name in sorted(names, key=lambda name: (name != DEFAULT_TARGET, name)):

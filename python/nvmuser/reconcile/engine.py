@@ -32,7 +32,7 @@ from nvmuser.model.batch import joined
 from nvmuser.model.change import Change, losses, next_desired
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Controller, Remote, TargetSettings
+from nvmuser.model.objects import Controller, Remote, TargetSettings, Volume
 from nvmuser.model.placement import involved, moving, places
 from nvmuser.paths import DEFAULT_TARGET, StateDir
 from nvmuser.reconcile import backends
@@ -178,6 +178,11 @@ class Engine:
     async def changed_hands(self) -> list[Key]:
         """Remote volumes whose reservation somebody has taken or given up since it was last looked at."""
         return [key for site in list(self._sites.values()) for key in await site.changed_hands()]
+
+    def unopened_images(self) -> list[Volume]:
+        """Volumes in Ceph that are wanted, and that a target which serves could not open."""
+        failing = self.problems.keys()
+        return [volume for volume in self._store.load().volumes() if volume.cluster and volume.key in failing]
 
     def open_sockets(self) -> None:
         """Set owner and mode of the sockets that the endpoint has made."""

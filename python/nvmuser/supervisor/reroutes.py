@@ -1,5 +1,6 @@
-"""Looks after remotes: a path that is down, and whose name leads elsewhere by now, is moved there; a reservation that a
-remote has forgotten is taken again, and one that somebody has taken is reported.
+"""Looks after what is elsewhere: a remote's path that is down, and whose name leads elsewhere by now, is moved there; a
+reservation that a remote has forgotten is taken again, and one that somebody has taken is reported; an image in Ceph
+that could not be opened is tried again.
 
 Owns when that is looked at. It changes nothing itself: what is found is carried out as every other act.
 """
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 async def follow(engine: Engine, reconcile: Callable[[], Awaitable[object]]) -> None:
-    """For ever. Names are resolved only while a path is down.
+    """For ever. Names are resolved only while a path is down, and clusters asked while an image is not open.
 
     :param reconcile: one act of the engine.
     """
@@ -28,9 +29,9 @@ async def follow(engine: Engine, reconcile: Callable[[], Awaitable[object]]) -> 
         try:
             if found := await engine.moved_remotes():
                 log.info("moved: %s", ", ".join(remote.key.words for remote in found))
-                await reconcile()
-            elif taken := await engine.changed_hands():
+            if taken := await engine.changed_hands():
                 log.warning("reservations have changed hands: %s", ", ".join(key.words for key in taken))
+            if found or taken or engine.unopened_images():
                 await reconcile()
         except NvmuserError as error:
             log.warning("remotes could not be looked at: %s", error)

@@ -25,6 +25,7 @@ from nvmuser.bench.measure.fio_output import Estimate
 from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.rounds.alternate import alternate
+from nvmuser.bench.scenarios.shared_volumes import FileKind, Kind
 from nvmuser.bench.scenarios.verified import (
     FILE,
     MEMORY,
@@ -38,6 +39,7 @@ from nvmuser.bench.scenarios.verified import (
 )
 from nvmuser.errors import GuestError, RpcError
 from nvmuser.guest import Guest, GuestSpec, launch
+from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
 from nvmuser.toolchain import accelerator
 
@@ -96,24 +98,30 @@ class RecoveryOutcome(Seen):
         return document
 
 
-async def measure(plan: RecoveryPlan, progress: Progress) -> RecoveryOutcome:
+async def measure(plan: RecoveryPlan, progress: Progress, kind: Kind | None = None) -> RecoveryOutcome:
     """Run the whole of it.
 
     :param progress: gets each step as it begins.
+    :param kind: of the volume that is written; None: a file.
     :raises GuestError: the guest does not boot, or fio cannot run. I/O errors and wrong blocks are in the
     outcome.
     """
-    outcome = RecoveryOutcome()
+    outcome, kind = RecoveryOutcome(), kind or FileKind()
     # UNIX sockets live in it, and their paths end at 107 bytes.
     with scratch("nvmuser-") as root:
         progress.step("starting the target")
+        await kind.declare(StateDir(root / "state"))
         async with Deployment.start(root / "state", standby=plan.standby) as deployment:
             if plan.overhead:
                 await _overhead(plan, deployment, root, outcome, progress)
-            socket = await deployment.disk("survivor", backing(root / "survivor"))
+            socket = await kind.disk(deployment, root)
             progress.step("booting a guest")
-            async with launch(GuestSpec(cpus=plan.queues, memory=MEMORY, sockets=(socket,)), root / "guest") as guest:
-                await _rounds(plan, guest, deployment, outcome, progress)
+            try:
+                spec = GuestSpec(cpus=plan.queues, memory=MEMORY, sockets=(socket,))
+                async with launch(spec, root / "guest") as guest:
+                    await _rounds(plan, guest, deployment, outcome, progress)
+            finally:
+                await kind.remove(deployment)
     return outcome
 
 
