@@ -99,7 +99,10 @@ class Clusters:
         """Connect, and have images as they are to be opened. What is wrong is in the result, by volumes."""
         works = wanted(desired, actual)
         if works and not actual.rbd:
-            reason = "the target runs without SPDK's module for Ceph: `nvmuser target restart` loads it"
+            reason = (
+                "the target runs without SPDK's module for Ceph: `nvmuser target restart` loads it, once "
+                "`nvmuser setup --with rbd` has built it"
+            )
             return Readied((), _all(works, reason))
         found = await asyncio.gather(*(self._one(work, desired, actual, rpc) for work in works))
         made = tuple(key for one in found for key in one.made)

@@ -129,6 +129,16 @@ def _runtime_directory(state: StateDir) -> Iterator[dict[str, str]]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def _preloaded(spdk: Spdk) -> dict[str, str]:
+    """The environment that loads the module for images in Ceph. Without it all other volumes are served; what needs it
+    says so."""
+    try:
+        return {"LD_PRELOAD": str(find_module(spdk.prefix))}
+    except SetupError as error:
+        log.warning("%s", error)
+        return {}
+
+
 def chosen_spdk(state: StateDir) -> Spdk:
     """The SPDK of this deployment: $NVMUSER_SPDK's, else the one that `target upgrade` has chosen, else set-up's.
 
@@ -197,7 +207,7 @@ class Target:
         with _runtime_directory(state) as environment:
             startup = _startup(options, Path(environment["RUNTIME_DIRECTORY"]))
             argv = arguments(spdk, rpc_socket, options, startup)
-            environment |= {"LD_PRELOAD": str(find_module(spdk.prefix))} if options.rbd else {}
+            environment |= _preloaded(spdk) if options.rbd else {}
             process = Process.start(argv, pid_file=pid_file, log=log_file, environment=environment)
             try:
                 async with asyncio.timeout(_START_DEADLINE):
