@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError, StateError
 
 from nvmuser.errors import GuestError
 from nvmuser.guest.migration import NODE
@@ -83,7 +83,7 @@ async def connected(path: Path) -> AsyncIterator[QMPClient]:
         raise GuestError(f"{path}: no QMP there: {error.__cause__ or error}") from error
     try:
         yield qmp
-    except ExecInterruptedError as error:
+    except (ExecInterruptedError, StateError) as error:  # at a command that waited, and at those after it
         raise GuestError(f"{path}: QEMU hung up before it answered: it has ended, or closed its monitor") from error
     finally:
         with contextlib.suppress(QMPError, EOFError, OSError):
