@@ -112,6 +112,22 @@ async def test_given_up_too_late() -> None:
     assert not source.running
 
 
+@pytest.mark.parametrize("arrived", [True, False])
+async def test_a_source_that_ends(arrived: bool) -> None:
+    """What has arrived must not be taken for lost; else the destination has nothing."""
+    source, there = Qemu("active"), Qemu("none", running=arrived)
+
+    def end(_now: moves.Progress) -> None:
+        source.gone = True
+
+    moving = moves.move(source.client, there.client, "unix:/x", on_progress=end)
+    if arrived:
+        assert (await moving).bytes == 0
+    else:
+        with pytest.raises(QMPError):
+            await moving
+
+
 async def test_not_begun() -> None:
     there = Qemu("none")
     there.refuses = "migrate-incoming"

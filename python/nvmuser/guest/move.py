@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,8 @@ async def move(
 ) -> Result:
     """Migrate a guest to a QEMU that was started with `-incoming defer`.
 
-    When this returns, the guest is there, and runs: the return path says so. Otherwise it runs where it was.
+    When this returns, the guest is there, and runs: the return path says so. Otherwise it runs where it was, unless its
+    QEMU there has ended.
 
     :param uri: QEMU's, such as `unix:PATH` or `tcp:HOST:PORT`.
     :param bandwidth: bytes a second at most; 0: as fast as it can.
@@ -93,7 +95,26 @@ async def move(
         await source.execute("migrate", {"uri": uri})
     except ExecuteError as error:
         raise GuestError(f"QEMU does not begin the migration: {error}") from error
-    return await _finish(source, on_progress)
+    began = time.monotonic()
+    try:
+        return await _finish(source, on_progress)
+    except QMPError:
+        if not await _arrived(destination):
+            raise
+        # QEMU has ended at the source after it had sent everything, and cannot say how it was any more.
+        return Result(time.monotonic() - began, 0.0, 0)
+
+
+async def _arrived(destination: QMPClient) -> bool:
+    """Whether a guest whose source has ended runs at the destination."""
+    with contextlib.suppress(QMPError, TimeoutError):
+        async with asyncio.timeout(_GIVE_UP):
+            while True:
+                status = await _dict(destination, "query-status")
+                if status.get("status") != "inmigrate":
+                    return bool(status.get("running"))
+                await asyncio.sleep(_INTERVAL)
+    return False
 
 
 async def machine_type(qmp: QMPClient) -> str:
