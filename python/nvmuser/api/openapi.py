@@ -67,8 +67,8 @@ def _in_path(name: str) -> dict[str, Any]:
 
 
 def _parameter(one: Parameter) -> dict[str, Any]:
-    # The parser of requests wants a text of at least one character.
-    extra: Mapping[str, Any] = {"minLength": 1} if one.type == "string" else {}
+    # A text of the query has one character or more; an empty header counts as none.
+    extra: Mapping[str, Any] = {"minLength": 1} if one.type == "string" and one.where == "query" else {}
     schema = {"type": one.type, **extra, **one.rules}
     return {"name": one.name, "in": one.where, "required": False, "description": one.description, "schema": schema}
 

@@ -6,6 +6,7 @@ Changes nothing: `apply`, its `--dry-run` and `diff` judge alike, because all of
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -50,17 +51,23 @@ def declared(before: Desired, change: Change, state: StateDir) -> Desired:
 
 
 def _preparer(before: Desired, change: Change, state: StateDir) -> Callable[[Volume], Volume]:
-    owners, incoming = backing.Owners(), Desired({one.key: Entry(one) for one in change.create}).closed
-    for volume in before.volumes():
-        if volume.backend == "file" and volume.key not in change.delete:
-            with contextlib.suppress(ConflictError):  # shared since before this was checked; the engine reports it
-                owners.claim(volume)
+    incoming = Desired({one.key: Entry(one) for one in change.create}).closed
+
+    @functools.cache
+    def owners() -> backing.Owners:
+        """Of what there is. It looks at every file, for which a change that makes none need not wait."""
+        found = backing.Owners()
+        for volume in before.volumes():
+            if volume.backend == "file" and volume.key not in change.delete:
+                with contextlib.suppress(ConflictError):  # shared since before this was checked; the engine reports it
+                    found.claim(volume)
+        return found
 
     def prepare(volume: Volume) -> Volume:
         if volume.backend == "file":
             # Before its lock is looked at, which would name our own target.
             try:
-                owners.claim(replace(volume, path=files.path_of(volume, state)))
+                owners().claim(replace(volume, path=files.path_of(volume, state)))
             except ConflictError as error:
                 raise ConflictError(f"{volume.key.words}: {error}") from None
         if volume.backend == "crypt":

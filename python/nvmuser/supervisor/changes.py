@@ -18,6 +18,9 @@ from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.store.events import current_actor
 
+_GATHER_S = 0.005
+"""Those whose changes were just carried out together ask for the next ones at once, and not all in the same moment."""
+
 Alone = Callable[[Change], Awaitable[Outcome]]
 
 
@@ -53,6 +56,8 @@ class Changes:
         self._alone = alone
         self._afterwards = afterwards
         self._queue: list[_Waiting] = []
+        self._last = 0
+        """How many were carried out together last."""
         self._worker: asyncio.Task[None] | None = None
 
     async def carry_out(self, change: Change) -> Outcome:
@@ -66,6 +71,8 @@ class Changes:
     async def _work(self) -> None:
         while self._queue:
             batch: list[_Waiting] = []
+            if len(self._queue) < self._last:
+                await asyncio.sleep(_GATHER_S)
             try:
                 async with self._turn:
                     batch = self._next()
@@ -81,6 +88,7 @@ class Changes:
                 if not isinstance(error, Exception):
                     raise
                 continue
+            self._last = len(batch)
             for waiting, result in zip(batch, found, strict=True):
                 waiting.answer(result)
 
