@@ -162,9 +162,11 @@ class Host:
     async def look(self) -> Sample:
         """See how things are, now."""
         try:
-            facts, drift, actual = await asyncio.gather(
-                self.ask("status"), self.ask("drift"), control.actual(self.state)
-            )
+            facts, drift = await asyncio.gather(self.ask("status"), self.ask("drift"))
+            volumes = (await self.desired()).volumes()
+            # Of all others, what is declared and the machine's files say the same.
+            tells_more = any(not volume.size or volume.pool for volume in volumes)
+            actual = await control.actual(self.state) if tells_more else None
             self.sample = Sample(time.time(), facts, drift, actual)
         except TargetNotRunning as error:
             self.sample = Sample(time.time(), error=str(error), otherwise="pending")

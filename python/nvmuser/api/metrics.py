@@ -12,9 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from nvmuser import __version__
@@ -36,7 +34,7 @@ _RPC_S = 5.0
 
 
 @dataclass
-class _Target:
+class TargetSeen:
     """What one target answers."""
 
     reactors: dict[str, Any] = field(default_factory=dict)
@@ -45,13 +43,13 @@ class _Target:
 
 
 @dataclass
-class _Seen:
+class Seen:
     """Everything that one scrape shows."""
 
     desired: Desired
     facts: dict[str, Any]
     sample: Sample
-    targets: dict[str, _Target]
+    targets: dict[str, TargetSeen]
     guests: dict[str, bool]
     changes: int
     watchers: int
@@ -76,7 +74,7 @@ class Metrics:
         text = await asyncio.to_thread(exposition, seen)
         return Response(text, media_type=_TEXT)
 
-    async def _look(self) -> _Seen:
+    async def _look(self) -> Seen:
         host = self._host
         desired = await host.desired()
         try:
@@ -89,33 +87,39 @@ class Metrics:
             targets = dict(zip(clients, found, strict=True))
         _, last = await asyncio.to_thread(host.store.event_bounds)
         guests = {one.name: one.running for one in await asyncio.to_thread(registry(host.state).list)}
-        return _Seen(desired, facts, sample, targets, guests, last, self._watching.count)
+        return Seen(desired, facts, sample, targets, guests, last, self._watching.count)
 
 
-async def _ask(rpc: Client, desired: Desired) -> _Target:
+async def _ask(rpc: Client, desired: Desired) -> TargetSeen:
     began = time.perf_counter()
     try:
         reactors = await rpc.call("framework_get_reactors", timeout=_RPC_S)
         answered = time.perf_counter() - began
-        return _Target(reactors, await collect(rpc, desired), answered)
+        return TargetSeen(reactors, await collect(rpc, desired), answered)
     except RpcError:
-        return _Target()
+        return TargetSeen()
 
 
-class _Collector(Collector):
-    def __init__(self, seen: _Seen) -> None:
-        self._seen = seen
+def exposition(seen: Seen) -> bytes:
+    """The text that Prometheus reads. Thousands of samples come with every scrape: the library's own writer takes
+    three times as long."""
+    parts = (_host, _targets, _reactors, _objects, _volumes, _controllers, _space, _others)
+    lines = [line for part in parts for family in part(seen) for line in _written(family)]
+    return ("\n".join(lines) + "\n").encode()
 
-    def collect(self) -> Iterable[Metric]:
-        for part in (_host, _targets, _reactors, _objects, _volumes, _controllers, _space, _others):
-            yield from part(self._seen)
+
+_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
-def exposition(seen: _Seen) -> bytes:
-    """The text that Prometheus reads."""
-    one = CollectorRegistry(auto_describe=False)
-    one.register(_Collector(seen))
-    return generate_latest(one)
+def _written(family: Metric) -> Iterator[str]:
+    """Lines of the text format, version 0.0.4, in which a counter's name ends in `_total`, and information is a gauge
+    whose name ends in `_info`."""
+    suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+    yield f"# HELP {family.name}{suffix} {family.documentation}"
+    yield f"# TYPE {family.name}{suffix} {'gauge' if family.type == 'info' else family.type}"
+    for sample in family.samples:
+        labels = ",".join([f'{name}="{value.translate(_ESCAPES)}"' for name, value in sample.labels.items()])
+        yield f"{sample.name}{{{labels}}} {sample.value!r}" if labels else f"{sample.name} {sample.value!r}"
 
 
 def _gauge(name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[Sequence[str], Any]]) -> Metric:
@@ -134,7 +138,7 @@ def _counter(name: str, text: str, labels: Sequence[str], rows: Iterable[tuple[S
     return found
 
 
-def _host(seen: _Seen) -> Iterator[Metric]:
+def _host(seen: Seen) -> Iterator[Metric]:
     build = InfoMetricFamily("nvmuser_build", "Version of nvmuser.", labels=())
     build.add_metric((), {"version": __version__})
     yield build
@@ -144,7 +148,7 @@ def _host(seen: _Seen) -> Iterator[Metric]:
     yield _gauge("api_watchers", "Who watches events at this API.", (), [((), seen.watchers)])
 
 
-def _targets(seen: _Seen) -> Iterator[Metric]:
+def _targets(seen: Seen) -> Iterator[Metric]:
     facts: Mapping[str, Mapping[str, Any]] = seen.facts.get("targets", {})
 
     def rows(field_: str) -> list[tuple[Sequence[str], Any]]:
@@ -162,7 +166,7 @@ def _targets(seen: _Seen) -> Iterator[Metric]:
     yield _gauge("target_rpc_seconds", "How long a call to it took at this scrape.", label, times)
 
 
-def _reactors(seen: _Seen) -> Iterator[Metric]:
+def _reactors(seen: Seen) -> Iterator[Metric]:
     busy: list[tuple[Sequence[str], Any]] = []
     idle: list[tuple[Sequence[str], Any]] = []
     for name, target in seen.targets.items():
@@ -175,7 +179,7 @@ def _reactors(seen: _Seen) -> Iterator[Metric]:
     yield _counter("reactor_idle_seconds", "Time without.", ("target", "core"), idle)
 
 
-def _objects(seen: _Seen) -> Iterator[Metric]:
+def _objects(seen: Seen) -> Iterator[Metric]:
     states = seen.sample.states()
     rows = [((one.kind, one.name), states.get(str(one.key)) == "in-sync") for one in seen.desired.wanted()]
     known = rows if seen.sample.drift else []
@@ -190,7 +194,7 @@ def _objects(seen: _Seen) -> Iterator[Metric]:
 _KINDS = (("read", "reads"), ("write", "writes"), ("unmap", "unmaps"))
 
 
-def _volumes(seen: _Seen) -> Iterator[Metric]:
+def _volumes(seen: Seen) -> Iterator[Metric]:
     found = [one for target in seen.targets.values() for one in target.statistics.values()]
     label = ("volume",)
     for kind, plural in _KINDS:
@@ -205,7 +209,7 @@ def _volumes(seen: _Seen) -> Iterator[Metric]:
     yield _gauge("volume_size_bytes", "Size as declared.", label, sizes)
 
 
-def _controllers(seen: _Seen) -> Iterator[Metric]:
+def _controllers(seen: Seen) -> Iterator[Metric]:
     guests: Sequence[Mapping[str, Any]] = seen.facts.get("guests", ())
     connected = {guest["controller"] for guest in guests}
     label = ("controller",)
@@ -223,7 +227,7 @@ def _controllers(seen: _Seen) -> Iterator[Metric]:
     yield _gauge("controller_longest_stall_seconds", "How long it waited at most.", label, longest)
 
 
-def _space(seen: _Seen) -> Iterator[Metric]:
+def _space(seen: Seen) -> Iterator[Metric]:
     found = [(("pool", name), one) for name, one in _pools(seen).items()]
     found += [(("filesystem", one.where.removeprefix("file system at ")), one) for one in
               file_systems(seen.desired.volumes())]  # fmt: skip
@@ -233,11 +237,11 @@ def _space(seen: _Seen) -> Iterator[Metric]:
         yield _gauge(f"space_{field_}_bytes", text, ("kind", "where"), rows)
 
 
-def _pools(seen: _Seen) -> Mapping[str, Any]:
+def _pools(seen: Seen) -> Mapping[str, Any]:
     return pools(seen.desired, seen.sample.actual) if seen.sample.actual else {}
 
 
-def _others(seen: _Seen) -> Iterator[Metric]:
+def _others(seen: Seen) -> Iterator[Metric]:
     paths = [((one["remote"], one["path"]), one["connected"]) for one in seen.sample.drift.get("remotes", ())]
     yield _gauge("remote_path_connected", "Whether a path to a remote has a connection.", ("remote", "path"), paths)
     guests = [((name,), running) for name, running in seen.guests.items()]

@@ -5,14 +5,13 @@ Owns the way from SPDK's counters to our volumes; it only reads.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nvmuser.model.desired import Desired
 from nvmuser.reconcile import backends
-from nvmuser.reconcile.actual import Actual, Bdev
+from nvmuser.reconcile.actual import Bdev
 from nvmuser.rpc.client import Client
 
 
@@ -113,12 +112,14 @@ async def collect(rpc: Client, desired: Desired) -> dict[str, Statistics]:
 
     :raises RpcError: SPDK cannot be asked.
     """
-    bdevs, counted = await asyncio.gather(rpc.call("bdev_get_bdevs"), rpc.call("bdev_get_iostat"))
-    actual = Actual(bdevs={bdev["name"]: Bdev.from_spdk(bdev) for bdev in bdevs})
+    counted = await rpc.call("bdev_get_iostat")
     counters = {bdev["name"]: bdev for bdev in counted["bdevs"]}
-    found = {volume.name: backends.find(volume, desired, actual) for volume in desired.volumes()}
+    names = {volume.name: backends.bdev_name(volume, desired) for volume in desired.volumes()}
+    if any(name not in counters for name in names.values()):
+        # Volumes in pools are known to SPDK by another name than ours.
+        bdevs = [Bdev.from_spdk(bdev) for bdev in await rpc.call("bdev_get_bdevs")]
+        counters |= {alias: counters[bdev.name] for bdev in bdevs if bdev.name in counters for alias in bdev.aliases}
+    rate = counted["tick_rate"]
     return {
-        name: Statistics.from_spdk(name, counters[bdev.name], counted["tick_rate"])
-        for name, bdev in found.items()
-        if bdev and bdev.name in counters
+        volume: Statistics.from_spdk(volume, counters[name], rate) for volume, name in names.items() if name in counters
     }
