@@ -369,6 +369,32 @@ async def test_an_etcd_that_lost_its_data_costs_nobody_theirs(tmp_path: Path) ->
             assert len(h1.executor.changes) == done + 1, "nothing else was changed"
 
 
+async def test_an_etcd_that_went_back_and_on_again_is_not_followed(tmp_path: Path) -> None:
+    """By its revision it might be right: others have changed more since than was lost."""
+    with running(tmp_path / "etcd") as etcd:
+        async with a_world(etcd.url, tmp_path, "back") as world:
+            h1 = await world.join("h1")
+            await world.join("h2", run=False)
+            await world.apply(pair("old"), "h1")
+            etcd.kill()
+            shutil.copytree(etcd.directory / "data", tmp_path / "backup")
+            etcd.start()
+            await until(lambda: not h1.agent.trouble)
+            await world.apply(Change(delete=(Key("controller", "c-old"), Key("volume", "v-old")), wipe=True))
+            await world.end()
+            etcd.kill()
+            etcd.lose_data()
+            shutil.copytree(tmp_path / "backup", etcd.directory / "data")
+            etcd.start()
+            for number in range(12):
+                await world.apply(Change(create=(disk(f"x{number}"),)), "h2")
+            async with world.session() as one:
+                assert (await one.view()).revision > h1.executor.progress().revision
+            await world.run(h1)
+            await until(lambda: "went back in time: " in h1.agent.trouble)
+            assert h1.names == set(), "what was deleted is not made anew"
+
+
 async def write_back(host: FleetHost, *, drop: bool = False) -> None:
     """As `nvmuser fleet import`."""
     name = host.settings.host

@@ -34,6 +34,8 @@ from nvmuser.reconcile.outcome import Outcome
 
 _AGAIN_S = 5.0
 """After which what could not be carried out is tried again."""
+_LOOK_S = 30.0
+"""After which an idle host looks whether something has become wrong, or right."""
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ class Agent:
         self._dirty = asyncio.Event()
         self._done: dict[Key, int] = {}
         """The part that was carried out last: key → revision."""
+        self._problems: dict[Key, str] = {}
+        self._pending = False
         self._reported: Report | None = None
         self.trouble = ""
         """Why the fleet cannot be followed, in words."""
@@ -125,9 +129,12 @@ class Agent:
         unfinished = False
         while True:
             try:
-                async with asyncio.timeout(_AGAIN_S if unfinished else None):
+                async with asyncio.timeout(_AGAIN_S if unfinished else _LOOK_S):
                     await self._dirty.wait()
             except TimeoutError:
+                if not unfinished:
+                    await self._look(client)
+                    continue
                 self._done = {}
             self._dirty.clear()
             if self._view is None or self._view.fleet is None or not self._view.settled:
@@ -143,11 +150,12 @@ class Agent:
     async def _carry_out(self, client: Client, view: View) -> bool:
         """Returns whether something is left to do."""
         revision, cluster = view.revision, view.cluster
-        if conflict := self._executor.progress().conflict(cluster, revision):
-            self.trouble = conflict
-            return True
         mine = view.part(self._settings.host)
         revisions = {key: view.revision_of(key) for key in mine}
+        known = {str(key): number for key, number in revisions.items() if key.kind != "remote"}
+        if conflict := self._executor.progress().conflict(cluster, revision, known):
+            self.trouble = conflict
+            return True
         local = self._executor.desired()
         if revisions == self._done and self._reported and not self._moved(view, local)[0]:
             return False
@@ -168,9 +176,11 @@ class Agent:
         for key in parts.unknown(view.objects, local):
             problems[key] = "not known to the fleet: `nvmuser fleet import` writes back what this host has"
         self._done = {key: number for key, number in revisions.items() if key not in finished}
-        if revision != self._executor.progress().revision:
-            self._executor.keep(Progress(cluster, revision))
-        await self._report(client, revision, problems, pending=pending)
+        progress = Progress(cluster, revision, {key: n for key, n in known.items() if Key.parse(key) in self._done})
+        if progress != self._executor.progress():
+            self._executor.keep(progress)
+        self._problems, self._pending = problems, pending
+        await self._report(client, revision)
         for key in finished:
             await self._forget(client, view, key, revisions[key])
         return bool(problems) or len(finished) < len(gone)
@@ -198,9 +208,17 @@ class Agent:
                     problems, pending = problems | more, pending or also
         return problems, pending
 
-    async def _report(self, client: Client, revision: int, problems: Mapping[Key, str], *, pending: bool) -> None:
-        texts = {str(key): text for key, text in problems.items()}
-        report = Report.of(revision, texts, pending=pending, version=__version__)
+    async def _look(self, client: Client) -> None:
+        """What has become of this host's objects meanwhile is reported too, when it has changed."""
+        if self._reported and not self.trouble:
+            try:
+                await self._report(client, self._reported.revision)
+            except NvmuserError as error:
+                log.info("fleet: %s", error)
+
+    async def _report(self, client: Client, revision: int) -> None:
+        texts = {str(key): text for key, text in {**self._executor.problems(), **self._problems}.items()}
+        report = Report.of(revision, texts, pending=self._pending, version=__version__)
         if report == self._reported:
             return
         key = self._keys.seen(self._settings.host)

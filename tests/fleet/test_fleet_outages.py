@@ -1,0 +1,78 @@
+"""Changes while etcd is killed and comes back: what a command says is what is so."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from etcd_server import Etcd, running
+from fleet_world import ADMIN, World, a_world, disk
+
+from nvmuser.errors import ConflictError, FleetError, UnknownOutcome
+from nvmuser.fleet import audit, membership
+from nvmuser.model.change import Change
+
+_ADMINS = 4
+_KILLS = 4
+
+
+async def test_what_a_command_says_is_what_is_so(tmp_path: Path) -> None:
+    with running(tmp_path / "etcd") as etcd:
+        async with a_world(etcd.url, tmp_path, "outages") as world:
+            await world.join("h1", run=False)
+            stop, said = asyncio.Event(), dict[str, str]()
+            admins = [asyncio.create_task(declare(world, f"a{number}", stop, said)) for number in range(_ADMINS)]
+            for _ in range(_KILLS):
+                await kill_when(etcd, said, len(said) + 6)
+            stop.set()
+            await asyncio.gather(*admins)
+            async with world.session() as one:
+                there = {key.name for key in (await one.view()).objects}
+            created = [
+                event["name"] for event in await audit.last(world.settings(), 10_000) if event["action"] == "create"
+            ]
+    done = {name for name, what in said.items() if what == "done"}
+    refused = {name for name, what in said.items() if what == "refused"}
+    assert done
+    assert done <= there
+    assert not refused & there
+    assert sorted(created) == sorted(there), "each once, with its event"
+
+
+async def kill_when(etcd: Etcd, said: dict[str, str], count: int) -> None:
+    """Once so many changes have been answered."""
+    while len(said) < count:  # noqa: ASYNC110 (others' doing)
+        await asyncio.sleep(0.002)
+    await asyncio.to_thread(etcd.kill)
+    await asyncio.to_thread(etcd.start)
+
+
+async def declare(world: World, admin: str, stop: asyncio.Event, said: dict[str, str]) -> None:
+    """One volume after the other."""
+    number = 0
+    while not stop.is_set():
+        name, number = f"{admin}-{number}", number + 1
+        try:
+            await world.apply(Change(create=(disk(name),)), "h1")
+            said[name] = "done"
+        except UnknownOutcome:
+            said[name] = "unknown"
+        except FleetError:
+            said[name] = "refused"
+
+
+async def test_labels_of_two_admins_are_not_lost(tmp_path: Path, world: World) -> None:
+    await world.join("h1", run=False)
+
+    async def label(name: str) -> None:
+        async with world.session() as one:
+            while True:
+                try:
+                    await membership.alter_host(one, "h1", ADMIN, labels={name: "x"})
+                    return
+                except ConflictError:
+                    continue
+
+    await asyncio.gather(*(label(f"l{number}") for number in range(8)))
+    async with world.session() as one:
+        assert len((await one.view()).hosts["h1"].labels) == 8
