@@ -11,7 +11,7 @@ from nvmuser.model.objects import Cluster
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control
 
-_PIECES = ("rbd_ratio", "kills", "refused")
+_PIECES = ("rbd_ratio", "encrypted_ratio", "kills", "refused")
 
 
 @click.command()
@@ -21,13 +21,14 @@ _PIECES = ("rbd_ratio", "kills", "refused")
 @click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Of rbd_ratio.")
 @click.option("--seconds", type=click.FloatRange(1, 600), default=4.0, show_default=True, help="Of each of its runs.")
 @click.option("--kills", type=click.IntRange(1, 1000), default=20, show_default=True, help="Of each kind of volume.")
-@json_document("rbd_ratio.{randread,randwrite}, kills.KIND.{io_errors,bad_blocks,stall_s}, refused_s")
+@json_document("rbd_ratio.{randread,randwrite}, encrypted_ratio, kills.KIND.{io_errors,bad_blocks,stall_s}, refused_s")
 @click.pass_obj
 def shared(
     state: StateDir, only: tuple[str, ...], cluster: str, pool_name: str, rounds: int, seconds: float, kills: int,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Volumes in Ceph beside fio's own engine for them, and under a target that is killed; a second host refused.
+    """Volumes in Ceph beside fio's own engine for them, and encrypted ones beside plain ones; volumes in Ceph, on a
+    remote, encrypted and on a file under a target that is killed; a second host refused.
 
     Everything is private and temporary; a Ceph of its own needs root and Debian's packages ceph-mon, ceph-osd and
     ceph-common. Fails when an I/O failed, a block is wrong, or a second host was let in.

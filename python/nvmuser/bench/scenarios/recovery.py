@@ -197,10 +197,10 @@ async def _strike(plan: RecoveryPlan, deployment: Deployment) -> float:
 
 
 async def _has_served(deployment: Deployment) -> bool:
-    """Whether the target has completed an I/O on the guest's volume."""
+    """Whether the target has completed an I/O: the guest's volume is its only one, whatever it is called in SPDK."""
     try:
         async with await Client.connect(deployment.state.rpc_socket) as rpc:
-            facts = await rpc.call("bdev_get_iostat", {"name": "survivor"})
+            facts = await rpc.call("bdev_get_iostat")
     except RpcError:
         return False
     return any(bdev["num_write_ops"] or bdev["num_read_ops"] for bdev in facts["bdevs"])

@@ -18,7 +18,8 @@ from nvmuser.bench.measure import ceph_cluster
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.measure.scratch import scratch
-from nvmuser.bench.scenarios import recovery, shared_ratio
+from nvmuser.bench.scenarios import encryption, recovery, shared_ratio
+from nvmuser.bench.scenarios.shared_remote import Store
 from nvmuser.bench.scenarios.shared_volumes import DISK, Ceph, RbdKind, kinds
 from nvmuser.bench.scenarios.verified import backing
 from nvmuser.errors import GuestError, NvmuserError
@@ -28,6 +29,8 @@ from nvmuser.paths import StateDir
 from nvmuser.supervisor.spdk import Options
 
 _QUIET = Options(profile="eco", hugepages=False)
+_LEAST_ROUNDS = 6
+"""From which on an interval of 95 % can be given."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,12 @@ async def _rbd_ratio(bench: Bench) -> dict[str, Any]:
     }
 
 
+async def _encrypted_ratio(bench: Bench) -> dict[str, Any]:
+    """A file volume beside an encrypted one."""
+    found = await encryption.measure(bench.root / "e", max(bench.plan.rounds, _LEAST_ROUNDS), bench.progress)
+    return found.to_json()
+
+
 async def _kills(bench: Bench) -> dict[str, Any]:
     """A target killed under a guest that writes and verifies, once for each kind of volume."""
     found = {}
@@ -146,23 +155,43 @@ async def _refused(bench: Bench) -> dict[str, Any]:
         await first.disk("file", file)
         try:
             seconds = {
-                "rbd": await _until_refused(second, image),
-                "file": await _until_refused(second, Volume("file", path=str(file))),
+                "rbd": await _until_refused(second, Change(create=(image,))),
+                "file": await _until_refused(second, Change(create=(Volume("file", path=str(file)),))),
             }
         finally:
             await kind.remove(first)
+    seconds["remote"] = await _refused_remote(bench.root / "far")
     return {"refused_s": max(seconds.values()), "refused": seconds}
 
 
-async def _until_refused(deployment: Deployment, volume: Volume) -> float:
+async def _refused_remote(root: Path) -> float:
+    """In deployments of their own, which poll: SPDK does not serve remotes by interrupts."""
+    root.mkdir()
+    store, polls = Store(), Options(hugepages=False)
+    try:
+        await store.start(root)
+        declaration = store.declaration(DISK)
+        async with Deployment.start(root / "a", polls) as first, Deployment.start(root / "b", polls) as second:
+            await first.control.call("change", {"change": declaration.to_json()}, timeout=None)
+            return await _until_refused(second, declaration)
+    finally:
+        await store.stop()
+
+
+async def _until_refused(deployment: Deployment, change: Change) -> float:
     began = time.monotonic()
     try:
-        await deployment.control.call("change", {"change": Change(create=(volume,)).to_json()}, timeout=None)
+        await deployment.control.call("change", {"change": change.to_json()}, timeout=None)
     except NvmuserError:
         return time.monotonic() - began
-    raise GuestError(f"volume {volume.name} was opened a second time")
+    raise GuestError(f"{' and '.join(one.key.words for one in change.create)}: opened a second time")
 
 
 Piece = Callable[[Bench], Awaitable[dict[str, Any]]]
-PIECES: dict[str, Piece] = {"rbd_ratio": _rbd_ratio, "kills": _kills, "refused": _refused}
+PIECES: dict[str, Piece] = {
+    "rbd_ratio": _rbd_ratio,
+    "encrypted_ratio": _encrypted_ratio,
+    "kills": _kills,
+    "refused": _refused,
+}
 """In the order in which they are measured."""

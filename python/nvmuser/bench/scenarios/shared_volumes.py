@@ -1,4 +1,4 @@
-"""Volumes that outlive a host, for measurements: on images in Ceph, and on files to compare with.
+"""Volumes that outlive a host, for measurements: in Ceph, on remotes, encrypted, and on files to compare with.
 
 Owns how each is declared in a deployment of ours. Another kind is a class like these, and its line in `KINDS`.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nvmuser.bench.measure.deployment import Deployment
+from nvmuser.bench.scenarios.shared_remote import Store, encrypted_disk
 from nvmuser.bench.scenarios.verified import backing
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
@@ -86,6 +87,33 @@ class RbdKind:
         await hide(deployment, DISK)
 
 
+class RemoteKind:
+    """A namespace of a store that is started, and stopped."""
+
+    def __init__(self) -> None:
+        self._store = Store()
+
+    async def declare(self, state: StateDir) -> None:
+        """Nothing."""
+
+    async def disk(self, deployment: Deployment, root: Path) -> Path:
+        await self._store.start(root)
+        change = self._store.declaration(DISK)
+        await deployment.control.call("change", {"change": change.to_json()}, timeout=None)
+        return deployment.state.socket(DISK)
+
+    async def remove(self, deployment: Deployment) -> None:
+        await hide(deployment, DISK)
+        await self._store.stop()
+
+
+class EncryptedKind(FileKind):
+    """A file that holds ciphertext."""
+
+    async def disk(self, deployment: Deployment, root: Path) -> Path:
+        return await encrypted_disk(deployment, DISK, root)
+
+
 async def show(deployment: Deployment, volume: Volume) -> None:
     """A volume, and a controller of the same name that shows it."""
     controller = Controller(volume.name, namespaces=(Namespace(volume.name),))
@@ -101,4 +129,4 @@ async def hide(deployment: Deployment, name: str) -> None:
 
 def kinds(ceph: Ceph) -> Mapping[str, Kind]:
     """What is killed under, by its name in the document."""
-    return {"rbd": RbdKind(ceph), "file": FileKind()}
+    return {"rbd": RbdKind(ceph), "remote": RemoteKind(), "encrypted": EncryptedKind(), "file": FileKind()}
