@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -19,6 +20,10 @@ from nvmuser.hostfs.process import start_time
 
 _KEPT = 64
 """Of processes that have ended, the last ones: their locks have been broken long before."""
+
+
+_WRITING = threading.Lock()
+"""Of a state directory one process writes, but for several targets at a time."""
 
 
 @cache
@@ -52,7 +57,7 @@ class Fence:
 
 
 class Journal:
-    """Of one state directory. Its caller serialises the writers."""
+    """Of one state directory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -76,9 +81,10 @@ class Journal:
 
         :raises SetupError: it is not.
         """
-        known = self.read()
-        ended = [one for one in known if not one.alive][-_KEPT:]
-        self._write([*(one for one in known if one.alive or one in ended), fence])
+        with _WRITING:
+            known = self.read()
+            ended = [one for one in known if not one.alive][-_KEPT:]
+            self._write([*(one for one in known if one.alive or one in ended), fence])
 
     def _write(self, fences: Collection[Fence]) -> None:
         scratch = self._path.with_suffix(".new")
