@@ -23,6 +23,7 @@ from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 from nvmuser.reconcile import seizure
 from nvmuser.reconcile.declare_images import completed
+from nvmuser.supervisor import control
 
 BLOCK = 512
 
@@ -194,6 +195,11 @@ async def test_snapshots_clones_and_a_rollback(ceph: CephCluster, root: Path) ->
         await world.create(image("copy", clone_of="friday"))
         assert await asyncio.to_thread(read, await world.show("friday"), 0, 4096) == b"\x01" * 4096
         assert await asyncio.to_thread(read, await world.show("copy"), 0, 4096) == b"\x01" * 4096
+        (copy,) = [one for one in control.load(world.state).volumes() if one.name == "copy"]
+        assert images.look_at(cluster_of(ceph), [copy])[copy].shared == 16 * MIB  # type: ignore[union-attr]
+        for _ in range(2):  # what is independent already is left alone
+            await world.change(Change(update=(replace(copy, inflated=True),)))
+        assert images.look_at(cluster_of(ceph), [copy])[copy].shared == 0  # type: ignore[union-attr]
         with pytest.raises(NvmuserError):
             await asyncio.to_thread(write, world.state.target_dir("c-friday"), 0, b"\x03" * 4096)
         rollback = {"key": "volume/origin", "snapshot": "volume/friday", "wipe": True}

@@ -39,6 +39,8 @@ class Image:
     lockers: tuple[tuple[str, str], ...]
     """Client and address of whoever holds its lock."""
     snapshots: tuple[str, ...]
+    shared: int = 0
+    """Bytes that it may still share with the snapshot that it is a clone of."""
 
     @property
     def holders(self) -> str:
@@ -56,10 +58,13 @@ def named(volume: Volume) -> str:
     return f"{text}@{volume.in_spdk}" if volume.snapshot_of else text
 
 
-def ask(cluster: Cluster, acts: Sequence[Act], patience: int = _PATIENCE_S) -> list[Any]:
+def ask(
+    cluster: Cluster, acts: Sequence[Act], patience: int = _PATIENCE_S, deadline: float | None = _DEADLINE_S
+) -> list[Any]:
     """Have a process do some things, one after the other. Of each its result, or the OSError that it ended with.
 
     :param patience: seconds that monitors have to answer.
+    :param deadline: seconds for all of it; None: what is done may have to go through a whole image.
     :raises SetupError: librbd is not installed, or no monitor answers.
     :raises AccessError: the cluster does not admit the user.
     """
@@ -68,10 +73,10 @@ def ask(cluster: Cluster, acts: Sequence[Act], patience: int = _PATIENCE_S) -> l
     try:
         done = subprocess.run(
             [sys.executable, "-m", "nvmuser.ceph.worker"], input=json.dumps(request), capture_output=True, text=True,
-            timeout=_DEADLINE_S, check=False,
+            timeout=deadline, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise SetupError(f"{cluster.key.words}: no answer within {_DEADLINE_S:g} s") from None
+        raise SetupError(f"{cluster.key.words}: no answer within {deadline:g} s") from None
     if done.returncode != 0:
         why = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise SetupError(f"{cluster.key.words}: asking it failed: {why}{_missing(why)}")
@@ -155,7 +160,7 @@ def look_at(cluster: Cluster, volumes: Sequence[Volume]) -> dict[Volume, Image |
 
 def _image(data: Mapping[str, Any]) -> Image:
     lockers = tuple((client, address) for client, address in data["lockers"])
-    return Image(data["size"], data["lockable"], lockers, tuple(data["snapshots"]))
+    return Image(data["size"], data["lockable"], lockers, tuple(data["snapshots"]), data["shared"])
 
 
 def _about(volume: Volume, act: str, **more: Any) -> Act:
@@ -167,7 +172,8 @@ def do(cluster: Cluster, volume: Volume, act: Act) -> Any:
 
     :raises NvmuserError: why not, in words.
     """
-    (result,) = ask(cluster, [act])
+    deadline = None if act["act"] in ("remove", "flatten", "snapshot") else _DEADLINE_S
+    (result,) = ask(cluster, [act], deadline=deadline)
     if isinstance(result, OSError):
         raise explained(result, cluster, volume)
     return result

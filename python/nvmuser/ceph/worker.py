@@ -51,6 +51,7 @@ def _look(cluster: _Cluster, pool: str, image: str) -> dict[str, Any]:
             "lockable": bool(raw.number("rbd_get_features", opened) & _EXCLUSIVE_LOCK),
             "lockers": [[client, address] for client, _, address in raw.lockers(opened)],
             "snapshots": raw.snapshots(opened),
+            "shared": raw.number("rbd_get_overlap", opened),
         }
 
 

@@ -11,7 +11,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nvmuser.ceph import images
 from nvmuser.ceph.images import Image
@@ -48,7 +48,7 @@ class Work:
 
     @property
     def volumes(self) -> tuple[Volume, ...]:
-        return (*self.opening, *self.growing)
+        return tuple(dict.fromkeys((*self.opening, *self.growing, *self.inflating)))
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def wanted(desired: Desired, actual: Actual) -> list[Work]:
         opening = tuple(sorted((volume for volume in volumes if not there[volume.key]), key=_order))
         growing = tuple(v for v in volumes if (bdev := there[v.key]) and bdev.size < v.size)
         work = Work(cluster, opening, growing, tuple(volume for volume in volumes if volume.inflated))
-        if work.volumes or work.inflating:
+        if work.volumes:
             works.append(work)
     return works
 
@@ -147,14 +147,17 @@ class Clusters:
         mine = self._journal.addresses(work.cluster.in_spdk, alive=True)
         problems, made = dict[Key, Problem](), list[Key]()
         for volume, image in looked.items():
+            if volume not in work.opening + work.growing:
+                continue
             try:
                 if _ready(work.cluster, volume, image, desired, mine):
                     made.append(volume.key)
             except NvmuserError as error:
                 problems[volume.key] = Problem(volume.key, str(error))
         for volume in work.inflating:
-            if volume.key not in problems:
-                _flatten(work.cluster, volume, desired, problems)
+            image = looked[volume]
+            if volume.key not in problems and isinstance(image, Image) and image.shared:
+                _flatten(work.cluster, volume, problems)
         return Readied(tuple(made), problems)
 
     def _fence(self, cluster: Cluster, looked: dict[Volume, Image | OSError]) -> None:
@@ -170,7 +173,7 @@ class Clusters:
         for volume in volumes:
             image = looked[volume]
             assert isinstance(image, Image)
-            looked[volume] = Image(image.size, image.lockable, (), image.snapshots)
+            looked[volume] = replace(image, lockers=())
 
 
 def _all(works: Iterable[Work], reason: str) -> dict[Key, Problem]:
@@ -216,7 +219,7 @@ def _ready_snapshot(cluster: Cluster, volume: Volume, image: Image | OSError, *,
     return new
 
 
-def _flatten(cluster: Cluster, volume: Volume, desired: Desired, problems: dict[Key, Problem]) -> None:
+def _flatten(cluster: Cluster, volume: Volume, problems: dict[Key, Problem]) -> None:
     try:
         images.flatten(cluster, volume)
     except NvmuserError as error:
