@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from nvmuser.paths import StateDir
 from nvmuser.store import Store
 from nvmuser.store.credentials import new_token
+from nvmuser.supervisor.spdk import Options
 
+SLEEPING = Options(profile="eco")
+"""A target that sleeps while nobody asks it anything: nothing here is about speed."""
 NVMUSER = (sys.executable, "-c", "from nvmuser.cli.main import main; main()")
 
 

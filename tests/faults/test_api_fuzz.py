@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from api_process import serving, token
+from api_process import SLEEPING, serving, token
 from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -31,7 +31,6 @@ from nvmuser.api.app import described
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control, daemon
 from nvmuser.supervisor.settings import Settings
-from nvmuser.supervisor.spdk import Options
 
 CHECKS = [
     not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
@@ -55,7 +54,7 @@ def served() -> Iterator[Served]:
     """Over a real target. An operator cannot name files of this machine."""
     with tempfile.TemporaryDirectory(prefix="nvmuser-") as directory, ExitStack() as stack:
         state = StateDir(Path(directory))
-        daemon.start(state, Options(), Settings())
+        daemon.start(state, SLEEPING, Settings())
         stack.callback(lambda: asyncio.run(daemon.stop(state)))
         _, (url,) = stack.enter_context(serving(state, "--listen", "127.0.0.1:0", "--rate", "100000"))
         yield Served(state, url, token(state, "operator"))

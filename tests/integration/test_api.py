@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_process import NVMUSER, serving, token
+from api_process import NVMUSER, SLEEPING, serving, token
 from prometheus_client.parser import text_string_to_metric_families
 
 from nvmuser.paths import StateDir
@@ -42,7 +42,7 @@ def state() -> Iterator[StateDir]:
 
 @pytest.fixture
 async def served(state: StateDir) -> AsyncIterator[Served]:
-    async with daemon.running(state):
+    async with daemon.running(state, SLEEPING):
         with serving(state, "--listen", "127.0.0.1:0") as (api, (url,)):
             headers = {"Authorization": f"Bearer {token(state, 'admin')}"}
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:

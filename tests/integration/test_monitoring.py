@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from api_process import serving, token
+from api_process import SLEEPING, serving, token
 
 from nvmuser.api.monitoring.dashboard import PANELS
 from nvmuser.model.change import Change
@@ -73,7 +73,7 @@ async def api() -> AsyncIterator[tuple[str, str]]:
     """URL and a viewer's token of a host with one volume."""
     with tempfile.TemporaryDirectory(prefix="nvmuser-") as directory:
         state = StateDir(Path(directory))
-        async with daemon.running(state):
+        async with daemon.running(state, SLEEPING):
             objects = (Volume("a", size=1 << 20), Controller("c", (Namespace("a"),)))
             await control.submit(state, Change(create=objects))
             with serving(state, "--listen", "127.0.0.1:0") as (_, (url,)):
