@@ -21,7 +21,6 @@ from hypothesis import HealthCheck, Phase, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
-    ignored_auth,
     negative_data_rejection,
     response_schema_conformance,
     status_code_conformance,
@@ -34,7 +33,7 @@ from nvmuser.supervisor.settings import Settings
 
 CHECKS = [
     not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance,
-    negative_data_rejection, ignored_auth,
+    negative_data_rejection,
 ]  # fmt: skip
 SCHEMA = schemathesis.openapi.from_dict(described()).exclude(path_regex="/restart$|/operations/")
 

@@ -35,6 +35,7 @@ _TITLES = {
     403: "Not allowed",
     404: "There is none",
     405: "Not a method of this resource",
+    408: "Too slow",
     409: "Not possible as things are",
     412: "Somebody else has changed it",
     413: "Too large",

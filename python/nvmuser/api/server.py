@@ -31,7 +31,7 @@ from nvmuser.paths import StateDir
 
 PORT = 8460
 _HEADERS_S = 10.0
-"""How long the first request's headers may take: who opens a connection and is silent is not waited for."""
+"""How long a request's headers may take: who opens a connection and is silent is not waited for."""
 _CONNECTIONS = 2000
 _BACKLOG = 1024
 _SO_PEERCRED = struct.Struct("3i")
@@ -67,10 +67,38 @@ class Tls:
 class _Protocol(H11Protocol):
     """HTTP/1.1 that knows its peer, and does not wait for ever."""
 
+    _deadline: asyncio.TimerHandle | None = None
+    """Of a request whose headers are not complete."""
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.app_state = {**self.app_state, "peer": _peer(transport)}
-        self.timeout_keep_alive_task = self.loop.call_later(_HEADERS_S, self.timeout_keep_alive_handler)
+        self._deadline = self.loop.call_later(_HEADERS_S, self._too_slow)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._waits:
+            self._stop_waiting()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(_HEADERS_S, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    @property
+    def _waits(self) -> bool:
+        """No request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _stop_waiting(self) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+        self._deadline = None
+
+    def _too_slow(self) -> None:
+        if self._waits and not self.transport.is_closing():
+            self.transport.abort()
 
 
 def _peer(transport: asyncio.Transport) -> Peer:
