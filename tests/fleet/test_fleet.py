@@ -14,13 +14,15 @@ from fleet_world import ADMIN, FleetHost, World, a_world, controller, disk, is_l
 
 from nvmuser.errors import ConflictError, FleetError, NotFoundError, StaleError, TargetError, UsageError
 from nvmuser.fleet import audit, membership, writer
+from nvmuser.fleet import part as parts
 from nvmuser.fleet.etcd.client import Put, Transaction
 from nvmuser.fleet.proposal import propose
-from nvmuser.fleet.records import MAX_BYTES
+from nvmuser.fleet.records import MAX_BYTES, Declared, declared_elsewhere, encode
 from nvmuser.fleet.restore import restore
 from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Remote, TargetSettings, Volume
+from nvmuser.model.objects import Cluster, Remote, TargetSettings, Volume
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.model.where import Where
 
@@ -167,6 +169,24 @@ async def test_a_remote_is_on_every_host_that_uses_it(world: World) -> None:
 
 async def _has_only(one: object, key: Key) -> bool:
     return set((await one.view()).objects) == {key}  # type: ignore[attr-defined]
+
+
+async def test_a_cluster_is_on_every_host_that_uses_it(world: World) -> None:
+    for name in ("h1", "h2"):
+        await world.join(name, run=False)
+    ceph = Cluster("ceph", conf="/etc/ceph/ceph.conf", user="nvmuser")
+    images = [Volume(f"i{n}", "rbd", size=1 << 20, cluster="ceph", pool_name="rbd", create=True) for n in (1, 2)]
+    await world.apply(Change(create=(ceph, images[0], controller("c1", "i1"))), "h1")
+    await world.apply(Change(create=(images[1], controller("c2", "i2"))), "h2")
+    async with world.session() as one:
+        view = await one.view()
+    for host, number in (("h1", 1), ("h2", 2)):
+        names = {Key("cluster", "ceph"), Key("volume", f"i{number}"), Key("controller", f"c{number}")}
+        assert view.part(host).keys() == names
+        [found] = parts.changes(view.part(host), Desired())
+        assert {one.key for one in found.create} == names
+    with pytest.raises(UsageError, match="deleting it deletes its data; pass --yes"):
+        await world.apply(Change(delete=(Key("controller", "c1"), Key("volume", "i1"))))
 
 
 async def test_a_host_brings_what_it_has_and_leaves_with_it(world: World) -> None:
@@ -328,6 +348,17 @@ async def test_objects_are_small(world: World) -> None:
     path = "/" + "x" * (MAX_BYTES - 50)
     with pytest.raises(UsageError, match=r"bytes in a fleet's store, at most 4096"):
         await world.apply(Change(create=(Volume("v", path=path),)), "h1")
+
+
+def test_of_others_objects_a_host_reads_only_where_they_are() -> None:
+    record = Declared.of(disk("v"), "h2")
+    deleting = replace(record, deleting=True, force=True)
+    shared = Declared.of(Remote("r", nqn="nqn.2026-11.org.example:r", paths=(RemotePath("192.0.2.1", 1),)), "")
+    for one, elsewhere in ((record, Declared({}, "h2")), (deleting, Declared({}, "h2", True)), (shared, None)):
+        raw = encode("it", one.to_json())
+        assert declared_elsewhere(raw, "h1") == elsewhere
+        assert declared_elsewhere(raw, "h2") is None
+        assert Declared.from_json(json.loads(raw)) == one
 
 
 async def test_there_is_no_such_fleet(world: World) -> None:

@@ -21,7 +21,7 @@ from nvmuser.fleet.fences import Fences, moves
 from nvmuser.fleet.keys import FleetKeys
 from nvmuser.fleet.ownership import Ownership
 from nvmuser.fleet.progress import Progress
-from nvmuser.fleet.records import Report, encode
+from nvmuser.fleet.records import SHARED, Report, encode
 from nvmuser.fleet.session import opened
 from nvmuser.fleet.settings import FleetSettings
 from nvmuser.fleet.view import View
@@ -106,7 +106,7 @@ class Agent:
         await client.write_if(transaction)
 
     async def _follow(self, client: Client) -> None:
-        async for event in Watcher(client, self._keys.followed).events():
+        async for event in Watcher(client, self._keys.carried_out).events():
             self._take(event)
 
     def _take(self, event: Listing | Changes | Lost) -> None:
@@ -152,7 +152,7 @@ class Agent:
         revision, cluster = view.revision, view.cluster
         mine = view.part(self._settings.host)
         revisions = {key: view.revision_of(key) for key in mine}
-        known = {str(key): number for key, number in revisions.items() if key.kind != "remote"}
+        known = {str(key): number for key, number in revisions.items() if key.kind not in SHARED}
         if conflict := self._executor.progress().conflict(cluster, revision, known):
             self.trouble = conflict
             return True

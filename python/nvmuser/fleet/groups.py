@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from nvmuser.fleet.records import SHARED
 from nvmuser.model.keys import Key
 
 
 def grouped(below: Mapping[Key, Iterable[Key]]) -> dict[Key, Key]:
-    """Key of each object → one of its group that stands for it. A remote joins nobody: many hosts may have it.
+    """Key of each object → one of its group that stands for it. What many hosts reach joins nobody.
 
     :param below: what each lies on; what is not among the keys itself does not count.
     """
@@ -22,7 +23,7 @@ def grouped(below: Mapping[Key, Iterable[Key]]) -> dict[Key, Key]:
 
     for key, others in below.items():
         for other in others:
-            if other in parent and other.kind != "remote" and key.kind != "remote":
+            if other in parent and not {key.kind, other.kind} & set(SHARED):
                 parent[top(key)] = top(other)
     return {key: top(key) for key in parent}
 

@@ -1,7 +1,7 @@
 """Where things are in etcd: one place for every key of a fleet.
 
-Everything that a host must follow lies between `host/` and `place/`, so that one watch has it in order; the log of
-changes lies before, and what hosts report after it.
+Everything that a host must follow lies between `meta/` and `place/`, so that one watch has it in order; the log of
+changes and the hosts lie before, and what hosts report after it.
 """
 
 from __future__ import annotations
@@ -68,8 +68,13 @@ class FleetKeys:
 
     @property
     def followed(self) -> Range:
-        """What hosts and commands follow."""
+        """What commands look at."""
         return f"{self.root}host/".encode(), range_end(f"{self.root}place/")
+
+    @property
+    def carried_out(self) -> Range:
+        """What hosts follow: all of that but the hosts themselves, who come and go."""
+        return f"{self.root}meta/".encode(), range_end(f"{self.root}place/")
 
     @property
     def reports(self) -> Range:

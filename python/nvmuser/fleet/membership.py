@@ -16,7 +16,7 @@ from nvmuser.fleet.etcd.client import Client, Put, Transaction
 from nvmuser.fleet.keys import FleetKeys
 from nvmuser.fleet.progress import Progress
 from nvmuser.fleet.proposal import Proposal
-from nvmuser.fleet.records import KINDS, Declared, Fleet, Host, as_recorded, decode, encode
+from nvmuser.fleet.records import KINDS, SHARED, Declared, Fleet, Host, as_recorded, decode, encode
 from nvmuser.fleet.session import Session, opened
 from nvmuser.fleet.settings import FleetSettings
 from nvmuser.fleet.view import View
@@ -65,7 +65,7 @@ async def join(
 def _adopted(view: View, settings: FleetSettings, local: Desired, *, adopt: bool) -> Proposal:
     mine = {one.key: one for one in local.wanted() if one.kind in KINDS}
     before = {key: view.objects[key] for key in mine if key in view.objects}
-    foreign = [key for key, there in before.items() if there.host != settings.host and key.kind != "remote"]
+    foreign = [key for key, there in before.items() if there.host != settings.host and key.kind not in SHARED]
     if foreign:
         names = ", ".join(f"{key.words} (host {before[key].host})" for key in sorted(foreign)[:5])
         more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
@@ -77,7 +77,7 @@ def _adopted(view: View, settings: FleetSettings, local: Desired, *, adopt: bool
         )
     return Proposal(
         dict.fromkeys(new),
-        {key: Declared.of(as_recorded(one), "" if key.kind == "remote" else settings.host) for key, one in new.items()},
+        {key: Declared.of(as_recorded(one), "" if key.kind in SHARED else settings.host) for key, one in new.items()},
         dict.fromkeys(new, 0),
         frozenset((settings.host,)),
     )

@@ -15,7 +15,7 @@ from nvmuser.fleet.fences import Fences, moves
 from nvmuser.fleet.groups import sets
 from nvmuser.fleet.ownership import fenced
 from nvmuser.fleet.proposal import Proposal
-from nvmuser.fleet.records import Declared, encode
+from nvmuser.fleet.records import SHARED, Declared, encode
 from nvmuser.fleet.session import Session
 from nvmuser.fleet.view import View, as_desired
 from nvmuser.model.change import Change, next_desired
@@ -75,7 +75,7 @@ async def _stay(session: Session, actor: Actor, proposal: Proposal, view: View, 
 
 
 def company(view: View, controller: Key) -> dict[Key, Declared]:
-    """A controller with all that lies below it, but remotes.
+    """A controller with all that lies below it, but what many hosts reach.
 
     :raises NotFoundError: there is no such controller.
     """
@@ -100,6 +100,6 @@ def check(view: View, mine: Mapping[Key, Declared], to: str) -> None:
         if stays or key.kind == "pool":
             raise ConflictError(f"{key.words}: its data is on host {one.host} alone: it does not move")
     there = view.part(to)
-    remotes = {below for one in mine.values() for below in one.object.depends_on if below.kind == "remote"}
-    there |= {key: view.objects[key] for key in remotes if key in view.objects}
+    shared = {below for one in mine.values() for below in one.object.depends_on if below.kind in SHARED}
+    there |= {key: view.objects[key] for key in shared if key in view.objects}
     next_desired(as_desired(there), Change(create=tuple(one.object for one in mine.values())), lambda volume: volume)

@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from nvmuser.fleet.groups import sets
-from nvmuser.fleet.records import KINDS, Declared
+from nvmuser.fleet.records import KINDS, SHARED, Declared
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
@@ -25,14 +25,13 @@ def changes(part: Mapping[Key, Declared], local: Desired, moved: Collection[Key]
     :param moved: what is another host's by now, and is closed here.
     """
     used = {below for one in part.values() if not one.deleting for below in one.object.depends_on}
-    wanted = tuple(
-        _declared(one.object) for key, one in part.items() if not one.deleting and (key.kind != "remote" or key in used)
-    )
+    here = {key: one for key, one in part.items() if not one.deleting and (key.kind not in SHARED or key in used)}
+    wanted = tuple(_declared(one.object) for one in here.values())
     main = difference(local, Spec(wanted, {}, {}), prune=False, wipe=False)
     gone = {key: one for key, one in part.items() if one.deleting and _is_there(local, key)}
     kept = tuple(key for key, one in gone.items() if one.keep_files)
     leaving = {*gone, *(key for key in moved if _is_there(local, key))}
-    deleted = (*(key for key in leaving if key not in kept), *_unused_remotes(local, used, leaving))
+    deleted = (*(key for key in leaving if key not in kept), *_unused(local, used, leaving))
     forced = any(part[key].force for key in {*main.keys, *gone} if key in part)
     main = replace(main, delete=deleted, wipe=bool(deleted), expect=(), force=forced)
     if kept:
@@ -66,7 +65,7 @@ def without(part: Mapping[Key, Declared], others: Collection[Key]) -> dict[Key, 
 
 def unknown(part: Mapping[Key, Declared], local: Desired) -> list[Key]:
     """What this host has, and the fleet does not."""
-    return [one.key for one in local.wanted() if one.kind in KINDS and one.key not in part and one.kind != "remote"]
+    return [one.key for one in local.wanted() if one.kind in KINDS and one.key not in part and one.kind not in SHARED]
 
 
 def _declared(one: AnyObject) -> AnyObject:
@@ -78,7 +77,7 @@ def _is_there(local: Desired, key: Key) -> bool:
     return key in local.entries and not local.entries[key].deleting
 
 
-def _unused_remotes(local: Desired, used: AbstractSet[Key], gone: Collection[Key]) -> tuple[Key, ...]:
-    """Remotes that nothing here lies on any more: to leave one loses nothing."""
+def _unused(local: Desired, used: AbstractSet[Key], gone: Collection[Key]) -> tuple[Key, ...]:
+    """What many hosts reach, and nothing here lies on any more: to leave it loses nothing."""
     users = {below for one in local.wanted() if one.key not in gone for below in one.depends_on}
-    return tuple(one.key for one in local.remotes() if one.key not in users | used)
+    return tuple(one.key for one in local.wanted() if one.kind in SHARED and one.key not in users | used)

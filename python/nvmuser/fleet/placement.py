@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from nvmuser.errors import ConflictError, NotFoundError, UsageError
 from nvmuser.fleet.groups import grouped
+from nvmuser.fleet.records import SHARED
 from nvmuser.fleet.view import View, counted
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject
@@ -19,7 +20,7 @@ def place(
     wheres: Mapping[Key, Where],
     default: str,
 ) -> dict[Key, str]:
-    """Host of each new object; empty for remotes.
+    """Host of each new object; empty for what many hosts reach.
 
     :param updated: objects that are there, as they will be.
     :param default: the host of what says nothing, and lies on nothing that does; empty: any, spread.
@@ -35,7 +36,7 @@ def place(
         if not (fresh := [key for key in members if key in new]):
             _hosts_of(view, members, after, wheres)
             continue
-        if fresh[0].kind == "remote":
+        if fresh[0].kind in SHARED:
             found[fresh[0]] = ""
             continue
         host = _host_of(view, members, after, wheres, counts, default)

@@ -46,7 +46,7 @@ class Progress:
     def conflict(self, cluster: int, revision: int, objects: Mapping[str, int] | None = None) -> str:
         """Why what etcd has now cannot have come from what it had, in words; empty where it can.
 
-        :param objects: this host's now, without remotes, which others may bring.
+        :param objects: this host's now, without what many hosts reach, which others may bring.
         """
         if self.cluster and cluster != self.cluster:
             return f"etcd is another one than it was{_WAY_OUT}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from nvmuser.errors import ConflictError, NotFoundError, StaleError, UsageError
 from nvmuser.fleet.placement import place
-from nvmuser.fleet.records import Declared, as_recorded
+from nvmuser.fleet.records import SHARED, Declared, as_recorded
 from nvmuser.fleet.view import View, as_desired
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.keys import Key
@@ -144,10 +144,7 @@ def _after(
     altered = [updated[key] for key in updated if key in keys]
     before = dict(view.part(host)) if host else {key: view.objects[key] for key in keys if key in view.objects}
     borrowed = [
-        below
-        for one in (*created, *altered)
-        for below in one.depends_on
-        if below.kind == "remote" and below not in keys
+        below for one in (*created, *altered) for below in one.depends_on if below.kind in SHARED and below not in keys
     ]
     before |= {key: view.objects[key] for key in borrowed if key in view.objects}
     lent = [new[key] for key in borrowed if key in new]
@@ -174,5 +171,5 @@ def _after(
 
 
 def _complete(volume: Volume) -> Volume:
-    """Whether its file is ours, by which the rules of deletion go, is decided by what is declared."""
-    return replace(volume, owned=volume.backend == "file" and not volume.path)
+    """Whether its file or image is ours, by which the rules of deletion go, is decided by what is declared."""
+    return replace(volume, owned=(volume.backend == "file" and not volume.path) or volume.create)

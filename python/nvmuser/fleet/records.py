@@ -6,7 +6,9 @@ Owns the form. Fields that a newer version writes are refused by name, so that n
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -16,7 +18,9 @@ from nvmuser.errors import FleetError, NvmuserError, UsageError
 from nvmuser.model.names import check_name
 from nvmuser.model.objects import AnyObject, Controller, Volume, object_from_json
 
-KINDS = ("volume", "pool", "remote", "controller")
+SHARED = ("remote", "cluster")
+"""Kinds of what many hosts reach: each is on every host that has something of it, and on none by itself."""
+KINDS = ("volume", "pool", "controller", *SHARED)
 """What a fleet declares. How targets are run, each host decides for itself."""
 MAX_BYTES = 4096
 REPORTED = 20
@@ -131,6 +135,23 @@ class Declared:
             raise FleetError(f"an object in etcd is of a newer nvmuser, or damaged: {error}") from error
 
 
+_PLACE = re.compile(rb'\{("deleting":true,)?(?:"force":true,)?"host":"([^"]+)"')
+"""How a record begins, as `encode` writes it."""
+
+
+@functools.lru_cache(maxsize=4096)
+def _elsewhere(host: str, deleting: bool) -> Declared:
+    return Declared({}, host, deleting)
+
+
+def declared_elsewhere(raw: bytes, host: str) -> Declared | None:
+    """Of another host's object only where it is: a host has to look at each of them, and need not read them. None where
+    it is this host's, or cannot be told so easily."""
+    if (found := _PLACE.match(raw)) is None or (other := found[2].decode()) == host:
+        return None
+    return _elsewhere(other, found[1] is not None)
+
+
 @dataclass(frozen=True)
 class Owner(Record):
     """Who may have a volume open. It outlives its owner: there is no lease.
@@ -185,6 +206,6 @@ def as_recorded(one: AnyObject, record: AnyObject | None = None) -> AnyObject:
         return replace(one, away=False) if isinstance(one, Controller) else one
     one = replace(one, stale=())
     if isinstance(record, Volume):
-        path = one.path if record.path else ""
-        return replace(one, path=path, owned=record.owned, size=one.size if record.size else 0)
-    return replace(one, path="", owned=True) if one.owned else one
+        path, image = one.path if record.path else "", one.image if record.image else ""
+        return replace(one, path=path, image=image, owned=record.owned, size=one.size if record.size else 0)
+    return one

@@ -14,7 +14,7 @@ from nvmuser.fleet.etcd.client import Put
 from nvmuser.fleet.keys import FleetKeys
 from nvmuser.fleet.progress import Progress
 from nvmuser.fleet.proposal import Proposal
-from nvmuser.fleet.records import KINDS, Declared, Host, as_recorded, encode
+from nvmuser.fleet.records import KINDS, SHARED, Declared, Host, as_recorded, encode
 from nvmuser.fleet.session import Session, opened
 from nvmuser.fleet.settings import FleetSettings
 from nvmuser.fleet.view import View
@@ -75,7 +75,7 @@ def _proposal(view: View, host: str, local: Desired) -> Proposal:
     after: dict[Key, Declared | None] = {}
     for key, one in mine.items():
         there = view.objects.get(key)
-        record = Declared.of(as_recorded(one, there.object if there else None), "" if key.kind == "remote" else host)
+        record = Declared.of(as_recorded(one, there.object if there else None), "" if key.kind in SHARED else host)
         if record != there:
             after[key] = record
     before: Mapping[Key, Declared] = view.objects

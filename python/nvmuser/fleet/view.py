@@ -12,7 +12,7 @@ from typing import TypeVar
 from nvmuser.fleet.etcd.client import Item, Listing
 from nvmuser.fleet.etcd.watch import Changes
 from nvmuser.fleet.keys import FleetKeys, object_key
-from nvmuser.fleet.records import Declared, Fleet, Host, Owner, decode
+from nvmuser.fleet.records import SHARED, Declared, Fleet, Host, Owner, declared_elsewhere, decode
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 
@@ -80,6 +80,8 @@ class View:
         return changed
 
     def _declared(self, name: str, item: Item) -> Declared:
+        if self.host and (elsewhere := declared_elsewhere(item.value, self.host)):
+            return elsewhere
         declared = Declared.from_json(decode(name, item.value))
         if self.host and declared.host not in (self.host, ""):
             return Declared({}, declared.host, declared.deleting)
@@ -92,7 +94,7 @@ class View:
 
     def elsewhere(self, host: str, keys: Iterable[Key]) -> list[Key]:
         """Which of these are another host's by now."""
-        found = [key for key in keys if key in self.objects and key.kind != "remote"]
+        found = [key for key in keys if key in self.objects and key.kind not in SHARED]
         return [key for key in found if self.objects[key].host != host]
 
     def revision_of(self, key: Key) -> int:
@@ -100,12 +102,12 @@ class View:
         return self.revisions.get(self.keys.object(key), 0)
 
     def part(self, host: str) -> dict[Key, Declared]:
-        """What a host has to do with: what is there, and the remotes that it lies on."""
+        """What a host has to do with: what is there, and the remotes and clusters that it lies on."""
         mine = {key: declared for key, declared in self.objects.items() if declared.host == host}
         for declared in list(mine.values()):
             for below in declared.object.depends_on:
-                if below.kind == "remote" and (remote := self.objects.get(below)):
-                    mine[below] = remote
+                if below.kind in SHARED and (shared := self.objects.get(below)):
+                    mine[below] = shared
         return mine
 
     def desired(self, host: str | None = None) -> Desired:
