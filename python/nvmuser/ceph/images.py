@@ -151,7 +151,10 @@ def look_at(cluster: Cluster, volumes: Sequence[Volume]) -> dict[Volume, Image |
 
     :raises SetupError: see `ask`; likewise AccessError.
     """
-    answers = ask(cluster, [_about(volume, "look") for volume in volumes])
+    return _looked(volumes, ask(cluster, [_about(volume, "look") for volume in volumes]))
+
+
+def _looked(volumes: Sequence[Volume], answers: Sequence[Any]) -> dict[Volume, Image | OSError]:
     return {
         volume: found if isinstance(found, OSError) else _image(found)
         for volume, found in zip(volumes, answers, strict=True)
@@ -232,15 +235,19 @@ def flatten(cluster: Cluster, volume: Volume) -> None:
     do(cluster, volume, _about(volume, "flatten"))
 
 
-def fence(cluster: Cluster, addresses: Sequence[str], volumes: Sequence[Volume]) -> None:
-    """Keep these clients out of the cluster, for 30 days, and break their locks on these volumes' images.
+def fence(
+    cluster: Cluster, addresses: Sequence[str], volumes: Sequence[Volume]
+) -> tuple[list[str], dict[Volume, Image | OSError]]:
+    """Keep those of these clients out of the cluster, for 30 days, that hold a lock on an image of these volumes, and
+    break it. Returns their addresses, and what the cluster has of each image then.
 
     :raises NvmuserError: not all of it is certain; nothing of theirs may be opened.
     """
-    images = [[volume.pool_name, volume.image] for volume in volumes]
-    (result,) = ask(cluster, [{"act": "fence", "addresses": list(addresses), "images": images}])
-    if isinstance(result, OSError):
-        raise SetupError(f"{cluster.key.words}: {', '.join(addresses)} could not be fenced: {result.strerror}")
+    act = {"act": "fence", "addresses": list(addresses), "images": [[one.pool_name, one.image] for one in volumes]}
+    fenced, *looks = ask(cluster, [act, *(_about(volume, "look") for volume in volumes)])
+    if isinstance(fenced, OSError):
+        raise SetupError(f"{cluster.key.words}: {', '.join(addresses)} could not be fenced: {fenced.strerror}")
+    return [str(address) for address in fenced], _looked(volumes, looks)
 
 
 def complete(cluster: Cluster, volume: Volume, image: Image | OSError) -> Volume:

@@ -7,6 +7,7 @@ supervisor's. Nothing is decided here.
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import re
 import sys
@@ -86,16 +87,37 @@ def _flatten(cluster: _Cluster, pool: str, image: str) -> None:
         raw.rbd("rbd_flatten", opened)
 
 
-def _fence(cluster: _Cluster, addresses: list[str], images: list[list[str]]) -> None:
-    """Keep clients out, and break their locks. Nothing of theirs lands on an OSD that has heard of it."""
-    for address in addresses:
+def _fence(cluster: _Cluster, addresses: list[str], images: list[list[str]]) -> list[str]:
+    """Keep out those clients that hold a lock on one of these images, and break it. Returns their addresses.
+
+    Nothing of theirs lands any more on an OSD that has heard of it.
+    """
+    locks = []
+    for pool, image in images:
+        with raw.pool(cluster, pool) as context, raw.image(context, image) as opened:
+            found = raw.lockers(opened)
+        locks += [
+            (pool, image, client, cookie, address)
+            for client, cookie, address in found
+            if any(same_client(address, one) for one in addresses)
+        ]
+    holders = sorted({address for *_, address in locks})
+    for address in holders:
         raw.rados("rados_blocklist_add", cluster, address.encode(), ctypes.c_uint32(FENCED_S))
     raw.rados("rados_wait_for_latest_osdmap", cluster)
-    for pool, image in images:
+    for pool, image, client, cookie, _ in locks:
         with raw.pool(cluster, pool) as context, raw.image(context, image, writable=True) as opened:
-            for client, cookie, address in raw.lockers(opened):
-                if any(same_client(address, one) for one in addresses):
-                    raw.rbd("rbd_break_lock", opened, client.encode(), cookie.encode())
+            _break(opened, client, cookie)
+    return holders
+
+
+def _break(opened: ctypes.c_void_p, client: str, cookie: str) -> None:
+    """Nothing happens when the lock is not there any more."""
+    try:
+        raw.rbd("rbd_break_lock", opened, client.encode(), cookie.encode())
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
 
 
 def _health(cluster: _Cluster) -> Any:

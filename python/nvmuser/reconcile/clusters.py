@@ -11,7 +11,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nvmuser.ceph import images
 from nvmuser.ceph.images import Image
@@ -94,10 +94,36 @@ class Clusters:
 
     def __init__(self, state: StateDir) -> None:
         self._journal = Journal(state.fences)
+        self._fencing: asyncio.Future[None] | None = None
+        self._pid = 0
+        """Of the process that serves."""
+        self._looked: dict[str, dict[Volume, Image | OSError]] = {}
+        """What a cluster had of each image when a predecessor was kept out, for its successor."""
+
+    def lost(self, desired: Desired) -> None:
+        """The process that may have images open has ended: it is kept out from now on, while its successor wakes.
+
+        :param desired: what was wanted in it.
+        """
+        volumes = [volume for volume in desired.volumes() if volume.cluster]
+        if volumes and self._pid:
+            self._fencing = asyncio.ensure_future(asyncio.to_thread(self._keep_out, desired, volumes, self._pid))
+        self._pid = 0
+
+    def _keep_out(self, desired: Desired, volumes: list[Volume], pid: int) -> None:
+        """What fails is tried again when the images are opened."""
+        for cluster in desired.clusters():
+            mine = [volume for volume in volumes if volume.cluster == cluster.name]
+            try:
+                ended = [one for one in self._journal.read() if one.pid == pid and not one.alive]
+                if addresses := [one.address for one in ended if mine and one.cluster == cluster.in_spdk]:
+                    self._looked[cluster.name] = _fenced(cluster, addresses, mine)
+            except NvmuserError as error:
+                log.warning("%s", error)
 
     async def ready(self, desired: Desired, actual: Actual, rpc: Client) -> Readied:
         """Connect, and have images as they are to be opened. What is wrong is in the result, by volumes."""
-        works = wanted(desired, actual)
+        works, self._pid = wanted(desired, actual), rpc.peer_pid or 0
         if works and not actual.rbd:
             reason = (
                 "the target runs without SPDK's module for Ceph: `nvmuser target restart` loads it, once "
@@ -111,7 +137,7 @@ class Clusters:
     async def _one(self, work: Work, desired: Desired, actual: Actual, rpc: Client) -> Readied:
         # Both at once: a predecessor is kept out while its successor connects. Neither opens anything.
         connecting = self._connect(work.cluster, actual, rpc)
-        readying = asyncio.to_thread(self._images, work, desired)
+        readying = self._after_fencing(work, desired)
         failed, readied = await asyncio.gather(connecting, readying, return_exceptions=True)
         for error in (failed, readied):
             if isinstance(error, NvmuserError):
@@ -140,10 +166,19 @@ class Clusters:
             await rpc.call(request.method, request.params, timeout=_CONNECT_S)
             raise
 
+    async def _after_fencing(self, work: Work, desired: Desired) -> Readied:
+        if self._fencing:
+            await asyncio.wait([self._fencing])
+        return await asyncio.to_thread(self._images, work, desired)
+
     def _images(self, work: Work, desired: Desired) -> Readied:
         """:raises NvmuserError: the cluster does not answer, or a predecessor could not be fenced."""
-        looked = images.look_at(work.cluster, work.volumes)
-        self._fence(work.cluster, looked)
+        known = self._looked.pop(work.cluster.name, {})
+        if known.keys() >= set(work.volumes):
+            looked = {volume: known[volume] for volume in work.volumes}
+        else:
+            looked = images.look_at(work.cluster, work.volumes)
+        looked |= self._fence(work.cluster, looked)
         mine = self._journal.addresses(work.cluster.in_spdk, alive=True)
         problems, made = dict[Key, Problem](), list[Key]()
         for volume, image in looked.items():
@@ -160,20 +195,20 @@ class Clusters:
                 _flatten(work.cluster, volume, problems)
         return Readied(tuple(made), problems)
 
-    def _fence(self, cluster: Cluster, looked: dict[Volume, Image | OSError]) -> None:
-        """Keep out those of our processes that have ended and still hold a lock."""
+    def _fence(self, cluster: Cluster, looked: dict[Volume, Image | OSError]) -> dict[Volume, Image | OSError]:
+        """Keep out those of our processes that have ended and still hold a lock. Returns what the cluster has then."""
         dead = self._journal.addresses(cluster.in_spdk, alive=False)
         held = {volume: image.held_by(dead) for volume, image in looked.items() if isinstance(image, Image)}
         holders = {address for addresses in held.values() for address in addresses}
-        if not holders:
-            return
         volumes = [volume for volume, addresses in held.items() if addresses]
-        images.fence(cluster, sorted(holders), volumes)
-        log.info("cluster %s: fenced %s", cluster.name, ", ".join(sorted(holders)))
-        for volume in volumes:
-            image = looked[volume]
-            assert isinstance(image, Image)
-            looked[volume] = replace(image, lockers=())
+        return _fenced(cluster, sorted(holders), volumes) if holders else {}
+
+
+def _fenced(cluster: Cluster, addresses: Sequence[str], volumes: Sequence[Volume]) -> dict[Volume, Image | OSError]:
+    fenced, looked = images.fence(cluster, addresses, volumes)
+    if fenced:
+        log.info("cluster %s: fenced %s", cluster.name, ", ".join(fenced))
+    return looked
 
 
 def _all(works: Iterable[Work], reason: str) -> dict[Key, Problem]:

@@ -94,6 +94,7 @@ class Site:
 
     def lost(self) -> None:
         """The target has ended: it has nothing any more."""
+        self._clusters.lost(self.wanted)
         self.rpc, self.present = None, frozenset()
         self._reservations.lost()
 
