@@ -165,3 +165,5 @@ async def travelling(root: Path) -> AsyncIterator[Travel]:
             yield travel
         finally:
             await travel.end()
+            for one in (a, b):
+                await one.control.aclose()  # another supervisor's, if the first was killed
