@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import time
@@ -14,7 +15,11 @@ from api_world import ApiWorld, api_world
 
 from nvmuser.api.app import described
 from nvmuser.api.auth import Peer
+from nvmuser.api.guard import HOST_FIELDS
 from nvmuser.api.rate import Rate
+from nvmuser.api.resources import COLLECTIONS
+from nvmuser.model.objects import KINDS
+from nvmuser.model.spec import SECTIONS
 from nvmuser.store import Store
 from nvmuser.store.credentials import ROLES, digest, new_token, of_certificate
 
@@ -124,6 +129,11 @@ BODIES: list[tuple[str, str, dict[str, Any]]] = [
     ("PUT", "/v1/volumes/x", {"path": "/etc/passwd"}),
     ("POST", "/v1/spec", {"volumes": [{"name": "x", "path": "/etc/passwd"}]}),
     ("POST", "/v1/spec?dry_run=true", {"volumes": [{"name": "x", "path": "/etc/passwd"}]}),
+    ("POST", "/v1/changes", {"create": [{"kind": "volume", "name": "x", "path": "/etc/passwd"}]}),
+    ("POST", "/v1/volumes", {"name": "x", "backend": "crypt", "base": "a", "key_command": "/bin/sh"}),
+    ("POST", "/v1/volumes", {"name": "x", "backend": "crypt", "base": "a", "key_file": "/etc/shadow"}),
+    ("POST", "/v1/clusters", {"name": "x", "conf": "/etc/shadow"}),
+    ("POST", "/v1/clusters", {"name": "x", "keyring": "/etc/shadow"}),
     ("POST", "/v1/spec", {"target": {"profile": "eco"}}),
     ("POST", "/v1/remotes", {
         "name": "r", "nqn": "nqn.2026-11.org.example:a", "paths": [{"address": "127.0.0.1"}],
@@ -137,6 +147,19 @@ async def test_files_of_the_host_are_for_admins(api: ApiWorld, method: str, path
     answer = await api.client("operator").request(method, path, json=body)
     assert answer.status_code == 403, answer.text
     assert "admin" in answer.json()["detail"]
+
+
+def test_no_field_of_the_hosts_is_forgotten() -> None:
+    """A field that is new and is called so is either one of the host's, or named here."""
+    ours = {("volume", "key_check"), ("remote", "paths"), ("target", "profile")}
+    for name, kind in KINDS.items():
+        for field in dataclasses.fields(kind):
+            if re.search(r"path|file|command|conf|key|exec|dir|script", field.name) and (name, field.name) not in ours:
+                assert field.name in HOST_FIELDS.get(name, ()), f"{name}.{field.name}"
+
+
+def test_every_section_has_a_collection() -> None:
+    assert set(COLLECTIONS) == set(SECTIONS)
 
 
 async def test_a_link_leads_nobody_out(api: ApiWorld) -> None:

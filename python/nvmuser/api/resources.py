@@ -66,6 +66,7 @@ COLLECTIONS = {
         Collection("snapshots"),
         Collection("pools"),
         Collection("remotes"),
+        Collection("clusters"),
         Collection("controllers"),
         Collection("targets", role="admin"),
     )

@@ -49,6 +49,7 @@ _COMMANDS = {
 
 _OFFERED = {
     "apply",
+    "cluster",
     "completion",
     "controller",
     "export",
