@@ -13,7 +13,7 @@ from etcd_server import running
 from fleet_world import ADMIN, FleetHost, World, a_world, controller, disk, is_live, pair, until
 
 from nvmuser.errors import ConflictError, FleetError, NotFoundError, StaleError, TargetError, UsageError
-from nvmuser.fleet import audit, membership, writer
+from nvmuser.fleet import audit, membership, waiting, writer
 from nvmuser.fleet import part as parts
 from nvmuser.fleet.etcd.client import Put, Transaction
 from nvmuser.fleet.proposal import propose
@@ -146,6 +146,23 @@ async def test_one_object_that_cannot_be_does_not_hold_up_the_others(world: Worl
 async def _reported(one: object, host: str) -> bool:
     reports = await one.reports()  # type: ignore[attr-defined]
     return host in reports and reports[host].problems
+
+
+async def test_a_host_that_dies_meanwhile_is_not_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_LOOK_S", 0.05)
+    await world.join("h1", run=False)
+    async with world.session() as one:
+        await one.client.put(one.keys.live("h1"), b"{}")
+        changing = asyncio.create_task(world.apply(pair("a"), "h1"))
+        await until(lambda: _has(one, Key("controller", "c-a")))
+        assert not changing.done()
+        await one.client.write_if(Transaction({}, (), {one.keys.live("h1"): None}))
+    outcome = await changing
+    assert (outcome.pending, outcome.problems) == (True, ())
+
+
+async def _has(one: object, key: Key) -> bool:
+    return key in (await one.view()).objects  # type: ignore[attr-defined]
 
 
 async def test_a_remote_is_on_every_host_that_uses_it(world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import platform
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from nvmuser.supervisor.daemon import prepare
 if TYPE_CHECKING:
     from nvmuser.fleet.view import View
 
+_SEEN_S = 5.0
 _KINDS = sorted({kind for kind in SECTIONS.values() if kind != "target"})
 
 
@@ -131,7 +134,7 @@ def join(
     progress, brought = run(membership.join(settings, identity, local, control.local_actor(), adopt=adopt))
     progress.save(state)
     settings.save(state)
-    run(_tell(state))
+    run(_tell(state, settings))
     if as_json:
         say({"fleet": settings.fleet, "host": settings.host, "adopted": brought})
     else:
@@ -139,12 +142,29 @@ def join(
         click.echo(f"host {settings.host} is part of fleet {settings.fleet}{with_}")
 
 
-async def _tell(state: StateDir) -> None:
-    """Let a supervisor that runs know of it."""
+async def _tell(state: StateDir, settings: FleetSettings | None = None) -> None:
+    """Let a supervisor that runs know of it.
+
+    :param settings: of the fleet in which it is to be seen.
+    """
     try:
         await control.ask(state, "follow_fleet")
+        if settings:
+            await _until_seen(settings)
     except TargetNotRunning:
         click.echo("no supervisor runs here: the fleet is followed from the next `nvmuser target start` on", err=True)
+
+
+async def _until_seen(settings: FleetSettings) -> None:
+    """Wait until others see that this host lives: from then on a change waits for it."""
+    from nvmuser.fleet.session import session
+    from nvmuser.fleet.waiting import live_hosts
+
+    async with session(settings) as one:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SEEN_S):
+                while settings.host not in await live_hosts(one.client, one.keys):  # noqa: ASYNC110 (others' doing)
+                    await asyncio.sleep(0.05)
 
 
 @fleet.command()
@@ -191,7 +211,7 @@ def import_(state: StateDir, drop: bool, as_json: bool) -> None:
     identity, local = host_identity.load(state).id, control.load(state)
     restored = run(restore(settings, identity, local, control.local_actor(), drop=drop))
     restored.progress.save(state)
-    run(_tell(state))
+    run(_tell(state, settings))
     if as_json:
         say({"written": list(map(str, restored.written)), "dropped": list(map(str, restored.dropped))})
     else:

@@ -77,6 +77,11 @@ class FleetKeys:
         return f"{self.root}meta/".encode(), range_end(f"{self.root}place/")
 
     @property
+    def lives(self) -> Range:
+        """Which hosts live."""
+        return prefix(f"{self.root}live/")
+
+    @property
     def reports(self) -> Range:
         """What hosts report."""
         return prefix(f"{self.root}seen/")

@@ -6,32 +6,27 @@ Owns the way of one command. What is written is `proposal`'s and `writer`'s, and
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nvmuser.errors import FleetError, StaleError, TargetError
-from nvmuser.fleet.etcd.client import Client, Listing
+from nvmuser.fleet.etcd.client import Client
 from nvmuser.fleet.etcd.connection import Connection
 from nvmuser.fleet.etcd.tls import Tls
-from nvmuser.fleet.etcd.watch import Lost, Watcher
 from nvmuser.fleet.keys import FleetKeys
 from nvmuser.fleet.proposal import Proposal, propose
-from nvmuser.fleet.records import Declared, Report, decode
+from nvmuser.fleet.records import Declared, Report
 from nvmuser.fleet.settings import FleetSettings
 from nvmuser.fleet.view import View
+from nvmuser.fleet.waiting import Waiting, reports
 from nvmuser.fleet.writer import Author, Writer
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
 from nvmuser.model.where import Where
-from nvmuser.reconcile.calls import Problem
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.store.events import Actor
-
-PATIENCE_S = 120.0
-"""For hosts that live, to carry out a change."""
 
 
 @contextlib.asynccontextmanager
@@ -76,7 +71,7 @@ class Session:
 
         :raises FleetError: etcd does not answer.
         """
-        return _reports(self.keys, await self.client.listing(self.keys.reports))
+        return reports(self.keys, await self.client.listing(self.keys.reports))
 
     def writer(self, actor: Actor) -> Writer:
         """Of changes by somebody."""
@@ -103,33 +98,7 @@ class Session:
 
     async def carried_out(self, view: View, hosts: Collection[str], revision: int) -> Outcome:
         """Wait until hosts have carried out everything up to a revision. Those that do not live are not waited for."""
-        waiting = {host for host in hosts if host in view.live}
-        pending, problems = set(hosts) - waiting, dict[Key, Problem]()
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                async with contextlib.aclosing(self._reported(waiting)) as reports:
-                    async for host, report in reports:
-                        if report.revision >= revision and host in waiting:
-                            waiting.discard(host)
-                            pending |= {host} if report.pending else set()
-                            problems |= _problems(host, report)
-                        if not waiting:
-                            break
-        except TimeoutError:
-            for host in waiting:
-                key = Key("host", host)
-                problems[key] = Problem(key, f"not done after {PATIENCE_S:.0f} s; see `nvmuser fleet show`")
-        return Outcome(problems=tuple(problems.values()), pending=bool(pending))
-
-    async def _reported(self, hosts: Collection[str]) -> AsyncGenerator[tuple[str, Report], None]:
-        """What these hosts say, as it comes."""
-        if not hosts:
-            return
-        async with contextlib.aclosing(Watcher(self.client, self.keys.reports).events()) as events:
-            async for event in events:
-                if not isinstance(event, Lost):
-                    for host, report in _reports(self.keys, event).items():
-                        yield host, report
+        return await Waiting(self.client, self.keys, hosts, revision).outcome(view.live)
 
     async def _undo(self, writer: Writer, proposal: Proposal, revision: int, view: View) -> None:
         """Write back how it was. Where somebody has changed it meanwhile, that stands."""
@@ -144,20 +113,6 @@ class Session:
         with contextlib.suppress(StaleError):
             undone = await writer.write(Proposal(dict(proposal.after), before, expect, proposal.hosts))
             await self.carried_out(view, proposal.hosts, undone)
-
-
-def _problems(host: str, report: Report) -> dict[Key, Problem]:
-    keys = {text: Key.parse(text) if text else Key("host", host) for text in report.problems}
-    return {keys[text]: Problem(keys[text], f"{what} (host {host})") for text, what in report.problems.items()}
-
-
-def _reports(keys: FleetKeys, event: Listing | object) -> dict[str, Report]:
-    items = getattr(event, "items", {})
-    return {
-        keys.split(name)[1].partition("/")[0]: Report.from_json(decode(name, item.value))
-        for name, item in items.items()
-        if item
-    }
 
 
 @contextlib.asynccontextmanager
