@@ -26,6 +26,7 @@ from nvmuser.paths import StateDir
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.supervisor import control
 from nvmuser.supervisor.daemon import prepare
+from nvmuser.toolchain import find_spdk
 
 if TYPE_CHECKING:
     from nvmuser.fleet.view import View
@@ -293,6 +294,7 @@ def demo(keep: bool, as_json: bool) -> None:
     from nvmuser.bench.measure.etcd import binary
     from nvmuser.bench.measure.namespaces import enter
 
+    find_spdk()
     binary()
     directory = Path(tempfile.mkdtemp(prefix="nvmuser-fleet."))
     words = [str(directory), *(["--json"] if as_json else []), *(["--keep"] if keep else [])]

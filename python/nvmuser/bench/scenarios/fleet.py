@@ -29,6 +29,7 @@ from nvmuser.model.change import Change
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.model.where import Where
 from nvmuser.supervisor.control import local_actor
+from nvmuser.toolchain import find_spdk
 
 _PROCESSES = 2
 _PATIENCE_S = 300.0
@@ -57,6 +58,7 @@ async def measure(root: Path, plan: FleetPlan, progress: Progress) -> dict[str, 
     """
     document: dict[str, Any] = {"hosts": plan.hosts, "controllers": plan.controllers}
     if plan.hosts:
+        find_spdk()
         with running(Etcd(root / "etcd")) as etcd:
             document |= await fleet_hosts.measure(root, etcd, plan, progress)
     document["simulated"] = {}
