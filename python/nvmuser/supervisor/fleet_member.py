@@ -62,7 +62,7 @@ class FleetMember:
                 for task in (following, again):
                     task.cancel()
                 await asyncio.gather(following, again, return_exceptions=True)
-            if self._settings is None:
+            if self._settings is None and not self._failure:
                 await self._again.wait()
             elif not self._again.is_set():
                 with contextlib.suppress(TimeoutError):
@@ -94,7 +94,8 @@ class FleetMember:
     def troubles(self) -> tuple[str, ...]:
         """Why the fleet is not followed, in words."""
         text = self._failure or (self._agent.trouble if self._agent else "")
-        return (f"fleet {self._settings.fleet}: {text}",) if text and self._settings else ()
+        name = f"fleet {self._settings.fleet}" if self._settings else "fleet"
+        return (f"{name}: {text}",) if text else ()
 
     # -- what the agent asks of this host --------------------------------------------------------------------
 
