@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
 from nvmuser.ceph import images
@@ -10,7 +9,7 @@ from nvmuser.doctor.check import Finding
 from nvmuser.errors import NvmuserError, SetupError
 from nvmuser.model.objects import Cluster, Volume
 from nvmuser.paths import StateDir
-from nvmuser.store import Store
+from nvmuser.supervisor import control
 from nvmuser.toolchain import rbd
 from nvmuser.toolchain.spdk import find_spdk
 
@@ -26,10 +25,7 @@ def module(_state: StateDir) -> Iterator[Finding]:
 
 def clusters(state: StateDir) -> Iterator[Finding]:
     """Monitors and OSDs of each cluster answer, and its images are there and not another's."""
-    if not state.store.exists():
-        return
-    with contextlib.closing(Store(state.store)) as store:
-        desired = store.load()
+    desired = control.load(state)
     for cluster in desired.clusters():
         volumes = [volume for volume in desired.volumes() if volume.cluster == cluster.name]
         yield from _cluster(cluster, [volume for volume in volumes if not volume.snapshot_of])
