@@ -17,6 +17,7 @@ from nvmuser.bench.measure.migrant import DISKS, Migrant, Seen
 from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.scenarios import migrate_peers
+from nvmuser.errors import NvmuserError
 from nvmuser.guest.move import Result
 from nvmuser.guest.registry import registry
 from nvmuser.guest.relocate import Options as MoveOptions
@@ -130,7 +131,7 @@ async def measure(plan: MigratePlan, progress: Progress) -> MigrateOutcome:
     """Run the whole of it.
 
     :param progress: gets each step as it begins.
-    :raises GuestError: a guest does not boot, or does not arrive. What it saw is in the outcome.
+    :raises GuestError: our guest does not boot, or does not arrive.
     """
     outcome = MigrateOutcome()
     # UNIX sockets live in it, and their paths end at 107 bytes.
@@ -147,7 +148,7 @@ async def measure(plan: MigratePlan, progress: Progress) -> MigrateOutcome:
                 try:
                     async with migrate_peers.opened(peer, root, plan.memory) as (spec, names):
                         outcome.peers[peer] = await _journey(plan, a, b, spec, names, f"{peer}: ", progress)
-                except migrate_peers.Absent as error:
+                except NvmuserError as error:  # ours are measured all the same
                     outcome.absent[peer] = str(error)
     return outcome
 

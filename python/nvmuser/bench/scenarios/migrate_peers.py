@@ -17,7 +17,7 @@ from typing import Any
 from nvmuser.bench.measure.hugepage_loan import borrowed_hugepages
 from nvmuser.bench.measure.migrant import DISK, DISKS
 from nvmuser.bench.rounds import peer_servers
-from nvmuser.errors import NvmuserError
+from nvmuser.errors import SetupError
 from nvmuser.guest.spec import MIB, GuestSpec
 from nvmuser.rpc import methods
 from nvmuser.supervisor.spdk import MEMORY_MIB
@@ -26,10 +26,6 @@ from nvmuser.toolchain import find_spdk
 PEERS = ("nvme", "virtio-blk", "vhost-user-blk")
 """QEMU's `nvme` migrates from 11.1 on."""
 _VIRTIO = ("/dev/vda", "/dev/vdb")
-
-
-class Absent(NvmuserError):
-    """A peer cannot be measured here."""
 
 
 def files(root: Path, kind: str) -> list[Path]:
@@ -46,7 +42,7 @@ async def opened(peer: str, root: Path, memory: int) -> AsyncIterator[tuple[Gues
     """A guest with two disks of a peer's, and what it calls them.
 
     :param memory: that the guest will have, in bytes.
-    :raises Absent: it cannot run here, with the reason.
+    :raises NvmuserError: it cannot run here, with the reason.
     """
     paths = files(root, peer)
     if peer != "vhost-user-blk":
@@ -55,7 +51,7 @@ async def opened(peer: str, root: Path, memory: int) -> AsyncIterator[tuple[Gues
     # It dies when a guest with 4 KiB pages connects. There are two QEMUs while the guest moves.
     with borrowed_hugepages(2 * memory + MEMORY_MIB * MIB) as why_not:
         if why_not:
-            raise Absent(why_not)
+            raise SetupError(why_not)
         directory = root / peer
         directory.mkdir()
         volumes = [methods.aio_create(path.name, str(path), 512, str(uuid.uuid4())) for path in paths]
