@@ -232,6 +232,19 @@ def test_kvm_is_believed_only_after_a_kernel_spoke_and_then_remembered(
     assert accel.accelerator() == answer
 
 
+def test_kvm_is_tried_with_an_older_qemu_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no vfio-user-pci; guests reach their controllers by libvfio."""
+    (tmp_path / "kvm").touch()
+    monkeypatch.setattr(accel, "_DEVICE", tmp_path / "kvm")
+    monkeypatch.setattr(accel, "find_appliance", lambda: appliance.Appliance(tmp_path, tmp_path, "6.12", "fio-3.39"))
+    (tmp_path / "cache").mkdir()
+    older = WITH.replace("vfio-user-pci", "vfio-pci")
+    speaks = "echo '[0.0] Linux version 6.12'; sleep 60"
+    named = fake_qemu(tmp_path / "named/qemu", f"case $2 in help) {older};; *) {speaks};; esac")
+    monkeypatch.setenv("NVMUSER_QEMU", str(named))
+    assert accel.accelerator() == "kvm"
+
+
 def test_on_an_empty_machine_with_kvm_every_step_is_merely_not_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

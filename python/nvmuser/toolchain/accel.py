@@ -33,9 +33,9 @@ def accelerator() -> str:
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         return "tcg"
     answers = _read()
-    key = _key(find_qemu())
-    if key not in answers:
-        answers[key] = "kvm" if boots(find_qemu(), find_appliance()) else "tcg"
+    qemu = _some_qemu()
+    if (key := _key(qemu)) not in answers:
+        answers[key] = "kvm" if boots(qemu, find_appliance()) else "tcg"
         _write(answers)
     return answers[key]
 
@@ -45,9 +45,17 @@ def is_known() -> bool:
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         return True
     try:
-        return _key(find_qemu()) in _read()
+        return _key(_some_qemu()) in _read()
     except SetupError:
         return False
+
+
+def _some_qemu() -> Qemu:
+    """The one that guests use; with libvfio that may be an older one, by $NVMUSER_QEMU."""
+    try:
+        return find_qemu()
+    except SetupError:
+        return find_qemu("vfio-pci")
 
 
 class _Heard(Exception):
