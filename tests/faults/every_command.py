@@ -31,6 +31,9 @@ _GIVEN = {
     ("nvmuser", "rpc"): ["bdev_get_bdevs"],
     ("nvmuser", "apply"): ["-f", "{spec}"],
     ("nvmuser", "diff"): ["-f", "{spec}"],
+    # Where it would serve, it would not end.
+    ("nvmuser", "api", "serve"): ["--listen", "192.0.2.1:1"],
+    ("nvmuser", "top"): ["--once", "--interval", "0.2"],
 }
 
 

@@ -101,4 +101,7 @@ def test_the_command_without_a_target(run: Run) -> None:
     found = json.loads(ok(run("top", "--once", "--interval", "0.2", "--json")))
     assert (found["volumes"], found["reactors"], found["targets"]) == ([], [], {})
     assert run("top", "--json")[0] == 2
+    status, out, err = run("top")
+    assert (status, out) == (2, "")
+    assert "pass --once" in err
     assert set(SORTS) == {"iops", "bandwidth", "latency", "name"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import click
 
@@ -42,6 +43,8 @@ def top(state: StateDir, once: bool, interval: float, sort: str, as_json: bool) 
         else:
             _print(found)
         return
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("there is no terminal: pass --once, with --json for programs")
     require_extra("top", "nvmuser top without --once")
     from nvmuser.top.screen import Top
 
