@@ -10,20 +10,19 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from importlib.resources import files
 from pathlib import Path
 
 import httpx
 import pytest
 from api_process import SLEEPING, serving, token
 
+from nvmuser.api.monitoring import ALERTS
 from nvmuser.api.monitoring.dashboard import PANELS
 from nvmuser.model.change import Change
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control, daemon
 
-ALERTS = files("nvmuser.api.monitoring").joinpath("alerts.yaml")
 HERE = Path(__file__).parent
 ALWAYS = {
     "Supervisor", "Targets that serve", "Guests connected", "Not as declared", "Problems", "Space", "Reactors busy",

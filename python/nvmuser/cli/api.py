@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,7 +116,9 @@ def alerts() -> None:
     \b
     nvmuser api alerts > /etc/prometheus/nvmuser.yaml
     """
-    click.echo(files("nvmuser.api.monitoring").joinpath("alerts.yaml").read_text(encoding="utf-8"), nl=False)
+    from nvmuser.api.monitoring import ALERTS
+
+    click.echo(ALERTS.read_text(encoding="utf-8"), nl=False)
 
 
 @api.command()
