@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nvmuser.errors import GuestError, UsageError
-from nvmuser.guest import libvirt, migration, spec
+from nvmuser.guest import cloud_hypervisor, libvirt, migration, spec
 from nvmuser.guest.process import QemuProcess
 from nvmuser.guest.qemu import Boot, Runtime, arguments, attachment, memory_backend, plain
 from nvmuser.guest.spec import GIB, MIB, GuestSpec, check_sockets, image_format, reserved_memory, use_hugepages
@@ -291,3 +291,27 @@ async def test_qemu_s_own_words_explain_its_end(tmp_path: Path, written: str, wh
         assert process.why() == why
     finally:
         process.close()
+
+
+def test_cloud_hypervisor_gets_shared_memory_and_the_devices() -> None:
+    sockets = tuple(Path(str(path).replace(",", "")) for path in SOCKETS)
+    spec = GuestSpec(cpus=2, memory=2 << 30, sockets=sockets)
+    devices = ["--user-device", *(f"socket={path}" for path in sockets)]
+    start = ["--cpus", "boot=2", "--memory", "size=2048M,shared=on"]
+    assert cloud_hypervisor.attachment(spec, hugepages=False) == [*start, *devices]
+    start[-1] += ",hugepages=on"
+    assert cloud_hypervisor.attachment(spec, hugepages=True) == [*start, *devices]
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (GuestSpec(sockets=SOCKETS, directories=SOCKETS), "--via libvfio"),
+        (GuestSpec(sockets=SOCKETS, boot_from=SOCKETS[0]), "--boot-from"),
+        (GuestSpec(sockets=SOCKETS, firmware="uefi"), "--uefi"),
+        (GuestSpec(sockets=SOCKETS), "comma"),
+    ],
+)
+def test_what_cloud_hypervisor_cannot_do_is_refused(spec: GuestSpec, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        cloud_hypervisor.attachment(spec, hugepages=False)

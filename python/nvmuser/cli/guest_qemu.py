@@ -13,7 +13,7 @@ import click
 from nvmuser.cli.guest_options import machine_options, make_spec, via_option
 from nvmuser.cli.options import json_document
 from nvmuser.errors import SetupError, UsageError
-from nvmuser.guest import libvirt, libvirt_hook, migration
+from nvmuser.guest import cloud_hypervisor, libvirt, libvirt_hook, migration
 from nvmuser.guest import qemu as arguments_of
 from nvmuser.guest.spec import GuestSpec, use_hugepages
 from nvmuser.hostfs.sockets import answers
@@ -26,10 +26,17 @@ from nvmuser.toolchain.qemu import BINARY
 @click.argument("controllers", nargs=-1, required=True)
 @machine_options
 @click.option("--libvirt", "as_libvirt", is_flag=True, help="A domain for `virsh define` instead.")
+@click.option(
+    "--vmm",
+    type=click.Choice(["qemu", "cloud-hypervisor"]),
+    default="qemu",
+    show_default=True,
+    help="Whose command line to print.",
+)
 @json_document("a list of strings")
 @click.pass_obj
 def qemu_args(
-    state: StateDir, /, controllers: tuple[str, ...], as_libvirt: bool, as_json: bool, **options: Any
+    state: StateDir, /, controllers: tuple[str, ...], as_libvirt: bool, vmm: str, as_json: bool, **options: Any
 ) -> None:
     """Print a command line for a QEMU with these controllers, machine q35, to which more can be added.
 
@@ -40,12 +47,20 @@ def qemu_args(
       eval "$(nvmuser guest qemu-args vm1) -nographic -drive file=system.qcow2"
       eval "$(nvmuser guest qemu-args vm1 --via libvfio) -nographic -drive file=system.qcow2"
       nvmuser guest qemu-args vm1 vm2 --memory 4G --libvirt > vm1.xml
+      eval "$(nvmuser guest qemu-args vm1 --vmm cloud-hypervisor) --kernel vmlinux --disk path=system.raw"
     """
     if as_libvirt and as_json:
         raise UsageError("--libvirt prints XML: not together with --json")
     spec = make_spec(state, controllers, **options, spare_ports=0)
     if as_libvirt and spec.libvfio:
         raise UsageError("--libvirt is for QEMU's own client: not together with --via libvfio")
+    if vmm == "cloud-hypervisor":
+        if as_libvirt:
+            raise UsageError("--libvirt prints a domain of QEMU: not together with --vmm cloud-hypervisor")
+        _note_who_is_missing(spec)
+        words = cloud_hypervisor.attachment(spec, hugepages=use_hugepages(spec))
+        _print([cloud_hypervisor.PROGRAM], words, as_json=as_json)
+        return
     # Report what is missing before anything is printed.
     command = _command(with_libvfio=spec.libvfio)
     hugepages, image = use_hugepages(spec), migration.image_beside(spec.sockets)
@@ -59,12 +74,18 @@ def qemu_args(
     arguments = arguments_of.attachment(
         spec, arguments_of.memory_backend(spec, hugepages=hugepages), no_migration=image, form=form
     )
+    _print(command, arguments, as_json=as_json)
+
+
+def _print(command: list[str], arguments: list[str], *, as_json: bool) -> None:
+    """The words as JSON, or as lines for a shell, one for each option."""
     if as_json:
         click.echo(json.dumps([*command, *arguments], indent=2))
         return
-    pairs = zip(arguments[::2], arguments[1::2], strict=True)
-    lines = [shlex.join(command), *(f"{option} {shlex.quote(value)}" for option, value in pairs)]
-    click.echo(" \\\n".join(lines))
+    lines = [command]
+    for word in arguments:
+        lines.append([word]) if word.startswith("-") else lines[-1].append(word)
+    click.echo(" \\\n".join(map(shlex.join, lines)))
 
 
 def _domain(
