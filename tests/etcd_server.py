@@ -64,6 +64,20 @@ class Etcd(etcd.Etcd):
 
 
 @contextmanager
+def cluster(directory: Path) -> Iterator[list[Etcd]]:
+    """Three members, of which one may be killed."""
+    members = [Etcd(directory / name, name=name) for name in ("a", "b", "c")]
+    try:
+        for member in members:
+            member.cluster = ",".join(f"{one.name}={one.peer}" for one in members)
+            member.start()
+        yield members
+    finally:
+        for member in members:
+            member.kill()
+
+
+@contextmanager
 def running(
     directory: Path, certificates: Certificates | None = None, server: tuple[Path, Path] | None = None
 ) -> Iterator[Etcd]:

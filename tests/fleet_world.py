@@ -78,7 +78,7 @@ class World:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def settings(self, host: str = "") -> FleetSettings:
-        return FleetSettings(self.name, host, (self.url,))
+        return FleetSettings(self.name, host, tuple(self.url.split(",")))
 
     async def begin(self) -> None:
         async with opened(self.settings()) as client:

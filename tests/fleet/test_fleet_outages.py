@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from etcd_server import Etcd, running
-from fleet_world import ADMIN, World, a_world, disk
+from etcd_server import Etcd, cluster, running
+from fleet_world import ADMIN, World, a_world, disk, until
 
 from nvmuser.errors import ConflictError, FleetError, UnknownOutcome
 from nvmuser.fleet import audit, membership
@@ -59,6 +59,33 @@ async def declare(world: World, admin: str, stop: asyncio.Event, said: dict[str,
             said[name] = "unknown"
         except FleetError:
             said[name] = "refused"
+
+
+async def test_a_member_of_three_is_killed(tmp_path: Path) -> None:
+    """One after the other, so that it was the leader once: the others go on, and it comes back."""
+    with cluster(tmp_path / "etcd") as members:
+        async with a_world(",".join(member.url for member in members), tmp_path, "three") as world:
+            h1 = await world.join("h1")
+            for number, member in enumerate(members):
+                member.kill()
+                while (await declared(world, f"v{number}")) != "done":
+                    pass
+                await until(lambda: f"volume/v{number}" in h1.names)  # noqa: B023 (called at once)
+                member.start()
+            async with world.session() as one:
+                assert {key.name for key in (await one.view()).objects} >= {"v0", "v1", "v2"}
+
+
+async def declared(world: World, name: str) -> str:
+    """What comes of declaring a volume; while members elect a leader, nothing."""
+    try:
+        await world.apply(Change(create=(disk(name),)), "h1")
+    except FleetError:
+        return "refused"
+    except ConflictError as error:
+        if "exists already" not in str(error):  # else by an earlier attempt whose outcome was unknown
+            raise
+    return "done"
 
 
 async def test_labels_of_two_admins_are_not_lost(tmp_path: Path, world: World) -> None:

@@ -47,6 +47,9 @@ class Etcd:
     server: tuple[Path, Path] | None = None
     ca: Path | None = None
     address: str = "127.0.0.1"
+    name: str = "one"
+    cluster: str = ""
+    """Names and addresses of all members, where there are several."""
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     ports: tuple[int, int] = field(default=(0, 0), init=False)
 
@@ -58,11 +61,16 @@ class Etcd:
     def url(self) -> str:
         return f"{'https' if self.server else 'http'}://{self.address}:{self.ports[0]}"
 
+    @property
+    def peer(self) -> str:
+        """Its address for other members."""
+        return f"http://{self.address}:{self.ports[1]}"
+
     def _command(self) -> list[str]:
-        peer = f"http://{self.address}:{self.ports[1]}"
-        words = [binary(), "--name", "one", "--data-dir", str(self.directory / "data"), "--log-level", "error"]
+        peer, cluster = self.peer, self.cluster or f"{self.name}={self.peer}"
+        words = [binary(), "--name", self.name, "--data-dir", str(self.directory / "data"), "--log-level", "error"]
         words += ["--listen-client-urls", self.url, "--advertise-client-urls", self.url]
-        words += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"one={peer}"]
+        words += ["--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", cluster]
         words += ["--heartbeat-interval", "20", "--election-timeout", "200"]  # a second sooner back after a kill
         if self.server:
             words += ["--cert-file", str(self.server[0]), "--key-file", str(self.server[1])]
