@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 from fleet_world import ADMIN, World, controller, pair, until
 
-from nvmuser.errors import ConflictError, FleetError, NotFoundError
+from nvmuser.errors import ConflictError, FleetError, NotFoundError, TargetError
 from nvmuser.fleet.etcd.client import Transaction
 from nvmuser.fleet.fences import Fences
 from nvmuser.fleet.move import move
@@ -16,6 +16,7 @@ from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Remote, Volume
 from nvmuser.model.remote_path import RemotePath
+from nvmuser.reconcile.outcome import Outcome
 
 
 class Wall:
@@ -81,6 +82,27 @@ async def is_empty(world: World) -> bool:
 
 async def is_open(world: World, volume: str) -> bool:
     return (await owners(world))[volume].state == "open"
+
+
+async def test_a_move_that_the_host_refuses_leaves_everything(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a guest is connected."""
+    h1, h2 = await world.join("h1"), await world.join("h2")
+    await world.apply(on_far("a"), "h1")
+    await until(lambda: is_open(world, "v-a"))
+    before, change = h1.executor.desired(), h1.executor.change
+
+    async def refuse(one: Change) -> Outcome:
+        if one.delete:
+            raise ConflictError("controller c-a: a guest is connected")
+        return await change(one)
+
+    monkeypatch.setattr(h1.executor, "change", refuse)
+    with pytest.raises(TargetError, match=r"a guest is connected \(host h1\).*nothing was moved"):
+        await moved(world, "c-a", "h2")
+    assert (h1.executor.desired(), h2.names) == (before, set())
+    assert (await owners(world))["v-a"] == Owner("v-a", "h1", 1, "open")
+    async with world.session() as one:
+        assert {record.host for record in (await one.view()).objects.values()} == {"h1", ""}
 
 
 async def test_what_is_on_one_host_alone_stays(world: World) -> None:

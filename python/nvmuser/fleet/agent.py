@@ -72,8 +72,8 @@ class Agent:
         self._executor = executor
         self._view: View | None = None
         self._dirty = asyncio.Event()
-        self._done: dict[Key, int] = {}
-        """The part that was carried out last: key → revision."""
+        self._done: dict[Key, int] | None = None
+        """The part that was carried out last: key → revision; None: look again in any case."""
         self._problems: dict[Key, str] = {}
         self._pending = False
         self._reported: Report | None = None
@@ -114,7 +114,7 @@ class Agent:
             self.trouble = event.reason
             return
         if isinstance(event, Listing):
-            self._view, self._reported, self._done = View.of(self._keys, event, self._settings.host), None, {}
+            self._view, self._reported, self._done = View.of(self._keys, event, self._settings.host), None, None
         elif self._view:
             self._view.follow(event)
         self.trouble = ""
@@ -135,7 +135,7 @@ class Agent:
                 if not unfinished:
                     await self._look(client)
                     continue
-                self._done = {}
+                self._done = None
             self._dirty.clear()
             if self._view is None or self._view.fleet is None or not self._view.settled:
                 continue
@@ -170,13 +170,15 @@ class Agent:
         await self._ownership.opened(client, view, mine, local.entries)
         await self._ownership.give_up(client, view, local.entries)
         if others:
+            self._done = None
             return True
         problems |= dict.fromkeys(kept, "belongs to another host by now, and its data is here alone; see docs/fleet.md")
         finished = [key for key in gone if key not in local.entries]
         for key in parts.unknown(view.objects, local):
             problems[key] = "not known to the fleet: `nvmuser fleet import` writes back what this host has"
-        self._done = {key: number for key, number in revisions.items() if key not in finished}
-        progress = Progress(cluster, revision, {key: n for key, n in known.items() if Key.parse(key) in self._done})
+        done = {key: number for key, number in revisions.items() if key not in finished}
+        self._done = done
+        progress = Progress(cluster, revision, {key: n for key, n in known.items() if Key.parse(key) in done})
         if progress != self._executor.progress():
             self._executor.keep(progress)
         self._problems, self._pending = problems, pending

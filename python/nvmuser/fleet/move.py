@@ -54,7 +54,7 @@ async def move(
         raise UsageError(f"controller {controller}: {len(after)} objects would move at once; at most 50")
     revision = await session.writer(actor).write(proposal, extra, expect)
     hosts = (to,) if force else (from_, to)
-    outcome = await session.carried_out(view, hosts, revision)
+    outcome = await session.carried_out(view, hosts, revision, after)
     if mine := [problem for problem in outcome.problems if problem.object in after or problem.object.kind == "host"]:
         why = "; ".join(map(str, mine))
         if force:

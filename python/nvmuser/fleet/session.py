@@ -86,8 +86,8 @@ class Session:
         view = await self.view()
         proposal, writer = propose(view, change, wheres, default), self.writer(actor)
         revision = await writer.write(proposal)
-        outcome = await self.carried_out(view, proposal.hosts, revision)
         mentioned = change.keys
+        outcome = await self.carried_out(view, proposal.hosts, revision, mentioned)
         mine = [problem for problem in outcome.problems if problem.object in mentioned]
         if mine:
             await self._undo(writer, proposal, revision, view)
@@ -96,9 +96,14 @@ class Session:
         objects = tuple({**one.spec} for one in records if one)
         return replace(outcome, objects=objects)
 
-    async def carried_out(self, view: View, hosts: Collection[str], revision: int) -> Outcome:
-        """Wait until hosts have carried out everything up to a revision. Those that do not live are not waited for."""
-        return await Waiting(self.client, self.keys, hosts, revision).outcome(view.live)
+    async def carried_out(
+        self, view: View, hosts: Collection[str], revision: int, concerned: Collection[Key] = ()
+    ) -> Outcome:
+        """Wait until hosts have carried out everything up to a revision. Those that do not live are not waited for.
+
+        :param concerned: objects of which a single problem ends the waiting.
+        """
+        return await Waiting(self.client, self.keys, hosts, revision, concerned).outcome(view.live)
 
     async def _undo(self, writer: Writer, proposal: Proposal, revision: int, view: View) -> None:
         """Write back how it was. Where somebody has changed it meanwhile, that stands."""

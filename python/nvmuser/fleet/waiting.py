@@ -21,9 +21,15 @@ _LOOK_S = 2.0
 
 
 class Waiting:
-    """For some hosts, to carry out everything up to a revision."""
+    """For some hosts, to carry out everything up to a revision.
 
-    def __init__(self, client: Client, keys: FleetKeys, hosts: Collection[str], revision: int) -> None:
+    :param concerned: objects of which a single problem ends the waiting: the change will be undone.
+    """
+
+    def __init__(
+        self, client: Client, keys: FleetKeys, hosts: Collection[str], revision: int, concerned: Collection[Key] = ()
+    ) -> None:
+        self._concerned = frozenset(concerned)
         self._client = client
         self._keys = keys
         self._revision = revision
@@ -76,6 +82,8 @@ class Waiting:
         for text, what in report.problems.items():
             key = Key.parse(text) if text else Key("host", host)
             self._problems[key] = Problem(key, f"{what} (host {host})")
+        if not self._concerned.isdisjoint(self._problems):
+            self._hosts = set()
 
     async def _look(self) -> None:
         """Whether they still live. Where etcd has gone away, what was declared stands, and nobody can be heard."""
