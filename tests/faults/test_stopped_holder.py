@@ -120,7 +120,8 @@ async def rounds(pair: Pair, other: Engine, there: StateDir, target: BareTarget,
         sides.reverse()
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(ROUNDS, marks=pytest.mark.matrix)])
+@pytest.mark.matrix
+@pytest.mark.parametrize("count", [2, ROUNDS])
 async def test_none_of_its_writes_lands(tmp_path: Path, target_factory: TargetFactory, count: int) -> None:
     async with open_pair(tmp_path, target_factory) as pair:
         there = StateDir(tmp_path / "b")

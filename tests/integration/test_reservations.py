@@ -160,6 +160,7 @@ async def test_who_accepts_other_writers_takes_no_reservation(
         assert warning.startswith("volume disk: other hosts may write to it: ")
 
 
+@pytest.mark.matrix
 async def test_asymmetric_access_is_respected(pair: Pair) -> None:
     """I/O, and the commands about reservations, take the path by which the namespace can be reached."""
     await pair.far.call("nvmf_delete_subsystem", {"nqn": NQN})
