@@ -101,11 +101,15 @@ class Reservations:
         """The process has ended: its successor is another host."""
         self._rpc, self._unended, self._seen, self.claims = None, {}, {}, NO_CLAIMS
 
-    async def settle(self, rpc: Client, desired: Desired, actual: Actual, new: Collection[Key]) -> Claims:
+    async def settle(
+        self, rpc: Client, desired: Desired, actual: Actual, new: Collection[Key], changed: Collection[Key] = ()
+    ) -> Claims:
         """Take the reservation of every remote volume that is wanted here and can be reached.
 
         :param new: keys of volumes that nobody has opened yet: they are refused where others may write to them, unless
             that was accepted.
+        :param changed: keys of what a change is about: there alone a reservation is taken from another (`take_over`).
+            It could be taken back by force later, which must not be undone by itself.
         """
         if rpc is not self._rpc:
             self.lost()
@@ -121,7 +125,11 @@ class Reservations:
                 shared[volume.key] = why
                 return
             try:
-                request = await (self._to_release(space) if deleting else self._claim(space, volume, keys))
+                request = await (
+                    self._to_release(space)
+                    if deleting
+                    else self._claim(space, volume, keys, volume.take_over_key if volume.key in changed else None)
+                )
             except NvmuserError as error:
                 request = self.claims.release.get(volume.key)
                 if isinstance(error, ConflictError) or not request:
@@ -148,7 +156,9 @@ class Reservations:
         mine = (await space.report()).of(space.host_id)
         return reservations.unregister(space.remote, space.nsid, mine.key) if mine else None
 
-    async def _claim(self, space: _Namespace, volume: Volume, keys: ReservationKeys) -> Request | None:
+    async def _claim(
+        self, space: _Namespace, volume: Volume, keys: ReservationKeys, take_over: int | None
+    ) -> Request | None:
         """The call that releases it; None where the namespace offers no reservations.
 
         :raises ConflictError: another host has it. :raises TargetError: it cannot be taken at this moment.
@@ -160,7 +170,7 @@ class Reservations:
         report = await space.report()
         mine, holder = report.of(space.host_id), report.holder
         self._seen[volume.key] = (space, holder.key if holder else 0)
-        ours = [one for one in report.registrants if keys.is_ours(one.key) or one.key == volume.take_over_key]
+        ours = [one for one in report.registrants if keys.is_ours(one.key) or one.key == take_over]
         if holder and holder not in (*ours, mine):
             raise ConflictError(_held_by(holder))
         key = mine.key if mine else _own_key(space.host_id, keys)

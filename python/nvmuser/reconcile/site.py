@@ -342,7 +342,7 @@ class Site:
         entries = [entry for key, entry in desired.entries.items() if key.kind == "volume" and not entry.provisioned]
         unopened = [e.object for e in entries if isinstance(e.object, Volume) and e.object.backend == "remote"]
         new = {volume.key for volume in unopened} & set(changed)
-        claims = await self._reservations.settle(rpc, desired, actual, new)
+        claims = await self._reservations.settle(rpc, desired, actual, new, changed)
         opened = {volume.key for volume in unopened} & (claims.release.keys() | claims.shared.keys())
         await asyncio.to_thread(self._mark, opened - claims.refused.keys())
         return claims
