@@ -24,7 +24,7 @@ NAME = "g"
 
 def spec(directory: Path) -> GuestSpec:
     device = ("-device", json.dumps({"driver": "vfio-pci", "sysfsdev": str(directory)}))
-    return GuestSpec(memory=256 * MIB, directories=(), spare_ports=0, hugepages=False, qemu_args=device)
+    return GuestSpec(memory=512 * MIB, directories=(), spare_ports=0, hugepages=False, qemu_args=device)
 
 
 @asynccontextmanager

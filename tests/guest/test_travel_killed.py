@@ -73,8 +73,11 @@ async def _settle(travel: Travel, boot: str) -> None:
 
 
 async def _restart(travel: Travel) -> None:
-    """The guest is gone with its QEMU: its volumes can be opened where it was, and it boots there."""
+    """The guest is gone with its QEMU: its volumes are open, or can be opened, where it was, and it boots there."""
     await travel.end()
+    who = openers(travel.a.state.root.parent / DISKS[0])
+    if who == {(await travel.elsewhere.control.call("status"))["target"]["pid"]}:
+        travel.here = travel.elsewhere  # it had arrived
     for name in DISKS:
         status, _, err = await nvmuser(travel.here, "controller", "take-back", name)
         assert status == 0, err
