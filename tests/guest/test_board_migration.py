@@ -43,6 +43,7 @@ async def ok(registry: Registry, command: str) -> str:
 
 
 @pytest.mark.matrix
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # QEMU outlives who starts it
 async def test_outputs_and_interrupt_come_along(tmp_path: Path) -> None:
     if not libvfio.is_done():
         libvfio.build(Reporter(tmp_path / "log"))

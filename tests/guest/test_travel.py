@@ -120,6 +120,7 @@ async def test_another_qemu_with_the_memory_where_it_is(travel: Travel) -> None:
 
 
 @pytest.mark.matrix
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # QEMU outlives who starts it
 async def test_memory_that_nobody_logs_is_found_to_be_wrong() -> None:
     """What finds nothing in the other tests would find it."""
     outcome = await measure(MigratePlan(2, mode="unlogged"), Silent())
