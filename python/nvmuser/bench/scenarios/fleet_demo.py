@@ -230,6 +230,9 @@ def main() -> int:
         document = asyncio.run(demonstrate(options.directory, as_json=options.json, keep=options.keep))
     except NvmuserError as error:
         print(f"nvmuser: {error}", file=sys.stderr)
+        if options.json:  # as of every command (docs/cli.md)
+            failure = {"code": error.kind, "message": str(error), "exit_status": error.exit_status}
+            print(json.dumps({"error": failure}))
         return error.exit_status
     if options.json:
         print(json.dumps(document, indent=1))
