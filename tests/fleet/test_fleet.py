@@ -165,6 +165,16 @@ async def _has(one: object, key: Key) -> bool:
     return key in (await one.view()).objects  # type: ignore[attr-defined]
 
 
+async def test_what_is_on_a_new_remote_comes_with_it_although_something_else_is_refused(world: World) -> None:
+    h1 = await world.join("h1", run=False)
+    far = Remote("far", nqn="nqn.2026-11.org.example:far", paths=(RemotePath("192.0.2.1", 4420),))
+    there = [Volume(f"r{number}", backend="remote", remote="far", remote_nsid=number) for number in (1, 2)]
+    await world.apply(Change(create=(far, *there, controller("c1", "r1"), controller("c2", "r2"))), "h1")
+    await world.apply(Change(create=(Volume("lost", path="/nowhere/at/all"),)), "h1")
+    await world.run(h1)
+    await until(lambda: h1.names == {"remote/far", "volume/r1", "volume/r2", "controller/c1", "controller/c2"})
+
+
 async def test_a_remote_is_on_every_host_that_uses_it(world: World) -> None:
     h1, h2 = await world.join("h1"), await world.join("h2")
     far = Remote("far", nqn="nqn.2026-11.org.example:far", paths=(RemotePath("192.0.2.1", 4420),))

@@ -52,7 +52,7 @@ def pieces(change: Change, local: Desired) -> list[Change]:
             update=tuple(one for one in change.update if one.key in keys),
             delete=tuple(key for key in change.delete if key in keys),
         )
-        for keys in sets(below)
+        for keys in sets(below, apart=())  # a remote that is new goes with what is on it
     ]
 
 
