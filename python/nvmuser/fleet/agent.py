@@ -142,7 +142,7 @@ class Agent:
             try:
                 unfinished = await self._carry_out(client, self._view)
             except NvmuserError as error:
-                log.warning("fleet: %s", error)
+                log.info("fleet: %s", error)
                 self.trouble, unfinished = str(error), True
 
     # -- one round -------------------------------------------------------------------------------------------

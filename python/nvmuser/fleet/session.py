@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nvmuser.errors import FleetError, StaleError, TargetError
+from nvmuser.errors import FleetError, StaleError, TargetError, summary
 from nvmuser.fleet.etcd.client import Client
 from nvmuser.fleet.etcd.connection import Connection
 from nvmuser.fleet.etcd.tls import Tls
@@ -91,7 +91,7 @@ class Session:
         mine = [problem for problem in outcome.problems if problem.object in mentioned]
         if mine:
             await self._undo(writer, proposal, revision, view)
-            raise TargetError(f"{'; '.join(map(str, mine))}; nothing was changed")
+            raise TargetError(f"{summary(mine)}; nothing was changed")
         records = [proposal.after[one.key] for one in (*change.create, *change.update)]
         objects = tuple({**one.spec} for one in records if one)
         return replace(outcome, objects=objects)

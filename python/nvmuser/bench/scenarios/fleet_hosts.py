@@ -69,7 +69,7 @@ async def measure(root: Path, etcd: Etcd, plan: FleetPlan, progress: Progress) -
 @contextlib.asynccontextmanager
 async def _host(root: Path, name: str, url: str) -> Any:
     """A supervisor with a target, which has joined."""
-    async with Deployment.start(root, Options(profile="eco")) as deployment:
+    async with Deployment.start(root, Options(profile="balanced")) as deployment:
         settings, state = FleetSettings(_FLEET, name, (url,)), deployment.state
         identity = host_identity.load(state).id
         joined, _ = await membership.join(settings, identity, Desired(), local_actor(), adopt=False)
