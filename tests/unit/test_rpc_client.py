@@ -71,10 +71,11 @@ async def test_window_bounds_calls_in_flight(tmp_path: Path) -> None:
 
 
 async def test_late_reply_is_dropped(tmp_path: Path) -> None:
-    go_on = asyncio.Event()
+    taken, go_on = asyncio.Event(), asyncio.Event()
 
     async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         (first,) = await read_requests(reader, 1)
+        taken.set()
         await go_on.wait()
         writer.write(reply(first, "late"))
         (second,) = await read_requests(reader, 1)
@@ -83,6 +84,7 @@ async def test_late_reply_is_dropped(tmp_path: Path) -> None:
     async with scripted(tmp_path / "s", late), await Client.connect(tmp_path / "s") as client:
         with pytest.raises(RpcTimeoutError, match="slow: no reply"):
             await client.call("slow", timeout=0.01)
+        await taken.wait()
         go_on.set()
         assert await client.call("next") == "in time"
 
