@@ -215,7 +215,8 @@ def _declare(state: StateDir, options: Options, settings: Settings) -> None:
         log.error("%s: %s; the next start will not know how this one was run", state.settings, error.strerror)
 
 
-async def _run(state: StateDir, spdk: Spdk, options: Options, settings: Settings, ready_fd: int) -> None:
+async def _run(state: StateDir, spdk: Spdk, options: Options, settings: Settings, ready_fd: int) -> NvmuserError | None:
+    """Returns why it was never ready, which has been reported."""
     on_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def report(future: asyncio.Future[None]) -> None:
@@ -234,9 +235,11 @@ async def _run(state: StateDir, spdk: Spdk, options: Options, settings: Settings
         if on_ready.done():
             raise
         on_ready.set_exception(error)
+        return error
     finally:
         with contextlib.suppress(OSError):
             state.control_socket.unlink(missing_ok=True)
+    return None
 
 
 def _report(ready_fd: int, error: BaseException | None) -> None:
@@ -270,10 +273,12 @@ def main() -> None:
     options = Options(settings.hugepages, cores, arguments.profile, arguments.max_controllers)
     try:
         with locked(state):
-            asyncio.run(_run(state, check_prefix(arguments.spdk), options, settings, arguments.ready_fd))
+            failed = asyncio.run(_run(state, check_prefix(arguments.spdk), options, settings, arguments.ready_fd))
     except NvmuserError as error:
         _report(arguments.ready_fd, error)
         sys.exit(f"{error}")
+    if failed:
+        sys.exit(f"{failed}")  # for whoever looks at a service's exit status
 
 
 if __name__ == "__main__":
