@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from nvmuser.toolchain.rbd import find_module
 
 settings.register_profile("nvmuser", deadline=None)
 settings.load_profile("nvmuser")  # a loaded machine is no fault
+
+# A shell's background jobs ignore it, and so would what the tests start, and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
