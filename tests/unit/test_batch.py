@@ -63,6 +63,7 @@ KNOWN = Desired({one.key: Entry(one) for one in (A, B, Controller("c", (Namespac
         # Somebody far away decides, and takes their time.
         ([Change(create=(Volume("r", "remote", remote="m", remote_nsid=1),)), create("x")], [0]),
         ([create("x"), Change(create=(Volume("i", "rbd", cluster="k", pool_name="p"),)), create("y")], [0, 2]),
+        ([create("x"), Change(update=(Volume("r", "remote", remote="m", remote_nsid=1, take_over="0x1"),))], [0]),
         # y waits for x; so what waits for y must not overtake it.
         ([create("x"), Change(update=(null("x"), null("y"))), create("y"), create("z")], [0, 3]),
     ],

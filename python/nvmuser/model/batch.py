@@ -49,7 +49,7 @@ def _touched(desired: Desired, change: Change) -> _Touched:
 
 def _goes_alone(change: Change) -> bool:
     """A target is run otherwise, or somebody far away decides whether a volume can be had, and takes their time."""
-    far = any(isinstance(one, Volume) and (one.remote or one.cluster) for one in change.create)
+    far = any(isinstance(one, Volume) and (one.remote or one.cluster) for one in (*change.create, *change.update))
     return far or any(key.kind == TargetSettings.kind for key in change.keys)
 
 
