@@ -11,9 +11,11 @@ import pytest
 from cli_run import Run
 from vfio_fds import descriptors_open, until
 from vfio_supervisor import Supervisor
+from vfio_target import FakeTarget
 from vfio_world import World
 
 from nvmf_vfio.endpoint import Endpoint
+from nvmf_vfio.keeper.channel import HeldFds
 from nvmuser import paths
 from nvmuser.cli.main import main
 
@@ -23,6 +25,22 @@ def _of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unit tests describe a checkout, also where they run on what packages have installed (ci/test-installed)."""
     monkeypatch.setattr(paths, "__file__", "/checkout/python/nvmuser/paths.py")
     monkeypatch.delenv("NVMUSER_PREFIX", raising=False)
+
+
+@pytest.fixture
+async def fds() -> AsyncIterator[HeldFds]:
+    """What an endpoint gives away to be kept, whichever process it is."""
+    fds = HeldFds()
+    yield fds
+    fds.close()
+
+
+@pytest.fixture
+async def target(tmp_path: Path) -> AsyncIterator[FakeTarget]:
+    """The target of controller a."""
+    target = FakeTarget(tmp_path / "targets" / "a" / "cntrl")
+    yield target
+    target.kill()
 
 
 @pytest.fixture

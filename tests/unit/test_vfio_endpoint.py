@@ -28,20 +28,6 @@ StartEndpoint = Callable[[], contextlib.AbstractAsyncContextManager[Supervisor]]
 
 
 @pytest.fixture
-async def fds() -> AsyncIterator[HeldFds]:
-    fds = HeldFds()
-    yield fds
-    fds.close()
-
-
-@pytest.fixture
-async def target(tmp_path: Path) -> AsyncIterator[FakeTarget]:
-    target = FakeTarget(tmp_path / "targets" / "a" / "cntrl")
-    yield target
-    target.kill()
-
-
-@pytest.fixture
 def endpoint(tmp_path: Path, fds: HeldFds) -> StartEndpoint:
     """An endpoint that serves controller a and is killed at the end; the fds is always the same."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,20 +18,6 @@ from nvmf_vfio.state.registers import CSTS_CFS, CSTS_RDY, OPC_ASYNC_EVENT_REQUES
 
 do = asyncio.to_thread
 ALL = set(range((1 << 20) // 4096))
-
-
-@pytest.fixture
-async def fds() -> AsyncIterator[HeldFds]:
-    fds = HeldFds()
-    yield fds
-    fds.close()
-
-
-@pytest.fixture
-async def target(tmp_path: Path) -> AsyncIterator[FakeTarget]:
-    target = FakeTarget(tmp_path / "targets" / "a" / "cntrl")
-    yield target
-    target.kill()
 
 
 @pytest.mark.parametrize("live", [False, True])

@@ -1,4 +1,4 @@
-"""Events as they come, to whoever watches: server-sent events, each with its number, from which a client goes on.
+"""Events as they come, to clients that watch: server-sent events, each with its number, from which a client goes on.
 
 Owns who watches. A watcher that does not read is let go; it comes back with the number of the last event it had.
 """

@@ -37,7 +37,7 @@ class Image:
     lockable: bool
     """It has the feature exclusive-lock."""
     lockers: tuple[tuple[str, str], ...]
-    """Client and address of whoever holds its lock."""
+    """Client and address of the holder of its lock."""
     snapshots: tuple[str, ...]
     shared: int = 0
     """Bytes that it may still share with the snapshot that it is a clone of."""
@@ -198,7 +198,7 @@ def make(cluster: Cluster, volume: Volume, of: Volume | None = None) -> None:
 
 
 def grow(cluster: Cluster, volume: Volume) -> None:
-    """To the size that is wanted; whoever has the lock does it. A target that has it open sees it.
+    """To the size that is wanted; the holder of the lock does it. A target that has it open sees it.
 
     :raises NvmuserError: it could not be.
     """

@@ -111,7 +111,7 @@ def number(function: str, opened: ctypes.c_void_p) -> int:
 
 
 def lockers(opened: ctypes.c_void_p) -> list[tuple[str, str, str]]:
-    """Client, cookie and address of whoever holds the image's lock."""
+    """Client, cookie and address of the holder of the image's lock."""
     lengths = [ctypes.c_size_t(_LOCKED) for _ in range(4)]
     tag, *texts = (ctypes.create_string_buffer(_LOCKED) for _ in range(4))
     exclusive = ctypes.c_int()

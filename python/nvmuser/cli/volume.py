@@ -72,7 +72,10 @@ def volume() -> None:
 @click.option("--image", default="", help="rbd: the image there. Default: the volume's name.")
 @click.option("--create", is_flag=True, help="rbd: make the image, of --size, where there is none.")
 @click.option(
-    "--seize", "seize_", is_flag=True, help="rbd: whoever has the image locked is kept out of the cluster for good."
+    "--seize",
+    "seize_",
+    is_flag=True,
+    help="rbd: keep the client that has the image locked out of the cluster for good.",
 )
 @click.option("--shared-ok", is_flag=True, help="remote: accept that other hosts may write to it too.")
 @click.option("--take-over", default="", metavar="KEY", help="remote: take it from the host with this reservation key.")

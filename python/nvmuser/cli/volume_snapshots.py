@@ -103,7 +103,7 @@ def seize(state: StateDir, name: str, yes: bool, as_json: bool) -> None:
     desired = control.load(state)
     if not yes:
         raise UsageError(
-            f"volume {name}: whoever has it locked loses all that it has open there; pass --yes to confirm"
+            f"volume {name}: the client that has it locked loses all that it has open there; pass --yes to confirm"
         )
     taken = seizure.seize(state, _in(desired, name), desired)
     with contextlib.suppress(TargetNotRunning):

@@ -2,7 +2,7 @@
 
 What fits into one transaction is one. A larger change is many, and so that nobody sees half of it: it begins with a
 key, `meta/change`, while which nobody else changes anything and no host carries anything out. Who makes it is known to
-live by a lease; if it ends, whoever comes next takes back what was written: etcd still knows how it was.
+live by a lease; if it ends, the next command takes back what was written: etcd still knows how it was.
 """
 
 from __future__ import annotations

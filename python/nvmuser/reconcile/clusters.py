@@ -1,4 +1,4 @@
-"""Ceph clusters of one target: connected to, and their images made, grown, and free of whoever had them, before SPDK is
+"""Ceph clusters of one target: connected to, and their images made, grown, and free of earlier holders, before SPDK is
 asked to open them.
 
 Owns the order: our address in a cluster is in the journal of fences before an image is opened, and a predecessor is

@@ -213,7 +213,7 @@ class Engine:
         """As `change`, for changes that do not touch each other (`model.batch`): recorded in one transaction, carried
         out in one act. What is refused of one is undone, and the others stand.
 
-        :param actors: whose changes they are; empty: those of whoever is acting.
+        :param actors: whose changes they are; empty: those of the current actor.
         :returns: for each what it came to, or why nothing of it has changed.
         :raises NvmuserError: of none has anything changed.
         """

@@ -13,7 +13,7 @@ from nvmuser.paths import StateDir
 
 
 def seize(state: StateDir, volume: Volume, desired: Desired) -> list[str]:
-    """Keep out whoever has a volume's image locked. Returns their addresses; none where nobody has.
+    """Keep out the client that has a volume's image locked. Returns their addresses; none where nobody has.
 
     :raises ConflictError: it is a target of ours that has it.
     :raises NvmuserError: it is not certain that they are kept out.

@@ -70,7 +70,7 @@ async def submit(state: StateDir, change: Change, actor: Actor | None = None, cl
 
     Where this host belongs to a fleet, that is changed, and this host carries it out as every other would.
 
-    :param actor: who does it; None: whoever runs this process.
+    :param actor: who does it; None: the user of this process.
     :param client: a connection to the supervisor, where there is one already.
     :raises NvmuserError: nothing has changed.
     """
@@ -115,7 +115,7 @@ async def alter(state: StateDir, alteration: Callable[[Desired], AnyObject], *, 
 async def rename(state: StateDir, key: Key, name: str, actor: Actor | None = None) -> Outcome:
     """Give an object another name.
 
-    :param actor: who does it; None: whoever runs this process.
+    :param actor: who does it; None: the user of this process.
     :raises NvmuserError: nothing has changed.
     """
     if isinstance(state, Remote):

@@ -278,7 +278,7 @@ def main() -> None:
         _report(arguments.ready_fd, error)
         sys.exit(f"{error}")
     if failed:
-        sys.exit(f"{failed}")  # for whoever looks at a service's exit status
+        sys.exit(f"{failed}")  # a service manager looks at the exit status
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ SORTS = ("iops", "bandwidth", "latency", "name")
 
 
 def rates(before: Sample, after: Sample, sort: str = "iops") -> Rates:
-    """What was done between two samples. Of what was made, or begun anew, in between, there is none yet.
+    """What was done between two samples. Of what was made, or started again, in between, there is none yet.
 
     :param sort: one of `SORTS`.
     """

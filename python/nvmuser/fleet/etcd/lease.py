@@ -1,6 +1,6 @@
-"""A lease that is kept alive, and granted anew where it was lost: by it others see that this process lives.
+"""A lease that is kept alive, and granted again where it was lost: by it others see that this process lives.
 
-A restarted etcd grants each lease its whole time anew, so that leases end late, never early.
+A restarted etcd grants each lease its whole time again, so that leases end late, never early.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A watch that comes back: after a broken stream where it was, after a compaction with everything listed anew.
+"""A watch that comes back: after a broken stream where it was, after a compaction with a new listing of everything.
 
 What it yields is complete: a listing, then every change after it, in order; another listing says that changes were
 missed, and what there is now.
@@ -68,7 +68,7 @@ class Watcher:
                     yield changes
                 await asyncio.sleep(_AGAIN_S)
             except _Compacted:
-                log.info("watch: changes are not to be had: listed anew")
+                log.info("watch: changes are no longer available: listed again")
                 self._next = 0
             except FleetError as error:
                 yield Lost(str(error))
