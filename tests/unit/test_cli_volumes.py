@@ -57,6 +57,11 @@ def test_a_fraction_that_is_rounded_up_is_printed(run: Run, tmp_path: Path) -> N
     assert ok(run("diff", "-f", str(path))) == ""
 
 
+def test_an_encrypted_volume_is_shown_by_the_name_that_was_given(run: Run) -> None:
+    made = json.loads(ok(run("volume", "create", "secret", "--size", "4M", "--encrypt", "--json")))
+    assert (made["name"], made["backend"], made["base"], made["size"]) == ("secret", "crypt", "secret.sealed", 4 << 20)
+
+
 def test_only_what_dies_with_the_target_is_volatile(run: Run) -> None:
     """Else it would be listed as such, and refused to controllers."""
     status, out, err = run("volume", "create", "a", "--size", "4M", "--volatile")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from nvmuser.errors import UsageError
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
+from nvmuser.reconcile.outcome import Outcome
 
 _SUFFIX = ".sealed"
 _OF_THE_KEY = ("key_file", "key_command")
@@ -38,6 +40,13 @@ def pair(name: str, fields: Mapping[str, Any]) -> tuple[Volume, Volume]:
     base = Volume(name + _SUFFIX, **below)
     key = {field: fields[field] for field in _OF_THE_KEY}
     return base, Volume(name, "crypt", base=base.name, block_size=base.block_size, volatile=base.volatile, **key)
+
+
+def as_one(outcome: Outcome, name: str, below: str) -> Outcome:
+    """What was made, as the person asked for it: the volume of that name, with the size of what is below."""
+    made = {one["name"]: one for one in outcome.objects}
+    size = {"size": made[below].get("size", 0)} if below != name else {}
+    return replace(outcome, objects=(made[name] | size,))
 
 
 def with_base(desired: Desired, key: Key) -> tuple[Key, ...]:

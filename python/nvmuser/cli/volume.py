@@ -122,8 +122,8 @@ def create(
     if seize_:
         seizure.seize(state, replace(below, image=below.image or below.name), control.load(state))
     outcome = run(control.submit(state, Change(create=volumes)))
-    outcome = replace(outcome, objects=tuple(one for one in outcome.objects if one["name"] == below.name))
-    say_object(outcome, as_json, f"volume {name} created{_rounding(outcome, size, below.name)}")
+    text = f"volume {name} created{_rounding(outcome, size, below.name)}"
+    say_object(sealed.as_one(outcome, name, below.name), as_json, text)
     if not as_json:
         _note_space(state, name)
 
