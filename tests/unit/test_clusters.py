@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from nvmuser.ceph import images
+from nvmuser.ceph.asking import unconnected
 from nvmuser.ceph.images import Image
 from nvmuser.errors import ConflictError, NvmuserError, UsageError
 from nvmuser.model.change import Change, next_desired
@@ -135,4 +136,4 @@ def test_an_image_gives_its_size_and_stays_somebody_elses_one_that_is_made_is_ou
     ],
 )
 def test_why_there_is_no_connection(number: int, reason: str) -> None:
-    assert reason in str(images.unconnected(CEPH, number))
+    assert reason in str(unconnected(CEPH, number))

@@ -7,26 +7,18 @@ decided by its callers.
 from __future__ import annotations
 
 import errno
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nvmuser.ceph.asking import AWAY, DEADLINE_S, DENIED, Act, Asker, ask, error_of
 from nvmuser.ceph.worker import same_client
 from nvmuser.errors import AccessError, ConflictError, NotFoundError, NvmuserError, SetupError, UsageError
 from nvmuser.model.objects import Cluster, Volume
 from nvmuser.model.sizes import format_size
 
-_DEADLINE_S = 60.0
-"""Of a process that asks: each of its calls has its own, of 10 and 20 s."""
-_PATIENCE_S, _HEALTH_S = 10, 2
-_AWAY = (errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED)
-_DENIED = (errno.EPERM, errno.EACCES)
-
-Act = dict[str, Any]
+_HEALTH_S = 2
+"""That monitors have to say how the cluster fares."""
 
 
 @dataclass(frozen=True)
@@ -58,59 +50,6 @@ def named(volume: Volume) -> str:
     return f"{text}@{volume.in_spdk}" if volume.snapshot_of else text
 
 
-def ask(
-    cluster: Cluster, acts: Sequence[Act], patience: int = _PATIENCE_S, deadline: float | None = _DEADLINE_S
-) -> list[Any]:
-    """Have a process do some things, one after the other. Of each its result, or the OSError that it ended with.
-
-    :param patience: seconds that monitors have to answer.
-    :param deadline: seconds for all of it; None: what is done may have to go through a whole image.
-    :raises SetupError: librbd is not installed, or no monitor answers.
-    :raises AccessError: the cluster does not admit the user.
-    """
-    request: Act = {"conf": cluster.conf, "user": cluster.user, "keyring": cluster.keyring, "acts": list(acts)}
-    request["patience"] = patience
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "nvmuser.ceph.worker"], input=json.dumps(request), capture_output=True, text=True,
-            timeout=deadline, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise SetupError(f"{cluster.key.words}: no answer within {deadline:g} s") from None
-    if done.returncode != 0:
-        why = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise SetupError(f"{cluster.key.words}: asking it failed: {why}{_missing(why)}")
-    answer = json.loads(done.stdout)
-    if failure := answer.get("failure"):
-        raise unconnected(cluster, failure["errno"])
-    return [_error(one["failure"]) if "failure" in one else one["result"] for one in answer["results"]]
-
-
-def _missing(why: str) -> str:
-    return ": install it (Debian: librbd1)" if "cannot open shared object" in why else ""
-
-
-def _error(failure: Mapping[str, Any]) -> OSError:
-    return OSError(failure["errno"], failure["text"], failure["function"])
-
-
-def unconnected(cluster: Cluster, number: int) -> NvmuserError:
-    """Why there is no connection, in words.
-
-    :param number: errno of rados_connect(3).
-    """
-    conf = cluster.conf or "ceph.conf"
-    who = f"client.{cluster.user}"
-    if number in _AWAY:
-        return SetupError(f"{cluster.key.words}: no monitor answers: see `mon host` in {conf}, and the network")
-    if number in _DENIED:
-        keyring = cluster.keyring or f"the keyring that {conf} names"
-        return AccessError(f"{cluster.key.words}: it does not admit {who} with the key in {keyring}")
-    if number == errno.ENOENT:
-        return UsageError(f"{cluster.key.words}: no key for {who}: see --keyring, and `keyring` in {conf}")
-    return SetupError(f"{cluster.key.words}: {os.strerror(number)}")
-
-
 def explained(error: OSError, cluster: Cluster, volume: Volume) -> NvmuserError:
     """Why something could not be done with a volume's image, in words."""
     what, who = f"image {named(volume)}", f"client.{cluster.user}"
@@ -118,11 +57,11 @@ def explained(error: OSError, cluster: Cluster, volume: Volume) -> NvmuserError:
         return NotFoundError(f"cluster {cluster.name} has no pool {volume.pool_name}")
     if error.errno == errno.ENOENT:
         return NotFoundError(f"no such image in cluster {cluster.name}: {named(volume)}")
-    if error.errno in _DENIED:
+    if error.errno in DENIED:
         return AccessError(
             f"{what}: {who} may not: it needs `mon 'profile rbd' osd 'profile rbd pool={volume.pool_name}'`"
         )
-    if error.errno in _AWAY:
+    if error.errno in AWAY:
         return SetupError(f"{what}: the OSDs of cluster {cluster.name} do not answer")
     if error.errno == errno.EBUSY:
         return ConflictError(f"{what}: in use: a client has it open, or it has snapshots (`rbd status`, `rbd snap ls`)")
@@ -175,7 +114,7 @@ def do(cluster: Cluster, volume: Volume, act: Act) -> Any:
 
     :raises NvmuserError: why not, in words.
     """
-    deadline = None if act["act"] in ("remove", "flatten", "snapshot") else _DEADLINE_S
+    deadline = None if act["act"] in ("remove", "flatten", "snapshot") else DEADLINE_S
     (result,) = ask(cluster, [act], deadline=deadline)
     if isinstance(result, OSError):
         raise explained(result, cluster, volume)
@@ -236,18 +175,20 @@ def flatten(cluster: Cluster, volume: Volume) -> None:
 
 
 def fence(
-    cluster: Cluster, addresses: Sequence[str], volumes: Sequence[Volume]
+    cluster: Cluster, addresses: Sequence[str], volumes: Sequence[Volume], ask: Asker = ask
 ) -> tuple[list[str], dict[Volume, Image | OSError]]:
     """Keep those of these clients out of the cluster, for 30 days, that hold a lock on an image of these volumes, and
     break it. Returns their addresses, and what the cluster has of each image then.
 
+    :param ask: by what the cluster is asked.
     :raises NvmuserError: not all of it is certain; nothing of theirs may be opened.
     """
     act = {"act": "fence", "addresses": list(addresses), "images": [[one.pool_name, one.image] for one in volumes]}
-    fenced, *looks = ask(cluster, [act, *(_about(volume, "look") for volume in volumes)])
-    if isinstance(fenced, OSError):
-        raise SetupError(f"{cluster.key.words}: {', '.join(addresses)} could not be fenced: {fenced.strerror}")
-    return [str(address) for address in fenced], _looked(volumes, looks)
+    (found,) = ask(cluster, [act])
+    if isinstance(found, OSError):
+        raise SetupError(f"{cluster.key.words}: {', '.join(addresses)} could not be fenced: {found.strerror}")
+    looks = [error_of(one["failure"]) if "failure" in one else one["result"] for one in found["looks"]]
+    return [str(address) for address in found["fenced"]], _looked(volumes, looks)
 
 
 def complete(cluster: Cluster, volume: Volume, image: Image | OSError) -> Volume:

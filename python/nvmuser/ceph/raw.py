@@ -18,7 +18,10 @@ from typing import Any
 _LOCKED = 4096
 """Bytes for the texts of an image's locks: it has one at most."""
 
+_SMALL = 4096
+
 Function = Callable[..., int]
+Locker = tuple[str, str, str]
 
 
 class _SnapInfo(ctypes.Structure):
@@ -110,20 +113,44 @@ def number(function: str, opened: ctypes.c_void_p) -> int:
     return value.value
 
 
-def lockers(opened: ctypes.c_void_p) -> list[tuple[str, str, str]]:
+def lockers(opened: ctypes.c_void_p) -> list[Locker]:
     """Client, cookie and address of the holder of the image's lock."""
+    return _lockers(functools.partial(rbd, "rbd_list_lockers", opened))
+
+
+def object_lockers(context: ctypes.c_void_p, name: str, lock: str) -> list[Locker]:
+    """Of those that hold a lock of an object; none where it does not exist."""
+    try:
+        return _lockers(functools.partial(rados, "rados_list_lockers", context, name.encode(), lock.encode()))
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return []
+
+
+def _lockers(listed: Callable[..., int]) -> list[Locker]:
     lengths = [ctypes.c_size_t(_LOCKED) for _ in range(4)]
     tag, *texts = (ctypes.create_string_buffer(_LOCKED) for _ in range(4))
     exclusive = ctypes.c_int()
     arguments: list[Any] = [tag, ctypes.byref(lengths[0])]
     for text, length in zip(texts, lengths[1:], strict=True):
         arguments += [text, ctypes.byref(length)]
-    count = rbd("rbd_list_lockers", opened, ctypes.byref(exclusive), *arguments)
+    count = listed(ctypes.byref(exclusive), *arguments)
     clients, cookies, addresses = (text.raw.split(b"\0")[:count] for text in texts)
     return [
         (client.decode(), cookie.decode(), address.decode())
         for client, cookie, address in zip(clients, cookies, addresses, strict=True)
     ]
+
+
+def content(context: ctypes.c_void_p, name: str) -> bytes:
+    """What a small object holds, at most 4 KiB.
+
+    :raises OSError: ENOENT: there is none.
+    """
+    buffer = ctypes.create_string_buffer(_SMALL)
+    size = rados("rados_read", context, name.encode(), buffer, ctypes.c_size_t(_SMALL), ctypes.c_uint64(0))
+    return buffer.raw[:size]
 
 
 def snapshots(opened: ctypes.c_void_p) -> list[str]:

@@ -1,5 +1,7 @@
 """A process that asks a cluster some things and ends: `python -m nvmuser.ceph.worker`, JSON on stdin and stdout.
 
+With `--stay` it connects once, and answers each line of its input with one, until that ends.
+
 librados has threads, waits for what does not answer, and aborts on its own defects: none of that may be the
 supervisor's. Nothing is decided here.
 """
@@ -10,8 +12,12 @@ import ctypes
 import errno
 import json
 import re
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 from nvmuser.ceph import raw
@@ -29,6 +35,12 @@ _PATIENCE = ("client_mount_timeout", "rados_mon_op_timeout")
 """Seconds, of monitors."""
 _EXCLUSIVE_LOCK = 1 << 2
 """RBD_FEATURE_EXCLUSIVE_LOCK."""
+_ID, _HEADER, _LOCK = "rbd_id.{}", "rbd_header.{}", "rbd_lock"
+"""An image's objects, by its name and by the identity that the first holds, and the exclusive lock, which the second
+has: as every format 2 image has had them."""
+_LENGTH = 4
+"""Bytes before the identity's text."""
+_AT_ONCE = 8
 _CLONE_FORMAT = 12
 """RBD_IMAGE_OPTION_CLONE_FORMAT; 2 needs no protection of the snapshot, and outlives it."""
 _ADDRESS = re.compile(r"([^\[\],]+):\d+/(\d+)")
@@ -87,34 +99,65 @@ def _flatten(cluster: _Cluster, pool: str, image: str) -> None:
         raw.rbd("rbd_flatten", opened)
 
 
-def _fence(cluster: _Cluster, addresses: list[str], images: list[list[str]]) -> list[str]:
-    """Keep out those clients that hold a lock on one of these images, and break it. Returns their addresses.
+def _fence(cluster: _Cluster, addresses: list[str], images: list[list[str]]) -> dict[str, Any]:
+    """Keep out those clients that hold a lock on one of these images, and break it. Returns their addresses, and a look
+    at each image.
 
-    Nothing of theirs lands any more on an OSD that has heard of it.
+    Nothing of theirs lands any more on an OSD that has heard of it. What has to be asked besides is asked while the
+    monitors commit that, which they put off to a second after their last commit.
     """
-    locks = []
-    for pool, image in images:
-        with raw.pool(cluster, pool) as context, raw.image(context, image) as opened:
-            found = raw.lockers(opened)
-        locks += [
-            (pool, image, client, cookie, address)
-            for client, cookie, address in found
-            if any(same_client(address, one) for one in addresses)
-        ]
-    holders = sorted({address for *_, address in locks})
-    for address in holders:
-        raw.rados("rados_blocklist_add", cluster, address.encode(), ctypes.c_uint32(FENCED_S))
-    raw.rados("rados_wait_for_latest_osdmap", cluster)
-    for pool, image, client, cookie, _ in locks:
-        with raw.pool(cluster, pool) as context, raw.image(context, image, writable=True) as opened:
-            _break(opened, client, cookie)
-    return holders
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        found = threads.map(lambda one: _locked(cluster, *one), images)
+        locks = [lock for image in found for lock in image if any(same_client(lock.address, one) for one in addresses)]
+        holders = sorted({lock.address for lock in locks})
+        keeping_out = [threads.submit(_keep_out, cluster, address) for address in holders]
+        looks = list(threads.map(lambda one: _answered(_look, cluster, pool=one[0], image=one[1]), images))
+        for one in keeping_out:
+            one.result()
+        raw.rados("rados_wait_for_latest_osdmap", cluster)
+        list(threads.map(lambda lock: _break(cluster, lock), locks))
+    for look in looks:
+        if result := look.get("result"):
+            result["lockers"] = [
+                [client, address] for client, address in result["lockers"]
+                if not any(same_client(address, one) for one in holders)
+            ]  # fmt: skip
+    return {"fenced": holders, "looks": looks}
 
 
-def _break(opened: ctypes.c_void_p, client: str, cookie: str) -> None:
-    """Nothing happens when the lock is not there any more."""
+@dataclass(frozen=True)
+class _Lock:
+    pool: str
+    header: str
+    """The object that has it."""
+    client: str
+    cookie: str
+    address: str
+
+
+def _locked(cluster: _Cluster, pool: str, image: str) -> list[_Lock]:
+    """An image's lock, by its objects: to open it would take many times as long."""
+    with raw.pool(cluster, pool) as context:
+        try:
+            identity = raw.content(context, _ID.format(image))
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return []
+        header = _HEADER.format(identity[_LENGTH:].decode())
+        return [_Lock(pool, header, *one) for one in raw.object_lockers(context, header, _LOCK)]
+
+
+def _keep_out(cluster: _Cluster, address: str) -> None:
+    raw.rados("rados_blocklist_add", cluster, address.encode(), ctypes.c_uint32(FENCED_S))
+
+
+def _break(cluster: _Cluster, lock: _Lock) -> None:
+    """Nothing happens when it is not there any more."""
+    names = (lock.header, _LOCK, lock.client, lock.cookie)
     try:
-        raw.rbd("rbd_break_lock", opened, client.encode(), cookie.encode())
+        with raw.pool(cluster, lock.pool) as context:
+            raw.rados("rados_break_lock", context, *(name.encode() for name in names))
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise
@@ -143,22 +186,60 @@ def _failure(error: OSError) -> dict[str, Any]:
 
 def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """Of each act a result, or its error; or why there is no connection."""
-    options = _OPTIONS | dict.fromkeys(_PATIENCE, str(request["patience"]))
-    options |= {"keyring": request["keyring"]} if request["keyring"] else {}
     try:
-        with raw.connected(request["user"], request["conf"], options) as cluster:
-            return {"results": [_act(cluster, one) for one in request["acts"]]}
+        with _connected(request) as cluster:
+            return _answers(cluster, request)
     except OSError as error:
         return {"failure": _failure(error)}
+
+
+def stay(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The same for request after request, by one connection; the first says which. Ends where there is none."""
+    requests = map(json.loads, lines)
+    first = next(requests, None)
+    if first is None:
+        return
+    try:
+        with _connected(first) as cluster:
+            yield _answers(cluster, first)
+            for request in requests:
+                yield _answers(cluster, request)
+    except OSError as error:
+        yield {"failure": _failure(error)}
+
+
+def _connected(request: Mapping[str, Any]) -> AbstractContextManager[_Cluster]:
+    options = _OPTIONS | dict.fromkeys(_PATIENCE, str(request["patience"]))
+    options |= {"keyring": request["keyring"]} if request["keyring"] else {}
+    return raw.connected(request["user"], request["conf"], options)
+
+
+def _answers(cluster: _Cluster, request: Mapping[str, Any]) -> dict[str, Any]:
+    return {"results": [_act(cluster, one) for one in request["acts"]]}
 
 
 def _act(cluster: _Cluster, act: Mapping[str, Any]) -> dict[str, Any]:
     arguments = dict(act)
+    return _answered(_ACTS[arguments.pop("act")], cluster, **arguments)
+
+
+def _answered(do: Callable[..., Any], cluster: _Cluster, /, **arguments: Any) -> dict[str, Any]:
     try:
-        return {"result": _ACTS[arguments.pop("act")](cluster, **arguments)}
+        return {"result": do(cluster, **arguments)}
     except OSError as error:
         return {"failure": _failure(error)}
 
 
+def main(arguments: list[str]) -> None:
+    """Answer what comes on standard input."""
+    if arguments != ["--stay"]:
+        json.dump(answer(json.load(sys.stdin)), sys.stdout)
+        return
+    # A terminal's interrupt is its owner's, who ends it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for one in stay(sys.stdin):
+        print(json.dumps(one), flush=True)
+
+
 if __name__ == "__main__":
-    json.dump(answer(json.load(sys.stdin)), sys.stdout)
+    main(sys.argv[1:])

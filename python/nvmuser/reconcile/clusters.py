@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from nvmuser.ceph import images
+from nvmuser.ceph.asking import Standing, unconnected
 from nvmuser.ceph.images import Image
 from nvmuser.errors import ConflictError, NvmuserError, RpcServerError
 from nvmuser.hostfs.fences import Fence, Journal
@@ -94,6 +95,9 @@ class Clusters:
 
     def __init__(self, state: StateDir) -> None:
         self._journal = Journal(state.fences)
+        self._standing = Standing()
+        """By which a predecessor is kept out the moment that it has ended."""
+        self._connecting: asyncio.Future[None] | None = None
         self._fencing: asyncio.Future[None] | None = None
         self._pid = 0
         """Of the process that serves."""
@@ -110,6 +114,23 @@ class Clusters:
             self._fencing = asyncio.ensure_future(asyncio.to_thread(self._keep_out, desired, volumes, self._pid))
         self._pid = 0
 
+    def stop(self) -> None:
+        """Nobody is to be kept out at a moment's notice any more. May be called again."""
+        self._standing.close()
+
+    def stand_by(self, desired: Desired) -> None:
+        """From now on be connected to the clusters with volumes here."""
+        used = {volume.cluster for volume in desired.volumes()}
+        kept = [cluster for cluster in desired.clusters() if cluster.name in used]
+        if not self._connecting or self._connecting.done():
+            self._connecting = asyncio.ensure_future(asyncio.to_thread(self._keep, kept))
+
+    def _keep(self, kept: Collection[Cluster]) -> None:
+        try:
+            self._standing.keep(kept)
+        except (NvmuserError, OSError) as error:
+            log.info("%s", error)
+
     def _keep_out(self, desired: Desired, volumes: list[Volume], pid: int) -> None:
         """What fails is tried again when the images are opened."""
         for cluster in desired.clusters():
@@ -117,7 +138,7 @@ class Clusters:
             try:
                 ended = [one for one in self._journal.read() if one.pid == pid and not one.alive]
                 if addresses := [one.address for one in ended if mine and one.cluster == cluster.in_spdk]:
-                    self._looked[cluster.name] = _fenced(cluster, addresses, mine)
+                    self._looked[cluster.name] = self._fenced(cluster, addresses, mine)
             except NvmuserError as error:
                 log.warning("%s", error)
 
@@ -156,7 +177,7 @@ class Clusters:
         try:
             address = await rpc.call(request.method, request.params, timeout=_CONNECT_S)
         except RpcServerError as error:
-            raise images.unconnected(cluster, -error.code) from error
+            raise unconnected(cluster, -error.code) from error
         try:
             fence = Fence.of(cluster.in_spdk, address, rpc.peer_pid or 0)
             await asyncio.to_thread(self._journal.add, fence)
@@ -201,14 +222,15 @@ class Clusters:
         held = {volume: image.held_by(dead) for volume, image in looked.items() if isinstance(image, Image)}
         holders = {address for addresses in held.values() for address in addresses}
         volumes = [volume for volume, addresses in held.items() if addresses]
-        return _fenced(cluster, sorted(holders), volumes) if holders else {}
+        return self._fenced(cluster, sorted(holders), volumes) if holders else {}
 
-
-def _fenced(cluster: Cluster, addresses: Sequence[str], volumes: Sequence[Volume]) -> dict[Volume, Image | OSError]:
-    fenced, looked = images.fence(cluster, addresses, volumes)
-    if fenced:
-        log.info("cluster %s: fenced %s", cluster.name, ", ".join(fenced))
-    return looked
+    def _fenced(
+        self, cluster: Cluster, addresses: Sequence[str], volumes: Sequence[Volume]
+    ) -> dict[Volume, Image | OSError]:
+        fenced, looked = images.fence(cluster, addresses, volumes, self._standing.ask)
+        if fenced:
+            log.info("cluster %s: fenced %s", cluster.name, ", ".join(fenced))
+        return looked
 
 
 def _all(works: Iterable[Work], reason: str) -> dict[Key, Problem]:

@@ -91,6 +91,7 @@ class Site:
     def stop(self) -> None:
         """May be called again."""
         self._rebuilds.stop()
+        self._clusters.stop()
 
     def lost(self) -> None:
         """The target has ended: it has nothing any more."""
@@ -329,8 +330,10 @@ class Site:
         """Connections to Ceph, and images."""
         desired = await asyncio.to_thread(lambda: self.wanted)
         if not any(volume.cluster for volume in desired.volumes()):
+            self._clusters.stop()
             return {}
         readied = await self._clusters.ready(desired, await query(rpc), rpc)
+        self._clusters.stand_by(desired)
         await asyncio.to_thread(self._mark, readied.made)
         return readied.problems or {}
 
