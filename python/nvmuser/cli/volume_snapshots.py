@@ -72,7 +72,7 @@ def inflate(state: StateDir, name: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def rollback(state: StateDir, name: str, snapshot: str, yes: bool, as_json: bool) -> None:
-    """Make NAME, a volume in Ceph, what its SNAPSHOT is. What was written since is lost.
+    """Make NAME, a volume in a pool or in Ceph, what its SNAPSHOT is. What was written since is lost.
 
     No controller may show it meanwhile: detach it, and attach it again.
 

@@ -70,6 +70,27 @@ def lvol_clone(snapshot: str, name: str) -> Request:
     return Request("bdev_lvol_clone", {"snapshot_name": snapshot, "clone_name": name})
 
 
+def lvol_delete(bdev: str) -> Request:
+    """Delete a volume in a pool, with its data (module/bdev/lvol/vbdev_lvol_rpc.c).
+
+    :param bdev: as `pool/volume`.
+
+    Errors: ENODEV without such a volume; EPERM for a snapshot with several clones.
+    """
+    return Request("bdev_lvol_delete", {"name": bdev})
+
+
+def lvol_rename(bdev: str, name: str) -> Request:
+    """Give a volume in a pool another name (module/bdev/lvol/vbdev_lvol_rpc.c).
+
+    :param bdev: as `pool/volume`.
+    :param name: without the pool.
+
+    Errors: ENODEV without such a volume; EEXIST for a name in use.
+    """
+    return Request("bdev_lvol_rename", {"old_name": bdev, "new_name": name})
+
+
 def lvol_inflate(bdev: str) -> Request:
     """Copy what a clone shares with its snapshot, so that it stands alone (module/bdev/lvol/vbdev_lvol_rpc.c).
 
