@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bare_target import BareTarget, TargetFactory
@@ -44,7 +45,7 @@ class Pair:
         where = {"trtype": "TCP", "adrfam": family, "traddr": address, "trsvcid": str(self.port)}
         await self.far.call("nvmf_subsystem_add_listener", {"nqn": NQN, "listen_address": where, **options})
 
-    async def attach(self, address: str, nqn: str = NQN, **fields: str) -> None:
+    async def attach(self, address: str, nqn: str = NQN, **fields: Any) -> None:
         remote = Remote("far", nqn=nqn, paths=(RemotePath(address, self.port),), **fields)
         disk = Volume("disk", "remote", remote="far", remote_nsid=1)
         outcome = await self.engine.change(Change(create=(remote, disk, Controller("x", (Namespace("disk"),)))))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 from remote_pair import NQN, Pair, dhchap_key, free_port, key_file, tls_key
 
-from nvmuser.errors import ConflictError, NvmuserError, TargetError, UsageError
+from nvmuser import initiator
+from nvmuser.errors import ConflictError, NvmeStatusError, NvmuserError, TargetError, UsageError
 from nvmuser.hostfs import host_identity, reservation_keys
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
@@ -40,6 +42,31 @@ async def test_a_namespace_is_one_volume_and_has_to_be_there(pair: Pair) -> None
         await pair.engine.change(Change((Volume("two", "remote", remote="far", remote_nsid=1),)))
     status = await pair.engine.status()
     assert (status.drifted, status.missing) == ((), ())
+
+
+async def test_io_ends_with_errors_after_the_time_that_was_set_and_goes_on_when_there_is_a_path(pair: Pair) -> None:
+    await pair.admit(host_identity.load(pair.state).nqn)
+    await pair.listen()
+    await pair.attach("127.0.0.1", fail_after_s=1)
+
+    where = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(pair.port)}
+    host = await asyncio.to_thread(initiator.connect, pair.state.target_dir("x"))
+    with host, host.queue(4, timeout=60) as queue:
+
+        def write() -> None:
+            queue.write(host.namespace(1), 0, bytes(4096)).wait()
+
+        await asyncio.to_thread(write)
+        await pair.far.call("nvmf_subsystem_remove_listener", {"nqn": NQN, "listen_address": where})
+        with pytest.raises(NvmeStatusError):
+            await asyncio.to_thread(write)
+        await pair.listen()
+        while True:  # until it has connected again
+            try:
+                await asyncio.to_thread(write)
+            except NvmeStatusError:
+                continue
+            break
 
 
 async def test_each_reason_is_its_own(pair: Pair) -> None:

@@ -183,3 +183,6 @@ async def test_asymmetric_access_is_respected(pair: Pair) -> None:
         await asyncio.to_thread(write, pair.state, "x", 0, os.urandom(4096))
         assert (await pair.engine.reconcile()).problems == ()
         assert (await pair.engine.changed_hands()) == []
+        ways = {way.port: str(way).partition(", ")[2] for way in (await pair.engine.status()).remotes}
+        assert ways[int(reached["trsvcid"])] == "connected, optimized"
+        assert ways[int(closed["trsvcid"])] == "connected, inaccessible"

@@ -33,7 +33,11 @@ FACTS: dict[str, Any] = {
 OBJECTS: dict[str, Any] = {
     "in_sync": ["volume/a", "controller/c"], "drifted": ["volume/b"], "missing": [], "foreign": ["bdev x"],
     "conflicts": [], "space": [], "mirrors": [],
-    "remotes": [{"remote": "r", "path": "[::1]:4420", "address": "::1", "port": 4420, "connected": True}],
+    "remotes": [
+        {"remote": "r", "path": "[::1]:4420", "address": "::1", "port": 4420, "connected": True},
+        {"remote": "r", "path": "s:4420", "address": "10.0.0.2", "port": 4420, "connected": True,
+         "states": ["non_optimized"]},
+    ],
 }  # fmt: skip
 
 
@@ -76,6 +80,7 @@ async def test_lines(state: StateDir) -> None:
         "error     2026-11-27T10:00:00+00:00 [disk] is full",
         "objects   2 in sync",
         "remote    r: [::1]:4420, connected",
+        "remote    r: s:4420 at 10.0.0.2:4420, connected, non-optimized",
         "drifted   volume/b",
         "foreign   bdev x",
         "guests    none",

@@ -13,10 +13,10 @@ from nvmuser.cli.progress import Progress, run
 
 
 @click.command("encryption")
-@click.option("--rounds", type=click.IntRange(6, 100), default=12, show_default=True)
+@click.option("--rounds", type=click.IntRange(6, 100), default=24, show_default=True)
 @json_option
 def encryption_command(rounds: int, as_json: bool) -> None:
-    """4k random reads and writes at depth 32 on a file volume and on an encrypted one, in alternating rounds.
+    """4k random reads and writes at depth 32 on a file volume and on an encrypted one, in short rounds, in turns.
 
     \b
     nvmuser bench encryption --json

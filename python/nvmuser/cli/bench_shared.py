@@ -12,6 +12,7 @@ from nvmuser.paths import StateDir
 from nvmuser.supervisor import control
 
 _PIECES = ("rbd_ratio", "encrypted_ratio", "kills", "refused")
+_KINDS = ("rbd", "remote", "encrypted", "file")
 
 
 @click.command()
@@ -21,11 +22,14 @@ _PIECES = ("rbd_ratio", "encrypted_ratio", "kills", "refused")
 @click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Of rbd_ratio.")
 @click.option("--seconds", type=click.FloatRange(1, 600), default=4.0, show_default=True, help="Of each of its runs.")
 @click.option("--kills", type=click.IntRange(1, 1000), default=20, show_default=True, help="Of each kind of volume.")
+@click.option(
+    "--kind", "kinds", type=click.Choice(_KINDS), multiple=True, help="Kill under this alone. May be repeated."
+)
 @json_document("rbd_ratio.{randread,randwrite}, encrypted_ratio, kills.KIND.{io_errors,bad_blocks,stall_s}, refused_s")
 @click.pass_obj
 def shared(
     state: StateDir, only: tuple[str, ...], cluster: str, pool_name: str, rounds: int, seconds: float, kills: int,
-    as_json: bool,
+    kinds: tuple[str, ...], as_json: bool,
 ) -> None:  # fmt: skip
     """Volumes in Ceph beside fio's own engine for them, and encrypted ones beside plain ones; volumes in Ceph, on a
     remote, encrypted and on a file under a target that is killed; a second host refused.
@@ -37,6 +41,7 @@ def shared(
     Examples:
       nvmuser bench shared --json
       nvmuser bench shared --only rbd_ratio --rounds 9
+      nvmuser bench shared --only kills --kind rbd --kind file
       nvmuser bench shared --cluster ceph --pool-name scratch
     """
     from nvmuser.bench.scenarios.shared import SharedPlan, measure
@@ -44,5 +49,7 @@ def shared(
 
     named = control.load(state).get(Key("cluster", cluster)) if cluster else None
     assert named is None or isinstance(named, Cluster)
-    plan = SharedPlan(only or _PIECES, rounds, seconds, kills, Ceph(named, pool_name) if named else None)
+    plan = SharedPlan(
+        only or _PIECES, rounds, seconds, kills, kinds or _KINDS, Ceph(named, pool_name) if named else None
+    )
     measured(measure, plan, as_json=as_json)

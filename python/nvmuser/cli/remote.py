@@ -18,7 +18,7 @@ from nvmuser.hostfs.host_identity import HostIdentity
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import RECONNECT_MAX_S, Remote
+from nvmuser.model.objects import FAIL_AFTER_MAX_S, RECONNECT_MAX_S, Remote
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import discovery
@@ -63,11 +63,20 @@ def remote() -> None:
     show_default=True,
     help="Seconds between two attempts to connect by a path that is down.",
 )
+@click.option(
+    "--fail-after",
+    "fail_after_s",
+    type=click.IntRange(0, FAIL_AFTER_MAX_S),
+    default=0,
+    show_default=True,
+    help="Seconds without any path after which guests get errors, until there is one again; 0: their I/O waits.",
+)
 @json_option
 @click.pass_obj
 def create(
-    state: StateDir, /, name: str, nqn: str, paths: tuple[str, ...], reconnect_s: int, as_json: bool, **keys: str
-) -> None:
+    state: StateDir, /, name: str, nqn: str, paths: tuple[str, ...], reconnect_s: int, fail_after_s: int, as_json: bool,
+    **keys: str,
+) -> None:  # fmt: skip
     """Attach a subsystem of another target.
 
     HOST is an address (IPv6 in brackets where a port follows) or a name, which is resolved at each attachment.
@@ -78,7 +87,8 @@ def create(
     nvmuser remote create safe --nqn nqn.2026-11.org.example:safe --path 10.0.0.1 --dhchap-key /etc/nvmuser/safe.key
     """
     files = {field: os.path.abspath(path) for field, path in keys.items() if path}
-    remote = Remote(name, nqn=nqn, paths=tuple(map(RemotePath.parse, paths)), reconnect_s=reconnect_s, **files)
+    ways_ = tuple(map(RemotePath.parse, paths))
+    remote = Remote(name, nqn=nqn, paths=ways_, reconnect_s=reconnect_s, fail_after_s=fail_after_s, **files)
     outcome = run(control.submit(state, Change(create=(remote,))))
     say_object(outcome, as_json, f"remote {name} {'declared' if outcome.pending else 'attached'}")
 

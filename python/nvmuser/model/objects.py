@@ -27,6 +27,7 @@ REMOTE_NQN = r"nqn\.[0-9]{4}-[0-9]{2}\.[A-Za-z0-9.-]+(:[^\s]+)?"
 NQN_MAX = 223
 """Bytes (NVM Express Base Specification, NVMe Qualified Names)."""
 RECONNECT_MAX_S = 600
+FAIL_AFTER_MAX_S = 24 * 3600
 BLOCK_SIZES = (512, 4096)
 SERIAL_MAX = 20
 _NQN = re.compile(NQN)
@@ -232,6 +233,7 @@ class Remote(NamedInSpdk):
         **NamedInSpdk.rules,
         "nqn": {"pattern": REMOTE_NQN, "maxLength": NQN_MAX},
         "reconnect_s": {"minimum": 1, "maximum": RECONNECT_MAX_S},
+        "fail_after_s": {"minimum": 0, "maximum": FAIL_AFTER_MAX_S},
     }
 
     keys: ClassVar[tuple[str, ...]] = ("dhchap_key", "dhchap_ctrlr_key", "psk")
@@ -247,6 +249,8 @@ class Remote(NamedInSpdk):
     """File of the pre-shared key for TLS."""
     reconnect_s: int = 1
     """Seconds between two attempts to connect by a path that is down; there is no last one."""
+    fail_after_s: int = 0
+    """Seconds without any path after which I/O ends with errors; 0: it waits."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -254,6 +258,11 @@ class Remote(NamedInSpdk):
             raise UsageError(f"remote {self.name}: needs an NQN and one path or more")
         if not 1 <= self.reconnect_s <= RECONNECT_MAX_S:
             raise UsageError(f"remote {self.name}: reconnect_s {self.reconnect_s}: 1 to {RECONNECT_MAX_S} seconds")
+        if self.fail_after_s and not self.reconnect_s <= self.fail_after_s <= FAIL_AFTER_MAX_S:
+            raise UsageError(
+                f"remote {self.name}: fail_after_s {self.fail_after_s}: {self.reconnect_s} (reconnect_s) to "
+                f"{FAIL_AFTER_MAX_S} seconds, or 0 to wait for ever"
+            )
         if self.dhchap_ctrlr_key and not self.dhchap_key:
             raise UsageError(f"remote {self.name}: the remote is asked for its key only by a host that has one too")
 

@@ -162,6 +162,8 @@ class RemoteController:
     """Of these, those without a connection at this moment: SPDK tries them again and again."""
     host_id: str = ""
     """Which host SPDK is to it; empty: SPDK does not say."""
+    states: Mapping[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)
+    """By which path which states of its namespaces' access (ANA) were told, each once; a remote may tell none."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ async def query(rpc: Client) -> Actual:
             )
             for store in lvstores
         },
-        remotes=_remotes(remotes),
+        remotes=_remotes(remotes, bdevs),
         keys={key["name"]: key["path"] for key in keys if "path" in key},
         clusters=clusters or {},
         rbd=clusters is not None,
@@ -290,18 +292,34 @@ async def query_remotes(rpc: Client) -> Actual:
     return Actual(remotes=_remotes(await _optional(rpc, "bdev_nvme_get_controllers")))
 
 
-def _remotes(data: Sequence[Mapping[str, Any]]) -> dict[str, RemoteController]:
-    return {remote["name"]: _remote(remote) for remote in data}
+def _remotes(data: Sequence[Mapping[str, Any]], bdevs: Sequence[Mapping[str, Any]] = ()) -> dict[str, RemoteController]:
+    states = _access(bdevs) if data else {}
+    return {remote["name"]: _remote(remote, states) for remote in data}
 
 
-def _remote(data: Mapping[str, Any]) -> RemoteController:
+def _access(bdevs: Sequence[Mapping[str, Any]]) -> dict[str, dict[tuple[str, int], tuple[str, ...]]]:
+    """Of each subsystem: by which path its namespaces are in which state (`nvme_namespace_info_json`)."""
+    found: dict[str, dict[tuple[str, int], tuple[str, ...]]] = {}
+    for bdev in bdevs:
+        for one in bdev.get("driver_specific", {}).get("nvme", ()):
+            if state := one["ns_data"].get("ana_state"):
+                paths, path = found.setdefault(one["trid"].get("subnqn", ""), {}), _address(one["trid"])
+                paths[path] = tuple(sorted({*paths.get(path, ()), state}))
+    return found
+
+
+def _remote(
+    data: Mapping[str, Any], states: Mapping[str, Mapping[tuple[str, int], tuple[str, ...]]]
+) -> RemoteController:
     controllers = data.get("ctrlrs", ())
     addresses = [controller["trid"] for controller in controllers]
     # With multipath, further paths of a controller are listed as alternates of its first.
     addresses += [trid for controller in controllers for trid in controller.get("alternate_trids", ())]
+    nqn = addresses[0].get("subnqn", "") if addresses else ""
     return RemoteController(
         name=data["name"],
-        nqn=addresses[0].get("subnqn", "") if addresses else "",
+        nqn=nqn,
+        states=states.get(nqn, {}),
         paths=tuple(map(_address, addresses)),
         down=frozenset(_address(one["trid"]) for one in controllers if one.get("state") in _DOWN),
         host_id=controllers[0].get("host", {}).get("id", "") if controllers else "",

@@ -36,6 +36,7 @@ def ensure(remote: Remote, actual: Actual, routes: remotes.Routes, draft: Draft)
                 host=routes.host_for(remote),
                 keys=remote.key_files,
                 reconnect_s=remote.reconnect_s,
+                fail_after_s=remote.fail_after_s,
             )
             needs = Needs(path=(addresses[0], path.port))
             # One after the other: the first makes the controller, the others are added to it.

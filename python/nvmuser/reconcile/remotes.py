@@ -71,6 +71,9 @@ class Way:
     address: str
     port: int
     connected: bool
+    states: tuple[str, ...] = ()
+    """In which the remote says its namespaces are by this path (ANA): optimized, non_optimized, inaccessible,
+    persistent_loss, change. Empty where it says nothing, or there is no connection."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,7 +81,9 @@ class Way:
     def __str__(self) -> str:
         there = str(RemotePath(self.address, self.port))
         at = f" at {there}" if there != self.path else ""
-        return f"{self.remote}: {self.path}{at}, {'connected' if self.connected else 'no connection'}"
+        how = " and ".join(self.states).replace("_", "-")
+        state = f"connected{', ' if how else ''}{how}" if self.connected else "no connection"
+        return f"{self.remote}: {self.path}{at}, {state}"
 
 
 def ways(desired: Desired, actual: Actual, routes: Routes) -> Iterator[Way]:
@@ -88,7 +93,10 @@ def ways(desired: Desired, actual: Actual, routes: Routes) -> Iterator[Way]:
         for address, port in present.paths if present else ():
             declared = (str(path) for path in remote.paths if (address, port) in attached(path, present, routes))
             name = next(declared, str(RemotePath(address, port)))
-            yield Way(remote.name, name, address, port, present is not None and (address, port) not in present.down)
+            assert present is not None
+            connected = (address, port) not in present.down
+            states = present.states.get((address, port), ()) if connected else ()
+            yield Way(remote.name, name, address, port, connected, states)
 
 
 def _shortest(address: str) -> str:

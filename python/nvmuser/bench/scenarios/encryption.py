@@ -27,7 +27,8 @@ from nvmuser.supervisor import control
 PATTERNS = ("randread", "randwrite")
 _SIZE = 256 << 20
 _BLOCK, _DEPTH = 4096, 32
-_SECONDS, _WARMUP = 1.5, 0.3
+_SECONDS, _WARMUP = 0.5, 0.1
+"""Short, and many rounds: a disk that is shared drifts, and both are to see the same of it."""
 _FILL_SECONDS = 2.0
 _PLAIN, _ENCRYPTED = "plain", "encrypted"
 

@@ -20,7 +20,7 @@ from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.scenarios import encryption, recovery, shared_ratio
 from nvmuser.bench.scenarios.shared_remote import Store
-from nvmuser.bench.scenarios.shared_volumes import DISK, Ceph, RbdKind, kinds
+from nvmuser.bench.scenarios.shared_volumes import DISK, KINDS, Ceph, RbdKind, kinds
 from nvmuser.bench.scenarios.verified import backing
 from nvmuser.errors import GuestError, NvmuserError
 from nvmuser.model.change import Change
@@ -29,8 +29,8 @@ from nvmuser.paths import StateDir
 from nvmuser.supervisor.spdk import Options
 
 _QUIET = Options(profile="eco", hugepages=False)
-_LEAST_ROUNDS = 6
-"""From which on an interval of 95 % can be given."""
+_SHORT_ROUNDS = 24
+"""Of `encrypted_ratio`, each of half a second for both."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class SharedPlan:
     :param pieces: names in `PIECES`.
     :param rounds: of `rbd_ratio`, each of so many `seconds`.
     :param kills: of each kind of volume.
+    :param kinds: names in `shared_volumes.kinds`.
     :param ceph: an existing cluster; None: one of our own.
     """
 
@@ -47,6 +48,7 @@ class SharedPlan:
     rounds: int = 5
     seconds: float = 4.0
     kills: int = 20
+    kinds: tuple[str, ...] = KINDS
     ceph: Ceph | None = None
 
 
@@ -79,15 +81,19 @@ class Bench:
 
 
 async def measure(plan: SharedPlan, progress: Progress) -> SharedOutcome:
-    """Run every piece that is wanted.
+    """Run every piece that is wanted; one that fails is among what is wrong.
 
-    :raises NvmuserError: Ceph or a program is missing, or something failed that is not what is measured.
+    :raises NvmuserError: Ceph does not come up.
     """
     outcome = SharedOutcome()
     # UNIX sockets live in it, and their paths end at 107 bytes.
     with scratch("nvmuser-") as root, _cluster(plan, root, progress) as ceph:
         for name in plan.pieces:
-            outcome.facts |= await PIECES[name](Bench(plan, ceph, root, progress, outcome))
+            try:
+                outcome.facts |= await PIECES[name](Bench(plan, ceph, root, progress, outcome))
+            except NvmuserError as error:
+                # What the other pieces have found is not lost with it.
+                outcome.wrongs.append(f"{name}: {error}")
     return outcome
 
 
@@ -117,7 +123,7 @@ async def _rbd_ratio(bench: Bench) -> dict[str, Any]:
 
 async def _encrypted_ratio(bench: Bench) -> dict[str, Any]:
     """A file volume beside an encrypted one."""
-    found = await encryption.measure(bench.root / "e", max(bench.plan.rounds, _LEAST_ROUNDS), bench.progress)
+    found = await encryption.measure(bench.root / "e", max(bench.plan.rounds, _SHORT_ROUNDS), bench.progress)
     return found.to_json()
 
 
@@ -125,10 +131,15 @@ async def _kills(bench: Bench) -> dict[str, Any]:
     """A target killed under a guest that writes and verifies, once for each kind of volume."""
     found = {}
     for name, kind in kinds(bench.ceph).items():
+        if name not in bench.plan.kinds:
+            continue
         bench.progress.step(f"kills: {name}")
-        outcome = await recovery.measure(
-            recovery.RecoveryPlan(rounds=bench.plan.kills, standby=True), bench.progress, kind
-        )
+        plan = recovery.RecoveryPlan(rounds=bench.plan.kills, standby=True)
+        try:
+            outcome = await recovery.measure(plan, bench.progress, kind)
+        except NvmuserError as error:
+            bench.outcome.wrongs.append(f"{name}: {error}")
+            continue
         if outcome.wrong:
             bench.outcome.wrongs.append(f"{name}: {outcome.wrong}")
         found[name] = {

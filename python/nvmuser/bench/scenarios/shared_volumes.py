@@ -1,6 +1,7 @@
 """Volumes that outlive a host, for measurements: in Ceph, on remotes, encrypted, and on files to compare with.
 
-Owns how each is declared in a deployment of ours. Another kind is a class like these, and its line in `KINDS`.
+Owns how each is declared in a deployment of ours. Another kind is a class like these, its name in `KINDS` and its line
+in `kinds`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from nvmuser.paths import StateDir
 from nvmuser.reconcile.engine import Engine
 
 DISK = "survivor"
+KINDS = ("rbd", "remote", "encrypted", "file")
 _SIZE = 512 << 20
 
 

@@ -18,14 +18,17 @@ def attach_remote(
     host: HostIdentity | None = None,
     keys: Iterable[str] = (),
     reconnect_s: int = 1,
+    fail_after_s: int = 0,
 ) -> Request:
     """Attach a remote by one path, or add the path to it (module/bdev/nvme/bdev_nvme_rpc.c).
 
     Lost paths are tried again for ever: what a guest has in flight waits, as it would for a slow disk. `hostid` is a
-    parameter of our patch; `ctrlr_loss_timeout_sec` and `reconnect_delay_sec` are in seconds.
+    parameter of our patch; `ctrlr_loss_timeout_sec`, `reconnect_delay_sec` and `fast_io_fail_timeout_sec` are in
+    seconds.
 
     :param host: who we are to it; None: SPDK's choice, another at each start.
     :param reconnect_s: seconds between two attempts; the same for all paths of a remote.
+    :param fail_after_s: seconds without a path after which I/O fails, until there is one again; 0: it waits.
     :param keys: keys in SPDK's keyring, each named by the remote and the parameter that takes it: `store.psk`.
 
     Errors: EALREADY for a path that is attached; else an errno without the reason, for which
@@ -33,6 +36,7 @@ def attach_remote(
     """
     params = _path(name, nqn, address, port)
     params |= {"multipath": "multipath", "ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": reconnect_s}
+    params |= {"fast_io_fail_timeout_sec": fail_after_s} if fail_after_s else {}
     params |= {"hostnqn": host.nqn, "hostid": host.id} if host else {}
     params |= {key.rpartition(".")[2]: key for key in keys}
     return Request("bdev_nvme_attach_controller", params)
