@@ -19,8 +19,8 @@ _KINDS = ("rbd", "remote", "encrypted", "file")
 @click.option("--only", type=click.Choice(_PIECES), multiple=True, help="Measure this alone. May be repeated.")
 @click.option("--cluster", default="", help="Use this cluster of the state directory. Without: a Ceph of its own.")
 @click.option("--pool-name", default="rbd", show_default=True, help="The pool there, in which images are made.")
-@click.option("--rounds", type=click.IntRange(1, 100), default=5, show_default=True, help="Of rbd_ratio.")
-@click.option("--seconds", type=click.FloatRange(1, 600), default=4.0, show_default=True, help="Of each of its runs.")
+@click.option("--rounds", type=click.IntRange(1, 100), default=9, show_default=True, help="Of rbd_ratio.")
+@click.option("--seconds", type=click.FloatRange(1, 600), default=2.0, show_default=True, help="Of each of its runs.")
 @click.option("--kills", type=click.IntRange(1, 1000), default=20, show_default=True, help="Of each kind of volume.")
 @click.option(
     "--kind", "kinds", type=click.Choice(_KINDS), multiple=True, help="Kill under this alone. May be repeated."

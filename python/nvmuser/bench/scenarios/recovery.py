@@ -131,7 +131,8 @@ async def _rounds(
     await format_disk(guest)
     await _undisturbed(guest, deployment, outcome, progress)
     for number in range(plan.rounds):
-        progress.step(f"round {number + 1} of {plan.rounds}: writing, killing {plan.kill}, verifying")
+        last = f"; the last stalled {outcome.stalls[-1]:.2f} s" if outcome.stalls else ""
+        progress.step(f"round {number + 1} of {plan.rounds}: writing, killing {plan.kill}, verifying{last}")
         await _round(plan, guest, deployment, outcome)
     outcome.boots.add(guest.boot_id)
     outcome.fsck_clean = await check_disk(guest)

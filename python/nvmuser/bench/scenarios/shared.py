@@ -8,6 +8,7 @@ returns its part of the document: add one to `PIECES`, and a kind of volume to `
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
@@ -45,8 +46,8 @@ class SharedPlan:
     """
 
     pieces: tuple[str, ...]
-    rounds: int = 5
-    seconds: float = 4.0
+    rounds: int = 9
+    seconds: float = 2.0
     kills: int = 20
     kinds: tuple[str, ...] = KINDS
     ceph: Ceph | None = None
@@ -149,6 +150,8 @@ async def _kills(bench: Bench) -> dict[str, Any]:
             "stall_s": max(outcome.stalls, default=None),
             "stall_median_s": sorted(outcome.stalls)[len(outcome.stalls) // 2] if outcome.stalls else None,
         }
+        # It takes long, and whoever interrupts it has seen this much.
+        bench.progress.step(f"kills: {name}: {json.dumps(found[name])}")
     return {"kills": found}
 
 

@@ -12,7 +12,7 @@ import sys
 from nvmuser import initiator
 from nvmuser.errors import NvmuserError
 
-_REST_US = 100
+_REST_US = 250
 _WARMUP_S = 1.0
 
 
