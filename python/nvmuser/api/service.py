@@ -30,6 +30,7 @@ from nvmuser.supervisor import control
 _SPEC_MAX = 16 << 20
 _PRUNE = Parameter("prune", "boolean", "Take away what the document does not name.")
 _SINCE = Parameter("after", "integer", "Those after the event with this number.", {"minimum": 0})
+_LAST = Parameter("last", "integer", "The last so many, where `after` is not given.", {"minimum": 0})
 _LIMIT = Parameter("limit", "integer", "How many at most.", {"minimum": 1, "maximum": 1000, "default": 100})
 _WATCH = Parameter("watch", "boolean", "Server-sent events, which go on; with `Last-Event-ID` from there.")
 _WAIT = Parameter(
@@ -67,11 +68,11 @@ class Service:
                      results={200: any_object}),
             Endpoint("POST", "/v1/changes", self.change, "make_change",
                      "Carry out several changes as one, all or none: objects as /v1/objects has them.",
-                     "operator", (), schemas.ref("change"), {200: any_object}),
+                     "operator", (DRY_RUN,), schemas.ref("change"), {200: any_object}),
             Endpoint("POST", "/v1/reconcile", self.reconcile, "reconcile", "Put right what has drifted.", "operator",
                      (PREFER,), None, {200: schemas.ref("outcome"), **_OPERATION}),
             Endpoint("GET", "/v1/events", self.events, "list_events", "List what has been changed, or watch it.",
-                     parameters=(_SINCE, _LIMIT, _WATCH), results=events),
+                     parameters=(_SINCE, _LAST, _LIMIT, _WATCH), results=events),
             Endpoint("GET", "/v1/statistics", self.statistics, "list_statistics",
                      "List what volumes have been asked to do since their target started.",
                      parameters=(_LIMIT, AFTER), results={200: schemas.page(schemas.ref("statistics"))}),
@@ -121,6 +122,8 @@ class Service:
         for one in change.create:
             if own := [field for field in specs.NOT_FOR_PEOPLE if getattr(one, field, None)]:
                 raise Problem(400, "usage", f"{one.key.words}: {own[0]}: the engine records that itself", "/create")
+        if call.query.get("dry_run"):
+            return await planned(call, change)
         guard.check(call.principal, self._host.state, await self._host.desired(), change)
         return Reply((await self._host.submit(change, call.principal.actor)).to_json())
 
@@ -160,6 +163,9 @@ class Service:
 
     async def events(self, call: Call) -> Reply | Response:
         after = call.query.get("after")
+        if after is None and (last := call.query.get("last")) is not None:
+            _, newest = await asyncio.to_thread(self._host.store.event_bounds)
+            after = max(0, newest - last)
         if not call.query.get("watch"):
             found = await asyncio.to_thread(self._host.store.events, after or 0, call.query["limit"] + 1)
             more = len(found) > call.query["limit"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import click
 
@@ -15,6 +17,7 @@ from nvmuser.paths import StateDir
 from nvmuser.store import Store
 from nvmuser.store.events import Event
 from nvmuser.supervisor import control
+from nvmuser.supervisor.remote import Remote
 
 _INTERVAL = 0.2
 
@@ -36,6 +39,9 @@ def events(state: StateDir, lines: int, after: int | None, follow: bool, as_json
       nvmuser events --follow
       nvmuser events --json | jq '.[] | select(.name == "data")'
     """
+    if isinstance(state, Remote):
+        _of_remote(state, lines, after, follow=follow, as_json=as_json)
+        return
     with control.opened(state) as store:
         if store is None and follow:
             raise NotFoundError(f"{state.root}: nothing has been changed here yet")
@@ -45,6 +51,16 @@ def events(state: StateDir, lines: int, after: int | None, follow: bool, as_json
         elif store:
             for event in _followed(store, found):
                 click.echo(json.dumps(event.to_json()) if as_json else _text(event))
+
+
+def _of_remote(state: Remote, lines: int, after: int | None, *, follow: bool, as_json: bool) -> None:
+    found = [Event.from_json(asdict(one)) for one in state.events(lines, after)]
+    if not follow:
+        _print(found, as_json)
+        return
+    last = found[-1].id if found else after or 0
+    for event in itertools.chain(found, (Event.from_json(asdict(one)) for one in state.watch(last))):
+        click.echo(json.dumps(event.to_json()) if as_json else _text(event))
 
 
 def _since(store: Store, lines: int, after: int | None) -> list[Event]:

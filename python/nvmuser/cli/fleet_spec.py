@@ -13,6 +13,7 @@ from nvmuser.model.spec import Spec
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.supervisor import control
+from nvmuser.supervisor.remote import Remote
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class FleetSpec:
 
         :raises UsageError: hosts are named, and there is no fleet.
         """
-        if settings := FleetSettings.load(state):
+        if not isinstance(state, Remote) and (settings := FleetSettings.load(state)):
             require_extra("fleet", "a host of a fleet")
             return cls(settings, spec, host)
         if host:

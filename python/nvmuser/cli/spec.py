@@ -5,6 +5,7 @@ What only some of them need is imported there: to apply what is there already ta
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -121,6 +122,8 @@ def _check(desired: Desired, change: Change, state: StateDir, fleet: FleetSpec |
 
     if fleet:
         run(fleet.check(change))
+    elif isinstance(state, Remote):
+        state.plan(change)
     else:
         declared(desired, change, state)
 
@@ -210,6 +213,8 @@ async def _apply(state: StateDir, change: Change) -> Outcome:
 async def _dry_run(state: StateDir, change: Change) -> list[list[dict[str, Any]]]:
     from nvmuser.reconcile.dry_run import dry_run
 
+    if isinstance(state, Remote):
+        return await asyncio.to_thread(state.plan, change)
     async with control.spdk(state) as targets:
         return await dry_run(control.load(state), change, state, targets)
 

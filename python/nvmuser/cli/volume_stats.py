@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import click
@@ -19,6 +19,7 @@ from nvmuser.paths import StateDir
 from nvmuser.reconcile.statistics import Counters, Statistics, collect
 from nvmuser.rpc import Client
 from nvmuser.supervisor import control
+from nvmuser.supervisor.remote import Remote
 
 
 @click.command()
@@ -59,16 +60,21 @@ def stats(state: StateDir, names: tuple[str, ...], interval: float | None, as_js
 
 
 async def _counted(state: StateDir, desired: Desired, interval: float | None) -> dict[str, Statistics]:
+    if isinstance(state, Remote):
+        return await _over(interval, lambda: asyncio.to_thread(state.counters))
     async with control.spdk(state) as targets:
         if not targets:
             raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
-        after = await _collected(targets, desired)
-        if interval is None:
-            return after
-        before = after
-        await asyncio.sleep(interval)
-        after = await _collected(targets, desired)
-        return {name: counters - before[name] for name, counters in after.items() if name in before}
+        return await _over(interval, lambda: _collected(targets, desired))
+
+
+async def _over(interval: float | None, count: Callable[[], Awaitable[dict[str, Statistics]]]) -> dict[str, Statistics]:
+    """Totals, or what was done in an interval."""
+    before = await count()
+    if interval is None:
+        return before
+    await asyncio.sleep(interval)
+    return {name: counters - before[name] for name, counters in (await count()).items() if name in before}
 
 
 async def _collected(targets: Mapping[str, Client], desired: Desired) -> dict[str, Statistics]:

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +95,12 @@ class Event:
             "before": self.before,
             "after": self.after,
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What `to_json` has made."""
+        key, actor = Key(data["kind"], data["name"]), Actor(data["who"], data["source"])
+        return cls(data["id"], data["time"], actor, data["action"], key, data["before"], data["after"])
 
 
 def _action(before: Entry | None, after: Entry | None) -> str:

@@ -17,14 +17,17 @@ from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import object_from_json
-from nvmuser.model.spec import SECTIONS
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.outcome import Outcome
 
 if TYPE_CHECKING:
     from nvmuser.client import Client
+    from nvmuser.client.answers import Event
+    from nvmuser.reconcile.statistics import Statistics
 
 _HERE = Path("/nonexistent")
+_HERE_ALONE = "this works on the host itself alone, without --server"
+_PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Remote(StateDir):
     token: str = ""
 
     def __getattribute__(self, name: str) -> Any:
-        if name in ("store", "run", "control_socket", "volumes", "logs", "socket", "devices", "guest_dir"):
-            raise UsageError("this works on the host itself alone, without --server")
+        if name == "root":  # in which every place of a state directory is
+            raise UsageError(_HERE_ALONE)
         return super().__getattribute__(name)
 
     @contextlib.contextmanager
@@ -62,24 +65,61 @@ class Remote(StateDir):
         with self._client() as client:
             return Outcome.from_json(client.request("POST", "/v1/changes", change.to_json()))
 
+    def plan(self, change: Change) -> list[list[dict[str, Any]]]:
+        """The calls to SPDK that a change would take, in waves. Nothing is changed.
+
+        :raises NvmuserError: the change cannot be.
+        """
+        with self._client() as client:
+            found = client.request("POST", "/v1/changes", change.to_json(), dry_run=True)["calls"]
+            return [list(wave) for wave in found]
+
+    def events(self, lines: int, after: int | None) -> list[Event]:
+        """The last so many changes, or all after the one with a number."""
+        from nvmuser.client.answers import Event
+
+        found: list[Event] = []
+        with self._client() as client:
+            bounds: dict[str, Any] = {"last": lines} if after is None else {"after": str(after)}
+            while True:
+                page = client.request("GET", "/v1/events", limit=_PAGE, **bounds)
+                found += [Event(**one) for one in page["items"]]
+                if page["next"] is None:
+                    return found
+                bounds = {"after": page["next"]}
+
+    def watch(self, after: int) -> Iterator[Event]:
+        """Changes after the one with a number, as they come; those that the host has forgotten are left out."""
+        with self._client() as client:
+            yield from filter(None, client.watch(after))
+
     def rename(self, key: Key, name: str) -> Outcome:
         """Give an object there another name."""
+        from nvmuser.model.spec import SECTIONS  # and so YAML, for which no other command waits
+
         collection = next(section for section, kind in SECTIONS.items() if kind == key.kind)
         with self._client() as client:
             return Outcome.from_json(client.request("POST", f"/v1/{collection}/{key.name}/rename", to=name))
 
-    def statistics(self) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    def statistics(self) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Statistics]]:
         """Status, reactors, and what each volume there has been asked to do."""
+        counted = self.counters()
         with self._client() as client:
-            volumes: list[dict[str, Any]] = []
-            after = None
+            return client.request("GET", "/v1/status"), client.request("GET", "/v1/reactors")["items"], counted
+
+    def counters(self) -> dict[str, Statistics]:
+        """What each volume there has been asked to do, by name."""
+        from nvmuser.reconcile.statistics import Statistics
+
+        found: list[dict[str, Any]] = []
+        after = None
+        with self._client() as client:
             while True:
-                page = client.request("GET", "/v1/statistics", limit=1000, after=after)
-                volumes += page["items"]
+                page = client.request("GET", "/v1/statistics", limit=_PAGE, after=after)
+                found += page["items"]
                 after = page["next"]
                 if after is None:
-                    break
-            return client.request("GET", "/v1/status"), client.request("GET", "/v1/reactors")["items"], volumes
+                    return {one["volume"]: Statistics.from_json(one) for one in found}
 
     def ask(self, method: str, params: dict[str, Any]) -> Any:
         """Call a method of the supervisor there, as far as the API has it.
@@ -98,4 +138,4 @@ class Remote(StateDir):
                     path = f"/v1/targets/{params['target']}/restart"
                     begun = client.request("POST", path, rolling=bool(params.get("rolling")))
                     return client.wait(begun).result["moved"]
-        raise UsageError("this works on the host itself alone, without --server")
+        raise UsageError(_HERE_ALONE)

@@ -53,8 +53,7 @@ def _of_remote(state: Remote) -> Sample:
     found: dict[str, list[Reactor]] = {}
     for one in turning:
         found.setdefault(one["target"], []).append(Reactor(one["core"], one["busy_s"], one["idle_s"]))
-    volumes = {one["volume"]: Statistics.from_json(one) for one in counted}
-    return Sample(time.monotonic(), facts, found, volumes)
+    return Sample(time.monotonic(), facts, found, counted)
 
 
 @dataclass(frozen=True)
