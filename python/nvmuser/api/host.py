@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from nvmuser.api.shared import Shared
 from nvmuser.errors import NvmuserError, RpcConnectionError, StaleError, TargetNotRunning
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
@@ -63,7 +64,7 @@ class Host:
         self.states: dict[str, str] = {}
         self._client: Client | None = None
         self._connecting = asyncio.Lock()
-        self._reading = asyncio.Lock()
+        self._reading = Shared(self._read)
         self._asked = 0.0
         self._wake = asyncio.Event()
         self._sampler: asyncio.Task[None] | None = None
@@ -85,12 +86,14 @@ class Host:
 
     async def desired(self) -> Desired:
         """What is wanted, with everything that was committed before this was called."""
-        async with self._reading:
-            return await asyncio.to_thread(self.store.load)
+        return (await self._reading())[0]
 
     async def credentials(self) -> list[Credential]:
-        async with self._reading:
-            return await asyncio.to_thread(self.store.credentials)
+        """Who may use the API; as fresh as that."""
+        return (await self._reading())[1]
+
+    def _read(self) -> tuple[Desired, list[Credential]]:
+        return self.store.load(), self.store.credentials()
 
     async def submit(self, change: Change, actor: Actor) -> Outcome:
         """Change what is wanted.

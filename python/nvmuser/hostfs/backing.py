@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterable
 
 from nvmuser.errors import ConflictError
-from nvmuser.hostfs.block_devices import Identity, device_of, identity, stack
+from nvmuser.hostfs.block_devices import Identity, place, stack
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 
@@ -26,7 +26,8 @@ class Owners:
 
     def claim(self, volume: Volume) -> None:
         """:raises ConflictError: another volume has its file already, or what that lies on, or what lies on it."""
-        mine, below = identity(volume.path), self._stack(device_of(volume.path))
+        mine, device = place(volume.path)
+        below = self._stack(device)
         owner = self._volumes.get(mine, volume)
         if owner.name != volume.name:
             other = f", as {owner.path}" if owner.path != volume.path else ""

@@ -22,11 +22,17 @@ _SWAPS = Path("/proc/swaps")
 
 def identity(path: str) -> Identity:
     """The same for each path of a file or block device."""
+    return place(path)[0]
+
+
+def place(path: str) -> tuple[Identity, int]:
+    """Its identity, and the number of the device that it is on. Asked of all volumes whenever one is made, it takes one
+    system call for what is there."""
     try:
         info = os.stat(path)
     except OSError:
-        return os.path.realpath(path)
-    return info.st_rdev if stat.S_ISBLK(info.st_mode) else (info.st_dev, info.st_ino)
+        return os.path.realpath(path), device_of(path)
+    return (info.st_rdev, info.st_rdev) if stat.S_ISBLK(info.st_mode) else ((info.st_dev, info.st_ino), info.st_dev)
 
 
 def device_of(path: str) -> int:

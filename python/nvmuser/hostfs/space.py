@@ -47,7 +47,7 @@ class Space:
 
 def file_systems(volumes: Iterable[Volume]) -> list[Space]:
     """Those that files of these volumes are on, or will be on. What cannot be looked at is left out."""
-    by_device: dict[int, list[tuple[Volume, Path, int]]] = {}
+    by_device: dict[int, list[tuple[Volume, str, int]]] = {}
     for volume in volumes:
         if volume.backend == "file" and (found := _unwritten(volume)):
             device, directory, size = found
@@ -55,8 +55,8 @@ def file_systems(volumes: Iterable[Volume]) -> list[Space]:
     return [_space(found) for found in by_device.values()]
 
 
-def _space(found: list[tuple[Volume, Path, int]]) -> Space:
-    directory = found[0][1]
+def _space(found: list[tuple[Volume, str, int]]) -> Space:
+    directory = Path(found[0][1])
     info = os.statvfs(directory)
     return Space(
         f"file system at {mount_point(directory)}",
@@ -73,16 +73,16 @@ def mount_point(directory: Path) -> Path:
     return next(one for one in (place, *place.parents) if os.path.ismount(one) or one == one.parent)
 
 
-def _unwritten(volume: Volume) -> tuple[int, Path, int] | None:
-    """Device number and directory of its file system, and what it may still write there; None: on no file system."""
-    path = Path(volume.path)
-    directory = path.parent
+def _unwritten(volume: Volume) -> tuple[int, str, int] | None:
+    """Device number and directory of its file system, and what it may still write there; None: on no file system. It is
+    asked of all volumes whenever one is made."""
+    directory = os.path.dirname(volume.path) or "."
     try:
-        info = path.stat()
+        info = os.stat(volume.path)
     except FileNotFoundError:
-        while not directory.exists():
-            directory = directory.parent
-        return directory.stat().st_dev, directory, volume.size
+        while not os.path.exists(directory):
+            directory = os.path.dirname(directory) or "."
+        return os.stat(directory).st_dev, directory, volume.size
     except OSError:
         return None
     if not stat.S_ISREG(info.st_mode):

@@ -8,13 +8,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 from nvmuser.errors import ConflictError, NotFoundError, UsageError
 from nvmuser.model.backends import BACKENDS
 from nvmuser.model.keys import Key
-from nvmuser.model.named import NamedInSpdk
+from nvmuser.model.named import NamedInSpdk, Object
 from nvmuser.model.objects import AnyObject, Cluster, Controller, Pool, Remote, TargetSettings, Volume
 from nvmuser.paths import DEFAULT_TARGET
+
+_One = TypeVar("_One", bound=Object)
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,32 @@ class Desired:
             raise NotFoundError(f"{key.words}: no such {key.kind}")
         return entry.object
 
+    @functools.cached_property
+    def _wanted(self) -> tuple[AnyObject, ...]:
+        return tuple(entry.object for entry in self.entries.values() if not entry.deleting)
+
+    @functools.cached_property
+    def _by_kind(self) -> Mapping[str, list[AnyObject]]:
+        """Of what is wanted."""
+        found: dict[str, list[AnyObject]] = {}
+        for one in self._wanted:
+            found.setdefault(one.kind, []).append(one)
+        return found
+
+    def _of(self, kind: type[_One]) -> list[_One]:
+        return [*cast(list[_One], self._by_kind.get(kind.kind, []))]
+
     def wanted(self) -> list[AnyObject]:
-        return [entry.object for entry in self.entries.values() if not entry.deleting]
+        return [*self._wanted]
 
     def deleted(self) -> list[AnyObject]:
         return [entry.object for entry in self.entries.values() if entry.deleting]
 
     def volumes(self) -> list[Volume]:
-        return [wanted for wanted in self.wanted() if isinstance(wanted, Volume)]
+        return self._of(Volume)
 
     def controllers(self) -> list[Controller]:
-        return [wanted for wanted in self.wanted() if isinstance(wanted, Controller)]
+        return self._of(Controller)
 
     def controller(self, name: str) -> Controller:
         """:raises NotFoundError: there is no such controller."""
@@ -63,13 +81,13 @@ class Desired:
         return one
 
     def pools(self) -> list[Pool]:
-        return [wanted for wanted in self.wanted() if isinstance(wanted, Pool)]
+        return self._of(Pool)
 
     def remotes(self) -> list[Remote]:
-        return [wanted for wanted in self.wanted() if isinstance(wanted, Remote)]
+        return self._of(Remote)
 
     def clusters(self) -> list[Cluster]:
-        return [wanted for wanted in self.wanted() if isinstance(wanted, Cluster)]
+        return self._of(Cluster)
 
     def cluster_of(self, volume: Volume) -> Cluster:
         """Also of one that is being deleted, as its cluster may be."""
@@ -79,7 +97,7 @@ class Desired:
 
     def targets(self) -> list[TargetSettings]:
         """Those that are declared: the default one need not be among them."""
-        return [wanted for wanted in self.wanted() if isinstance(wanted, TargetSettings)]
+        return self._of(TargetSettings)
 
     def target(self, name: str = DEFAULT_TARGET) -> TargetSettings:
         """How a target is to be run; the defaults where nothing is declared.

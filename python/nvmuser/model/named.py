@@ -4,6 +4,7 @@ most, another name in SPDK.
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ class Object:
     def __post_init__(self) -> None:
         check_name(self.kind, self.name)
 
-    @property
+    @functools.cached_property
     def key(self) -> Key:
         return Key(self.kind, self.name)
 

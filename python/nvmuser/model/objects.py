@@ -8,6 +8,7 @@ Owns the shape of each object alone. The rules across objects (references, uniqu
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -189,7 +190,7 @@ class Volume(NamedInSpdk):
         """As a number."""
         return int(self.take_over, 16) if self.take_over else None
 
-    @property
+    @functools.cached_property
     def depends_on(self) -> tuple[Key, ...]:
         """Keys of the objects that this lies on, and that so must come first and go last."""
         volumes = (*self.members, *filter(None, (self.base, self.snapshot_of, self.clone_of)))
@@ -219,7 +220,7 @@ class Pool(NamedInSpdk):
         if self.cluster_size < 1 << 16 or self.cluster_size & (self.cluster_size - 1):
             raise UsageError(f"pool {self.name}: cluster size {self.cluster_size}: a power of two from 64K")
 
-    @property
+    @functools.cached_property
     def depends_on(self) -> tuple[Key, ...]:
         return (Key("volume", self.base),)
 
@@ -275,7 +276,7 @@ class Remote(NamedInSpdk):
         if not re.fullmatch(REMOTE_NQN, self.nqn) or len(self.nqn.encode()) > NQN_MAX:
             raise UsageError(f"remote {self.name}: NQN {self.nqn!r} is not of the form nqn.yyyy-mm.domain:name")
 
-    @property
+    @functools.cached_property
     def depends_on(self) -> tuple[Key, ...]:
         return ()
 
@@ -304,7 +305,7 @@ class Cluster(NamedInSpdk):
             if (path := getattr(self, field)) and not path.startswith("/"):
                 raise UsageError(f"cluster {self.name}: {field} {path}: give an absolute path")
 
-    @property
+    @functools.cached_property
     def depends_on(self) -> tuple[Key, ...]:
         return ()
 
@@ -372,7 +373,7 @@ class Controller(Object):
         ):
             raise UsageError(f"controller {self.name}: NSIDs are 1 to {MAX_NAMESPACES}, each once")
 
-    @property
+    @functools.cached_property
     def depends_on(self) -> tuple[Key, ...]:
         return tuple(Key("volume", namespace.volume) for namespace in self.namespaces)
 
@@ -420,7 +421,7 @@ class TargetSettings(Object):
         """How messages name it: the default one without its name."""
         return self.kind if self.name == DEFAULT_TARGET else self.key.words
 
-    @property
+    @functools.cached_property
     def depends_on(self) -> tuple[Key, ...]:
         return ()
 

@@ -217,9 +217,7 @@ class Engine:
         :returns: for each what it came to, or why nothing of it has changed.
         :raises NvmuserError: of none has anything changed.
         """
-        changes = await asyncio.to_thread(self._completed, changes)
-        whole = joined(changes)
-        before, after, moved = await asyncio.to_thread(self._record, whole, changes, actors)
+        changes, whole, before, after, moved = await asyncio.to_thread(self._completed_and_recorded, changes, actors)
         keys, carried = whole.keys | moved.keys(), False
         had_served = any(self._serves(from_) for from_, _ in moved.values())
         try:
@@ -265,16 +263,20 @@ class Engine:
             except NvmuserError as error:
                 return error
             return TargetError(f"{summary(refused)}; {left}")
-        mentioned = {declared.key for declared in (*change.create, *change.update)}
-        objects = tuple(after.get(key).to_json() for key in after.entries if key in mentioned)
+        mentioned = dict.fromkeys(declared.key for declared in (*change.create, *change.update))
+        objects = tuple(after.get(key).to_json() for key in mentioned)
         return replace(outcome, objects=objects)
 
     def _serves(self, name: str) -> bool:
         return name in self._sites and self._sites[name].rpc is not None
 
-    def _completed(self, changes: Sequence[Change]) -> list[Change]:
+    def _completed_and_recorded(
+        self, changes: Sequence[Change], actors: Sequence[Actor]
+    ) -> tuple[list[Change], Change, Desired, Desired, dict[Key, tuple[str, str]]]:
         before = self._store.load()
-        return [completed(change, before) for change in changes]
+        complete = [completed(change, before) for change in changes]
+        whole = joined(complete)
+        return complete, whole, *self._record(whole, complete, actors)
 
     def _record(
         self, whole: Change, parts: Sequence[Change], actors: Sequence[Actor]
@@ -323,7 +325,8 @@ class Engine:
             outcome += await self._reconcile(names, all_or_nothing, changed)
             if outcome.pending or any(problem.object in all_or_nothing for problem in outcome.problems):
                 return outcome
-            self._stuck = await asyncio.to_thread(self._forget_deleted)
+            deleted = self._store.load().deleted()
+            self._stuck = await asyncio.to_thread(self._forget_deleted) if deleted else {}
             outcome = outcome.with_problems(self._stuck)
             if not self._strays(names):
                 break
@@ -386,8 +389,6 @@ class Engine:
         """Remove the files and the tombstones of what no target has any more."""
         desired = self._store.load()
         deleted = {key: entry for key, entry in desired.entries.items() if entry.deleting}
-        if not deleted:
-            return {}
         where = places(desired)
         unknown = {name for name, site in self._sites.items() if not site.rpc}
         here = {key for site in self._sites.values() for key in site.present}

@@ -22,7 +22,7 @@ def directories(calls: Sequence[Call], state: StateDir) -> tuple[Gate, dict[Key,
     failures: dict[Key, NvmuserError] = {}
 
     def prepare() -> None:
-        among = unix_diag.listeners() if numbers else None
+        among = unix_diag.listeners()
         for number in numbers:
             key = calls[number].object
             try:
@@ -30,4 +30,5 @@ def directories(calls: Sequence[Call], state: StateDir) -> tuple[Gate, dict[Key,
             except NvmuserError as error:
                 failures[key] = error
 
-    return Gate(asyncio.ensure_future(asyncio.to_thread(prepare)), frozenset(numbers)), failures
+    work = asyncio.ensure_future(asyncio.to_thread(prepare) if numbers else asyncio.sleep(0))
+    return Gate(work, frozenset(numbers)), failures

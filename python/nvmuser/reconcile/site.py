@@ -43,7 +43,7 @@ from nvmuser.store import Store
 _ROUNDS = 8
 """Rounds of query and repair. Two are usual; each layer of volumes on pools on volumes can need one more."""
 
-_FRESH_S = 2.0
+_FRESH_S = 5.0
 """While one change follows another, everything is looked at so often; in between, what has changed alone."""
 _PART_ROUNDS = 3
 
@@ -128,7 +128,7 @@ class Site:
     async def _reconcile_part(self, rpc: Client, changed: Collection[Key]) -> Outcome | None:
         """What has changed, looked at by itself. None: it is not as simple as that, and everything is to be looked
         at."""
-        part = await asyncio.to_thread(lambda: part_of(self.wanted, changed))
+        part = part_of(self.wanted, changed)
         unready = await asyncio.to_thread(self.ready_machine, part) if part else {}
         if part is None or unready:
             return None
@@ -138,7 +138,7 @@ class Site:
             current = plan(part, actual, self._directory) if actual else Plan(waiting=frozenset(changed))
             if actual is None or current.conflicts or current.waiting:
                 return None
-            await asyncio.to_thread(self._adopt, part, current.adopted)
+            await self._adopt(part, current.adopted)
             if not current.calls:
                 there = {key for key, entry in part.entries.items() if backends.present(entry.object, part, actual)}
                 self.present = frozenset(self.present - part.entries.keys() | there)
@@ -167,7 +167,7 @@ class Site:
             claims = await self._claim(rpc, desired, actual, all_or_nothing)
             problems |= await volume_keys.settle(rpc, self._state, desired, actual)
             current = plan(desired, actual, self._directory, without, routes, claims=claims)
-            await asyncio.to_thread(self._adopt, desired, current.adopted)
+            await self._adopt(desired, current.adopted)
             runnable = current.runnable(problems, actual.find)
             if runnable:
                 examined = backends.to_examine(desired, actual)
@@ -334,7 +334,7 @@ class Site:
             return {}
         readied = await self._clusters.ready(desired, await query(rpc), rpc)
         self._clusters.stand_by(desired)
-        await asyncio.to_thread(self._mark, readied.made)
+        await self._record(readied.made)
         return readied.problems or {}
 
     async def _claim(self, rpc: Client, desired: Desired, actual: Actual, changed: Collection[Key]) -> Claims:
@@ -347,17 +347,22 @@ class Site:
         new = {volume.key for volume in unopened} & set(changed)
         claims = await self._reservations.settle(rpc, desired, actual, new, changed)
         opened = {volume.key for volume in unopened} & (claims.release.keys() | claims.shared.keys())
-        await asyncio.to_thread(self._mark, opened - claims.refused.keys())
+        await self._record(opened - claims.refused.keys())
         return claims
 
     async def changed_hands(self) -> list[Key]:
         """Remote volumes whose reservation somebody has taken or given up since it was last looked at."""
         return await self._reservations.changed() if self.rpc else []
 
-    def _adopt(self, desired: Desired, keys: Iterable[Key]) -> None:
+    async def _adopt(self, desired: Desired, keys: Iterable[Key]) -> None:
         """Mark objects found in SPDK as provisioned: an earlier run may have died before it recorded them."""
         new = [entry for key in keys if not (entry := desired.entries[key]).provisioned]
-        self._mark(entry.object.key for entry in new if backends.made_once(entry.object))
+        await self._record(entry.object.key for entry in new if backends.made_once(entry.object))
+
+    async def _record(self, keys: Iterable[Key], *, asked: bool = False) -> None:
+        """As `_mark`, which waits for the disk."""
+        if keys := list(keys):
+            await asyncio.to_thread(self._mark, keys, asked=asked)
 
     def _mark(self, keys: Iterable[Key], *, asked: bool = False) -> None:
         if keys := list(keys):
@@ -388,9 +393,9 @@ class Site:
 
         asking = {call.object for call in calls if call.provisions}
         new = [entry for key in asking if not (entry := desired.entries[key]).provisioned]
-        await asyncio.to_thread(self._mark, [entry.object.key for entry in new if not entry.asked], asked=True)
+        await self._record((entry.object.key for entry in new if not entry.asked), asked=True)
         result = await execute(rpc, calls, ready, gate)
-        await asyncio.to_thread(self._mark, [call.object for call in result.done if call.provisions])
+        await self._record(call.object for call in result.done if call.provisions)
         for call, error in result.failed:
             log.warning("%s: %s", call.object, error)
             why = await reasons.explain(call, error, desired, self._state, rpc)

@@ -6,12 +6,13 @@ Owns their order and what each is answered. What is done is the engine's.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 
 from nvmuser.errors import NvmuserError
-from nvmuser.model.batch import together
+from nvmuser.model.batch import MOST, together
 from nvmuser.model.change import Change
 from nvmuser.model.objects import TargetSettings
 from nvmuser.reconcile.engine import Engine
@@ -19,7 +20,9 @@ from nvmuser.reconcile.outcome import Outcome
 from nvmuser.store.events import current_actor
 
 _GATHER_S = 0.005
-"""Those whose changes were just carried out together ask for the next ones at once, and not all in the same moment."""
+_GATHER_MOST_S = 0.05
+"""Those who were just answered ask for the next change at once, but not all in the same moment: as long as they keep
+coming, what they ask for is taken along. So all of them go together, not in two groups of which one waits always."""
 
 Alone = Callable[[Change], Awaitable[Outcome]]
 
@@ -56,8 +59,8 @@ class Changes:
         self._alone = alone
         self._afterwards = afterwards
         self._queue: list[_Waiting] = []
-        self._last = 0
-        """How many were carried out together last."""
+        self._expected = 0
+        """How many waited or were answered when changes were carried out last."""
         self._worker: asyncio.Task[None] | None = None
 
     async def carry_out(self, change: Change) -> Outcome:
@@ -71,8 +74,7 @@ class Changes:
     async def _work(self) -> None:
         while self._queue:
             batch: list[_Waiting] = []
-            if len(self._queue) < self._last:
-                await asyncio.sleep(_GATHER_S)
+            await self._gather()
             try:
                 async with self._turn:
                     batch = self._next()
@@ -88,9 +90,16 @@ class Changes:
                 if not isinstance(error, Exception):
                     raise
                 continue
-            self._last = len(batch)
+            self._expected = min(MOST, len(batch) + len(self._queue))
             for waiting, result in zip(batch, found, strict=True):
                 waiting.answer(result)
+
+    async def _gather(self) -> None:
+        """Wait for those who are expected, while they come."""
+        end, before = time.monotonic() + _GATHER_MOST_S, 0
+        while before < len(self._queue) < self._expected and time.monotonic() < end:
+            before = len(self._queue)
+            await asyncio.sleep(_GATHER_S)
 
     def _next(self) -> list[_Waiting]:
         chosen = together(self._engine.desired(), [waiting.change for waiting in self._queue])
