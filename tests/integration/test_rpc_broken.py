@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import select
+import signal
 import socket
 from pathlib import Path
 
@@ -30,3 +31,22 @@ def test_connections_that_end_early(spdk_target: BareTarget) -> None:
     for _ in range(2 * CONNECTIONS):
         die_early(spdk_target.rpc_socket)
     assert call(spdk_target, Request("spdk_get_version", {}))[0]["version"]
+
+
+def test_an_answer_is_sent_when_it_is_made(spdk_target: BareTarget) -> None:
+    """Not by the next look at all connections (patch 0098): it is there although the server dies in the same look."""
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        for client in (first, second):
+            client.connect(str(spdk_target.rpc_socket))
+            ask(client, "spdk_get_version")
+            assert client.recv(1 << 16)  # it is served, and each look takes them in this order
+        spdk_target.process.send_signal(signal.SIGSTOP)
+        ask(first, "spdk_get_version")
+        ask(second, "spdk_kill_instance", sig_name="SIGKILL")
+        spdk_target.process.send_signal(signal.SIGCONT)
+        assert spdk_target.process.wait(20) == -signal.SIGKILL
+        assert b"SPDK" in first.recv(1 << 16)
+
+
+def ask(client: socket.socket, method: str, **params: str) -> None:
+    client.sendall(json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params or None}).encode())

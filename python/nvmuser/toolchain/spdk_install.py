@@ -18,7 +18,7 @@ from nvmuser.toolchain.steps import Reporter
 _PROMISED = (
     "bin/nvmf_tgt", "bin/spdk_tgt", "bin/spdk_nvme_perf", "bin/spdk_nvme_identify", "bin/bdevperf", "bin/fio",
     "lib/fio/spdk_nvme", "lib/fio/spdk_bdev", "lib/libvfio-user.so", "include/vfio-user/libvfio-user.h",
-    "include/spdk/nvme.h",
+    "include/spdk/nvme.h", "share/sma/sma.proto", "share/sma/sma-client.py",
 )  # fmt: skip
 
 
@@ -53,6 +53,10 @@ def _add_left_out(tree: Path, work: Path, staging: Path) -> None:
     (staging / "lib/fio").mkdir(exist_ok=True)
     for plugin in ("spdk_nvme", "spdk_bdev"):
         shutil.copy(tree / "build/fio" / plugin, staging / "lib/fio")
+    # What speaks its Storage Management Agent's protocol, which `nvmuser sma` serves.
+    (staging / "share/sma").mkdir(parents=True, exist_ok=True)
+    for path in (*tree.glob("proto/*.proto"), tree / "scripts/sma-client.py"):
+        shutil.copy(path, staging / "share/sma")
 
 
 def _elf_files(staging: Path) -> Iterator[Path]:
