@@ -33,6 +33,7 @@ _GIVEN = {
     ("nvmuser", "diff"): ["-f", "{spec}"],
     # Where it would serve, it would not end.
     ("nvmuser", "api", "serve"): ["--listen", "192.0.2.1:1"],
+    ("nvmuser", "sma", "serve"): ["--listen", "192.0.2.1:1"],
     ("nvmuser", "top"): ["--once", "--interval", "0.2"],
 }
 

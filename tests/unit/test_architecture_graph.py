@@ -34,10 +34,11 @@ KNOWS: dict[str, set[str]] = {
         "reconcile", "rpc", "store", "supervisor", "toolchain",
     },
     "api": {"errors", "guest", "hostfs", "model", "paths", "reconcile", "rpc", "store", "supervisor"},
+    "sma": {"api", "errors", "guest", "hostfs", "model", "paths"},
     "top": {"errors", "model", "paths", "reconcile", "supervisor"},
     "images": {"errors", "initiator", "model", "paths", "supervisor", "toolchain"},
     "cli": {"api", "bench", "ceph", "collector", "doctor", "errors", "fleet", "guest", "hostfs", "images", "model",
-            "paths", "reconcile", "rpc", "store", "supervisor", "toolchain", "top"},
+            "paths", "reconcile", "rpc", "sma", "store", "supervisor", "toolchain", "top"},
 }  # fmt: skip
 """Package or module of nvmuser → what it may import."""
 

@@ -145,7 +145,7 @@ def test_commands_over_the_api(served: tuple[StateDir, str, str], token_file: Pa
 
 
 @pytest.mark.parametrize(
-    "words", ["target start", "target logs", "guest list", "rpc bdev_get_bdevs", "token list", "doctor"]
+    "words", ["target start", "target logs", "guest list", "rpc bdev_get_bdevs", "token list", "doctor", "sma serve"]
 )
 def test_what_is_for_the_host_alone_says_so(served: tuple[StateDir, str, str], token_file: Path, words: str) -> None:
     command = [*NVMUSER, "--server", served[1], "--token-file", str(token_file), *words.split()]

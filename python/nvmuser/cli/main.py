@@ -38,6 +38,7 @@ _COMMANDS = {
     "rpc": ("rpc", "SPDK's own commands, on this deployment's target."),
     "schema": ("spec", "Print the JSON Schema of files for `apply`."),
     "setup": ("setup", "Get SPDK, QEMU and the guest."),
+    "sma": ("sma", "Serve SPDK's Storage Management Agent."),
     "status": ("status", "Show the target, its guests, and what differs."),
     "target": ("target", "Start, stop, watch and replace the SPDK process."),
     "token": ("token", "Who may use the API: tokens and client certificates."),

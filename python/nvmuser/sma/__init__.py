@@ -1,0 +1,4 @@
+"""SPDK's Storage Management Agent over our engine: `nvmuser sma serve`.
+
+messages (what is on the wire) → devices (what each call comes to: changes) → server (who may call, over what).
+"""

@@ -1,0 +1,202 @@
+"""What SMA's calls come to here: a device is a controller, and what is attached to it are its namespaces.
+
+Everything is a change of what is declared, so that it outlives this process and the target; and each call may be
+repeated, as the protocol wants it. Nothing is remembered here. Plugging into QEMU is `nvmuser.guest`'s.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nvmuser.api import guard
+from nvmuser.api.auth import Principal
+from nvmuser.api.host import Host
+from nvmuser.errors import ConflictError, NotFoundError, StaleError, TargetNotRunning, UsageError
+from nvmuser.model import change as changes
+from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import KIOPS, Controller, Limits, Volume
+from nvmuser.sma.messages import CLASSES, NVME, UNCHANGED
+
+_PREFIX = "nvme:"
+"""Of handles, as SPDK's agent has them."""
+_NQN = "nqn.2016-06.io.spdk:vfiouser-{}"
+_OURS = re.compile(_NQN.format("[0-9]+"))
+_LIMITS = {"rw_iops": ("iops", KIOPS), "rw_bandwidth": ("mbps", 1), "rd_bandwidth": ("read_mbps", 1),
+           "wr_bandwidth": ("write_mbps", 1)}  # fmt: skip
+"""SMA's limits → ours, and how many of ours one of SMA's is."""
+
+Plug = Callable[[str], Awaitable[None]]
+"""Puts a controller into a guest, or takes it out, by its name; nothing happens where that is so already."""
+
+
+class Refused(Exception):
+    """:param code: the name of gRPC's status."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+async def _nothing(name: str) -> None:
+    """There is no guest that controllers are plugged into."""
+
+
+@dataclass
+class Devices:
+    """Of one host.
+
+    :param plug: called when a controller is there.
+    :param unplug: called before it goes.
+    """
+
+    host: Host
+    plug: Plug = _nothing
+    unplug: Plug = _nothing
+
+    async def create_device(self, request: Any, who: Principal) -> Any:
+        if not request.HasField("nvme"):
+            raise Refused("INVALID_ARGUMENT", "only devices of the type nvme are served here")
+        if request.nvme.virtual_id:
+            raise Refused("INVALID_ARGUMENT", f"virtual_id {request.nvme.virtual_id}: there is 0 alone")
+        number = request.nvme.physical_id
+        nqn = _NQN.format(number)
+        if _found(await self.host.desired(), nqn) is None:
+            wanted = Controller(f"vfiouser-{number}", nqn=nqn)
+            try:
+                await self._submit(Change(create=(wanted,)), who)
+            except ConflictError:
+                if _found(await self.host.desired(), nqn) is None:
+                    raise
+        controller = _controller(await self.host.desired(), _PREFIX + nqn)
+        if request.HasField("volume"):
+            await self._attach(controller, request.volume, who)
+        await self.plug(controller.name)
+        return CLASSES["CreateDeviceResponse"](handle=_PREFIX + nqn)
+
+    async def delete_device(self, request: Any, who: Principal) -> Any:
+        try:
+            controller = _controller(await self.host.desired(), request.handle)
+        except NotFoundError:
+            if not request.handle.startswith(_PREFIX):
+                raise
+            return CLASSES["DeleteDeviceResponse"]()
+        if controller.namespaces:
+            names = ", ".join(namespace.volume for namespace in controller.namespaces)
+            raise Refused("FAILED_PRECONDITION", f"{request.handle}: has volumes: {names}; detach them first")
+        await self.unplug(controller.name)
+        await self._submit(Change(delete=(controller.key,), expect=(controller,)), who)
+        return CLASSES["DeleteDeviceResponse"]()
+
+    async def attach_volume(self, request: Any, who: Principal) -> Any:
+        if not request.HasField("volume"):
+            raise Refused("INVALID_ARGUMENT", "volume: is missing")
+        await self._attach(_controller(await self.host.desired(), request.device_handle), request.volume, who)
+        return CLASSES["AttachVolumeResponse"]()
+
+    async def _attach(self, controller: Controller, wanted: Any, who: Principal) -> None:
+        if wanted.HasField("nvmf") and wanted.nvmf.HasField("discovery"):
+            raise Refused("UNIMPLEMENTED", "volume.nvmf: declare the remote and its volumes first (`nvmuser remote`)")
+        if wanted.HasField("crypto"):
+            raise Refused("UNIMPLEMENTED", "volume.crypto: declare an encrypted volume (`nvmuser volume --encrypt`)")
+        while True:
+            desired = await self.host.desired()
+            volume, present = _volume(desired, wanted.volume_id), desired.controller(controller.name)
+            if _shows(present, volume):
+                return
+            for user in desired.controllers():
+                if _shows(user, volume):
+                    raise Refused("ALREADY_EXISTS", f"volume {volume.name}: is controller {user.name}'s")
+            after = changes.attach(present, volume.name)
+            desired.check_surviving(after)
+            try:
+                await self._submit(Change(update=(after,), expect=(present,)), who)
+                return
+            except StaleError:
+                continue
+
+    async def detach_volume(self, request: Any, who: Principal) -> Any:
+        while True:
+            desired = await self.host.desired()
+            present = _controller(desired, request.device_handle)
+            volume = _volume(desired, request.volume_id)
+            if not _shows(present, volume):
+                break
+            # The guest is told of it, as with SPDK's agent, and not asked: that is the orchestrator's.
+            update = Change(update=(changes.detach(present, volume.name),), expect=(present,), force=True)
+            try:
+                await self._submit(update, who)
+                break
+            except StaleError:
+                continue
+        return CLASSES["DetachVolumeResponse"]()
+
+    async def set_qos(self, request: Any, who: Principal) -> Any:
+        if not request.volume_id:
+            raise Refused("INVALID_ARGUMENT", "volume_id: limits are those of volumes, not of devices")
+        for field, value in request.maximum.ListFields():
+            if field.name not in _LIMITS and value != UNCHANGED:
+                raise Refused("INVALID_ARGUMENT", f"maximum.{field.name}: there is no such limit here")
+        while True:
+            desired = await self.host.desired()
+            volume = _volume(desired, request.volume_id)
+            if not _shows(_controller(desired, request.device_handle), volume):
+                raise Refused("INVALID_ARGUMENT", f"volume {volume.name}: is not attached to {request.device_handle}")
+            after = replace(volume, limits=_limited(volume.limits, request.maximum))
+            try:
+                if after != volume:
+                    await self._submit(Change(update=(after,), expect=(volume,)), who)
+                break
+            except StaleError:
+                continue
+        return CLASSES["SetQosResponse"]()
+
+    async def get_qos_capabilities(self, request: Any, who: Principal) -> Any:
+        if request.device_type != NVME:
+            raise Refused("INVALID_ARGUMENT", f"device_type {request.device_type}: only nvme ({NVME}) is served here")
+        able = CLASSES["QosCapabilities"](**dict.fromkeys(_LIMITS, True))
+        return CLASSES["GetQosCapabilitiesResponse"](max_volume_caps=able)
+
+    async def _submit(self, change: Change, who: Principal) -> None:
+        """:raises TargetNotRunning: it is recorded, and takes effect with the next target: to be asked again."""
+        guard.check(who, self.host.state, await self.host.desired(), change)
+        if (await self.host.submit(change, who.actor)).pending:
+            raise TargetNotRunning("recorded; it takes effect when a target runs")
+
+
+def _found(desired: Desired, nqn: str) -> Controller | None:
+    return next((one for one in desired.controllers() if one.nqn == nqn), None)
+
+
+def _controller(desired: Desired, handle: str) -> Controller:
+    """:raises NotFoundError: there is no such device."""
+    found = _found(desired, handle.removeprefix(_PREFIX)) if handle.startswith(_PREFIX) else None
+    if found is None:
+        raise NotFoundError(f"{handle[:300]!r}: no such device")
+    return found
+
+
+def _volume(desired: Desired, identity: bytes) -> Volume:
+    """:raises UsageError: it is no UUID. :raises NotFoundError: no volume has it."""
+    try:
+        wanted = str(uuid.UUID(bytes=identity))
+    except ValueError:
+        raise UsageError(f"volume_id: {len(identity)} bytes, not the 16 of a UUID") from None
+    found = next((one for one in desired.volumes() if one.uuid == wanted), None)
+    if found is None:
+        raise NotFoundError(f"volume_id {wanted}: no such volume")
+    return found
+
+
+def _shows(controller: Controller, volume: Volume) -> bool:
+    return any(namespace.volume == volume.name for namespace in controller.namespaces)
+
+
+def _limited(before: Limits, maximum: Any) -> Limits:
+    wanted = {ours: getattr(maximum, name) * factor for name, (ours, factor) in _LIMITS.items()
+              if getattr(maximum, name) != UNCHANGED}  # fmt: skip
+    return replace(before, **wanted)

@@ -1,0 +1,191 @@
+"""SPDK's own client of its Storage Management Agent drives `nvmuser sma serve`, over a real target: the steps of SPDK's
+test of vfio-user devices (`test/sma/vfiouser_qemu.sh`) that need no guest, and what its own agent does not promise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from api_process import SLEEPING, token
+from sma_client import Calls, SpdkClient, agent, identity
+
+from nvmuser.model.change import Change
+from nvmuser.model.objects import Volume
+from nvmuser.paths import StateDir
+from nvmuser.rpc import Client
+from nvmuser.sma.messages import CALLS, CLASSES, SERVICE, UNCHANGED
+from nvmuser.supervisor import control, daemon
+
+NQN = "nqn.2016-06.io.spdk:vfiouser-"
+LOCAL = ("--listen", "127.0.0.1:0", "--trust-loopback")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> SpdkClient:
+    return SpdkClient.build(tmp_path_factory.mktemp("sma"))
+
+
+@dataclass
+class World:
+    state: StateDir
+    rpc: Client
+    calls: Calls
+    volumes: list[str]
+    """UUIDs."""
+
+    async def shown(self) -> dict[str, list[str]]:
+        """Device → UUIDs of its namespaces, as SPDK has them."""
+        found = await self.rpc.call("nvmf_get_subsystems")
+        devices = {one["nqn"]: one.get("namespaces", []) for one in found if one["nqn"].startswith(NQN)}
+        return {nqn.removeprefix(NQN): [space["uuid"] for space in spaces] for nqn, spaces in devices.items()}
+
+
+@pytest.fixture
+def state() -> Iterator[StateDir]:
+    with tempfile.TemporaryDirectory(prefix="nvmuser-") as directory:
+        yield StateDir(Path(directory))
+
+
+@pytest.fixture
+async def world(state: StateDir, client: SpdkClient) -> AsyncIterator[World]:
+    async with daemon.running(state, SLEEPING), await Client.connect(state.rpc_socket) as rpc:
+        await control.submit(state, Change(create=(Volume("null0", size=1 << 20), Volume("null1", size=1 << 20))))
+        uuids = [volume.uuid for volume in control.load(state).volumes()]
+        with agent(state, *LOCAL) as (_, place), client.many(place) as calls:
+            yield World(state, rpc, calls, uuids)
+
+
+async def test_devices(world: World) -> None:
+    """Made, made again, deleted, deleted again."""
+    calls = world.calls
+    assert await world.shown() == {}
+    devices = [calls.create(0), calls.create(1)]
+    assert devices == [f"nvme:{NQN}0", f"nvme:{NQN}1"]
+    assert await world.shown() == {"0": [], "1": []}
+    assert [calls.create(0), calls.create(1)] == devices
+    assert await world.shown() == {"0": [], "1": []}
+    assert calls.delete(devices[0]) == {}
+    assert await world.shown() == {"1": []}
+    assert [calls.delete(devices[1]), calls.delete(devices[0]), calls.delete(devices[1])] == [{}, {}, {}]
+    assert await world.shown() == {}
+    assert calls.create(42) == f"nvme:{NQN}42"
+    assert await world.shown() == {"42": []}
+
+
+async def test_volumes(world: World) -> None:
+    """Attached, attached again, taken off devices that have them not, detached, detached again."""
+    calls, (first, second) = world.calls, world.volumes
+    devices = [calls.create(0), calls.create(1)]
+    both = {"0": [first], "1": [second]}
+    assert calls.attach(devices[0], first) == {}
+    assert await world.shown() == {"0": [first], "1": []}
+    assert calls.attach(devices[1], second) == {}
+    assert await world.shown() == both
+    assert [calls.attach(devices[0], first), calls.attach(devices[1], second)] == [{}, {}]
+    assert [calls.detach(devices[0], second), calls.detach(devices[1], first)] == [{}, {}]
+    assert await world.shown() == both
+    assert calls.attach(devices[1], first)["error"] == "ALREADY_EXISTS"
+    assert calls.delete(devices[0])["error"] == "FAILED_PRECONDITION"
+    assert await world.shown() == both
+    for _ in range(2):
+        assert [calls.detach(devices[0], first), calls.detach(devices[1], second)] == [{}, {}]
+        assert await world.shown() == {"0": [], "1": []}
+    assert [calls.delete(devices[0]), calls.delete(devices[1])] == [{}, {}]
+    made = calls("CreateDevice", nvme={"physical_id": 3}, volume={"volume_id": identity(first)})
+    assert made == {"handle": f"nvme:{NQN}3"}
+    assert await world.shown() == {"3": [first]}
+
+
+async def test_limits(world: World) -> None:
+    calls, (first, second) = world.calls, world.volumes
+    able = {"rw_iops": True, "rd_bandwidth": True, "wr_bandwidth": True, "rw_bandwidth": True}
+    assert calls("GetQosCapabilities", device_type="DEVICE_TYPE_NVME") == {"max_volume_caps": able}
+    assert calls("GetQosCapabilities", device_type="DEVICE_TYPE_NVMF_TCP")["error"] == "INVALID_ARGUMENT"
+    device = calls.create(0)
+    calls.attach(device, first)
+
+    async def limit(volume: str, **maximum: int) -> Any:
+        answer = calls("SetQos", device_handle=device, volume_id=identity(volume), maximum=maximum)
+        (bdev,) = await world.rpc.call("bdev_get_bdevs", {"name": "null0"})
+        return answer or list(bdev["assigned_rate_limits"].values())
+
+    assert await limit(first, rd_iops=0, rw_iops=3, rd_bandwidth=4, wr_bandwidth=5, rw_bandwidth=6) == [3000, 6, 4, 5]
+    assert await limit(first, rw_iops=UNCHANGED, rd_bandwidth=UNCHANGED, rw_bandwidth=7) == [3000, 7, 4, 0]
+    assert (await limit(first, rd_iops=1))["error"] == "INVALID_ARGUMENT"
+    assert (await limit(second, rw_iops=1))["error"] == "INVALID_ARGUMENT"
+    assert calls("SetQos", device_handle=device, maximum={"rw_iops": 1})["error"] == "INVALID_ARGUMENT"
+    assert await limit(first) == [0, 0, 0, 0]
+
+
+async def test_what_is_not_there(world: World) -> None:
+    calls, (first, _) = world.calls, world.volumes
+    device = calls.create(0)
+    assert calls.attach("nvme:nowhere", first)["error"] == "NOT_FOUND"
+    assert calls.delete("virtio_blk:sma-0")["error"] == "NOT_FOUND"
+    assert calls.attach(device, "00000000-0000-4000-8000-000000000000")["error"] == "NOT_FOUND"
+    assert calls("AttachVolume", device_handle=device, volume={"volume_id": "AAAA"})["error"] == "INVALID_ARGUMENT"
+    assert calls("AttachVolume", device_handle=device)["error"] == "INVALID_ARGUMENT"
+    assert calls("CreateDevice", nvme={"physical_id": 1, "virtual_id": 1})["error"] == "INVALID_ARGUMENT"
+    assert calls("CreateDevice", virtio_blk={"physical_id": 1})["error"] == "INVALID_ARGUMENT"
+    assert await world.shown() == {"0": []}
+
+
+async def test_it_outlives_agent_and_target(world: World, client: SpdkClient) -> None:
+    """Killed, both of them: what was answered is there, and another agent goes on. Two at once agree."""
+    device, (first, second) = world.calls.create(7), world.volumes
+    world.calls.attach(device, first)
+    await control.ask(world.state, "restart", {"target": "spdk", "rolling": False})
+    with agent(world.state, *LOCAL) as (process, place), client.many(place) as other:
+        assert other.create(7) == device
+        assert [other.attach(device, second), world.calls.attach(device, second)] == [{}, {}]
+        process.send_signal(signal.SIGKILL)
+    assert world.calls.detach(device, first) == {}
+    async with await Client.connect(world.state.rpc_socket) as rpc:
+        world.rpc = rpc
+        assert await world.shown() == {"7": [second]}
+
+
+async def test_the_program_as_it_is_over_a_unix_socket(world: World, client: SpdkClient) -> None:
+    """Root, and who the agent runs as, need no token there; nobody else gets to it."""
+    path = world.state.run / "sma.sock:1"
+    with agent(world.state, "--listen", f"unix:{path}"):
+        request = {"method": "CreateDevice", "params": {"nvme": {"physical_id": "5", "virtual_id": "0"}}}
+        address = f"unix:{path}".removesuffix(":1")
+        found = await asyncio.to_thread(client.run, address, "1", request)
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert found == {"handle": f"nvme:{NQN}5"}
+    assert await world.shown() == {"5": []}
+
+
+async def test_rights(state: StateDir) -> None:
+    """Of each call: without a token nobody, with one who may."""
+    with agent(state, "--listen", "127.0.0.1:0") as (_, place):
+        async with grpc.aio.insecure_channel(place) as channel:
+            viewer, operator = token(state, "viewer"), token(state, "operator")
+            found = {
+                call: [await refused(channel, call, secret) for secret in ("", "wrong", viewer, operator)]
+                for call in CALLS
+            }
+    nobody = ["UNAUTHENTICATED", "UNAUTHENTICATED"]
+    assert found.pop("GetQosCapabilities") == [*nobody, "INVALID_ARGUMENT", "INVALID_ARGUMENT"]
+    assert found.keys() == {call for call in CALLS if call != "GetQosCapabilities"}
+    assert all(codes[:3] == [*nobody, "PERMISSION_DENIED"] for codes in found.values()), found
+    assert {codes[3] for codes in found.values()} <= {"INVALID_ARGUMENT", "NOT_FOUND"}
+
+
+async def refused(channel: Any, call: str, secret: str) -> str:
+    method = channel.unary_unary(
+        f"/{SERVICE}/{call}", CLASSES[f"{call}Request"].SerializeToString, CLASSES[f"{call}Response"].FromString
+    )
+    metadata = [("authorization", f"Bearer {secret}")] if secret else []
+    with pytest.raises(grpc.RpcError) as error:
+        await method(CLASSES[f"{call}Request"](), metadata=metadata)
+    return str(error.value.code().name)
