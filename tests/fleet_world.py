@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from nvmuser.errors import TargetError
 from nvmuser.fleet import membership
 from nvmuser.fleet.agent import Agent
 from nvmuser.fleet.etcd.client import Client
@@ -19,7 +20,8 @@ from nvmuser.fleet.settings import FleetSettings
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Controller, Namespace, Volume
+from nvmuser.model.objects import Controller, Namespace, Remote, Volume
+from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
@@ -34,6 +36,8 @@ class EngineHost:
 
     state: StateDir
     engine: Engine
+    serves: bool = False
+    """As if a target ran."""
     changes: list[Change] = field(default_factory=list)
 
     def desired(self) -> Desired:
@@ -41,7 +45,8 @@ class EngineHost:
 
     async def change(self, change: Change) -> Outcome:
         self.changes.append(change)
-        return await self.engine.change(change)
+        outcome = await self.engine.change(change)
+        return replace(outcome, pending=outcome.pending and not self.serves)
 
     def problems(self) -> Mapping[Key, str]:
         return {}
@@ -74,7 +79,8 @@ class World:
     url: str
     directory: Path
     name: str = "test"
-    fences: Fences = field(default_factory=Fences)
+    fences: Callable[[str], Fences] = lambda host: Fences()
+    """Of each host."""
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def settings(self, host: str = "") -> FleetSettings:
@@ -95,14 +101,14 @@ class World:
         progress, _ = await membership.join(settings, f"id-{host}", engine.desired(), ADMIN, adopt=adopt)
         progress.save(state)
         executor = EngineHost(state, engine)
-        one = FleetHost(settings, executor, Agent(settings, executor, self.fences))
+        one = FleetHost(settings, executor, Agent(settings, executor, self.fences(host)))
         if run:
             await self.run(one)
         return one
 
     async def run(self, host: FleetHost) -> None:
         """Start its agent, and wait until others see it."""
-        host.agent = Agent(host.settings, host.executor, self.fences)
+        host.agent = Agent(host.settings, host.executor, self.fences(host.settings.host))
         self.tasks.append(asyncio.create_task(host.agent.run()))
         async with self.session() as one:
             await until(lambda: is_live(one, host.settings.host))
@@ -164,3 +170,36 @@ def pair(name: str) -> Change:
 async def value(client: Client, key: str) -> bytes | None:
     found = await client.get(key)
     return found.value if found else None
+
+
+class Wall:
+    """A host's fence, which says what it was asked."""
+
+    kind = "wall"
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.fails = ""
+        self.confirmed: list[str] = []
+
+    def applies(self, volume: Volume) -> bool:
+        return volume.backend == "remote"
+
+    def choose(self, volume: Volume) -> Mapping[str, str]:
+        return {"kind": self.kind, "host": self.host, "key": f"{self.host} in {volume.name}"}
+
+    async def shut_out(self, volume: Volume, recorded: Sequence[Mapping[str, str]], find: object) -> None:
+        if self.fails:
+            raise TargetError(self.fails)
+        self.confirmed += [one["key"] for one in recorded]
+
+    def opened(self, volume: Volume) -> None:
+        """Nothing is kept for it."""
+
+
+FAR = Remote("far", nqn="nqn.2026-11.org.example:far", paths=(RemotePath("192.0.2.1", 4420),))
+
+
+def on_far(name: str, nsid: int = 1) -> Change:
+    volume = Volume(f"v-{name}", backend="remote", remote="far", remote_nsid=nsid)
+    return Change(create=(FAR, volume, controller(f"c-{name}", f"v-{name}")))

@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
-from fleet_world import ADMIN, World, controller, pair, until
+from fleet_world import ADMIN, FAR, Wall, World, on_far, pair, until
 
-from nvmuser.errors import ConflictError, FleetError, NotFoundError, TargetError
+from nvmuser.errors import ConflictError, NotFoundError, TargetError
 from nvmuser.fleet.etcd.client import Transaction
 from nvmuser.fleet.fences import Fences
 from nvmuser.fleet.move import move
 from nvmuser.fleet.records import Owner
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Remote, Volume
-from nvmuser.model.remote_path import RemotePath
 from nvmuser.reconcile.outcome import Outcome
-
-
-class Wall:
-    """A fence that says what it was asked."""
-
-    kind = "wall"
-
-    def __init__(self, fails: str = "") -> None:
-        self.fails = fails
-        self.confirmed: list[str] = []
-
-    def applies(self, volume: Volume) -> bool:
-        return volume.backend == "remote"
-
-    def choose(self, volume: Volume) -> Mapping[str, str]:
-        return {"kind": self.kind, "key": f"key of {volume.name}"}
-
-    async def confirm(self, volume: Volume, recorded: Mapping[str, str]) -> None:
-        if self.fails:
-            raise FleetError(self.fails)
-        self.confirmed.append(recorded["key"])
-
-
-FAR = Remote("far", nqn="nqn.2026-11.org.example:far", paths=(RemotePath("192.0.2.1", 4420),))
-
-
-def on_far(name: str) -> Change:
-    volume = Volume(f"v-{name}", backend="remote", remote="far", remote_nsid=1)
-    return Change(create=(FAR, volume, controller(f"c-{name}", f"v-{name}")))
 
 
 async def owners(world: World) -> dict[str, Owner]:
@@ -53,9 +20,9 @@ async def owners(world: World) -> dict[str, Owner]:
         return {owner.volume: owner for owner in (await one.view()).owners.values()}
 
 
-async def moved(world: World, name: str, to: str, fences: Fences | None = None, *, force: bool = False) -> None:
+async def moved(world: World, name: str, to: str, *, force: bool = False) -> None:
     async with world.session() as one:
-        await move(one, name, to, ADMIN, fences or Fences(), force=force)
+        await move(one, name, to, ADMIN, force=force)
 
 
 async def test_a_planned_move(world: World) -> None:
@@ -140,22 +107,25 @@ def _gone(key: str) -> Transaction:
 
 
 async def test_a_forced_move_fences_first(world: World) -> None:
-    wall = Wall()
-    world.fences = Fences(wall)
+    walls = {host: Wall(host) for host in ("h1", "h2")}
+    world.fences = lambda host: Fences(walls[host])
     h1, h2 = await world.join("h1"), await world.join("h2")
     await world.apply(on_far("a"), "h1")
     await until(lambda: is_open(world, "v-a"))
-    assert (await owners(world))["v-a"].fences == ({"kind": "wall", "key": "key of v-a"},)
+    assert (await owners(world))["v-a"].fences == ({"kind": "wall", "host": "h1", "key": "h1 in v-a"},)
     world.tasks[0].cancel()
     async with world.session() as one:
         await one.client.write_if(_gone(one.keys.live("h1")))
-    wall.fails = "the wall does not answer"
-    with pytest.raises(FleetError, match="the wall does not answer"):
-        await moved(world, "c-a", "h2", world.fences, force=True)
+    walls["h2"].fails = "the wall does not answer"
+    with pytest.raises(TargetError, match=r"the wall does not answer \(host h2\); nothing was moved"):
+        await moved(world, "c-a", "h2", force=True)
     assert (h2.names, (await owners(world))["v-a"].host) == (set(), "h1"), "nothing moves without it"
-    wall.fails = ""
-    await moved(world, "c-a", "h2", world.fences, force=True)
-    assert wall.confirmed == ["key of v-a"]
+    walls["h2"].fails = ""
+    with pytest.raises(TargetError, match="no target runs on the host that is to take it"):
+        await moved(world, "c-a", "h2", force=True)
+    h2.executor.serves = True
+    await moved(world, "c-a", "h2", force=True)
+    assert walls["h2"].confirmed[-2:] == ["h1 in v-a", "h2 in v-a"], "who tried and failed may have it open, too"
     assert h2.names == {"remote/far", "volume/v-a", "controller/c-a"}
     owner = (await owners(world))["v-a"]
     assert (owner.host, owner.epoch) == ("h2", 2)

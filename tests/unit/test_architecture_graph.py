@@ -23,7 +23,7 @@ KNOWS: dict[str, set[str]] = {
     "toolchain": {"errors", "hostfs", "nvmf_vfio", "paths"},
     "pci": {"errors", "hostfs", "toolchain"},
     "client": {"errors"},
-    "fleet": {"errors", "hostfs", "model", "paths", "reconcile", "store"},
+    "fleet": {"ceph", "errors", "hostfs", "model", "paths", "reconcile", "store"},
     "supervisor": {"client", "collector", "errors", "fleet", "hostfs", "model", "nvmf_vfio", "paths", "reconcile",
                    "rpc", "store", "toolchain"},
     "initiator": {"errors", "hostfs", "supervisor", "toolchain"},

@@ -234,16 +234,16 @@ def move(state: StateDir, controller: str, to: str, force: bool, as_json: bool) 
 
     \b
     nvmuser fleet move vm1 --to h2
+    nvmuser fleet move vm1 --to h2 --force
     """
     from nvmuser.fleet import move as moving
-    from nvmuser.fleet.fences import Fences
     from nvmuser.fleet.session import session
 
     settings, actor = FleetSettings.required(state), control.local_actor()
 
     async def moved() -> Outcome:
         async with session(settings) as one:
-            return await moving.move(one, controller, to, actor, Fences(), force=force)
+            return await moving.move(one, controller, to, actor, force=force)
 
     outcome = run(moved())
     if as_json:

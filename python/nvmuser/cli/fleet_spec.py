@@ -72,6 +72,6 @@ class FleetSpec:
         """
         from nvmuser.fleet.session import submit
 
-        if not change.keys:
+        if not change.keys and not any(where.failover for where in self.spec.wheres.values()):
             return Outcome()
         return await submit(self.settings, change, control.local_actor(), self.spec.wheres, self.host or "")

@@ -25,6 +25,7 @@ def host() -> None:
       nvmuser host list
       nvmuser host label h1 rack=a
       nvmuser host cordon h1
+      nvmuser host drain h1
     """
     require_extra("fleet", "nvmuser host")
 
@@ -97,6 +98,69 @@ def uncordon(state: StateDir, name: str, as_json: bool) -> None:
     nvmuser host uncordon h1
     """
     _alter(state, name, as_json, f"host {name}: new objects are placed on it", cordoned=False)
+
+
+@host.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def drain(state: StateDir, name: str, as_json: bool) -> None:
+    """Move all that can move from a host to others, and place nothing new on it. The host gives it up.
+
+    What stays is named, with the reason: data that is on that host alone, a guest that is connected. Exit status 1 when
+    something stays.
+
+    \b
+    nvmuser host drain h1
+    """
+    _evacuate(state, name, as_json, force=False)
+
+
+@host.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Also a host that answers.")
+@json_option
+@click.pass_obj
+def evict(state: StateDir, name: str, force: bool, as_json: bool) -> None:
+    """Move all that can move from a host that does not answer. Its storage shuts it out first.
+
+    Where that is not certain, nothing moves, and the reason is named. Exit status 1 when something stays.
+
+    \b
+    nvmuser host evict h1
+    """
+    _evacuate(state, name, as_json, force=True, living=force)
+
+
+def _evacuate(state: StateDir, name: str, as_json: bool, *, force: bool, living: bool = False) -> None:
+    from nvmuser.fleet import evacuation, membership
+    from nvmuser.fleet.session import session
+
+    actor = control.local_actor()
+
+    async def evacuated() -> evacuation.Evacuated:
+        async with session(FleetSettings.required(state)) as one:
+            view = await one.view()
+            if not force:
+                evacuation.check_answers(view, name)
+            elif not living:
+                evacuation.check_silent(view, name)
+            await membership.alter_host(one, name, actor, cordoned=True)
+            return await evacuation.evacuate(one, name, actor, force=force)
+
+    found = run(evacuated())
+    if as_json:
+        moved, stayed = ({str(key): text for key, text in sorted(one.items())} for one in (found.moved, found.stayed))
+        say({"host": name, "moved": moved, "stayed": stayed})
+    else:
+        for key, to in sorted(found.moved.items()):
+            click.echo(f"{key.words} is on host {to}")
+        for key, why in sorted(found.stayed.items()):
+            click.echo(f"{key.words} stays: {why}")
+        if not found.moved and not found.stayed:
+            click.echo(f"host {name} has nothing")
+    if found.stayed:
+        raise SystemExit(1)
 
 
 @host.command()

@@ -17,6 +17,7 @@ from nvmuser.fleet import part as parts
 from nvmuser.fleet.etcd import lease
 from nvmuser.fleet.etcd.client import Client, Listing, Put, Transaction
 from nvmuser.fleet.etcd.watch import Changes, Lost, Watcher
+from nvmuser.fleet.failover import Failover
 from nvmuser.fleet.fences import Fences, moves
 from nvmuser.fleet.keys import FleetKeys
 from nvmuser.fleet.ownership import Ownership
@@ -24,12 +25,13 @@ from nvmuser.fleet.progress import Progress
 from nvmuser.fleet.records import SHARED, Report, encode
 from nvmuser.fleet.session import opened
 from nvmuser.fleet.settings import FleetSettings
+from nvmuser.fleet.taking import Taking
 from nvmuser.fleet.view import View
 from nvmuser.fleet.writer import LEASE_S
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Volume
+from nvmuser.model.objects import Cluster, Volume
 from nvmuser.reconcile.outcome import Outcome
 
 _AGAIN_S = 5.0
@@ -67,9 +69,12 @@ class Agent:
 
     def __init__(self, settings: FleetSettings, executor: Executor, fences: Fences | None = None) -> None:
         self._settings = settings
-        self._ownership = Ownership(FleetKeys(settings.fleet), settings.host, fences or Fences())
         self._keys = FleetKeys(settings.fleet)
+        self._ownership = Ownership(self._keys, settings.host, fences or Fences())
+        self._taking = Taking(self._ownership, fences or Fences(), executor.desired, self._change)
+        self._failover = Failover(settings)
         self._executor = executor
+        self._client: Client | None = None
         self._view: View | None = None
         self._dirty = asyncio.Event()
         self._done: dict[Key, int] | None = None
@@ -94,7 +99,9 @@ class Agent:
 
         :param pulse: for what must not wait behind anything else: that this host lives.
         """
+        self._client = client
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._failover.run())
             tasks.create_task(lease.keep(pulse, LEASE_S, lambda number: self._say_alive(pulse, number)))
             tasks.create_task(self._follow(client))
             tasks.create_task(self._work(client))
@@ -104,6 +111,18 @@ class Agent:
         key = self._keys.live(self._settings.host)
         transaction = Transaction({}, (self._keys.host(self._settings.host),), {key: Put(b"{}", number)})
         await client.write_if(transaction)
+        self._failover.alive(number)
+
+    async def connecting(self, cluster: Cluster, address: str) -> None:
+        """Our address in a cluster has come to be known: recorded before an image is opened for the first time. What
+        was open before needs no etcd to be opened again.
+
+        :raises NvmuserError: it could not be recorded.
+        """
+        if self._client and self._view:
+            await self._ownership.connecting(self._client, self._view, cluster, address)
+        self._done = None
+        self._dirty.set()
 
     async def _follow(self, client: Client) -> None:
         async for event in Watcher(client, self._keys.carried_out).events():
@@ -118,6 +137,7 @@ class Agent:
         elif self._view:
             self._view.follow(event)
         self.trouble = ""
+        self._failover.arbiter(self._view is not None and self._keys.arbiter in self._view.revisions)
         if self._view and self._view.fleet is None:
             self.trouble = (
                 f"etcd has no fleet {self._settings.fleet}: it may have lost its data; everything here stays as it is; "
@@ -161,13 +181,18 @@ class Agent:
             return False
         gone = [key for key in mine if mine[key].deleting]
         moved, kept = self._moved(view, local)
-        if others := self._ownership.foreign(view, mine):
+        refused = await self._taking.take(client, view, mine)
+        others = {key: owner.host for key, owner in self._ownership.foreign(view, mine).items() if key not in refused}
+        if others:
             log.info("fleet: waiting for %s", ", ".join(f"{key.words} of host {host}" for key, host in others.items()))
-            mine = parts.without(mine, others)
+        mine = parts.without(mine, {*others, *refused})
         await self._ownership.claim(client, view, mine)
-        problems, pending = await self._change(list(parts.changes(mine, local, moved)))
+        lost = self._lost(view, local, moved)
         local = self._executor.desired()
-        await self._ownership.opened(client, view, mine, local.entries)
+        problems, pending = await self._change(list(self._ownership.changes(view, mine, local, moved, lost=lost)))
+        problems |= refused
+        local = self._executor.desired()
+        await self._ownership.opened(client, view, mine, local)
         await self._ownership.give_up(client, view, local.entries)
         if others:
             self._done = None
@@ -193,6 +218,12 @@ class Agent:
         volumes = [local.get(key) for key in elsewhere if key.kind == "volume"]
         stuck = any(isinstance(volume, Volume) and not moves(volume) for volume in volumes)
         return ([], elsewhere) if stuck else (elsewhere, [])
+
+    def _lost(self, view: View, local: Desired, moved: list[Key]) -> bool:
+        """Whether what goes was taken from this host by a fence."""
+        volumes = [one for key in moved if isinstance(one := local.get(key), Volume)]
+        owners = [owner for one in volumes if (owner := view.owners.get(one.uuid))]
+        return bool(owners) and all(owner.host != self._settings.host for owner in owners)
 
     async def _change(self, changes: list[Change]) -> tuple[dict[Key, str], bool]:
         """Problems by their objects, and whether a target is missing."""

@@ -48,6 +48,11 @@ class FleetKeys:
         """That the one who makes it lives: with a lease."""
         return f"{self.root}meta/writer"
 
+    @property
+    def arbiter(self) -> str:
+        """Which host decides what becomes of what a dead one had: with its lease."""
+        return f"{self.root}meta/arbiter"
+
     def object(self, key: Key) -> str:
         return f"{self.root}object/{TENANT}/{key}"
 

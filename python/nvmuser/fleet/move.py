@@ -1,7 +1,8 @@
-"""Controllers that go from one host to another, with the volumes that they show.
+"""Objects that go from one host to another: a controller with the volumes that it shows.
 
 Planned: the host that has them closes them and gives them up, then the other one opens them. Forced: the host that has
-them does not answer; it is fenced first, and if that cannot be confirmed, nothing moves.
+them is not asked; the other one shuts it out, by the storage, before it opens them. If that cannot be confirmed,
+nothing moves.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from nvmuser.errors import ConflictError, NotFoundError, StaleError, TargetError, UsageError
-from nvmuser.fleet.etcd.client import Put
-from nvmuser.fleet.fences import Fences, moves
+from nvmuser.fleet.fences import moves
 from nvmuser.fleet.groups import sets
-from nvmuser.fleet.ownership import fenced
+from nvmuser.fleet.ownership import check_fences
 from nvmuser.fleet.proposal import Proposal
-from nvmuser.fleet.records import SHARED, Declared, encode
+from nvmuser.fleet.records import SHARED, Declared
 from nvmuser.fleet.session import Session
 from nvmuser.fleet.view import View, as_desired
+from nvmuser.fleet.writer import BATCH
 from nvmuser.model.change import Change, next_desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
@@ -25,9 +26,7 @@ from nvmuser.reconcile.outcome import Outcome
 from nvmuser.store.events import Actor
 
 
-async def move(
-    session: Session, controller: str, to: str, actor: Actor, fences: Fences, *, force: bool = False
-) -> Outcome:
+async def move(session: Session, controller: str, to: str, actor: Actor, *, force: bool = False) -> Outcome:
     """Move a controller, and wait until it is there.
 
     :param force: the host that has it is fenced, and not asked.
@@ -35,55 +34,92 @@ async def move(
     :raises NvmuserError: nothing has moved, or the message has what did.
     """
     view = await session.view()
-    before = company(view, Key("controller", controller))
-    from_ = before[Key("controller", controller)].host
+    mine = company(view, Key("controller", controller))
+    from_ = host_of(mine)
     if from_ == to:
         return Outcome()
-    check(view, before, to)
+    check(view, mine, to)
     if not force and from_ in view.hosts and from_ not in view.live:
         raise ConflictError(
             f"host {from_} does not answer, so that it cannot give up what it may have open; --force fences it first"
         )
+    return await relocate(session, view, mine, to, actor, force=force)
+
+
+async def relocate(
+    session: Session, view: View, before: Mapping[Key, Declared], to: str, actor: Actor, *, force: bool
+) -> Outcome:
+    """Move what goes together, and wait until it is there.
+
+    :param before: of one host: see `company`.
+    :raises NvmuserError: as of `move`.
+    """
+    check(view, before, to)
     volumes = [one.object for one in before.values() if isinstance(one.object, Volume)]
-    owners = await fenced(fences, view, volumes, to) if force else {}
-    extra = {session.keys.own(uuid): Put(encode(uuid, owner.to_json())) for uuid, owner in owners.items()}
-    expect = {name: view.revisions[name] for name in extra}
-    after: dict[Key, Declared | None] = {key: replace(one, host=to, force=force) for key, one in before.items()}
-    proposal = Proposal(dict(before), after, {key: view.revision_of(key) for key in before}, frozenset((from_, to)))
-    if len(after) + len(extra) > 50:
-        raise UsageError(f"controller {controller}: {len(after)} objects would move at once; at most 50")
-    revision = await session.writer(actor).write(proposal, extra, expect)
-    hosts = (to,) if force else (from_, to)
+    epochs = check_fences(view, volumes, to) if force else {}
+    after: dict[Key, Declared | None] = {
+        key: replace(one, host=to, force=False, seize=epochs.get(key, 0)) for key, one in before.items()
+    }
+    if len(after) + len(epochs) > BATCH:
+        raise UsageError(f"{min(after).words}: {len(after)} objects would move at once; at most {BATCH}")
+    hosts = (to,) if force else (host_of(before), to)
+    proposal = Proposal(dict(before), after, {key: view.revision_of(key) for key in before}, frozenset(hosts))
+    owners = {session.keys.own(one.uuid) for one in volumes if one.key in epochs}
+    revision = await session.writer(actor).write(proposal, expect={name: view.revisions[name] for name in owners})
     outcome = await session.carried_out(view, hosts, revision, after)
     if mine := [problem for problem in outcome.problems if problem.object in after or problem.object.kind == "host"]:
         why = "; ".join(map(str, mine))
-        if force:
-            raise TargetError(f"{why}; host {from_} is fenced, and {to} has not opened it yet: it goes on trying")
+        if force and await _taken(session, volumes, to):
+            raise TargetError(f"{why}; host {host_of(before)} is fenced, and {to} goes on trying to open it")
         await _stay(session, actor, proposal, view, hosts)
         raise TargetError(f"{why}; nothing was moved")
     return outcome
 
 
+async def _taken(session: Session, volumes: list[Volume], host: str) -> bool:
+    """Whether a host owns one of these by now."""
+    owners = (await session.view()).owners
+    return any((owner := owners.get(volume.uuid)) and owner.host == host for volume in volumes)
+
+
 async def _stay(session: Session, actor: Actor, proposal: Proposal, view: View, hosts: tuple[str, ...]) -> None:
     now = await session.view()
     expect = {key: now.revision_of(key) for key in proposal.after}
+    before: dict[Key, Declared | None] = {key: replace(one, seize=0) for key, one in proposal.before.items() if one}
     try:
-        undone = await session.writer(actor).write(Proposal(dict(proposal.after), proposal.before, expect))
+        undone = await session.writer(actor).write(Proposal(dict(proposal.after), before, expect))
     except StaleError:
         return
     await session.carried_out(view, hosts, undone)
 
 
-def company(view: View, controller: Key) -> dict[Key, Declared]:
-    """A controller with all that lies below it, but what many hosts reach.
+def host_of(objects: Mapping[Key, Declared]) -> str:
+    """Where what goes together is."""
+    return next(iter(objects.values())).host
 
-    :raises NotFoundError: there is no such controller.
+
+def company(view: View, top: Key) -> dict[Key, Declared]:
+    """An object with all that goes with it, but what many hosts reach.
+
+    :raises NotFoundError: there is no such object.
     """
-    if controller not in view.objects or view.objects[controller].deleting:
-        raise NotFoundError(f"{controller.words}: no such controller")
-    below = {key: one.object.depends_on for key, one in view.objects.items() if not one.deleting}
-    [mine] = [keys for keys in sets(below) if controller in keys]
-    return {key: view.objects[key] for key in sorted(mine)}
+    if top not in view.objects or view.objects[top].deleting:
+        raise NotFoundError(f"{top.words}: no such {top.kind}")
+    return next(group for group in companies(view) if top in group)
+
+
+def companies(view: View, host: str = "") -> list[dict[Key, Declared]]:
+    """All that goes together.
+
+    :param host: only what is there; empty: everywhere.
+    """
+    there = {
+        key: one
+        for key, one in view.objects.items()
+        if not one.deleting and key.kind not in SHARED and host in ("", one.host)
+    }
+    below = {key: one.object.depends_on for key, one in there.items()}
+    return [{key: there[key] for key in sorted(keys)} for keys in sets(below)]
 
 
 def check(view: View, mine: Mapping[Key, Declared], to: str) -> None:
@@ -95,11 +131,16 @@ def check(view: View, mine: Mapping[Key, Declared], to: str) -> None:
         raise NotFoundError(f"host {to}: no such host; `nvmuser host list` shows those that there are")
     if view.hosts[to].cordoned:
         raise ConflictError(f"host {to}: is cordoned; `nvmuser host uncordon {to}`, or choose another")
-    for key, one in mine.items():
-        stays = isinstance(one.object, Volume) and not moves(one.object)
-        if stays or key.kind == "pool":
-            raise ConflictError(f"{key.words}: its data is on host {one.host} alone: it does not move")
+    check_movable(mine)
     there = view.part(to)
     shared = {below for one in mine.values() for below in one.object.depends_on if below.kind in SHARED}
     there |= {key: view.objects[key] for key in shared if key in view.objects}
     next_desired(as_desired(there), Change(create=tuple(one.object for one in mine.values())), lambda volume: volume)
+
+
+def check_movable(mine: Mapping[Key, Declared]) -> None:
+    """:raises ConflictError: something of it stays where it is."""
+    for key, one in mine.items():
+        stays = isinstance(one.object, Volume) and not moves(one.object)
+        if stays or key.kind == "pool":
+            raise ConflictError(f"{key.words}: its data is on host {one.host} alone: it does not move")

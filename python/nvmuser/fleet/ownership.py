@@ -7,18 +7,21 @@ Each new owner has a greater epoch. Volumes whose data is on one host alone need
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from nvmuser.errors import ConflictError, FleetError
+from nvmuser.errors import ConflictError
 from nvmuser.fleet.etcd.client import Client, Put, Transaction
-from nvmuser.fleet.fences import Fences, moves
+from nvmuser.fleet.fences import Fences, Recorded, is_owned
 from nvmuser.fleet.keys import FleetKeys
+from nvmuser.fleet.part import changes
 from nvmuser.fleet.records import Declared, Owner, encode
 from nvmuser.fleet.ulid import ulid
 from nvmuser.fleet.view import View
+from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Volume
+from nvmuser.model.objects import Cluster, Volume
 
 CLAIMED, OPEN, FREE = "claimed", "open", "free"
 
@@ -31,11 +34,11 @@ class Ownership:
         self._host = host
         self._fences = fences
 
-    def foreign(self, view: View, part: Mapping[Key, Declared]) -> dict[Key, str]:
+    def foreign(self, view: View, part: Mapping[Key, Declared]) -> dict[Key, Owner]:
         """Volumes of this host's part that another host still owns, by which they must not be opened here."""
         return {
-            volume.key: owner.host
-            for volume in _moving(part)
+            volume.key: owner
+            for volume in _owned(part)
             if (owner := view.owners.get(volume.uuid)) and owner.host != self._host and owner.state != FREE
         }
 
@@ -44,25 +47,78 @@ class Ownership:
 
         :raises ConflictError: another host was faster. :raises NvmuserError: etcd or the storage does not answer.
         """
-        for volume in _moving(part):
+        for volume in _owned(part):
             owner, fence = view.owners.get(volume.uuid), self._fences.of(volume)
             mine = owner is not None and owner.host == self._host and owner.state != FREE
             if owner and mine and (owner.fences or fence is None):
                 continue
-            epoch = 1 if owner is None else owner.epoch if mine else owner.epoch + 1
-            chosen = (fence.choose(volume),) if fence else ()
-            await self._write(client, view, volume.uuid, Owner(volume.name, self._host, epoch, CLAIMED, chosen))
+            before = owner or Owner(volume.name, self._host, 0)
+            epoch = before.epoch if mine else before.epoch + 1
+            next_ = replace(before, volume=volume.name, host=self._host, epoch=epoch, state=CLAIMED)
+            await self._write(client, view, volume.uuid, replace(next_, fences=self._chosen(volume)))
 
-    async def opened(self, client: Client, view: View, part: Mapping[Key, Declared], present: Iterable[Key]) -> None:
-        """Record what was opened.
+    def changes(
+        self,
+        view: View,
+        part: Mapping[Key, Declared],
+        local: Desired,
+        moved: Collection[Key] = (),
+        *,
+        lost: bool = False,
+    ) -> Iterator[Change]:
+        """As `part.changes`, with what is recorded of images."""
+        made = [uuid for uuid, owner in view.owners.items() if owner.made]
+        return changes(part, local, moved, lost=lost, made=made)
 
-        :param present: keys of what this host's store has.
+    async def candidate(self, client: Client, view: View, volume: Volume) -> None:
+        """Record beside the owner's fences those of this host, which is about to take the volume from it: whoever comes
+        next shuts both out.
+
+        :raises NvmuserError: as of `claim`.
         """
-        there = set(present)
-        for volume in _moving(part):
-            owner = view.owners.get(volume.uuid)
-            if owner and owner.host == self._host and owner.state == CLAIMED and volume.key in there:
-                await self._write(client, view, volume.uuid, replace(owner, state=OPEN))
+        owner = view.owners[volume.uuid]
+        others = tuple(one for one in owner.fences if one.get("host") != self._host)
+        await self._write(client, view, volume.uuid, replace(owner, fences=(*others, *self._chosen(volume))))
+
+    async def taken(self, client: Client, view: View, volume: Volume) -> None:
+        """The storage has shut the former owner out, and let this host in.
+
+        :raises NvmuserError: as of `claim`.
+        """
+        owner = view.owners[volume.uuid]
+        mine = tuple(one for one in owner.fences if one.get("host") == self._host)
+        next_ = replace(owner, host=self._host, epoch=owner.epoch + 1, state=CLAIMED, fences=mine)
+        await self._write(client, view, volume.uuid, next_)
+
+    async def opened(self, client: Client, view: View, part: Mapping[Key, Declared], local: Desired) -> None:
+        """Record what was opened, and by what the storage knows us now, which another process may have changed.
+
+        :param local: what this host's store has.
+        """
+        for volume in _owned(part):
+            owner, entry = view.owners.get(volume.uuid), local.entries.get(volume.key)
+            if owner is None or owner.host != self._host or owner.state == FREE or entry is None:
+                continue
+            made = isinstance(entry.object, Volume) and volume.backend == "rbd" and entry.object.owned
+            others = tuple(one for one in owner.fences if one.get("host") != self._host)
+            now = replace(owner, state=OPEN, fences=(*others, *self._chosen(volume)), made=made)
+            if now != owner:
+                await self._write(client, view, volume.uuid, now)
+
+    async def connecting(self, client: Client, view: View, cluster: Cluster, address: str) -> None:
+        """Complete records that lack the address by which a cluster knows this host, before an image is opened.
+
+        :raises NvmuserError: it could not be recorded.
+        """
+
+        def lacks(fence: Recorded) -> bool:
+            here = (fence.get("host"), fence.get("cluster")) == (self._host, cluster.name)
+            return here and not fence.get("address")
+
+        for uuid, owner in list(view.owners.items()):
+            if any(map(lacks, owner.fences)):
+                fences = tuple({**one, "address": address} if lacks(one) else one for one in owner.fences)
+                await self._write(client, view, uuid, replace(owner, fences=fences))
 
     async def give_up(self, client: Client, view: View, present: Iterable[Key]) -> None:
         """What this host owns and does not have any more, the next may have. A deleted volume has no owner.
@@ -79,6 +135,10 @@ class Ownership:
             if record is None or record.deleting or record.host != self._host:
                 next_ = replace(owner, state=FREE, fences=()) if record and not record.deleting else None
                 await self._write(client, view, uuid, next_)
+
+    def _chosen(self, volume: Volume) -> tuple[Recorded, ...]:
+        fence = self._fences.of(volume)
+        return (fence.choose(volume),) if fence else ()
 
     async def _write(self, client: Client, view: View, uuid: str, owner: Owner | None) -> None:
         name, witness = self._keys.own(uuid), self._keys.event(ulid())
@@ -98,29 +158,25 @@ class Ownership:
         view.owned(uuid, owner, revision)
 
 
-async def fenced(fences: Fences, view: View, volumes: Iterable[Volume], to: str) -> dict[str, Owner]:
-    """Shut the present owners of volumes out, for certain, and return the records of the next one, by UUID.
+def check_fences(view: View, volumes: Iterable[Volume], to: str) -> dict[Key, int]:
+    """Epochs of the owners from whom volumes would be taken by a host.
 
-    :raises ConflictError: a volume cannot be fenced. :raises FleetError: a fence could not be confirmed: nothing moves.
+    :raises ConflictError: a volume cannot be fenced.
     """
-    found: dict[str, Owner] = {}
+    found: dict[Key, int] = {}
     for volume in volumes:
         owner = view.owners.get(volume.uuid)
-        if owner is None or owner.state == FREE:
+        if owner is None or owner.state == FREE or owner.host == to:
             continue
         if not owner.fences:
             raise ConflictError(
                 f"volume {volume.name}: host {owner.host} may have it open, and cannot be shut out: its storage has "
                 "no fence; make sure that the host is off, and see docs/fleet.md"
             )
-        for recorded in owner.fences:
-            if (fence := fences.named(recorded)) is None:
-                raise FleetError(f"volume {volume.name}: this host has no fence of kind {recorded.get('kind')!r}")
-            await fence.confirm(volume, recorded)
-        found[volume.uuid] = Owner(volume.name, to, owner.epoch + 1, CLAIMED)
+        found[volume.key] = owner.epoch
     return found
 
 
-def _moving(part: Mapping[Key, Declared]) -> list[Volume]:
+def _owned(part: Mapping[Key, Declared]) -> list[Volume]:
     objects = [one.object for one in part.values() if not one.deleting]
-    return [one for one in objects if isinstance(one, Volume) and moves(one)]
+    return [one for one in objects if isinstance(one, Volume) and is_owned(one)]

@@ -15,27 +15,40 @@ from nvmuser.fleet.records import KINDS, SHARED, Declared
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import AnyObject, Volume
+from nvmuser.model.objects import AnyObject, Cluster, Volume
 from nvmuser.model.spec import Spec, difference
 
 
-def changes(part: Mapping[Key, Declared], local: Desired, moved: Collection[Key] = ()) -> Iterator[Change]:
+def changes(
+    part: Mapping[Key, Declared],
+    local: Desired,
+    moved: Collection[Key] = (),
+    *,
+    lost: bool = False,
+    made: Collection[str] = (),
+) -> Iterator[Change]:
     """What makes a host's store agree with its part. Usually one; files that are to stay go in one of their own.
 
-    :param moved: what is another host's by now, and is closed here.
+    :param moved: what is another host's by now, and is closed here; its data stays.
+    :param lost: the storage has shut this host out of it: guests that use it lose nothing that they had.
+    :param made: UUIDs of volumes whose images the fleet has made.
     """
     used = {below for one in part.values() if not one.deleting for below in one.object.depends_on}
+    used |= {key for key, one in part.items() if key.kind == Cluster.kind and not one.deleting}
     here = {key: one for key, one in part.items() if not one.deleting and (key.kind not in SHARED or key in used)}
-    wanted = tuple(_declared(one.object) for one in here.values())
+    wanted = tuple(_declared(one.object, made) for one in here.values())
     main = difference(local, Spec(wanted, {}, {}), prune=False, wipe=False)
     gone = {key: one for key, one in part.items() if one.deleting and _is_there(local, key)}
     kept = tuple(key for key, one in gone.items() if one.keep_files)
-    leaving = {*gone, *(key for key in moved if _is_there(local, key))}
-    deleted = (*(key for key in leaving if key not in kept), *_unused(local, used, leaving))
+    leaving = tuple(key for key in moved if _is_there(local, key))
+    unused = _unused(local, used, {*gone, *leaving})
+    deleted = (*(key for key in gone if key not in kept), *(() if leaving else unused))
     forced = any(part[key].force for key in {*main.keys, *gone} if key in part)
     main = replace(main, delete=deleted, wipe=bool(deleted), expect=(), force=forced)
     if kept:
         yield Change(delete=kept, keep_files=True, force=forced)
+    if leaving:
+        yield Change(delete=(*leaving, *unused), keep_files=True, force=lost)
     if main.keys:
         yield main
 
@@ -68,9 +81,9 @@ def unknown(part: Mapping[Key, Declared], local: Desired) -> list[Key]:
     return [one.key for one in local.wanted() if one.kind in KINDS and one.key not in part and one.kind not in SHARED]
 
 
-def _declared(one: AnyObject) -> AnyObject:
-    """Whose a file is, is found out where it is made."""
-    return replace(one, owned=False) if isinstance(one, Volume) else one
+def _declared(one: AnyObject, made: Collection[str]) -> AnyObject:
+    """Whose a file is, is found out where it is made; whose an image is, goes with it from host to host."""
+    return replace(one, owned=one.backend == "rbd" and one.uuid in made) if isinstance(one, Volume) else one
 
 
 def _is_there(local: Desired, key: Key) -> bool:

@@ -78,7 +78,7 @@ def _host_of(
     for host, key in _hosts_of(view, members, after, wheres).items():
         _check(view, host, key)
         return host
-    asked = [(key, where) for key in members if (where := wheres.get(key))]
+    asked = [(key, where) for key in members if (where := wheres.get(key)) and where.places]
     if not asked and default:
         _check(view, default, next(iter(members)))
         return default

@@ -48,18 +48,32 @@ def propose(view: View, change: Change, wheres: Mapping[Key, Where], default: st
     _check_new(view, new)
     hosts = place(view, new, updated, wheres, default)
     shares = _shares(view, change, new, updated, hosts)
-    before: dict[Key, Declared | None] = {key: view.objects.get(key) for key in change.keys}
     after: dict[Key, Declared | None] = {}
     for host, keys in shares.items():
         after |= _after(view, host, keys, replace(change, expect=expected), new, updated, hosts)
+    _say_failover(view, wheres, after)
+    before: dict[Key, Declared | None] = {key: view.objects.get(key) for key in {*change.keys, *after}}
     for key in change.delete:
         if key not in after:
             after[key] = None
             _check_unused(view, key, change)
-    mentioned = change.keys
+    mentioned = change.keys | after.keys()
     below = {key for one in (*new.values(), *updated.values()) for key in one.depends_on}
     expect = {key: view.revision_of(key) for key in mentioned | below if key not in new or key in mentioned}
     return Proposal(before, after, expect, frozenset(filter(None, shares)))
+
+
+def _say_failover(view: View, wheres: Mapping[Key, Where], after: dict[Key, Declared | None]) -> None:
+    """What is said of controllers, and what was said before of those that are changed otherwise."""
+    for key, where in wheres.items():
+        if where.failover and (record := after.get(key) or view.objects.get(key)):
+            said = replace(record, failover=where.failover if where.failover == "auto" else "")
+            if key in after or said != record:
+                after[key] = said
+    for key, record in after.items():
+        was = view.objects.get(key)
+        if record and was and was.failover and not (key in wheres and wheres[key].failover):
+            after[key] = replace(record, failover=was.failover)
 
 
 def _object(view: View, key: Key) -> AnyObject | None:

@@ -100,6 +100,8 @@ class Declared:
     :param host: where it is; empty: wherever something that lies on it is (a remote).
     :param deleting: the host still has to take it away; then it removes the record.
     :param wipe, keep_files, force: as of the change that alters or deletes it.
+    :param failover: auto: it goes to another host when its own has died, without a person's word.
+    :param seize: epoch of the owner from which a volume is taken by a fence, and not asked for; 0: none.
     """
 
     spec: Mapping[str, Any]
@@ -108,6 +110,8 @@ class Declared:
     wipe: bool = False
     keep_files: bool = False
     force: bool = False
+    failover: str = ""
+    seize: int = 0
 
     @classmethod
     def of(cls, one: AnyObject, host: str) -> Self:
@@ -123,8 +127,8 @@ class Declared:
         return replace(self, spec=one.to_json())
 
     def to_json(self) -> dict[str, Any]:
-        flags = {name: True for name in ("deleting", "wipe", "keep_files", "force") if getattr(self, name)}
-        return {"spec": self.spec, **({"host": self.host} if self.host else {}), **flags}
+        optional = ("host", "deleting", "wipe", "keep_files", "force", "failover", "seize")
+        return {"spec": self.spec, **{name: value for name in optional if (value := getattr(self, name))}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -135,7 +139,7 @@ class Declared:
             raise FleetError(f"an object in etcd is of a newer nvmuser, or damaged: {error}") from error
 
 
-_PLACE = re.compile(rb'\{("deleting":true,)?(?:"force":true,)?"host":"([^"]+)"')
+_PLACE = re.compile(rb'\{("deleting":true,)?(?:"failover":"auto",)?(?:"force":true,)?"host":"([^"]+)"')
 """How a record begins, as `encode` writes it."""
 
 
@@ -158,7 +162,9 @@ class Owner(Record):
 
     :param epoch: grows with each owner; what bears a smaller one is not written any more.
     :param state: claimed (may be open), open, free (given up).
-    :param fences: by which its opener can be shut out, each its kind and its address or key; recorded before it opens.
+    :param fences: by which its openers can be shut out, each its kind, host, and address or identifier; recorded before
+        it opens. While a host takes it from another, there are those of both.
+    :param made: the fleet made the image, so that deleting the volume deletes it.
     """
 
     volume: str
@@ -166,6 +172,7 @@ class Owner(Record):
     epoch: int
     state: str = "claimed"
     fences: tuple[Mapping[str, str], ...] = ()
+    made: bool = False
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ class Session:
         """
         view = await self.view()
         proposal, writer = propose(view, change, wheres, default), self.writer(actor)
+        if not proposal.after:
+            return Outcome()
         revision = await writer.write(proposal)
         mentioned = change.keys
         outcome = await self.carried_out(view, proposal.hosts, revision, mentioned)

@@ -15,6 +15,7 @@ from nvmuser.fleet.keys import FleetKeys, object_key
 from nvmuser.fleet.records import SHARED, Declared, Fleet, Host, Owner, declared_elsewhere, decode
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
+from nvmuser.model.objects import Cluster
 
 
 @dataclass
@@ -102,8 +103,13 @@ class View:
         return self.revisions.get(self.keys.object(key), 0)
 
     def part(self, host: str) -> dict[Key, Declared]:
-        """What a host has to do with: what is there, and the remotes and clusters that it lies on."""
-        mine = {key: declared for key, declared in self.objects.items() if declared.host == host}
+        """What a host has to do with: what is there, the remotes that it lies on, and every cluster: a target loads the
+        module for it when it starts, and what moves here must not wait for that."""
+        mine = {
+            key: declared
+            for key, declared in self.objects.items()
+            if declared.host == host or (key.kind == Cluster.kind and not declared.deleting)
+        }
         for declared in list(mine.values()):
             for below in declared.object.depends_on:
                 if below.kind in SHARED and (shared := self.objects.get(below)):

@@ -50,6 +50,11 @@ def key_in(session: str) -> int:
     return int.from_bytes(uuid.UUID(session).bytes[8:])
 
 
+def host_in(session: str) -> str:
+    """What is common to the `session`s of one installation: 16 hexadecimal digits."""
+    return uuid.UUID(session).hex[:16]
+
+
 def load(state: StateDir) -> ReservationKeys:
     """Those of this installation; the first time, its secret is made.
 

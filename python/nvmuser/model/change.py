@@ -200,7 +200,8 @@ def _going(one: AnyObject, change: Change) -> AnyObject:
 
     :raises UsageError: a file is to stay of what has none.
     """
-    if not change.keep_files or isinstance(one, Controller):
+    has_none = one.kind in ("controller", "remote", "cluster") or (isinstance(one, Volume) and one.backend == "remote")
+    if not change.keep_files or has_none:
         return one
     if not isinstance(one, Volume) or one.backend not in ("file", "rbd"):
         raise UsageError(f"{one.key.words}: it has no file that could be kept")

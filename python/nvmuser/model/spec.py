@@ -136,7 +136,8 @@ class _Reader:
         for field in NOT_FOR_PEOPLE:
             if field in data:
                 raise self._error(_at(node, (field,)), (*path, field), "not for a specification")
-        where = {name: data.pop(name) for name in FIELDS if name in data and kind in PLACED}
+        fields = FIELDS if kind == "controller" else FIELDS[:-1]
+        where = {name: data.pop(name) for name in fields if name in data and kind in PLACED}
         try:
             placed = Where.from_plain(where)
             one = object_from_json({"kind": kind} | long_form(section, data))

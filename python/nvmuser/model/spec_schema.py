@@ -11,7 +11,7 @@ from nvmuser.model.names import NAME
 from nvmuser.model.objects import KINDS, TargetSettings
 from nvmuser.model.sizes import SIZE, SIZE_FIELDS
 from nvmuser.model.spec import NOT_FOR_PEOPLE, ONE, PLACED, SECTIONS
-from nvmuser.model.where import RULES
+from nvmuser.model.where import FAILOVERS, RULES
 
 _WHERE: dict[str, Any] = {
     "host": {"type": "string", "pattern": f"^({NAME})$"},
@@ -28,6 +28,7 @@ def schema() -> dict[str, Any]:
     for section, kind in SECTIONS.items():
         item = object_schema(KINDS[kind], snapshots=section == "snapshots")
         item["properties"] |= _WHERE if kind in PLACED else {}
+        item["properties"] |= {"failover": {"type": "string", "enum": list(FAILOVERS)}} if kind == "controller" else {}
         sections[section] = {"type": "array", "items": item}
     sections["targets"]["items"]["required"] = ["name"]
     del sections["targets"]["items"]["properties"]["name"]["default"]

@@ -25,6 +25,7 @@ from nvmuser.paths import StateDir
 from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.calls import Problem
+from nvmuser.reconcile.peers import Peers
 from nvmuser.rpc import methods
 from nvmuser.rpc.client import Client
 
@@ -93,8 +94,9 @@ def _order(volume: Volume) -> int:
 class Clusters:
     """Of one target."""
 
-    def __init__(self, state: StateDir) -> None:
+    def __init__(self, state: StateDir, peers: Peers | None = None) -> None:
         self._journal = Journal(state.fences)
+        self._peers = peers or Peers()
         self._standing = Standing()
         """By which a predecessor is kept out the moment that it has ended."""
         self._connecting: asyncio.Future[None] | None = None
@@ -181,6 +183,8 @@ class Clusters:
         try:
             fence = Fence.of(cluster.in_spdk, address, rpc.peer_pid or 0)
             await asyncio.to_thread(self._journal.add, fence)
+            if self._peers.opening:
+                await self._peers.opening(cluster, address)
         except NvmuserError:
             # Nothing may be opened by an address that nobody could fence.
             request = methods.unregister_cluster(cluster.in_spdk)

@@ -56,4 +56,6 @@ def _completed(volume: Volume, cluster: Cluster) -> Volume:
         if isinstance(image, images.Image):
             raise ConflictError(f"image {images.named(volume)} exists already: choose another name, or --image")
         return replace(volume, owned=True)
-    return images.complete(cluster, volume, image)
+    found = images.complete(cluster, volume, image)
+    # An image that its fleet has made on another host goes with the volume here too.
+    return replace(found, owned=found.owned or volume.owned)

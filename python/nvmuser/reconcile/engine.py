@@ -42,6 +42,7 @@ from nvmuser.reconcile.declare import check_cores, declared
 from nvmuser.reconcile.declare_images import completed
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.partial import touched
+from nvmuser.reconcile.peers import Peers
 from nvmuser.reconcile.reroute import moved
 from nvmuser.reconcile.retraction import Retraction
 from nvmuser.reconcile.site import Site, looked_at
@@ -66,6 +67,7 @@ class Engine:
         self._state = state
         self._store = Store(state.store)
         self._sites: dict[str, Site] = {}
+        self.peers = Peers()
         self._stuck: dict[Key, Problem] = {}
         """What could not be taken away from this machine."""
         self.transit = Transit(self._sites)
@@ -75,7 +77,8 @@ class Engine:
     def site(self, name: str) -> Site:
         """A target as this engine knows it; a new one where there was none of this name."""
         if name not in self._sites:
-            self._sites[name] = Site(self._state, self._store, functools.partial(self.transit.scope, name))
+            scope = functools.partial(self.transit.scope, name)
+            self._sites[name] = Site(self._state, self._store, scope, self.peers)
         return self._sites[name]
 
     def drop_site(self, name: str) -> None:

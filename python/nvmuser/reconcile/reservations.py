@@ -22,6 +22,7 @@ from nvmuser.model.objects import Remote, Volume
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual
+from nvmuser.reconcile.peers import Peers
 from nvmuser.rpc.client import Client
 from nvmuser.rpc.methods import Request, reservations
 from nvmuser.rpc.methods.reservations import Completion, Registrant, Report
@@ -88,8 +89,9 @@ class _Namespace:
 class Reservations:
     """Those of one process of a target, and what was last seen of them."""
 
-    def __init__(self, state: StateDir) -> None:
+    def __init__(self, state: StateDir, peers: Peers | None = None) -> None:
         self._state = state
+        self._peers = peers or Peers()
         self._rpc: Client | None = None
         self._unended: dict[Key, int] = {}
         """Volume → key of the predecessor whose writes the remote was still carrying out when it was last asked."""
@@ -128,7 +130,7 @@ class Reservations:
                 request = await (
                     self._to_release(space)
                     if deleting
-                    else self._claim(space, volume, keys, volume.take_over_key if volume.key in changed else None)
+                    else self._claim(space, volume, keys, by_force=volume.key in changed)
                 )
             except NvmuserError as error:
                 request = self.claims.release.get(volume.key)
@@ -157,10 +159,11 @@ class Reservations:
         return reservations.unregister(space.remote, space.nsid, mine.key) if mine else None
 
     async def _claim(
-        self, space: _Namespace, volume: Volume, keys: ReservationKeys, take_over: int | None
+        self, space: _Namespace, volume: Volume, keys: ReservationKeys, *, by_force: bool
     ) -> Request | None:
         """The call that releases it; None where the namespace offers no reservations.
 
+        :param by_force: it may be taken from whom `take_over` names; from a predecessor in the fleet, in any case.
         :raises ConflictError: another host has it. :raises TargetError: it cannot be taken at this moment.
         """
         request = reservations.identify_namespace(space.remote, space.nsid)
@@ -170,7 +173,13 @@ class Reservations:
         report = await space.report()
         mine, holder = report.of(space.host_id), report.holder
         self._seen[volume.key] = (space, holder.key if holder else 0)
-        ours = [one for one in report.registrants if keys.is_ours(one.key) or one.key == take_over]
+        take_over = volume.take_over_key if by_force else None
+        predecessors = self._peers.predecessors.get(volume.uuid, ())
+        ours = [
+            one
+            for one in report.registrants
+            if keys.is_ours(one.key) or one.key == take_over or reservation_keys.host_in(one.host_id) in predecessors
+        ]
         if holder and holder not in (*ours, mine):
             raise ConflictError(_held_by(holder))
         key = mine.key if mine else _own_key(space.host_id, keys)

@@ -29,6 +29,7 @@ from nvmuser.reconcile.gates import directories
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.ownership import Ownership
 from nvmuser.reconcile.partial import part_of, query_part
+from nvmuser.reconcile.peers import Peers
 from nvmuser.reconcile.plan import closing, plan
 from nvmuser.reconcile.rebuilds import Rebuilds
 from nvmuser.reconcile.remotes import Routes, explore
@@ -63,17 +64,17 @@ class Site:
     :param scope: what belongs in it.
     """
 
-    def __init__(self, state: StateDir, store: Store, scope: Scope, rpc: Client | None = None) -> None:
+    def __init__(self, state: StateDir, store: Store, scope: Scope, peers: Peers | None = None) -> None:
         self._state = state
         self._store = store
         self._scope = scope
         self._rebuilds = Rebuilds(store)
-        self._clusters = Clusters(state)
+        self._clusters = Clusters(state, peers)
         self._directory = functools.cache(state.target_dir)
         self._turn = asyncio.Lock()
-        self.rpc = rpc
+        self.rpc: Client | None = None
         """The target's; None while there is none."""
-        self._reservations = Reservations(state)
+        self._reservations = Reservations(state, peers)
         self._unlocked: tuple[str, ...] = ()
         """Why files are not locked."""
         self.problems: dict[Key, Problem] = {}

@@ -74,13 +74,20 @@ class FleetMember:
 
     async def _follow(self) -> None:
         self._agent, self._failure = None, ""
+        self._engine.peers.opening = None
         try:
             self._settings = FleetSettings.load(self._state)
             if self._settings is None:
                 return
             from nvmuser.fleet.agent import Agent  # etcd's protocol is an extra
+            from nvmuser.fleet.fences import Fences
+            from nvmuser.fleet.storage_fences import LockFence, ReservationFence
 
-            self._agent = Agent(self._settings, self)
+            host = self._settings.host
+            lock = LockFence(self._state, host, self._engine.desired)
+            reservation = ReservationFence(self._state, host, self._engine.peers)
+            self._agent = Agent(self._settings, self, Fences(lock, reservation))
+            self._engine.peers.opening = self._agent.connecting
             await self._agent.run()
         except* NvmuserError as errors:
             self._failure = str(errors.exceptions[0])

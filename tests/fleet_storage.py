@@ -1,0 +1,312 @@
+"""Hosts of a fleet with real targets, on storage that they share: a namespace of a remote, and images in Ceph.
+
+A host is a state directory with a supervisor and all its processes, which are killed, stopped and woken together; it
+reaches etcd and the remote by connections of its own, which can be cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bare_target import TargetFactory
+from etcd_server import Etcd
+from fleet_world import ADMIN, until
+from fleet_writer import BLOCK, BLOCKS, said
+from remote_pair import free_port
+
+from nvmuser import initiator
+from nvmuser.bench.measure.ceph_cluster import POOL, CephCluster
+from nvmuser.fleet import membership
+from nvmuser.fleet.keys import FleetKeys
+from nvmuser.fleet.move import move
+from nvmuser.fleet.records import Owner
+from nvmuser.fleet.session import Session, opened, session
+from nvmuser.fleet.settings import FleetSettings
+from nvmuser.hostfs import host_identity
+from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
+from nvmuser.model.objects import AnyObject, Cluster, Controller, Namespace, Remote, Volume
+from nvmuser.model.remote_path import RemotePath
+from nvmuser.model.where import Where
+from nvmuser.paths import StateDir
+from nvmuser.reconcile.engine import Engine
+from nvmuser.rpc import Client
+from nvmuser.supervisor import daemon
+from nvmuser.supervisor.spdk import Options
+
+NQN, SIZE = "nqn.2026-11.org.example:store", 16 << 20
+_NUMBERS = itertools.count()
+
+
+class Door:
+    """A TCP port that leads to another one, until it is cut."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self.port = 0
+        self._open = True
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._pass, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def cut(self, cut: bool = True) -> None:
+        """End every connection, and take none."""
+        self._open = not cut
+        if cut:
+            for writer in self._writers:
+                writer.transport.abort()
+
+    async def stop(self) -> None:
+        self.cut()
+        if self._server:
+            self._server.close()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._open:
+            writer.transport.abort()
+            return
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._to)
+        except OSError:
+            writer.transport.abort()
+            return
+        both = {writer, far_writer}
+        self._writers |= both
+        with contextlib.suppress(OSError):
+            await asyncio.gather(_copy(reader, far_writer), _copy(far_reader, writer))
+        self._writers -= both
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    finally:
+        writer.transport.abort()
+
+
+@dataclass
+class Writer:
+    """A process that writes to a volume, block by block, for as long as it can (`fleet_writer`)."""
+
+    process: asyncio.subprocess.Process
+    log: Path
+    epoch: int
+
+    @property
+    def lines(self) -> list[list[str]]:
+        text = self.log.read_text()
+        return [line.split() for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    @property
+    def answered(self) -> int:
+        return sum(line[0] == "a" for line in self.lines)
+
+    async def end(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+
+
+@dataclass
+class RealHost:
+    """One that runs, or is dead."""
+
+    name: str
+    fleet: str
+    state: StateDir
+    etcd: Door
+    store: Door
+    writers: list[Writer] = field(default_factory=list)
+
+    @property
+    def settings(self) -> FleetSettings:
+        return FleetSettings(self.fleet, self.name, (f"http://127.0.0.1:{self.etcd.port}",))
+
+    async def start(self) -> None:
+        """As after a boot."""
+        options = Options(hugepages=False, profile="balanced")
+        await asyncio.to_thread(daemon.start, self.state, options)
+
+    async def join(self) -> None:
+        identity = host_identity.load(self.state).id
+        progress, _ = await membership.join(self.settings, identity, Desired(), ADMIN, adopt=False)
+        progress.save(self.state)
+        self.settings.save(self.state)
+
+    @property
+    def pids(self) -> list[int]:
+        """All of its processes."""
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_mine(pid)]
+
+    def _is_mine(self, pid: int) -> bool:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+        return f"{self.state.root}".encode() in words and pid != os.getpid()
+
+    def signal(self, number: int) -> None:
+        """To all of them at once."""
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    async def power_off(self) -> None:
+        """All of its processes at once, and what it had in memory."""
+        for writer in self.writers:
+            await writer.end()
+        self.signal(signal.SIGKILL)
+        await until(lambda: not self.pids)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # noqa: ASYNC222 (it has ended)
+                pass
+
+    async def stop(self) -> None:
+        with contextlib.suppress(Exception):
+            await daemon.stop(self.state)
+        await self.power_off()
+
+    async def status(self) -> dict[str, Any]:
+        async with await Client.connect(self.state.control_socket) as client:
+            return dict(await client.call("status"))
+
+    async def write(self, name: str, epoch: int) -> Writer:
+        """Begin to write to a controller that is served here."""
+        log = self.state.root.parent / f"{self.name}-{name}-{epoch}-{len(self.writers)}.log"
+        argv = [sys.executable, str(Path(__file__).with_name("fleet_writer.py")), str(self.state.target_dir(name))]
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(*argv, str(epoch), stdout=output, stderr=output)
+        writer = Writer(process, log, epoch)
+        self.writers.append(writer)
+        return writer
+
+
+@dataclass
+class StorageWorld:
+    """Two hosts or more."""
+
+    etcd: Etcd
+    fleet: str
+    hosts: dict[str, RealHost]
+    far: Client
+    ceph: CephCluster | None
+
+    def session(self) -> contextlib.AbstractAsyncContextManager[Session]:
+        return session(FleetSettings(self.fleet, "", (self.etcd.url,)))
+
+    async def owner(self, volume: str) -> Owner:
+        async with self.session() as one:
+            return next(owner for owner in (await one.view()).owners.values() if owner.volume == volume)
+
+    async def move(self, controller: str, to: str, *, force: bool = False) -> None:
+        async with self.session() as one:
+            await move(one, controller, to, ADMIN, force=force)
+
+    async def declare(self, host: str, *objects: AnyObject, failover: str = "") -> None:
+        wheres = {one.key: Where(host, failover=failover) for one in objects if one.kind == "controller"}
+        async with self.session() as one:
+            outcome = await one.change(Change(create=objects), ADMIN, wheres, host)
+        assert not outcome.problems, outcome.problems
+
+    async def live(self, *names: str) -> bool:
+        async with self.session() as one:
+            return set(names) <= (await one.view()).live
+
+    def remote(self, name: str = "r") -> tuple[AnyObject, ...]:
+        """A controller on the remote's namespace, which both hosts reach at one address."""
+        remote = Remote("store", nqn=NQN, paths=(RemotePath("127.0.0.1", self.hosts["h1"].store.port),))
+        return remote, Volume(name, "remote", remote="store", remote_nsid=1), _shows(name)
+
+    def image(self, name: str = "i") -> tuple[AnyObject, ...]:
+        """A controller on an image that is made."""
+        assert self.ceph
+        volume = Volume(name, "rbd", size=SIZE, cluster="ceph", pool_name=POOL, create=True)
+        return volume, _shows(name)
+
+    def cluster(self) -> Cluster:
+        assert self.ceph
+        return Cluster("ceph", conf=str(self.ceph.conf), keyring=str(self.ceph.keyring))
+
+
+def _shows(name: str) -> Controller:
+    return Controller(name, (Namespace(name),))
+
+
+@contextlib.asynccontextmanager
+async def storage_world(
+    root: Path, etcd: Etcd, factory: TargetFactory, ceph: CephCluster | None, names: tuple[str, ...] = ("h1", "h2")
+) -> AsyncIterator[StorageWorld]:
+    """A fleet whose hosts live.
+
+    :param root: a short path, for the sockets in it.
+    """
+    store, fleet = factory.start("far"), f"storage{next(_NUMBERS)}"
+    async with await Client.connect(store.rpc_socket) as far, opened(FleetSettings(fleet, "", (etcd.url,))) as client:
+        port, hosts = free_port(), dict[str, RealHost]()
+        await _serve(far, port, root / "store")
+        await membership.init(client, FleetKeys(fleet))
+        for name in names:
+            doors = Door(int(etcd.url.rpartition(":")[2])), Door(port)
+            hosts[name] = RealHost(name, fleet, StateDir(root / name), *doors)
+        world = StorageWorld(etcd, fleet, hosts, far, ceph)
+        try:
+            for host in hosts.values():
+                await host.etcd.start()
+                await host.store.start()
+                daemon.prepare(host.state)
+                await host.join()
+            if ceph:
+                async with world.session() as one:  # before the targets start, which load the module then
+                    await one.change(Change(create=(world.cluster(),)), ADMIN, {}, "")
+                for host in hosts.values():
+                    with contextlib.closing(Engine(host.state)) as engine:
+                        await engine.change(Change(create=(world.cluster(),)))
+            await asyncio.gather(*(host.start() for host in hosts.values()))
+            await until(lambda: world.live(*names), 30)
+            yield world
+        finally:
+            for host in hosts.values():
+                host.signal(signal.SIGCONT)
+            await asyncio.gather(*(host.stop() for host in hosts.values()))
+            for host in hosts.values():
+                await host.etcd.stop()
+                await host.store.stop()
+
+
+async def _serve(far: Client, port: int, file: Path) -> None:
+    with file.open("wb") as backing:
+        backing.truncate(SIZE)
+    where = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(port)}
+    for method, params in (
+        ("nvmf_create_transport", {"trtype": "TCP"}),
+        ("bdev_aio_create", {"name": "store", "filename": str(file), "block_size": 512}),
+        ("nvmf_create_subsystem", {"nqn": NQN, "allow_any_host": True, "serial_number": "STORE"}),
+        ("nvmf_subsystem_add_ns", {"nqn": NQN, "namespace": {"bdev_name": "store"}}),
+        ("nvmf_subsystem_add_listener", {"nqn": NQN, "listen_address": where}),
+    ):
+        await far.call(method, params)
+
+
+def blocks(host: RealHost, controller: str) -> list[tuple[int, int] | None]:
+    """Epoch and number of each block, as a host reads it."""
+    with initiator.connect(host.state.target_dir(controller)) as found, found.queue(depth=4, timeout=30) as queue:
+        namespace, memory = found.namespace(1), initiator.allocate(BLOCK)
+        read = []
+        for block in range(BLOCKS):
+            queue.read(namespace, block * (BLOCK // namespace.block_size), memory).wait()
+            read.append(said(bytes(memory.view)))
+        return read
