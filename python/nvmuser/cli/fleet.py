@@ -14,6 +14,7 @@ import click
 from rich.table import Table
 
 from nvmuser.cli.extras import require_extra
+from nvmuser.cli.fleet_tenant import tenant
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import REPEATABLE, json_option
 from nvmuser.cli.present import changed_fields, console, counted, run, say
@@ -47,6 +48,9 @@ def fleet() -> None:
       nvmuser apply -f fleet.yaml
     """
     require_extra("fleet", "nvmuser fleet")
+
+
+fleet.add_command(tenant)
 
 
 def _etcd_options(command: Callable[..., Any]) -> Callable[..., Any]:

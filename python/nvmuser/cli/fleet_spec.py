@@ -59,11 +59,28 @@ class FleetSpec:
 
     async def check(self, change: Change) -> None:
         """:raises NvmuserError: the change is not possible."""
+        await self.dry_run(change)
+
+    async def dry_run(self, change: Change) -> dict[str, dict[str, list[str]]]:
+        """What each host would be asked to do; what many reach is under no name.
+
+        :raises NvmuserError: the change is not possible.
+        """
         from nvmuser.fleet.proposal import propose
+        from nvmuser.fleet.quotas import charged
         from nvmuser.fleet.session import session
 
         async with session(self.settings) as one:
-            propose(await one.view(), change, self.spec.wheres, self.host or "")
+            view = await one.view()
+            proposal = propose(view, change, self.spec.wheres, self.host or "")
+            charged(view, proposal)
+        found: dict[str, dict[str, list[str]]] = {}
+        for key, after in sorted(proposal.after.items()):
+            before = proposal.before.get(key)
+            act = "create" if before is None else "delete" if after is None or after.deleting else "update"
+            host = (after or before or view.objects[key]).host
+            found.setdefault(host, {}).setdefault(act, []).append(str(key))
+        return found
 
     async def submit(self, change: Change) -> Outcome:
         """Have it carried out.

@@ -44,7 +44,11 @@ _yes = click.option("--yes", is_flag=True, help="With --prune: data may be delet
 @_prune
 @_yes
 @force_option
-@click.option("--dry-run", is_flag=True, help="Print the calls to SPDK, wave by wave, and make none.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print the calls to SPDK, wave by wave, and make none; in a fleet: what comes to which host.",
+)
 @_host
 @json_option
 @click.pass_obj
@@ -65,7 +69,8 @@ def apply(
     change = replace(specs.difference(desired, spec, prune=prune, wipe=yes), force=force)
     try:
         if dry_run and fleet:
-            raise UsageError("--dry-run shows one host's calls to SPDK; in a fleet, `nvmuser diff` shows what changes")
+            say(run(fleet.dry_run(change)))
+            return
         if dry_run:
             say(run(_dry_run(state, change)))
             return

@@ -53,6 +53,9 @@ class FleetKeys:
         """Which host decides what becomes of what a dead one had: with its lease."""
         return f"{self.root}meta/arbiter"
 
+    def tenant(self, name: str) -> str:
+        return f"{self.root}meta/tenant/{name}"
+
     def object(self, key: Key) -> str:
         return f"{self.root}object/{TENANT}/{key}"
 

@@ -94,6 +94,19 @@ class Host(Record):
 
 
 @dataclass(frozen=True)
+class Quota(Record):
+    """What a tenant may have, or has; of a limit, 0 is none.
+
+    :param bytes: the sizes of its volumes together, as far as they are declared.
+    :param iops: the sum of what its volumes are limited to.
+    """
+
+    volumes: int = 0
+    bytes: int = 0
+    iops: int = 0
+
+
+@dataclass(frozen=True)
 class Declared:
     """An object that is wanted.
 

@@ -17,6 +17,7 @@ from nvmuser.fleet.etcd.connection import Connection
 from nvmuser.fleet.etcd.tls import Tls
 from nvmuser.fleet.keys import FleetKeys
 from nvmuser.fleet.proposal import Proposal, propose
+from nvmuser.fleet.quotas import charged
 from nvmuser.fleet.records import Declared, Report
 from nvmuser.fleet.settings import FleetSettings
 from nvmuser.fleet.view import View
@@ -87,7 +88,7 @@ class Session:
         proposal, writer = propose(view, change, wheres, default), self.writer(actor)
         if not proposal.after:
             return Outcome()
-        revision = await writer.write(proposal)
+        revision = await writer.write(proposal, *charged(view, proposal))
         mentioned = change.keys
         outcome = await self.carried_out(view, proposal.hosts, revision, mentioned)
         mine = [problem for problem in outcome.problems if problem.object in mentioned]

@@ -12,7 +12,7 @@ from typing import TypeVar
 from nvmuser.fleet.etcd.client import Item, Listing
 from nvmuser.fleet.etcd.watch import Changes
 from nvmuser.fleet.keys import FleetKeys, object_key
-from nvmuser.fleet.records import SHARED, Declared, Fleet, Host, Owner, declared_elsewhere, decode
+from nvmuser.fleet.records import SHARED, Declared, Fleet, Host, Owner, Quota, declared_elsewhere, decode
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Cluster
@@ -35,6 +35,7 @@ class View:
     live: set[str] = field(default_factory=set)
     objects: dict[Key, Declared] = field(default_factory=dict)
     owners: dict[str, Owner] = field(default_factory=dict)
+    tenants: dict[str, Quota] = field(default_factory=dict)
 
     @classmethod
     def of(cls, keys: FleetKeys, listing: Listing, host: str = "") -> View:
@@ -74,6 +75,9 @@ class View:
                 _set(self.hosts, rest, Host.from_json(decode(name, item.value)) if item else None)
             elif kind == "own":
                 _set(self.owners, rest, Owner.from_json(decode(name, item.value)) if item else None)
+            elif kind == "meta" and rest.startswith("tenant/"):
+                quota = Quota.from_json(decode(name, item.value)) if item else None
+                _set(self.tenants, rest.removeprefix("tenant/"), quota)
             elif kind == "live":
                 (self.live.add if item else self.live.discard)(rest)
             elif name == self.keys.fleet_key:

@@ -60,14 +60,14 @@ class Writer:
         """Carry it out. Returns the revision from which on it holds.
 
         :param extra: further keys that are written with it.
-        :param expect: further keys → revision; of a change that fits into one transaction.
+        :param expect: further keys → revision.
         :param note: what the log says of what is no object: `action`, `kind`, `name`, `before`, `after`.
         :raises StaleError: somebody has changed something of it meanwhile.
         :raises FleetError: etcd does not answer, or refuses: nothing was changed, unless it is an UnknownOutcome.
         """
         change = ulid()
         if len(proposal.after) > BATCH:
-            return await self._write_large(proposal, change, extra or {}, note or {})
+            return await self._write_large(proposal, change, extra or {}, expect or {}, note or {})
         looked_at = {self._keys.object(key): revision for key, revision in proposal.expect.items()}
         transaction, witness = self._part(proposal, list(proposal.after), change)
         if note or not witness:
@@ -146,7 +146,12 @@ class Writer:
     # -- more than one transaction ---------------------------------------------------------------------------
 
     async def _write_large(
-        self, proposal: Proposal, change: str, extra: Mapping[str, Put | None], note: Mapping[str, Any]
+        self,
+        proposal: Proposal,
+        change: str,
+        extra: Mapping[str, Put | None],
+        further: Mapping[str, int],
+        note: Mapping[str, Any],
     ) -> int:
         encoded = {key: one and encode(key.words, one.to_json()) for key, one in proposal.after.items()}
         assert len(encoded) == len(proposal.after)  # too large an object is found before anything is written
@@ -166,7 +171,7 @@ class Writer:
                 check, witness = {name: expect[name] for name in names}, self._keys.event(ulid())
                 note = {witness: Put(self._event(change, "check"))}
                 await self._step(Transaction({**check, self._keys.change: begun}, (), note), witness)
-            revision = await self._end(change, begun, extra, note)
+            revision = await self._end(change, begun, extra, note, further)
             await self._forget_events()
             return revision
         except UnknownOutcome:
@@ -202,12 +207,17 @@ class Writer:
         return revision
 
     async def _end(
-        self, change: str, begun: int, extra: Mapping[str, Put | None], note: Mapping[str, Any] | None = None
+        self,
+        change: str,
+        begun: int,
+        extra: Mapping[str, Put | None],
+        note: Mapping[str, Any] | None = None,
+        expect: Mapping[str, int] | None = None,
     ) -> int:
         witness = self._keys.event(ulid())
         event = Put(self._event(change, "end", note=note))
         writes = {self._keys.change: None, self._keys.writer: None, witness: event, **extra}
-        return await self._step(Transaction({self._keys.change: begun}, (), writes), witness)
+        return await self._step(Transaction({**(expect or {}), self._keys.change: begun}, (), writes), witness)
 
     async def take_back(self, item: Item, *, mine: bool = False) -> None:
         """Restore what an abandoned change has written: how it was before the change began, etcd still knows.
