@@ -82,7 +82,8 @@ class LockFence:
             raise images.explained(found, cluster, volume)
         if not (holders := _others(found, mine)):
             return
-        texts = [one.get("address", "") for one in recorded if one.get("kind") == self.kind]
+        theirs = [one for one in recorded if one.get("kind") == self.kind and one["host"] != self._host]
+        texts = [one.get("address", "") for one in theirs]
         hosts = {host for text in texts for host in _HOST.findall(text)}
         strangers = [one for one in holders if not hosts & set(_HOST.findall(one))]
         if strangers and all(texts):
