@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from nvmf_vfio.keeper.fd_store import StoredFd
 from nvmf_vfio.protocol.header import FROM_TARGET, Command, Header, ProtocolError
 from nvmf_vfio.protocol.messages import RegionAccess, RegionWriteMulti, Request, decode_request
-from nvmf_vfio.state.controller import CONFIG
+from nvmf_vfio.state.config_space import CONFIG
 from nvmf_vfio.state.registers import BAR0, DOORBELLS
 
 _MAY_BE_POSTED = frozenset({Command.REGION_WRITE, Command.REGION_WRITE_MULTI})

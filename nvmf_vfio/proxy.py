@@ -6,6 +6,9 @@ endpoint acts for it: it has admin queues of its own in the new target, repeats 
 passes on its outstanding and further commands, and puts the completions into the guest's queue. That lasts until the
 driver next disables the controller. I/O queues stay between the guest and the target.
 
+The same takes a controller over whose guest has moved, with its I/O queues where they were: the target is given their
+positions before it is enabled (our patch 0083).
+
 Owns the memory of those queues, the eventfd on which the target signals them, and the positions in them. The guest's
 side of the admin queue is `nvmf_vfio.state.admin`'s.
 """
@@ -25,10 +28,12 @@ from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap, RegionAccess, SetIrqs
 from nvmf_vfio.protocol.wire import Message
 from nvmf_vfio.state.admin import AdminQueue, Outstanding
+from nvmf_vfio.state.history import Positions
 from nvmf_vfio.state.interrupts import INTX
 from nvmf_vfio.state.memory import GuestMemory, GuestMemoryError
 from nvmf_vfio.state.registers import (
     BAR0,
+    BEGINS,
     CQE_SIZE,
     CSTS_RDY,
     DOORBELLS,
@@ -52,6 +57,8 @@ _HISTORY_ID = 0xFFF0
 _UNMASK_INTX = SetIrqs(SetIrqs.DATA_NONE | SetIrqs.UNMASK, INTX, 0, 1).pack()
 _READY_INTERVAL = 0.005
 _DEADLINE = 30.0
+_RESUME_DEADLINE = 5.0
+"""Seconds. I/O waits meanwhile, which Linux gives 30 s, and the driver's reset is still to come then."""
 
 
 class AdminProxy:
@@ -92,10 +99,11 @@ class AdminProxy:
         self._open = True
         self._loop.add_reader(self._event.fileno(), self._completed)
 
-    async def start(self, cc: int) -> None:
+    async def start(self, cc: int, positions: Positions) -> None:
         """Enable the controller with our queues, repeat what the driver had set up, pass on what it waits for.
 
         :param cc: the guest's CC.
+        :param positions: where the I/O queues that were set up go on; none: where they begin.
         :raises TargetError: the target refuses a request, or does not become ready in 30 s.
         :raises GuestMemoryError: the guest's queues are not in its memory any more.
         """
@@ -103,6 +111,8 @@ class AdminProxy:
         request = DmaMap(DmaMap.READ | DmaMap.WRITE, 0, _ADDRESS, _SIZE)
         await call(Command.DMA_MAP, request.pack(), [self._memory.duplicate()])
         await call(Command.DEVICE_SET_IRQS, self._event_request(), [self._event.duplicate()])
+        for number, position in positions.items():
+            await self._write(DOORBELLS + 4 * number, (BEGINS | position).to_bytes(4, "little"))
         entries = _ENTRIES - 1
         for register, size, value in (
             (Register.AQA, 4, entries << 16 | entries),
@@ -112,9 +122,10 @@ class AdminProxy:
         ):
             await self._write(register, value.to_bytes(size, "little"))
         try:
-            async with asyncio.timeout(_DEADLINE):
+            async with asyncio.timeout(_RESUME_DEADLINE if positions else _DEADLINE):
                 await self._wait_ready()
-                for entry in self._admin.set_up(self._guest):
+                history = self._admin.set_up(self._guest)
+                for entry in history.in_order() if positions else history.entries:
                     await self._repeat(entry)
         except TimeoutError:
             raise TargetError("the controller does not become ready") from None
@@ -237,6 +248,10 @@ class AdminProxy:
 
         request = self._event_request()
         self._link.request(Command.DEVICE_SET_IRQS, request, [self._event.duplicate()], done)
+
+    def flush(self) -> None:
+        """Hand over what the target has completed: it is about to be left."""
+        self._completed()
 
     def end(self, guest_event: Descriptor | None) -> None:
         """End: the driver disables the controller, and the queues that it sets up next are its own.

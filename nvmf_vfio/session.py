@@ -18,6 +18,7 @@ from nvmf_vfio import replies
 from nvmf_vfio.guest import GuestLink
 from nvmf_vfio.keeper.fd_store import FdStore, StoredFd
 from nvmf_vfio.link import TargetLink
+from nvmf_vfio.migration import positions
 from nvmf_vfio.migration.machine import COMMANDS, Migration
 from nvmf_vfio.migration.written import Policy
 from nvmf_vfio.pending import Pending, Statistics, changes_state, is_admin_doorbell, release
@@ -88,6 +89,7 @@ class Session:
             on_request=self._guest.send,
             on_online=self._target_online,
             on_lost=self.target_gone,
+            save=self.save,
         )
         self._prefetching: asyncio.Task[None] | None = None
         self._open = True
@@ -175,9 +177,12 @@ class Session:
             async with asyncio.timeout(_QUIESCE_DEADLINE):
                 if link and self.controller.version is not None:
                     self._lost()
-                    written = self._migration.written
-                    if await (written.finish(link) if written.is_live else self._uplink.leave(link)):
+                    written, was_live = self._migration.written, self._migration.written.is_live
+                    if await (written.finish(link) if was_live else self._uplink.leave(link)):
                         self.target_drained()
+                        if was_live:
+                            self.controller.learn_positions(await positions.read(link, self.controller.admin.history))
+                            self.save()
                 while not self.controller.drained:
                     await self._drained.wait()
         except TimeoutError:
@@ -188,8 +193,9 @@ class Session:
 
     @property
     def serving(self) -> TargetLink | None:
-        """The connection to a target that serves the controller, and nobody on its behalf."""
-        return self._uplink.link if self._uplink.online and not self._uplink.proxy else None
+        """The connection to a target that serves the controller, whose driver has set it up."""
+        is_set_up = self.controller.admin.event_requested or not self._uplink.proxy
+        return self._uplink.link if self._uplink.online and is_set_up else None
 
     def released(self) -> None:
         """A target may serve the controller again."""
@@ -214,8 +220,9 @@ class Session:
 
         Linux 6.12 has been seen to lock up in `nvme_timeout` when what times out is a flush.
         """
-        waits = self.controller.phase is Phase.FAILED and self.controller.drained
+        waits = self.controller.phase in (Phase.FAILED, Phase.RESUMABLE) and self.controller.drained
         if self._open and not self._uplink.online and waits and not self._migration.cpus_stopped:
+            self.controller.positions_lost()
             self.controller.wake()
             self.save()
 
@@ -224,7 +231,12 @@ class Session:
         if self.controller.version is not None:
             if self.controller.phase is not Phase.FAILED and not self._uplink.proxy:
                 self._uplink.send_registers()
+            resumed = self.controller.phase is Phase.RESUMABLE
             woken = self.controller.target_ready()
+            if resumed:
+                # What the last target signalled may not have reached a guest that was about to stand still.
+                self.controller.interrupts.signal_all()
+                self._guest.statistics.back()
             log.info("%s: target ready, guest %s", self.name, "woken" if woken else self.controller.phase)
             self.save()
         else:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nvmf_vfio.link import TargetError, TargetLink, connect
+from nvmf_vfio.migration import positions
 from nvmf_vfio.pending import Pending
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmf_vfio.protocol.header import FROM_TARGET, Command, Header, ProtocolError
@@ -20,7 +21,9 @@ from nvmf_vfio.protocol.messages import DmaMap, DmaUnmap, RegionAccess, Reset, S
 from nvmf_vfio.protocol.version import Version
 from nvmf_vfio.protocol.wire import Message
 from nvmf_vfio.proxy import AdminProxy
-from nvmf_vfio.state.controller import CONFIG, Controller
+from nvmf_vfio.state.config_space import CONFIG
+from nvmf_vfio.state.controller import Controller
+from nvmf_vfio.state.history import Positions
 from nvmf_vfio.state.lifecycle import Phase
 from nvmf_vfio.state.memory import GuestMemoryError
 from nvmf_vfio.state.registers import BAR0, CC_EN, Register
@@ -38,6 +41,7 @@ class Uplink:
     :param on_request: called with each request that the target makes (DMA by message).
     :param on_online: called after `bring_up`, once the target has the guest's state.
     :param on_lost: called when the target is gone before the supervisor has reported it.
+    :param save: records the controller.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Uplink:
         on_request: Callable[[Header, bytes, list[Descriptor]], None],
         on_online: Callable[[], None],
         on_lost: Callable[[], None],
+        save: Callable[[], None],
     ) -> None:
         self.online = False
         self.link: TargetLink | None = None
@@ -61,6 +66,7 @@ class Uplink:
         self._on_request = on_request
         self._on_online = on_online
         self._on_lost = on_lost
+        self._save = save
         self._requests: set[int] = set()
         self._introducing = False
         self._task: asyncio.Task[None] | None = None
@@ -87,6 +93,8 @@ class Uplink:
         """
         link = self.link if self.online or self.proxy else None
         if link:
+            if self.proxy:
+                self.proxy.flush()
             self.link = None
         self.drop()
         return link
@@ -171,22 +179,38 @@ class Uplink:
                 call.cancel()
 
     async def _carry_on(self, link: TargetLink) -> None:
-        """Take a driver through the rest of its controller's initialisation."""
+        """Take a driver through the rest of its controller's initialisation, or give the target its queues."""
         controller = self._controller
-        if controller.phase is not Phase.STARTING:
-            return
+        if controller.phase is Phase.STARTING:
+            await self._act_for_driver(link, {})
+            log.info("%s: carrying the driver on through its initialisation", self._name)
+        elif controller.phase is Phase.RESUMABLE:
+            if not (controller.is_signalled and await positions.are_known_to(link)):
+                controller.positions_lost()
+                return
+            taken = controller.take_positions()
+            # From here on it may move them: a successor of this process must not take them for true.
+            self._save()
+            try:
+                await self._act_for_driver(link, taken)
+            except BaseException:
+                controller.positions_lost()
+                raise
+            log.info("%s: %d queues go on where they were", self._name, len(taken))
+
+    async def _act_for_driver(self, link: TargetLink, begin: Positions) -> None:
+        controller, phase = self._controller, self._controller.phase
         interrupts = controller.interrupts
         vector_index, _ = interrupts.admin
         self.proxy = AdminProxy(
             link, controller.admin, controller.memory, interrupt=interrupts.signal_admin, vector_index=vector_index
         )
         try:
-            await self.proxy.start(controller.cc)
+            await self.proxy.start(controller.cc, begin)
         except GuestMemoryError as error:
             raise TargetError(f"the guest's admin queue is gone: {error}") from error
-        if controller.phase is not Phase.STARTING:
+        if controller.phase is not phase:
             raise TargetError("the driver has started over")
-        log.info("%s: carrying the driver on through its initialisation", self._name)
 
     def end_proxy(self) -> None:
         """End the proxy: the driver disables its controller, and sets up its own queues next."""

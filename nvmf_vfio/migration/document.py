@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nvmf_vfio.state.controller import Controller
+from nvmf_vfio.state.history import History, fits
 from nvmf_vfio.state.lifecycle import Phase
 from nvmf_vfio.state.memory import Refused
 from nvmf_vfio.state.registers import CC_EN, SQE_SIZE, STATEFUL_OPCODES, AdminQueues, Register, command_of
@@ -23,12 +24,14 @@ _MAGIC = b"nvmuser\x01"
 """The last byte is the version of the layout."""
 MAX_SIZE = 1 << 20
 """Bytes of a whole document: more than the longest admin history needs (`nvmf_vfio.state.admin`)."""
-_MAX_BRACKETS = 512
-"""In a document at most. One for each namespace, and a few; names may have some in them."""
+_MAX_BRACKETS = 800
+"""In a document at most. One for each namespace and each queue, and a few; names may have some in them."""
 _MAX_COMMANDS = 256
 _MAX_HISTORY = 4096
 _MAX_QUEUE = 4096
-_HOLDS = {Phase.IDLE: False, Phase.ENABLING: True, Phase.STARTING: True, Phase.FAILED: True}
+_HOLDS = {
+    Phase.IDLE: False, Phase.ENABLING: True, Phase.STARTING: True, Phase.FAILED: True, Phase.RESUMABLE: True,
+}  # fmt: skip
 """The phases of a controller without a target, and whether it is enabled in each."""
 
 Identity = dict[str, Any]
@@ -49,6 +52,8 @@ class Arrival:
     io_started: bool
     admin: dict[str, Any]
     """As `nvmf_vfio.state.admin.AdminQueue.load_json` takes it."""
+    positions: tuple[tuple[int, int], ...] = ()
+    """Of its I/O queues, in a controller that can go on with them."""
 
 
 def departing(controller: Controller) -> Arrival:
@@ -64,6 +69,7 @@ def departing(controller: Controller) -> Arrival:
         seen_ready=fields["seen_ready"],
         io_started=fields["io_started"],
         admin=fields["admin"],
+        positions=tuple(controller.positions.items()),
     )
 
 
@@ -79,12 +85,14 @@ def land(arrival: Arrival, controller: Controller) -> None:
         Register.INTMC: arrival.intms,
     }
     lifecycle = {"phase": arrival.phase, "seen_ready": arrival.seen_ready, "io_started": arrival.io_started}
-    controller.arrive(registers, lifecycle, arrival.admin)
+    controller.arrive(registers, lifecycle, arrival.admin, dict(arrival.positions))
 
 
 def pack(arrival: Arrival, identity: Identity) -> bytes:
     """The document of a controller."""
     fields = {name: getattr(arrival, name) for name in Arrival.__slots__}
+    if not arrival.positions:
+        del fields["positions"]  # an earlier version does not know them
     body = json.dumps({**fields, "phase": arrival.phase.value, "identity": identity}, separators=(",", ":")).encode()
     return _HEAD.pack(_MAGIC, len(body)) + body
 
@@ -113,12 +121,14 @@ def unpack(data: bytes | bytearray, expected: Identity) -> Arrival:
     if not is_whole(data):
         raise _refuse("it ends in the middle")
     fields = _decoded(bytes(data[_HEAD.size :]))
+    fields.setdefault("positions", [])
     if set(fields) != {*Arrival.__slots__, "identity"}:
         raise _refuse("other fields than a controller has")
     _compare(fields.pop("identity"), expected)
     _check_registers(fields)
     fields["phase"] = _phase(fields)
     _check_admin(fields["admin"], AdminQueues.decode(fields["aqa"], fields["asq"], fields["acq"]))
+    fields["positions"] = _positions(fields)
     return Arrival(**fields)
 
 
@@ -183,6 +193,22 @@ def _check_admin(admin: Any, queues: AdminQueues) -> None:
     for entry in _entries(admin["history"], _MAX_HISTORY):
         if command_of(entry)[0] not in STATEFUL_OPCODES:
             raise _refuse("a command that leaves nothing behind")
+
+
+def _positions(fields: dict[str, Any]) -> tuple[tuple[int, int], ...]:
+    """Where its queues are: of each that it has, within it, or of none."""
+    pairs = fields["positions"]
+    is_resumable = fields["phase"] is Phase.RESUMABLE
+    if not isinstance(pairs, list) or bool(pairs) is not is_resumable:
+        raise _refuse("positions of queues that do not go with its phase")
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(_is_integer(one, 1 << 18) for one in pair):
+            raise _refuse("a position of a queue that is none")
+    found = tuple((number, position) for number, position in pairs)
+    queues = History(_entries(fields["admin"]["history"], _MAX_HISTORY)).queues()
+    if is_resumable and (len(dict(found)) != len(found) or not fits(dict(found), queues)):
+        raise _refuse("positions outside of its queues, or of others")
+    return found
 
 
 def _entries(texts: Any, most: int) -> list[bytes]:

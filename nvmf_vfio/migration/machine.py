@@ -74,7 +74,7 @@ class Host(Protocol):
 
     @property
     def serving(self) -> TargetLink | None:
-        """The connection to a target that serves the controller, and nobody on its behalf."""
+        """The connection to a target that serves the controller, whose driver has set it up."""
 
     def released(self) -> None:
         """A target may serve the controller again."""

@@ -31,7 +31,7 @@ class Policy(StrEnum):
 class Written:
     """The pages of one guest.
 
-    :param serving: the connection to a target that serves the controller, and nobody on its behalf, if there is one.
+    :param serving: the connection to a target that serves the controller, whose driver has set it up, if there is one.
     """
 
     def __init__(self, memory: GuestMemory, serving: Callable[[], TargetLink | None], policy: Policy) -> None:

@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from nvmf_vfio.state.history import History
 from nvmf_vfio.state.memory import GuestMemory
 from nvmf_vfio.state.registers import (
     CQE_SIZE,
     OPC_ASYNC_EVENT_REQUEST,
-    OPC_DOORBELL_BUFFER_CONFIG,
     SQE_SIZE,
     STATEFUL_OPCODES,
     AdminQueues,
@@ -28,7 +28,6 @@ from nvmf_vfio.state.registers import (
     persistent_internal_error,
 )
 
-_MAX_HISTORY = 4096
 _PAGE = 4096
 _DOORBELL_PAGE = 4096
 _MAX_OUTSTANDING = 256
@@ -58,8 +57,8 @@ class AdminQueue:
         self.head = 0
         self.phase = 1
         self.commands: dict[int, Outstanding] = {}
-        self.history: list[bytes] = []
-        """Commands since the driver enabled the controller that left something behind in it."""
+        self.history = History()
+        """What the driver has set up since it enabled the controller, and seen completed."""
         self.event_requested = False
         """The driver has sent an event request, which is the last thing that it does when it sets a controller up."""
 
@@ -117,8 +116,8 @@ class AdminQueue:
 
     def _succeeded(self, completion: bytes) -> None:
         entry = self._left_behind(completion)
-        if entry and not self.event_requested and len(self.history) < _MAX_HISTORY:
-            self.history.append(entry)
+        if entry:
+            self.history.add(entry)
 
     def _left_behind(self, completion: bytes) -> bytes | None:
         """The command that completed, if it has left something behind in the controller."""
@@ -127,32 +126,31 @@ class AdminQueue:
             return None
         return command.entry if command_of(command.entry)[0] in STATEFUL_OPCODES else None
 
-    def set_up(self, memory: GuestMemory) -> list[bytes]:
-        """Commands that left something behind: `history`, and those whose completions the driver has not seen yet.
+    def set_up(self, memory: GuestMemory) -> History:
+        """What the driver has set up: `history`, and that whose completions it has not seen yet.
 
         :raises GuestMemoryError: as `submitted` does.
         """
         assert self.queues is not None
         slot, count = self.head, len(self.free_slot(memory)[2])
-        waiting = []
+        found = History(self.history.entries)
         for _ in range(count):
-            entry = self._left_behind(memory.read(self.queues.completion + slot * CQE_SIZE, CQE_SIZE))
-            waiting += [entry] if entry else []
+            if entry := self._left_behind(memory.read(self.queues.completion + slot * CQE_SIZE, CQE_SIZE)):
+                found.add(entry)
             slot = (slot + 1) % self.queues.completion_size
-        return self.history + waiting
+        return found
 
     def io_started(self, memory: GuestMemory) -> bool:
         """Whether the driver has put a command into an I/O queue, according to its shadow doorbells.
 
         :raises GuestMemoryError: as `submitted` does.
         """
-        for entry in self.history:
-            if command_of(entry)[0] == OPC_DOORBELL_BUFFER_CONFIG:
-                address = int.from_bytes(entry[24:32], "little") & ~0xFFF
-                # Doorbells of submission queues 1, 2 … lie at multiples of 8 bytes from 8 on (section 5.7).
-                page = memory.read(address, _DOORBELL_PAGE)
-                return any(any(page[offset : offset + 4]) for offset in range(8, _DOORBELL_PAGE, 8))
-        return False
+        address = self.history.shadow_doorbells()
+        if address is None:
+            return False
+        # Doorbells of submission queues 1, 2 … lie at multiples of 8 bytes from 8 on (section 5.7).
+        page = memory.read(address, _DOORBELL_PAGE)
+        return any(any(page[offset : offset + 4]) for offset in range(8, _DOORBELL_PAGE, 8))
 
     def free_slot(self, memory: GuestMemory) -> tuple[int, int, set[int]]:
         """The first free completion slot.
@@ -250,7 +248,7 @@ class AdminQueue:
             "head": self.head,
             "phase": self.phase,
             "commands": commands,
-            "history": [entry.hex() for entry in self.history],
+            "history": [entry.hex() for entry in self.history.entries],
             "event_requested": self.event_requested,
         }
 
@@ -261,7 +259,7 @@ class AdminQueue:
         :raises ValueError: a command is not written in hexadecimal digits.
         """
         self.tail, self.head, self.phase = document["tail"], document["head"], document["phase"]
-        self.history = [bytes.fromhex(text) for text in document["history"]]
+        self.history = History(bytes.fromhex(text) for text in document["history"])
         self.event_requested = document["event_requested"]
         for text in document["commands"]:
             entry = bytes.fromhex(text)

@@ -25,7 +25,10 @@ from nvmf_vfio.protocol.messages import (
     SetIrqs,
 )
 from nvmf_vfio.protocol.version import Version
+from nvmf_vfio.state import history
 from nvmf_vfio.state.admin import AdminQueue, Outstanding
+from nvmf_vfio.state.config_space import CONFIG, ConfigSpace
+from nvmf_vfio.state.history import Positions
 from nvmf_vfio.state.interrupts import Interrupts
 from nvmf_vfio.state.lifecycle import Lifecycle, Phase
 from nvmf_vfio.state.memory import GuestMemory, GuestMemoryError, Refused
@@ -41,11 +44,7 @@ from nvmf_vfio.state.registers import (
 )
 from nvmf_vfio.state.reply_cache import ReplyCache
 
-CONFIG = 7
-"""Region index of configuration space (linux/vfio.h, VFIO_PCI_CONFIG_REGION_INDEX)."""
 _REGISTERS_SIZE = 0x1000
-_CONFIG_SIZE = 4096
-_MAX_CONFIG_WRITES = 512
 
 
 class Controller:
@@ -56,10 +55,11 @@ class Controller:
         self.memory = GuestMemory()
         self.admin = AdminQueue()
         self.interrupts = Interrupts()
-        self.config_writes: dict[tuple[int, int], bytes] = {}
-        self.config_space = bytearray()
+        self.config = ConfigSpace()
         self.registers = bytearray(64)
         self.replies = ReplyCache()
+        self.positions: Positions = {}
+        """Of the I/O queues, while the phase is RESUMABLE and no target has been given them."""
         self._lifecycle = Lifecycle()
 
     @property
@@ -94,12 +94,8 @@ class Controller:
         elif descriptors:
             raise Refused(errno.EINVAL, "descriptors with a message that takes none")
         for write in _writes(request):
-            if write.region == CONFIG and (
-                write.offset // 4 != (write.offset + write.count - 1) // 4 or write.offset + write.count > _CONFIG_SIZE
-            ):
-                # As on PCI. And libvfio-user copies what begins in a capability, however long, into one on its stack
-                # (`cap_write_msix`).
-                raise Refused(errno.EINVAL, f"write of {write.count} bytes at {write.offset:#x} of configuration space")
+            if write.region == CONFIG:
+                self.config.check(write)
 
     def observe(self, request: Request) -> list[Outstanding]:
         """Read the admin queue at its doorbells, before the target does and the guest can reuse the entries.
@@ -146,12 +142,7 @@ class Controller:
 
     def _remember_write(self, write: RegionAccess) -> None:
         if write.region == CONFIG:
-            key = (write.offset, write.count)
-            self.config_writes.pop(key, None)
-            if len(self.config_writes) < _MAX_CONFIG_WRITES:
-                self.config_writes[key] = write.data
-            if write.offset >= Register.CAP and write.offset + write.count <= len(self.config_space):
-                self.config_space[write.offset : write.offset + write.count] = write.data
+            self.config.remember(write)
         elif write.region == BAR0 and write.offset + write.count <= len(self.registers):
             before = self.cc
             if write.offset in (Register.INTMS, Register.INTMC):
@@ -182,6 +173,7 @@ class Controller:
 
     def _disabled(self) -> None:
         self.admin.disable()
+        self.positions = {}
         self.registers[Register.INTMS : Register.CC] = bytes(Register.CC - Register.INTMS)
         self._lifecycle.disabled()
 
@@ -213,15 +205,15 @@ class Controller:
         if region == BAR0:
             self.registers[offset : offset + len(data)] = data
         else:
-            self.config_space[:] = data
+            self.config.content[:] = data
 
     def patch_read(self, request: RegionAccess, data: bytes) -> bytes:
         """A target's reply as the guest sees it, with the longest time-outs; note what must be known later.
 
         :returns: as many bytes as `data` has.
         """
-        if request.region == CONFIG and request.offset + len(data) <= len(self.config_space):
-            self.config_space[request.offset : request.offset + len(data)] = data
+        if request.region == CONFIG:
+            self.config.learn(request.offset, data)
         if request.region != BAR0:
             return data
         if request.offset <= Register.CSTS < request.offset + len(data):
@@ -240,7 +232,7 @@ class Controller:
     def read(self, request: RegionAccess) -> bytes:
         """A region's content while no target answers; zeros where there is none."""
         if request.region == CONFIG:
-            source = bytes(self.config_space)
+            source = bytes(self.config.content)
         elif request.region == BAR0 and request.offset < _REGISTERS_SIZE:
             image = self.registers + bytes(Register.CRTO + 4 - len(self.registers))
             for offset, bits in FORCED_BITS.items():
@@ -277,6 +269,36 @@ class Controller:
         except GuestMemoryError:
             return True
 
+    def learn_positions(self, positions: Positions) -> None:
+        """Have the controller go on with its I/O queues where they were when all I/O had ended, if it can.
+
+        :param positions: none when they are not known.
+        """
+        if not positions or self.phase is not Phase.FAILED or not self.drained:
+            return
+        try:
+            is_settled = self.admin.set_up(self.memory).entries == self.admin.history.entries
+        except GuestMemoryError:
+            return
+        if is_settled and history.fits(positions, self.admin.history.queues()):
+            self.positions = positions
+            self._lifecycle.positions_known()
+
+    def take_positions(self) -> Positions:
+        """Give the positions to a target. From then on nobody knows them but this one."""
+        taken, self.positions = self.positions, {}
+        return taken
+
+    @property
+    def is_signalled(self) -> bool:
+        """Whether a target that goes on with the queues would signal completions."""
+        return self.interrupts.is_msix and self.config.msix_control() is not None
+
+    def positions_lost(self) -> None:
+        """Have the driver reset a controller that cannot go on with its queues."""
+        self.positions = {}
+        self._lifecycle.positions_lost()
+
     def replay(self) -> Iterator[tuple[Command, bytes, list[Descriptor]]]:
         """Requests that give a new target the guest's state, in order, after VERSION and before `replay_registers`.
 
@@ -286,8 +308,8 @@ class Controller:
             copies = [region.stored.descriptor.duplicate()] if region.stored else []
             yield Command.DMA_MAP, region.map.pack(), copies
         yield from self.interrupts.replay()
-        for (offset, count), data in self.config_writes.items():
-            yield Command.REGION_WRITE, RegionAccess(offset, CONFIG, count, data).pack(), []
+        for write in self.config.replay(with_msix=self.phase is Phase.RESUMABLE and self.interrupts.is_msix):
+            yield Command.REGION_WRITE, write.pack(), []
 
     def replay_registers(self) -> Iterator[tuple[Command, bytes, list[Descriptor]]]:
         """Writes of the registers that the guest has set while no target was online, CC last."""
@@ -325,12 +347,19 @@ class Controller:
             self.interrupts.signal_admin()
         return woken
 
-    def arrive(self, registers: dict[Register, int], lifecycle: dict[str, Any], admin: dict[str, Any]) -> None:
+    def arrive(
+        self,
+        registers: dict[Register, int],
+        lifecycle: dict[str, Any],
+        admin: dict[str, Any],
+        positions: Positions,
+    ) -> None:
         """Become a controller that its guest has brought along, and which no target serves yet.
 
         :param registers: their values; of four bytes, but for ASQ and ACQ.
         :param lifecycle: as `Lifecycle.to_json` returns it.
         :param admin: as `AdminQueue.to_json` returns it; of no use to a controller that is not enabled.
+        :param positions: of its I/O queues, when the phase is RESUMABLE.
         """
         self.registers[Register.INTMS :] = bytes(len(self.registers) - Register.INTMS)
         for register, value in registers.items():
@@ -341,6 +370,7 @@ class Controller:
         if self.cc & CC_EN:
             self._enable_admin()
             self.admin.load_json(admin)
+        self.positions = positions
 
     # -- the record ----------------------------------------------------------------------------------------------
 
@@ -356,12 +386,12 @@ class Controller:
             "version": version,
             "memory": self.memory.to_json(),
             "irqs": self.interrupts.to_json(),
-            "config_writes": [[offset, size, data.hex()] for (offset, size), data in self.config_writes.items()],
-            "config_space": self.config_space.hex(),
+            **self.config.to_json(),
             "registers": self.registers.hex(),
             "replies": self.replies.to_json(),
             **self._lifecycle.to_json(),
             "admin": self.admin.to_json(),
+            "positions": [[number, value] for number, value in self.positions.items()],
         }
 
     def load_json(self, document: dict[str, Any], stored: dict[str, StoredFd]) -> None:
@@ -376,15 +406,17 @@ class Controller:
             self.version = Version(*document["version"])
         self.memory.load_json(document["memory"], stored)
         self.interrupts.load_json(document["irqs"], stored)
-        for offset, size, data in document["config_writes"]:
-            self.config_writes[(offset, size)] = bytes.fromhex(data)
-        self.config_space = bytearray.fromhex(document["config_space"])
+        self.config.load_json(document)
         self.registers = bytearray.fromhex(document["registers"])
         self.replies.load_json(document["replies"])
         self._lifecycle.load_json(document)
         if self.cc & CC_EN:
             self._enable_admin()
             self.admin.load_json(document["admin"])
+        self.positions = dict(document.get("positions", []))  # a record of an earlier version has none
+        if not self.positions:
+            # A target was given them, and may have gone on.
+            self._lifecycle.positions_lost()
 
 
 def _writes(request: Request) -> tuple[RegionAccess, ...]:

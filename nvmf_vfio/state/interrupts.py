@@ -5,6 +5,7 @@ Owns those descriptors, by kind of interrupt and vector. When to signal is `nvmf
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -89,16 +90,22 @@ class Interrupts:
         """Whether the guest has INTx: a line, perhaps shared, that stays asserted until it accesses its controller."""
         return self.admin[1] is not None and self.admin[0] == INTX
 
+    @property
+    def is_msix(self) -> bool:
+        """Whether the guest has set up MSI-X."""
+        return bool(self._vectors.get(_MSIX))
+
     def signal_admin(self) -> None:
         """Signal the guest's admin interrupt."""
         _index, stored = self.admin
         if stored:
-            os.set_blocking(stored.descriptor.fileno(), False)
-            try:
-                os.eventfd_write(stored.descriptor.fileno(), 1)
-            except BlockingIOError:
-                # A full counter means that the signal is pending anyway.
-                return
+            _signal(stored.descriptor)
+
+    def signal_all(self) -> None:
+        """Signal every interrupt of the kind that is set up: one may have been lost."""
+        index, _stored = self.admin
+        for stored in self._vectors.get(index, {}).values():
+            _signal(stored.descriptor)
 
     def fd_names(self) -> set[str]:
         """Names, in the fd store, of the descriptors that are remembered."""
@@ -116,6 +123,13 @@ class Interrupts:
         """
         for index, vector, name in document:
             self._vectors.setdefault(index, {})[vector] = stored[name].share()
+
+
+def _signal(eventfd: Descriptor) -> None:
+    os.set_blocking(eventfd.fileno(), False)
+    # A full counter means that the signal is pending anyway.
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_write(eventfd.fileno(), 1)
 
 
 def _runs(vectors: list[int], longest: int) -> Iterator[list[int]]:

@@ -9,7 +9,9 @@ no socket: `nvmf_vfio.state.controller` reports events and asks for the phase.
     LIVE ──── target lost, CC.EN=1, RDY=1 not seen yet ───────► ENABLING  ─── target ready, CC replayed ──► LIVE
     LIVE ──── target lost, RDY=1 seen, driver sets it up ─────► STARTING  ─── target ready, admin proxy ──► LIVE
     LIVE ──── target lost, controller in use ─────────────────► FAILED    ─── EN=0 or reset, target ready ► LIVE
-    IDLE ──── EN=1 ──► ENABLING       ENABLING, STARTING, FAILED ─── EN=0 or reset, no target ──► IDLE
+    FAILED ── its queues' positions are known ────────────────► RESUMABLE ─── target goes on with them ───► LIVE
+    RESUMABLE ─ they are lost ──► FAILED
+    IDLE ──── EN=1 ──► ENABLING       ENABLING, STARTING, FAILED, RESUMABLE ─── EN=0 or reset, no target ──► IDLE
 
 LIVE passes registers through; the other phases answer them here.
 """
@@ -31,6 +33,7 @@ class Phase(StrEnum):
     IDLE = "idle"
     ENABLING = "enabling"
     STARTING = "starting"
+    RESUMABLE = "resumable"
 
 
 class Lifecycle:
@@ -69,7 +72,7 @@ class Lifecycle:
             self._phase = Phase.ENABLING
 
     def disabled(self) -> None:
-        """CC.EN has changed to 0, or the device was reset. FAILED, ENABLING and STARTING become IDLE."""
+        """CC.EN has changed to 0, or the device was reset. What is not LIVE becomes IDLE."""
         self._seen_ready = False
         if self._phase is not Phase.LIVE:
             self._phase = Phase.IDLE
@@ -102,8 +105,18 @@ class Lifecycle:
         """Nothing of the lost target is in flight any more. No transition."""
         self._drained = True
 
+    def positions_known(self) -> None:
+        """It is known where each queue was when all I/O had ended. FAILED becomes RESUMABLE."""
+        if self._phase is Phase.FAILED:
+            self._phase = Phase.RESUMABLE
+
+    def positions_lost(self) -> None:
+        """Its queues cannot go on. RESUMABLE becomes FAILED."""
+        if self._phase is Phase.RESUMABLE:
+            self._phase = Phase.FAILED
+
     def target_ready(self) -> None:
-        """A target has the guest's state. IDLE, ENABLING and STARTING become LIVE; FAILED waits for `hand_over`."""
+        """A target has the guest's state. FAILED waits for `hand_over`, the others become LIVE."""
         self._drained = True
         if self._phase is not Phase.FAILED:
             self._phase = Phase.LIVE
@@ -128,7 +141,7 @@ class Lifecycle:
         value = CSTS_SHST_COMPLETE if is_shutting_down and self._drained else 0
         if self._phase is Phase.FAILED:
             return value | CSTS_CFS | CSTS_RDY
-        if self._phase is Phase.STARTING:
+        if self._phase in (Phase.STARTING, Phase.RESUMABLE):
             return value | CSTS_RDY
         if self._phase is Phase.IDLE and not self._drained:
             # The guest may take its memory back only when nothing can land in it any more.

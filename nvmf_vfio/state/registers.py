@@ -31,6 +31,8 @@ BAR0 = 0
 """The region that holds the registers (linux/vfio.h, VFIO_PCI_BAR0_REGION_INDEX)."""
 DOORBELLS = 0x1000
 """Offset of the first doorbell (section 3.1.24)."""
+BEGINS = 1 << 31
+"""In a doorbell of a disabled controller, with a queue's position: it goes on there (our patch 0083 of SPDK)."""
 FORCED_BITS = {3: 0xFF, 7: 0x08, Register.CRTO: 0xFF, Register.CRTO + 1: 0xFF}
 """Bits that a guest always reads as 1, by their byte in BAR0: how long to wait for CSTS.RDY, in units of 500 ms.
 

@@ -15,7 +15,7 @@ from vfio_guest import Refusal
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import SetIrqs
-from nvmf_vfio.state.controller import CONFIG
+from nvmf_vfio.state.config_space import CONFIG
 from nvmf_vfio.state.registers import Register
 
 INTX = 0

@@ -28,7 +28,7 @@ from raw_nvme import (
     serve,
 )
 
-from nvmf_vfio.state.controller import CONFIG
+from nvmf_vfio.state.config_space import CONFIG
 from nvmf_vfio.state.registers import DOORBELLS
 
 SUCCESS, INVALID_FIELD, SEQUENCE_ERROR = 0x00, 0x02, 0x0C

@@ -16,7 +16,7 @@ from vfio_target import VERSION, FakeTarget
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import DeviceInfo, IrqInfo, RegionInfo, SetIrqs
 from nvmf_vfio.protocol.version import Version
-from nvmf_vfio.state.controller import CONFIG
+from nvmf_vfio.state.config_space import CONFIG
 from nvmf_vfio.state.registers import BAR0, CSTS_RDY, DOORBELLS, Register
 from nvmuser.rpc import Client as Rpc
 

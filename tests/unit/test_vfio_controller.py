@@ -14,7 +14,8 @@ from nvmf_vfio.protocol.descriptors import Descriptor, close_all
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import DmaMap, RegionAccess, RegionWriteMulti, Reset, SetIrqs
 from nvmf_vfio.protocol.version import Version
-from nvmf_vfio.state.controller import CONFIG, Controller
+from nvmf_vfio.state.config_space import CONFIG
+from nvmf_vfio.state.controller import Controller
 from nvmf_vfio.state.lifecycle import Phase
 from nvmf_vfio.state.memory import Refused
 from nvmf_vfio.state.registers import BAR0, CSTS_CFS, CSTS_RDY, CSTS_SHST_COMPLETE, DOORBELLS, Register
@@ -268,7 +269,7 @@ def test_interrupts_are_bounded(guest: Guest) -> None:
 def test_configuration_writes_are_bounded(guest: Guest) -> None:
     for offset in range(0, 4000):
         guest.write(offset, b"\1", CONFIG)
-    assert len(guest.controller.config_writes) <= 512
+    assert len(guest.controller.config.writes) <= 512
 
 
 def test_several_writes_in_one_message(guest: Guest) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vfio_guest import entry
 
 from nvmf_vfio.migration import document
 from nvmf_vfio.migration.dirty import DirtyLog
@@ -14,13 +16,20 @@ from nvmf_vfio.migration.document import Arrival, pack, unpack
 from nvmf_vfio.state.controller import Controller
 from nvmf_vfio.state.lifecycle import Phase
 from nvmf_vfio.state.memory import Refused
-from nvmf_vfio.state.registers import Register
 
 IDENTITY = {"nqn": "nqn.2026-11.org.nvmuser:c", "serial": "NU1", "namespaces": [{"nsid": 1, "size": 1 << 30}]}
 EVENT_REQUEST = (b"\x0c\0\5\0" + bytes(60)).hex()
 ADMIN = {"tail": 1, "head": 0, "phase": 1, "commands": [EVENT_REQUEST], "history": [], "event_requested": True}
 ARRIVAL = Arrival(0x460001, 0x001F001F, 0x1000, 0x2000, 0, Phase.FAILED, True, True, ADMIN)
 BODY: dict[str, Any] = json.loads(pack(ARRIVAL, IDENTITY)[12:])
+HISTORY = [
+    entry(0x05, prp1=0x8000, cdw10=63 << 16 | 1, cdw11=1 << 16 | 3),
+    entry(0x01, prp1=0x9000, cdw10=63 << 16 | 1, cdw11=1 << 16 | 1),
+    entry(0x7C, prp1=0xA000),
+]
+QUEUES = {**ADMIN, "history": [one.hex() for one in HISTORY]}
+RESUMABLE = replace(ARRIVAL, phase=Phase.RESUMABLE, admin=QUEUES, positions=((2, 63), (3, 1 << 16 | 63)))
+RESUMABLE_BODY: dict[str, Any] = json.loads(pack(RESUMABLE, IDENTITY)[12:])
 
 
 def packed(body: object) -> bytes:
@@ -28,9 +37,10 @@ def packed(body: object) -> bytes:
     return struct.pack("<8sI", b"nvmuser\x01", len(text)) + text
 
 
-def test_whole() -> None:
-    data = pack(ARRIVAL, IDENTITY)
-    assert unpack(data, IDENTITY) == ARRIVAL
+@pytest.mark.parametrize("arrival", [ARRIVAL, RESUMABLE])
+def test_whole(arrival: Arrival) -> None:
+    data = pack(arrival, IDENTITY)
+    assert unpack(data, IDENTITY) == arrival
     assert [document.is_whole(data[:size]) for size in (0, 5, 12, len(data) - 1)] == [False] * 4
     assert document.is_whole(data)
 
@@ -53,6 +63,35 @@ WRONG = {
 def test_a_field_that_is_wrong(field: str, value: object) -> None:
     with pytest.raises(Refused):
         unpack(packed({**BODY, field: value}), IDENTITY)
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [
+        [], None, {}, [2, 63], [[2]], [[2, 63]], [[2, 63], [3, 0], [4, 0]], [[2, 63], [5, 0]],
+        [[2, 63], [2, 63], [3, 0]], [[2, 64], [3, 0]],
+        [[2, 1 << 16], [3, 0]], [[2, -1], [3, 0]], [[2, 0], [3, 64]], [[2, 0], [3, 1 << 17]],
+        [[2, 0], [3, 1 << 31]], [[2, 0], [3, True]], [["2", 0], [3, 0]], [[2.0, 0], [3, 0]], [[2, 0], [3, 0, 0]],
+    ],
+)  # fmt: skip
+def test_positions_of_other_queues_or_outside_of_them(positions: object) -> None:
+    with pytest.raises(Refused):
+        unpack(packed({**RESUMABLE_BODY, "positions": positions}), IDENTITY)
+
+
+def test_positions_that_do_not_go_with_the_rest() -> None:
+    without = {name: value for name, value in RESUMABLE_BODY.items() if name != "positions"}
+    late = entry(0x05, prp1=0x8000, cdw10=63 << 16 | 1, cdw11=3)  # with the admin queue's interrupt
+    for body in (
+        {**RESUMABLE_BODY, "phase": "failed"},
+        {**BODY, "phase": "resumable"},
+        without,
+        {**RESUMABLE_BODY, "cc": 0x460000},
+        {**RESUMABLE_BODY, "admin": {**QUEUES, "history": QUEUES["history"][:2]}},
+        {**RESUMABLE_BODY, "admin": {**QUEUES, "history": [late.hex(), *QUEUES["history"][1:]]}},
+    ):
+        with pytest.raises(Refused):
+            unpack(packed(body), IDENTITY)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +124,16 @@ ADMINS = st.tuples(st.sampled_from(sorted(ADMIN)), VALUES | st.lists(st.just(EVE
 )
 
 
+NUMBERS = st.integers(-1, 5) | st.integers() | VALUES
+PLACES = NUMBERS | st.integers(60, 70).map(lambda place: 1 << 16 | place)
+POSITIONS = st.lists(st.tuples(NUMBERS, PLACES), max_size=3).map(
+    lambda positions: packed({**RESUMABLE_BODY, "positions": positions})
+)
+
+
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    data = bytearray(pack(ARRIVAL, IDENTITY))
+    data = bytearray(pack(draw(st.sampled_from([ARRIVAL, RESUMABLE])), IDENTITY))
     for _ in range(draw(st.integers(1, 4))):
         data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
     return bytes(data)
@@ -100,14 +146,14 @@ def judge(data: bytes) -> None:
     except Refused:
         return
     controller = Controller()
-    registers = {Register.CC: arrival.cc, Register.AQA: arrival.aqa, Register.ASQ: arrival.asq}
-    lifecycle = {"phase": arrival.phase, "seen_ready": arrival.seen_ready, "io_started": arrival.io_started}
-    controller.arrive(registers, lifecycle, arrival.admin)
+    document.land(arrival, controller)
+    assert bool(controller.positions) is (controller.phase is Phase.RESUMABLE)
+    assert all(position & 0xFFFF < 64 for position in controller.positions.values())
     controller.target_ready()
     assert len(controller.admin.commands) <= 256
 
 
-HOSTILE = st.binary(max_size=64) | NEARLY | ADMINS | damaged()
+HOSTILE = st.binary(max_size=64) | NEARLY | ADMINS | POSITIONS | damaged()
 
 
 @given(HOSTILE)

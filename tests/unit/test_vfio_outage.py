@@ -13,7 +13,7 @@ from nvmf_vfio import uplink as uplink_module
 from nvmf_vfio.keeper import journal as journal_module
 from nvmf_vfio.protocol.header import Command, Flag, Header
 from nvmf_vfio.protocol.messages import DeviceFeature, DmaMap, RegionAccess, RegionInfo, RegionWriteMulti, SetIrqs
-from nvmf_vfio.state.controller import CONFIG
+from nvmf_vfio.state.config_space import CONFIG
 from nvmf_vfio.state.interrupts import INTX
 from nvmf_vfio.state.registers import BAR0, CSTS_CFS, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
 

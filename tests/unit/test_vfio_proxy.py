@@ -130,7 +130,7 @@ async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
 
 
 async def test_more_commands_than_the_ring_holds_wait_for_their_turn(rig: Rig) -> None:
-    await rig.proxy.start(0x460001)
+    await rig.proxy.start(0x460001, {})
     rig.submit(*range(1, 301))
     assert rig.link.seen == list(range(1, 64)), "one entry of a full ring is empty"
     while rig.link.completed < 300:
@@ -142,7 +142,7 @@ async def test_more_commands_than_the_ring_holds_wait_for_their_turn(rig: Rig) -
 
 @pytest.mark.parametrize("rig", [8], indirect=True)
 async def test_completions_wait_for_room_in_the_guests_queue(rig: Rig) -> None:
-    await rig.proxy.start(0x460001)
+    await rig.proxy.start(0x460001, {})
     rig.submit(*range(1, 21))
     rig.link.complete(20)
     await until(lambda: rig.delivered() == 7)
@@ -154,9 +154,9 @@ async def test_completions_wait_for_room_in_the_guests_queue(rig: Rig) -> None:
 
 
 async def test_a_repeat_that_the_target_refuses_ends_the_introduction(rig: Rig) -> None:
-    rig.admin.history.append(struct.pack("<BBH60x", CREATE_IO_QUEUE, 0, 9))
+    rig.admin.history.add(struct.pack("<BBH60x", CREATE_IO_QUEUE, 0, 9))
     rig.link.status = 0x10C
-    starting = asyncio.ensure_future(rig.proxy.start(0x460001))
+    starting = asyncio.ensure_future(rig.proxy.start(0x460001, {}))
     await until(lambda: rig.link.seen)
     rig.link.complete(1)
     with pytest.raises(TargetError, match="admin command 0x01 is refused with status 0x10c"):

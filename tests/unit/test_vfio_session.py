@@ -12,7 +12,7 @@ from vfio_world import World, do
 from nvmf_vfio.protocol.header import Command, Flag, Header
 from nvmf_vfio.protocol.messages import DmaAccess, DmaMap, RegionAccess, RegionInfo, SetIrqs
 from nvmf_vfio.protocol.version import Version
-from nvmf_vfio.state.controller import CONFIG
+from nvmf_vfio.state.config_space import CONFIG
 from nvmf_vfio.state.registers import BAR0, CSTS_RDY, DOORBELLS, Register
 
 # -- a target is there -----------------------------------------------------------------------------------------------

@@ -23,6 +23,11 @@ from nvmf_vfio.state.registers import BAR0, DOORBELLS, Register
 ASQ, ACQ, ENTRIES = 0x1000, 0x2000, 8
 
 
+def entry(opcode: int, identifier: int = 0, *, prp1: int = 0, cdw10: int = 0, cdw11: int = 0) -> bytes:
+    """A submission queue entry."""
+    return struct.pack("<BBH20xQ8xII16x", opcode, 0, identifier, prp1, cdw10, cdw11)
+
+
 class Refusal(Exception):
     """An error reply."""
 
@@ -163,9 +168,9 @@ class Driver:
     def csts(self) -> int:
         return self.client.read(Register.CSTS, 4)
 
-    def submit(self, opcode: int, identifier: int) -> None:
-        entry = struct.pack("<BBH60x", opcode, 0, identifier)
-        os.pwrite(self.memory.fileno(), entry, ASQ + 64 * self._tail)
+    def submit(self, opcode: int, identifier: int, *, prp1: int = 0, cdw10: int = 0, cdw11: int = 0) -> None:
+        command = entry(opcode, identifier, prp1=prp1, cdw10=cdw10, cdw11=cdw11)
+        os.pwrite(self.memory.fileno(), command, ASQ + 64 * self._tail)
         self._tail = (self._tail + 1) % ENTRIES
         self.client.write(DOORBELLS, 4, self._tail)
 

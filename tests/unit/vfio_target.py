@@ -36,14 +36,17 @@ from nvmf_vfio.protocol.messages import (
 from nvmf_vfio.protocol.migration import Feature, LoggingReport
 from nvmf_vfio.protocol.version import Version
 from nvmf_vfio.protocol.wire import Closed, Message, Wire
-from nvmf_vfio.state.controller import CONFIG
-from nvmf_vfio.state.registers import BAR0, CC_EN, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
+from nvmf_vfio.state.config_space import CONFIG
+from nvmf_vfio.state.registers import BAR0, BEGINS, CC_EN, CSTS_RDY, DOORBELLS, OPC_ASYNC_EVENT_REQUEST, Register
 
 CAP = 0x0000_0020_1E01_00FF
 """CAP.TO is 1Eh as SPDK's is: 15 s."""
 
 
-CONFIG_SPACE = bytes.fromhex("361b1000") + bytes(4092)
+CONFIG_SPACE = (
+    bytes.fromhex("361b100000001000").ljust(0x34, b"\0") + b"\x40".ljust(0xC, b"\0") + b"\x11".ljust(4032, b"\0")
+)
+"""One capability: MSI-X."""
 
 
 VERSION = Version(0, 1, {"max_msg_fds": 8, "max_data_xfer_size": 1 << 20})
@@ -58,8 +61,11 @@ class FakeTarget:
     :ivar fatal: commands at which it hangs up.
     :ivar works: whether it executes admin commands.
     :ivar executed: the admin commands that it has fetched.
+    :ivar failing: opcodes of those that it completes with an error.
     :ivar logs: whether it can log the pages that it writes; `logging`, whether it does.
     :ivar written: numbers of those pages.
+    :ivar left: where its queues were when its controller was disabled, by doorbell; None: it does not know of that.
+    :ivar begun: where queues that are created next begin.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,8 +76,11 @@ class FakeTarget:
         self.fatal: set[Command] = set()
         self.works = False
         self.executed: list[bytes] = []
+        self.failing: set[int] = set()
         self.logs = self.logging = False
         self.written: set[int] = set()
+        self.left: dict[int, int] | None = None
+        self.begun: dict[int, int] = {}
         self._files: list[tuple[DmaMap, Descriptor]] = []
         self._fetched = self._completed = 0
         self.maps: list[DmaMap] = []
@@ -241,11 +250,19 @@ class FakeTarget:
         source = {BAR0: bytes(self.registers), CONFIG: CONFIG_SPACE}.get(request.region)
         if source is None or request.offset + request.count > max(len(source), 0x4000):
             raise OSError(errno.EINVAL, "no such place")
+        if request.region == BAR0 and request.offset >= DOORBELLS:
+            if self.left is None:
+                raise OSError(errno.EPERM, "a doorbell")
+            return self.left.get((request.offset - DOORBELLS) // 4, 0).to_bytes(4, "little")
         return source[request.offset : request.offset + request.count].ljust(request.count, b"\0")
 
     def _write(self, request: RegionAccess) -> None:
+        value = int.from_bytes(request.data, "little")
         if request.region == BAR0 and request.offset == DOORBELLS and self.works:
-            self._execute(int.from_bytes(request.data, "little"))
+            self._execute(value)
+        if request.region == BAR0 and request.offset > DOORBELLS and value & BEGINS:
+            assert not self.registers[Register.CC] & CC_EN
+            self.begun[(request.offset - DOORBELLS) // 4] = value & ~BEGINS
         if request.region != BAR0 or request.offset >= DOORBELLS:
             return
         if request.offset == Register.CC and not self.registers[Register.CC] & CC_EN:
@@ -272,14 +289,14 @@ class FakeTarget:
             self.executed.append(entry)
             self._fetched = (self._fetched + 1) % size
             if entry[0] != OPC_ASYNC_EVENT_REQUEST:
-                self.complete(int.from_bytes(entry[2:4], "little"))
+                self.complete(int.from_bytes(entry[2:4], "little"), status=1 if entry[0] in self.failing else 0)
 
-    def complete(self, identifier: int) -> None:
+    def complete(self, identifier: int, *, status: int = 0) -> None:
         """Put a completion into the admin queue, and signal it."""
         size = (self._register(Register.AQA, 4) >> 16 & 0xFFF) + 1
         phase = 1 - self._completed // size % 2
         number, offset = self._place(self._register(Register.ACQ) + 16 * (self._completed % size))
-        os.pwrite(number, struct.pack("<IIHHHH", 0, 0, self._fetched, 0, identifier, phase), offset)
+        os.pwrite(number, struct.pack("<IIHHHH", 0, 0, self._fetched, 0, identifier, status << 1 | phase), offset)
         self._completed += 1
         if event := self.eventfds.get((2, 0)):
             os.eventfd_write(event.fileno(), 1)

@@ -23,7 +23,7 @@ from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import DmaMap, RegionAccess, SetIrqs
 from nvmf_vfio.protocol.version import Version
 from nvmf_vfio.protocol.wire import Message
-from nvmf_vfio.state.controller import CONFIG
+from nvmf_vfio.state.config_space import CONFIG
 from nvmf_vfio.state.registers import BAR0, CC_EN, CQE_SIZE, CSTS_RDY, DOORBELLS, SQE_SIZE, Register
 from nvmuser.errors import HostConnectionError, HostError
 
