@@ -65,6 +65,40 @@ async def test_another_volume_there(travel: Travel) -> None:
     assert (await travel.run("cat /sys/class/nvme/nvme0/state")).strip() == "live"
 
 
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("serial", "NU00000000000000"),
+        ("nqn", "nqn.2026-11.org.nvmuser:another"),
+        ("size", 8 << 20),
+        ("block_size", 4096),
+        ("uuid", "00000000-0000-4000-8000-000000000001"),
+    ],
+)
+async def test_a_destination_that_expects_another_controller(
+    travel: Travel, tmp_path: Path, field: str, value: object
+) -> None:
+    """Refused before the guest's QEMU hears of it: its I/O goes on."""
+    there = travel.elsewhere
+    for name in json.loads((await nvmuser(there, "controller", "list", "--json"))[1]):
+        assert (await nvmuser(there, "controller", "release", name["name"]))[0] == 0
+    described = json.loads((await nvmuser(travel.here, "controller", "show", "one", "--json"))[1])
+    (described if field in described else described["namespaces"][0])[field] = value
+    if field == "size":
+        (tmp_path / "other").write_bytes(bytes(8 << 20))
+        described["namespaces"][0]["path"] = str(tmp_path / "other")
+    (tmp_path / "one.json").write_text(json.dumps(described))
+    status, _, err = await nvmuser(there, "controller", "prepare-incoming", "one", "--from", str(tmp_path / "one.json"))
+    assert status == 0, err
+    await travel.load.begin()
+    status, _, err = await travel.cli()
+    assert (status, field in err, "another one here" in err) == (1, True, True), err
+    assert (await nvmuser(there, "controller", "release", "one"))[0] == 0
+    await only_here(travel)
+    await travel.check()
+
+
 async def test_to_a_file_and_back(travel: Travel) -> None:
     """Its volumes are open nowhere in between."""
     boot, root = await travel.boot_id(), travel.a.state.root.parent

@@ -311,12 +311,16 @@ class Engine:
         targets: Collection[str] | None = None,
         all_or_nothing: Collection[Key] = (),
         changed: Collection[Key] = (),
+        *,
+        urgent: bool = False,
     ) -> Outcome:
         """Carry out what is wanted, until nothing is left to do or no progress is possible.
 
         :param targets: names of those that are looked at; None: all.
         :param all_or_nothing: keys of objects: if this machine is not ready for one of them, nothing is done in SPDK.
         :param changed: keys of what alone has changed, where that is known.
+        :param urgent: whether that is looked at alone also when everything was last looked at long ago. Its caller has
+            to look at everything soon.
         :raises RpcError: SPDK cannot be asked what it has.
         """
         if not any(site.rpc for site in self._sites.values()):
@@ -325,7 +329,7 @@ class Engine:
         for _ in range(_ROUNDS):
             if came := await self._bring_home(names):
                 names, changed = names | came, ()
-            outcome += await self._reconcile(names, all_or_nothing, changed)
+            outcome += await self._reconcile(names, all_or_nothing, changed, urgent=urgent)
             if outcome.pending or any(problem.object in all_or_nothing for problem in outcome.problems):
                 return outcome
             deleted = self._store.load().deleted()
@@ -336,12 +340,15 @@ class Engine:
         return outcome
 
     async def _reconcile(
-        self, names: Collection[str], all_or_nothing: Collection[Key], changed: Collection[Key]
+        self, names: Collection[str], all_or_nothing: Collection[Key], changed: Collection[Key], *, urgent: bool
     ) -> Outcome:
         outcome = Outcome()
         for name in sorted(names):
             site = self._sites.get(name)
-            outcome += await site.reconcile(all_or_nothing, changed) if site else Outcome(pending=True)
+            if site:
+                outcome += await site.reconcile(all_or_nothing, changed, urgent=urgent)
+            else:
+                outcome += Outcome(pending=True)
             if any(problem.object in all_or_nothing for problem in outcome.problems):
                 break
         return outcome

@@ -53,12 +53,14 @@ def identity(desired: Desired, controller: Controller) -> dict[str, Any]:
 async def place(state: StateDir, engine: Engine, name: str, *, away: bool) -> None:
     """Record whose the volumes of a controller are, and close or open them. May be called again.
 
+    A guest waits for them to be opened: nothing else is looked at then, and its caller has to reconcile soon.
+
     :raises RpcError: the target was lost meanwhile, or does not answer.
     :raises NvmuserError: they are not closed or open; what was recorded stays, and is carried out when it can be.
     """
     keys = await asyncio.to_thread(record, state, name, away=away)
     target = engine.desired().controller(name).target
-    outcome = await engine.reconcile([target])
+    outcome = await engine.reconcile([target], changed=() if away else keys, urgent=not away)
     if away:
         if await _are_open(state, engine, name, target):
             raise TargetError(f"controller {name}: the target has not closed its volumes")

@@ -105,17 +105,20 @@ class Site:
         """What of everything wanted belongs here now."""
         return self._scope(self._store.load())
 
-    async def reconcile(self, all_or_nothing: Collection[Key] = (), changed: Collection[Key] = ()) -> Outcome:
+    async def reconcile(
+        self, all_or_nothing: Collection[Key] = (), changed: Collection[Key] = (), *, urgent: bool = False
+    ) -> Outcome:
         """Carry out what is wanted here, until nothing is left to do or no progress is possible.
 
         :param all_or_nothing: keys of objects: if this machine is not ready for one of them, nothing is done in SPDK.
         :param changed: keys of what alone has changed, where that is known.
+        :param urgent: whether that is looked at alone also when everything was last looked at long ago.
         :raises RpcError: SPDK cannot be asked what it has.
         """
         async with self._turn:
             if self.rpc is None:
                 return Outcome(pending=True)
-            if changed and self._is_known:
+            if changed and (self._is_known or (urgent and self._was_known)):
                 with contextlib.suppress(RpcServerError):
                     if found := await self._reconcile_part(self.rpc, changed):
                         return found
@@ -124,7 +127,12 @@ class Site:
     @property
     def _is_known(self) -> bool:
         """Whether everything was seen a moment ago to be as it should be, in this very process."""
-        return self._seen[0] is self.rpc and time.monotonic() < self._seen[1] + _FRESH_S and not self.problems
+        return self._was_known and time.monotonic() < self._seen[1] + _FRESH_S
+
+    @property
+    def _was_known(self) -> bool:
+        """Whether everything was as it should be when it was last looked at, in this very process."""
+        return self._seen[0] is self.rpc and not self.problems
 
     async def _reconcile_part(self, rpc: Client, changed: Collection[Key]) -> Outcome | None:
         """What has changed, looked at by itself. None: it is not as simple as that, and everything is to be looked

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 _DEADLINE = 7.0
 """Seconds in which volumes are closed, or the guest stays: less than the endpoint waits."""
 _INTERVAL = 0.02
+_LOOK_AFTER = 1.0
+"""Seconds. A guest may have several controllers, and its driver work to catch up with."""
 
 
 class Handover:
@@ -31,6 +33,12 @@ class Handover:
         self._state = state
         self._engine = engine
         self._changing = changing
+        self._looking: asyncio.Task[None] | None = None
+
+    def close(self) -> None:
+        """End what is done later. Idempotent."""
+        if self._looking:
+            self._looking.cancel()
 
     async def answer(self, name: str, question: str) -> dict[str, Any]:
         """`identity` of the controller, and `error`, which is empty when it is so, or was done."""
@@ -74,6 +82,17 @@ class Handover:
         async with self._changing:
             await handover.place(self._state, self._engine, name, away=away)
         log.info("controller %s: volumes %s", name, "closed" if away else "open")
+        if not away and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        """Look at everything, when those who wait for their volumes have them."""
+        await asyncio.sleep(_LOOK_AFTER)
+        async with self._changing:
+            try:
+                await self._engine.reconcile()
+            except NvmuserError as error:
+                log.info("not looked at: %s", error)
 
     async def take_back(self, name: str) -> None:
         """Open the volumes of a controller whose guest does not go on elsewhere.

@@ -147,6 +147,7 @@ class Supervisor:
     async def _end(self) -> None:
         await self._endpoint.stop()
         await self._lives.end()
+        self._handover.close()
         self._engine.close()
 
     def _keeps_standby(self, target: str) -> bool:
