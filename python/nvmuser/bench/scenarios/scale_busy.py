@@ -1,7 +1,8 @@
 """What connected controllers cost a busy one, and what many that are a little busy give together.
 
 Owns a deployment with a file volume in memory for each controller, and the client's process on another CPU. In each
-round one client connects to more and more controllers; ratios are of one round.
+round one client connects to more and more controllers; ratios are of one round. What many give together is compared
+with one that has as many commands, on as much data: what the caches hold of it is no cost of controllers.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ async def measure(root: Path, counts: Sequence[int], rounds: int, progress: Prog
     found: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory(prefix="nvmuser-", dir=_MEMORY_FS) as files:
         async with Deployment.start(root / "s", Options(cores=(cpus[-1],))) as deployment:
-            outcome = await control.submit(deployment.state, Change(create=_objects(max(counts), Path(files))))
+            outcome = await control.submit(deployment.state, Change(create=_objects(counts, Path(files))))
             if outcome.problems or outcome.pending:
                 raise TargetError(summary(outcome.problems) or "the target has ended meanwhile")
             sockets = deployment.state.target_dir("x").parent
@@ -58,8 +59,10 @@ async def measure(root: Path, counts: Sequence[int], rounds: int, progress: Prog
     return {str(count): _point([each[str(count)] for each in found]) for count in counts}
 
 
-def _objects(count: int, files: Path) -> tuple[AnyObject, ...]:
-    volumes = [Volume(f"c{number}", path=str(files / str(number)), size=_SIZE) for number in range(count)]
+def _objects(counts: Sequence[int], files: Path) -> tuple[AnyObject, ...]:
+    """One for each controller; and for each count one that holds as much data as so many of them, for one client."""
+    sizes = {f"c{number}": _SIZE for number in range(max(counts))} | {f"d{count}": count * _SIZE for count in counts}
+    volumes = [Volume(name, path=str(files / name), size=size) for name, size in sizes.items()]
     return (*volumes, *(Controller(volume.name, (Namespace(volume.name),)) for volume in volumes))
 
 

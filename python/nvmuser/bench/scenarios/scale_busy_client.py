@@ -34,7 +34,10 @@ def main(directory: str, cpu: str, seconds: str, *numbers: str) -> None:
     controllers.append(next(connect))
     # Before others are connected, for all numbers: what all of them are compared with.
     alone = _one(controllers[0], _BUSY_DEPTH, float(seconds))
-    deep = {count: _one(controllers[0], min(count, _MOST), float(seconds)) for count in counts}
+    deep = {}
+    for count in counts:
+        with initiator.connect(Path(directory) / f"d{count}") as controller:
+            deep[count] = _one(controller, min(count, _MOST), float(seconds))
     found = {}
     for count in counts:
         controllers += [next(connect) for _ in range(count - len(controllers))]
