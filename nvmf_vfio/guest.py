@@ -18,7 +18,7 @@ from typing import Any
 
 from nvmf_vfio.keeper.fd_store import FdStore, StoredFd
 from nvmf_vfio.keeper.journal import Journal
-from nvmf_vfio.pending import Pending, Statistics, decode, release
+from nvmf_vfio.pending import Pending, Stalls, Statistics, decode, release
 from nvmf_vfio.protocol.descriptors import Descriptor
 from nvmf_vfio.protocol.header import Flag, Header, ProtocolError
 from nvmf_vfio.protocol.wire import Closed, Message, Wire
@@ -56,6 +56,7 @@ class GuestLink:
         on_end: Callable[[], None],
     ) -> None:
         self.statistics = Statistics()
+        self._stalls = Stalls()
         self.journal = Journal(record, store, on_failure=self.fail, on_late=on_late)
         self._name = name
         self._wire = wire
@@ -211,6 +212,13 @@ class GuestLink:
         self.statistics.messages += 1
         self._wire.deliver(header, body, descriptors)
 
+    def back(self) -> None:
+        """Record that its driver works again."""
+        stall = self.statistics.back()
+        if stall is not None:
+            self._stalls.add(stall)
+
     def status(self) -> dict[str, Any]:
         """The guest's process and its statistics, for `nvmuser status`."""
-        return {"pid": self._wire.peer_pid, **{k: v for k, v in vars(self.statistics).items() if k != "lost_at"}}
+        shown = {name: value for name, value in vars(self.statistics).items() if name != "lost_at"}
+        return {"pid": self._wire.peer_pid, **shown, "stalls": self._stalls.to_json()}

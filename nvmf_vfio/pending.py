@@ -5,8 +5,10 @@ Owns the descriptors of a request until they are remembered or released. It deci
 
 from __future__ import annotations
 
+import bisect
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from nvmf_vfio.keeper.fd_store import StoredFd
 from nvmf_vfio.protocol.header import FROM_TARGET, Command, Header, ProtocolError
@@ -38,6 +40,28 @@ class Pending:
         self.size = len(self.body)
 
 
+STALL_BOUNDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+"""Seconds, up to each of which stalls are counted."""
+
+
+@dataclass
+class Stalls:
+    """How long a guest waited at each recovery, since this endpoint serves it.
+
+    :param counts: of those up to each bound and beyond the one before; the last: of the others.
+    """
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(STALL_BOUNDS) + 1))
+    total: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect.bisect_left(STALL_BOUNDS, seconds)] += 1
+        self.total += seconds
+
+    def to_json(self) -> dict[str, Any]:
+        return {"bounds": list(STALL_BOUNDS), "counts": self.counts, "total": self.total}
+
+
 @dataclass
 class Statistics:
     """Figures of a guest for `nvmuser status`. Times in seconds; `lost_at` is on the monotonic clock."""
@@ -48,13 +72,15 @@ class Statistics:
     longest_stall: float | None = None
     lost_at: float | None = None
 
-    def back(self) -> None:
-        """Record that the guest's driver works again."""
-        if self.lost_at is not None:
-            self.last_stall = time.monotonic() - self.lost_at
-            self.longest_stall = max(self.longest_stall or 0.0, self.last_stall)
-            self.recoveries += 1
-            self.lost_at = None
+    def back(self) -> float | None:
+        """Record that the guest's driver works again. Returns how long it waited; None where it had not stopped."""
+        if self.lost_at is None:
+            return None
+        self.last_stall = time.monotonic() - self.lost_at
+        self.longest_stall = max(self.longest_stall or 0.0, self.last_stall)
+        self.recoveries += 1
+        self.lost_at = None
+        return self.last_stall
 
 
 def decode(header: Header, body: bytes, *, versioned: bool) -> tuple[Command, Request]:

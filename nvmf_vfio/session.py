@@ -286,7 +286,7 @@ class Session:
         self._uplink.proxy.submit(submitted)
         if any(command.is_event_request for command in submitted):
             # The last thing that a driver does when it sets its controller up.
-            self._guest.statistics.back()
+            self._guest.back()
 
     # -- replies of the target -----------------------------------------------------------------------------------
 
@@ -311,7 +311,7 @@ class Session:
             self._guest.fail(f"from the target: {error}")
             return
         if self.controller.seen_ready and self.controller.phase is Phase.LIVE:
-            self._guest.statistics.back()
+            self._guest.back()
         if self.controller.seen_ready and not knew:
             self.save()
         self._took_effect(pending)

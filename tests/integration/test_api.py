@@ -85,6 +85,28 @@ async def test_from_a_volume_to_figures_that_agree(served: Served) -> None:
     assert shown["nvmuser_object_in_sync"]["volume a"] == 1
 
 
+async def test_latencies_are_counted_when_that_is_wanted(served: Served) -> None:
+    """From the first look on, also in the target's next process; and not without the option."""
+    client = served.client
+    await client.post("/v1/volumes", json={"name": "a", "size": "64M"})
+    await client.post("/v1/pools", json={"name": "p", "base": "a"})
+    with serving(served.state, "--listen", "127.0.0.1:0", "--latencies") as (_, (url,)):
+        async with httpx.AsyncClient(base_url=url, headers=client.headers, timeout=60) as other:
+            for name in ("v", "w"):
+                before = (await metrics(other))["nvmuser_volume_writes_completed_total"]["a"]
+                # What the pool records of it is written to the volume below.
+                made = await client.post("/v1/volumes", json={"name": name, "pool": "p", "size": "4M"})
+                assert made.status_code == 201, made.text
+                shown = await metrics(other)
+                counted = shown["nvmuser_volume_latency_seconds_count"]["a"]
+                assert counted >= shown["nvmuser_volume_writes_completed_total"]["a"] - before > 0
+                assert shown["nvmuser_volume_latency_seconds_bucket"]["a +Inf"] == counted
+                assert shown["nvmuser_volume_latency_seconds_sum"]["a"] > 0
+                begun = await client.post("/v1/targets/spdk/restart")
+                await client.get(begun.headers["location"], params={"wait": 60})
+    assert "nvmuser_volume_latency_seconds_count" not in await metrics(client)
+
+
 async def test_a_restart_is_an_operation(served: Served) -> None:
     begun = await served.client.post("/v1/targets/spdk/restart")
     assert begun.status_code == 202

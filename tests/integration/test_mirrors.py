@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,7 @@ async def test_a_healthy_member_is_replaced_and_the_last_good_one_is_not(
         mirror = engine.desired().get(Key("volume", "m"))
         assert isinstance(mirror, Volume)
         with pytest.raises(ConflictError, match="members cannot change"):
-            await engine.change(Change(update=(Volume(**{**vars(mirror), "members": ("c",) * 3}),)))
+            await engine.change(Change(update=(replace(mirror, members=("c",) * 3),)))
     (state.volumes / "c").unlink()
     async with running(state, target_factory) as engine:
         await engine.reconcile()

@@ -26,7 +26,7 @@ from nvmuser.supervisor import control, daemon
 HERE = Path(__file__).parent
 ALWAYS = {
     "Supervisor", "Targets that serve", "Guests connected", "Not as declared", "Problems", "Space", "Reactors busy",
-    "Reads, by volume", "Writes, by volume", "Bandwidth", "Changes", "Calls to the target",
+    "Reads, by volume", "Writes, by volume", "Bandwidth", "Changes", "Calls to the target", "Operations in flight",
 }  # fmt: skip
 """Panels that show something of a host with one volume and no guest."""
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from api_world import api_world
 from prometheus_client.parser import text_string_to_metric_families
 
+from nvmuser.api.histograms import Latencies
 from nvmuser.api.host import Sample
 from nvmuser.api.metrics import Seen, TargetSeen, exposition
+from nvmuser.hostfs.fences import Fence
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.reconcile.statistics import Counters, Statistics
@@ -29,11 +31,25 @@ def parsed(text: bytes) -> dict[tuple[str, ...], float]:
 
 def test_to_the_digit() -> None:
     target = TargetSeen({}, {"a": Statistics("a", DONE, DONE, DONE)}, 0.004)
-    guest = {"controller": "c", "recoveries": 3, "messages": 7, "last_stall": None, "longest_stall": 0.5}
+    stalls = {"bounds": [0.25, 1.0], "counts": [1, 2, 0], "total": 1.5}
+    guest = {"controller": "c", "recoveries": 3, "messages": 7, "last_stall": None, "longest_stall": 0.5,
+             "stalls": stalls}  # fmt: skip
+    fleet = {"name": "f", "host": "h", "followed": True, "revision": 9, "reported": 7}
     drift = {"in_sync": ["controller/c"], "drifted": ["volume/a"], "foreign": ["bdev x"],
              "remotes": [{"remote": "r", "path": 'a"\\b\n', "connected": True}]}  # fmt: skip
     sample = Sample(1.0, {}, drift)
-    found = parsed(exposition(Seen(DESIRED, {"guests": [guest], "errors": ["x"]}, sample, {"spdk": target}, {}, 9, 2)))
+    facts = {"guests": [guest], "errors": ["x"], "fleet": fleet}
+    latencies = {"a": Latencies((0.001,), (5, 1), 0.004)}
+    fences = [Fence("ceph", "1.2.3.4:0/1", 1, 0, "another boot")]
+    found = parsed(exposition(Seen(DESIRED, facts, sample, {"spdk": target}, {}, 9, 2, latencies, fences)))
+    waited = [found["nvmuser_controller_stall_seconds_bucket", "c", bound] for bound in ("0.25", "1.0", "+Inf")]
+    assert waited == [1, 3, 3]
+    assert found["nvmuser_controller_stall_seconds_sum", "c"] == 1.5
+    assert found["nvmuser_volume_latency_seconds_bucket", "a", "0.001"] == 5
+    assert found["nvmuser_volume_latency_seconds_count", "a"] == 6
+    assert (found["nvmuser_fleet_followed", "f"], found["nvmuser_fleet_revision", "f"]) == (1, 9)
+    assert found["nvmuser_fleet_reported", "f"] == 7
+    assert found["nvmuser_cluster_clients", "ceph", "ended"] == 1
     assert found["nvmuser_volume_reads_completed_total", "a"] == 10**15 + 1
     assert found["nvmuser_volume_write_bytes_total", "a"] == 2**53
     assert found["nvmuser_volume_unmap_time_seconds_total", "a"] == 0.1 + 0.2

@@ -29,14 +29,14 @@ _STRANGERS = 10.0
 log = logging.getLogger(__name__)
 
 
-def endpoints(host: Host, operations: Operations, watching: Watching) -> list[Endpoint]:
+def endpoints(host: Host, operations: Operations, watching: Watching, *, latencies: bool = False) -> list[Endpoint]:
     """Everything that the API offers."""
     found = [
         *objects.endpoints(operations),
         *objects.attaching(operations),
         *objects.renaming(operations),
         *Service(host, operations, watching).endpoints(),
-        Metrics(host, watching).endpoint(),
+        Metrics(host, watching, latencies=latencies).endpoint(),
     ]
 
     async def show(call: Call) -> Reply:
@@ -57,10 +57,11 @@ def described() -> dict[str, Any]:
     return openapi.document(endpoints(nowhere, Operations(), Watching(nowhere)))
 
 
-def application(host: Host, per_s: float = 1000.0) -> Starlette:
+def application(host: Host, per_s: float = 1000.0, *, latencies: bool = False) -> Starlette:
     """The application of one host, which it opens and closes.
 
     :param per_s: requests a second that each principal may make.
+    :param latencies: metrics have histograms of volumes' latencies.
     """
     operations, watching = Operations(), Watching(host)
     gate = Gate(host, Rate(per_s, 2 * per_s), Rate(_STRANGERS, 10 * _STRANGERS))
@@ -75,7 +76,9 @@ def application(host: Host, per_s: float = 1000.0) -> Starlette:
 
     handlers = {HTTPException: _http, Exception: _defect}
     app = Starlette(
-        routes=_routes(gate, endpoints(host, operations, watching)), lifespan=lifespan, exception_handlers=handlers
+        routes=_routes(gate, endpoints(host, operations, watching, latencies=latencies)),
+        lifespan=lifespan,
+        exception_handlers=handlers,
     )
     app.state.watching = watching
     return app

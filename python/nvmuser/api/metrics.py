@@ -7,23 +7,36 @@ scrape; how objects compare with what is wanted is a little older (`Host.fresh`)
 from __future__ import annotations
 
 import asyncio
+import collections
+import contextlib
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from starlette.responses import Response
 
 from nvmuser import __version__
+from nvmuser.api.histograms import Histograms, Latencies
 from nvmuser.api.host import Host, Sample
 from nvmuser.api.routing import Call, Endpoint
 from nvmuser.api.watching import Watching
 from nvmuser.errors import NvmuserError, RpcError
 from nvmuser.guest.registry import registry
+from nvmuser.hostfs.fences import Fence, Journal
 from nvmuser.hostfs.space import file_systems
 from nvmuser.model.desired import Desired
+from nvmuser.model.objects import Volume
 from nvmuser.model.placement import on
+from nvmuser.paths import StateDir
 from nvmuser.reconcile.space import pools
 from nvmuser.reconcile.statistics import Statistics, collect
 from nvmuser.rpc.client import Client
@@ -53,14 +66,19 @@ class Seen:
     guests: dict[str, bool]
     changes: int
     watchers: int
+    latencies: Mapping[str, Latencies] = field(default_factory=dict)
+    fences: Sequence[Fence] = ()
 
 
 class Metrics:
     """Of one host."""
 
-    def __init__(self, host: Host, watching: Watching) -> None:
+    def __init__(self, host: Host, watching: Watching, *, latencies: bool = False) -> None:
+        """:param latencies: histograms of them are kept by SPDK, and shown."""
         self._host = host
         self._watching = watching
+        self._with_latencies = latencies
+        self._latencies = Histograms()
 
     def endpoint(self) -> Endpoint:
         """Where Prometheus reads."""
@@ -83,11 +101,21 @@ class Metrics:
             facts = {}
         sample = await host.fresh()
         async with control.spdk(host.state) as clients:
-            found = await asyncio.gather(*(_ask(rpc, on(desired, name)) for name, rpc in clients.items()))
+            parts = {name: on(desired, name) for name in clients}
+            found = await asyncio.gather(*(_ask(rpc, parts[name]) for name, rpc in clients.items()))
             targets = dict(zip(clients, found, strict=True))
+            if self._with_latencies:
+                await self._latencies.update(clients, parts, {name: one.statistics for name, one in targets.items()})
         _, last = await asyncio.to_thread(host.store.event_bounds)
         guests = {one.name: one.running for one in await asyncio.to_thread(registry(host.state).list)}
-        return Seen(desired, facts, sample, targets, guests, last, self._watching.count)
+        fences = await asyncio.to_thread(_fences, host.state)
+        return Seen(desired, facts, sample, targets, guests, last, self._watching.count, self._latencies.seen, fences)
+
+
+def _fences(state: StateDir) -> list[Fence]:
+    with contextlib.suppress(NvmuserError):
+        return Journal(state.fences).read()
+    return []
 
 
 async def _ask(rpc: Client, desired: Desired) -> TargetSeen:
@@ -205,8 +233,29 @@ def _volumes(seen: Seen) -> Iterator[Metric]:
         yield _counter(f"volume_{kind}_bytes", f"Bytes of these {plural}.", label, moved)
         spent = [(labels, one.latency_s) for labels, one in counters]
         yield _counter(f"volume_{kind}_time_seconds", f"Time that all {plural} together took.", label, spent)
+    latency = HistogramMetricFamily("nvmuser_volume_latency_seconds", "How long operations took.", labels=label)
+    for name, one in seen.latencies.items():
+        latency.add_metric((name,), _cumulative(one.bounds, one.counts), one.total)
+    if seen.latencies:
+        yield latency
+    there = {one.volume for one in found}
+    opened = [one for one in seen.desired.volumes() if one.name in there]
+    writable = [one for one in opened if not (one.snapshot_of or one.shared_ok)]
+    text = "A volume that a target has open, by what of storage it is: that is to be so on one host alone."
+    rows = [((one.name, _storage(seen.desired, one)), 1) for one in writable]
+    yield _gauge("volume_open", text, ("volume", "storage"), rows)
     sizes = [((one.name,), one.size or None) for one in seen.desired.volumes()]
     yield _gauge("volume_size_bytes", "Size as declared.", label, sizes)
+
+
+def _storage(desired: Desired, volume: Volume) -> str:
+    """What it is in the same words on each host that reaches it."""
+    if volume.remote:
+        remote = next(one for one in desired.remotes() if one.name == volume.remote)
+        return f"{remote.nqn} namespace {volume.remote_nsid}"
+    if volume.cluster:
+        return f"image {volume.pool_name}/{volume.image}"
+    return f"volume {volume.uuid}"
 
 
 def _controllers(seen: Seen) -> Iterator[Metric]:
@@ -225,6 +274,19 @@ def _controllers(seen: Seen) -> Iterator[Metric]:
     yield _gauge("controller_last_stall_seconds", "How long it waited at the last recovery.", label, rows("last_stall"))
     longest = rows("longest_stall")
     yield _gauge("controller_longest_stall_seconds", "How long it waited at most.", label, longest)
+    stalls = HistogramMetricFamily(
+        "nvmuser_controller_stall_seconds", "How long it waited at recoveries.", labels=label
+    )
+    for guest in guests:
+        if counted := guest.get("stalls"):  # an endpoint of an earlier version does not count them
+            buckets = _cumulative(counted["bounds"], counted["counts"])
+            stalls.add_metric((guest["controller"],), buckets, counted["total"])
+    yield stalls
+
+
+def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Buckets as Prometheus has them: of each bound, how many do not exceed it."""
+    return list(zip((*map(repr, bounds), "+Inf"), map(float, itertools.accumulate(counts)), strict=True))
 
 
 def _space(seen: Seen) -> Iterator[Metric]:
@@ -246,3 +308,14 @@ def _others(seen: Seen) -> Iterator[Metric]:
     yield _gauge("remote_path_connected", "Whether a path to a remote has a connection.", ("remote", "path"), paths)
     guests = [((name,), running) for name, running in seen.guests.items()]
     yield _gauge("guest_up", "Whether a guest that nvmuser has started runs.", ("guest",), guests)
+    fences = collections.Counter((one.cluster, "alive" if one.alive else "ended") for one in seen.fences)
+    text = "Processes of ours that a Ceph cluster knows, or is to know no more."
+    yield _gauge("cluster_clients", text, ("cluster", "state"), fences.items())
+    if fleet := seen.facts.get("fleet"):
+        name = ("fleet",)
+        for field_, text in (
+            ("followed", "Whether what the fleet wants is followed."),
+            ("revision", "Revision of etcd up to which it is followed."),
+            ("reported", "Revision of etcd up to which this host has reported what it has carried out."),
+        ):
+            yield _gauge(f"fleet_{field_}", text, name, [((fleet["name"],), fleet[field_])])

@@ -163,13 +163,16 @@ def shown(listener: socket.socket, *, with_tls: bool) -> str:
     return f"http{'s' if with_tls else ''}://{host}:{name[1]}"
 
 
-async def serve(state: StateDir, listeners: Sequence[socket.socket], tls: Tls | None, per_s: float) -> int:
+async def serve(
+    state: StateDir, listeners: Sequence[socket.socket], tls: Tls | None, per_s: float, *, latencies: bool = False
+) -> int:
     """Serve until SIGTERM or SIGINT. Returns the number of the signal.
 
+    :param latencies: metrics have histograms of volumes' latencies.
     :raises UsageError: TLS cannot be set up.
     """
     config = uvicorn.Config(
-        application(Host(state), per_s),
+        application(Host(state), per_s, latencies=latencies),
         http=_Protocol,
         ws="none",
         lifespan="on",

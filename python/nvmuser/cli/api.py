@@ -45,6 +45,7 @@ def api() -> None:
 @click.option(
     "--rate", type=click.IntRange(1), default=1000, show_default=True, help="Requests a second that each may make."
 )
+@click.option("--latencies", is_flag=True, help="Have SPDK count latencies of volumes, and show them in metrics.")
 @click.pass_obj
 def serve(
     state: StateDir,
@@ -53,6 +54,7 @@ def serve(
     tls_key: Path | None,
     client_ca: Path | None,
     rate: int,
+    latencies: bool,
 ) -> None:
     """Serve the API until SIGTERM or Ctrl-C.
 
@@ -79,7 +81,7 @@ def serve(
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     for listener, over_tls in listeners:
         click.echo(f"serving at {server.shown(listener, with_tls=over_tls)}")
-    number = run(server.serve(state, [listener for listener, _ in listeners], tls, rate))
+    number = run(server.serve(state, [listener for listener, _ in listeners], tls, rate, latencies=latencies))
     sys.exit(128 + number)
 
 

@@ -85,6 +85,11 @@ class Agent:
         self.trouble = ""
         """Why the fleet cannot be followed, in words."""
 
+    @property
+    def revisions(self) -> tuple[int, int]:
+        """Of etcd as far as it is followed, and of what this host has reported as carried out; 0: none yet."""
+        return self._view.revision if self._view else 0, self._reported.revision if self._reported else 0
+
     async def run(self) -> None:
         """Until it is cancelled.
 

@@ -104,6 +104,20 @@ class FleetMember:
         name = f"fleet {self._settings.fleet}" if self._settings else "fleet"
         return (f"{name}: {text}",) if text else ()
 
+    @property
+    def facts(self) -> dict[str, Any] | None:
+        """For `status`, as JSON; None where this host belongs to no fleet."""
+        if self._settings is None:
+            return None
+        followed, reported = self._agent.revisions if self._agent else (0, 0)
+        return {
+            "name": self._settings.fleet,
+            "host": self._settings.host,
+            "followed": not self.troubles,
+            "revision": followed,
+            "reported": reported,
+        }
+
     # -- what the agent asks of this host --------------------------------------------------------------------
 
     def desired(self) -> Desired:

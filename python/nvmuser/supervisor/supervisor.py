@@ -284,6 +284,7 @@ class Supervisor:
             },
             "guests": endpoint["sessions"],
             "longest_stall_s": max(stalls, default=None),
+            "fleet": self._fleet.facts,
             "errors": self._errors(),
         }
 

@@ -61,6 +61,28 @@ PANELS = (
         "Recoveries", "short",
         ((f"increase(nvmuser_controller_recoveries_total{{{_HOST}}}[$__rate_interval])", "{{controller}}"),),
     ),
+    Panel(
+        "Stalls, 99 %", "s",
+        ((
+            "histogram_quantile(0.99, sum by (le) (increase("
+            f"nvmuser_controller_stall_seconds_bucket{{{_HOST}}}[$__rate_interval])))",
+            "",
+        ),),
+    ),
+    Panel(
+        "Latency, 99 % (with --latencies)", "s",
+        ((
+            "topk(10, histogram_quantile(0.99, sum by (le, volume) (rate("
+            f"nvmuser_volume_latency_seconds_bucket{{{_HOST}}}[$__rate_interval]))))",
+            "{{volume}}",
+        ),),
+    ),
+    Panel(
+        "Operations in flight", "short",
+        ((f"topk(10, {_rate('read_time_seconds')} + {_rate('write_time_seconds')})", "{{volume}}"),),
+    ),
+    Panel("Behind the fleet", "short",
+          ((f"scalar(max(nvmuser_fleet_revision)) - nvmuser_fleet_reported{{{_HOST}}}", "{{instance}}"),)),
     Panel("Last stall", "s", ((f"nvmuser_controller_last_stall_seconds{{{_HOST}}}", "{{controller}}"),)),
     Panel("Calls to the target", "s", ((f"nvmuser_target_rpc_seconds{{{_HOST}}}", "{{target}}"),)),
     Panel(
