@@ -21,6 +21,7 @@ from nvmuser.model.spec_schema import schema
 ROOT = Path(__file__).resolve().parents[2]
 TOP = {"README.md": "index.md", "ARCHITECTURE.md": "architecture.md", "CONTRIBUTING.md": "contributing.md",
        "CHANGELOG.md": "changelog.md"}  # fmt: skip
+SCREENSHOTS = ROOT / "out/screenshots"
 _LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#]+)")
 _LANGUAGES = {".py": "python", ".yaml": "yaml"}
 
@@ -50,8 +51,24 @@ class Site:
             (self._out / place).write_text(self._linked(path, place), encoding="utf-8")
         (self._out / "commands.md").write_text(reference.markdown(), encoding="utf-8")
         (self._out / "specification.md").write_text("\n".join(specification(schema())), encoding="utf-8")
+        (self._out / "screenshots.md").write_text("\n".join(self._screenshots()), encoding="utf-8")
         for path, place in self._others.items():
             (self._out / place).write_text(_as_page(path), encoding="utf-8")
+
+    def _screenshots(self) -> Iterator[str]:
+        """The page of the API, as the tests saw it here last."""
+        (self._out / "screenshots").mkdir()
+        yield from ("# The page of the API", "", "Screenshots that `tests/integration/test_api_page.py` has made.", "")
+        for path in sorted(SCREENSHOTS.glob("*-light.png")):
+            name = path.name.removesuffix("-light.png")
+            yield f"## {name.partition('-')[2].capitalize()}"
+            yield ""
+            for scheme in ("light", "dark"):
+                shutil.copy(path.with_name(f"{name}-{scheme}.png"), self._out / "screenshots")
+                yield f"![{name}, {scheme}](screenshots/{name}-{scheme}.png)"
+            yield ""
+        if not SCREENSHOTS.is_dir():
+            yield "There are none yet: run that test, then `make docs` again."
 
     def _linked(self, path: Path, place: str) -> str:
         def target(match: re.Match[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from api_process import SLEEPING, serving, token
 from playwright.async_api import Page, async_playwright, expect
 
 from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.paths import StateDir
@@ -19,6 +21,8 @@ from nvmuser.rpc import Client
 from nvmuser.supervisor import control, daemon
 
 CHROMIUM = "/usr/bin/chromium"
+SCREENSHOTS = Path(__file__).parents[2] / "out/screenshots"
+"""Kept for people to look at, and shown by `make docs`."""
 expect.set_options(timeout=60_000)  # a loaded machine is no fault
 
 
@@ -50,6 +54,12 @@ async def browser() -> AsyncIterator[Page]:
         assert wrong == []
 
 
+def grown(desired: Desired) -> Volume:
+    volume = desired.get(Key("volume", "b"))
+    assert isinstance(volume, Volume)
+    return replace(volume, size=4 << 20)
+
+
 async def enter(page: Page, url: str, secret: str) -> None:
     await page.goto(url)
     await page.get_by_label("Token").fill(secret)
@@ -57,11 +67,21 @@ async def enter(page: Page, url: str, secret: str) -> None:
     await expect(page.locator("#who")).to_contain_text("token ")
 
 
+async def keep(page: Page, name: str) -> None:
+    """What is on the screen, in light and in dark."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    for scheme in ("light", "dark"):
+        await page.emulate_media(color_scheme=scheme)
+        await page.screenshot(path=SCREENSHOTS / f"{name}-{scheme}.png")
+    await page.emulate_media(color_scheme="light")
+
+
 async def test_what_an_operator_sees_and_does(host: tuple[StateDir, str]) -> None:
     state, url = host
     async with browser() as page:
         await enter(page, url, token(state, "operator"))
         await expect(page.locator("#cards")).to_contain_text("target spdkready")
+        await keep(page, "1-overview")
         await page.keyboard.press("2")
         await page.get_by_label("Filter volumes").fill("n00")
         await expect(page.locator("#volume-table tbody tr:visible")).to_have_count(10)
@@ -77,15 +97,18 @@ async def test_what_an_operator_sees_and_does(host: tuple[StateDir, str]) -> Non
         await expect(row).to_contain_text("2 MiB")
         await expect(row).to_contain_text("in-sync")
         # What another changes is seen without being asked for.
-        await control.alter(state, lambda desired: Volume(**{**vars(desired.get(Key("volume", "b"))), "size": 4 << 20}))
+        await control.alter(state, grown)
         await expect(row).to_contain_text("4 MiB")
+        await keep(page, "2-volumes")
         await page.keyboard.press("3")
         await page.get_by_role("button", name="Attach to c").click()
         await page.locator("select[name=volume]").select_option("b")
         await page.get_by_role("button", name="OK").click()
         await expect(page.locator("#controller-table")).to_contain_text("2: b")
+        await keep(page, "3-controllers")
         await page.keyboard.press("4")
         await expect(page.locator("#event-table tbody tr").first).to_contain_text("token operator")
+        await keep(page, "4-events")
 
 
 async def test_drift_is_shown_and_repaired(host: tuple[StateDir, str]) -> None:
@@ -95,6 +118,7 @@ async def test_drift_is_shown_and_repaired(host: tuple[StateDir, str]) -> None:
         async with await Client.connect(state.rpc_socket) as rpc:
             await rpc.call("bdev_aio_delete", {"name": "n007"})
         await expect(page.locator("#drift")).to_contain_text("volume/n007")
+        await keep(page, "5-drift")
         await page.get_by_role("button", name="Repair").click()
         await expect(page.locator("#drift")).to_have_text("none")
 
