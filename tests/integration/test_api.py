@@ -95,7 +95,9 @@ async def test_latencies_are_counted_when_that_is_wanted(served: Served) -> None
             for name in ("v", "w"):
                 before = (await metrics(other))["nvmuser_volume_writes_completed_total"]["a"]
                 # What the pool records of it is written to the volume below.
-                made = await client.post("/v1/volumes", json={"name": name, "pool": "p", "size": "4M"})
+                made = await client.post(
+                    "/v1/volumes", json={"name": name, "backend": "lvol", "pool": "p", "size": "4M"}
+                )
                 assert made.status_code == 201, made.text
                 shown = await metrics(other)
                 counted = shown["nvmuser_volume_latency_seconds_count"]["a"]
