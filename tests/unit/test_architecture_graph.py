@@ -33,7 +33,7 @@ KNOWS: dict[str, set[str]] = {
         "ceph", "collector", "errors", "fleet", "guest", "hostfs", "initiator", "model", "nvmf_vfio", "paths", "pci",
         "reconcile", "rpc", "store", "supervisor", "toolchain",
     },
-    "api": {"errors", "guest", "hostfs", "model", "paths", "reconcile", "rpc", "store", "supervisor"},
+    "api": {"errors", "fleet", "guest", "hostfs", "model", "paths", "reconcile", "rpc", "store", "supervisor"},
     "sma": {"api", "errors", "guest", "hostfs", "model", "paths"},
     "top": {"errors", "model", "paths", "reconcile", "supervisor"},
     "images": {"errors", "initiator", "model", "paths", "supervisor", "toolchain"},

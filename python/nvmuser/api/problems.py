@@ -26,6 +26,7 @@ _STATUSES = {
     "rpc-connection": 503,
     "rpc-timeout": 503,
     "no-space": 507,
+    "fleet-unavailable": 503,
 }
 """Code of an error (docs/cli.md) → HTTP status."""
 

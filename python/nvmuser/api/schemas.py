@@ -116,6 +116,11 @@ def _others() -> dict[str, Schema]:
             {"name": _TEXT, "pid": _COUNT, "running": {"type": "boolean"}, "cpus": _COUNT, "memory": _COUNT,
              "controllers": {"type": "array", "items": _TEXT}}
         ),
+        "host": _closed(
+            {"name": _TEXT, "live": {"type": "boolean"}, "cordoned": {"type": "boolean"}, "labels": _OBJECT,
+             "controllers": _COUNT, "volumes": _COUNT, "pending": {"type": "boolean"}, "problems": _OBJECT,
+             "more_problems": _COUNT, "version": _TEXT}
+        ),
     }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from nvmuser.api.problems import Problem
 from nvmuser.api.routing import Call, Endpoint, Parameter, Reply
 from nvmuser.api.watching import Watching
 from nvmuser.errors import NvmuserError, UsageError
+from nvmuser.fleet.settings import FleetSettings
 from nvmuser.guest.registry import registry
 from nvmuser.model import spec as specs
 from nvmuser.model.change import Change
@@ -80,6 +81,9 @@ class Service:
                      results={200: schemas.page(schemas.ref("reactor"))}),
             Endpoint("GET", "/v1/guests", self.guests, "list_guests", "List guests that nvmuser has started.",
                      results={200: schemas.page(schemas.ref("guest"))}),
+            Endpoint("GET", "/v1/hosts", self.hosts, "list_hosts",
+                     "List the hosts of the fleet that this host belongs to; none where it belongs to none.",
+                     results={200: schemas.page(schemas.ref("host"))}),
             Endpoint("GET", "/v1/operations", self.operations, "list_operations", "List acts that take long.",
                      results={200: schemas.page(schemas.ref("operation"))}),
             Endpoint("GET", "/v1/operations/{id}", self.operation, "show_operation", "Show one, or wait for it.",
@@ -212,6 +216,14 @@ class Service:
             for one in records
         ]  # fmt: skip
         return Reply({"items": items, "next": None})
+
+    async def hosts(self, call: Call) -> Reply:
+        settings = await asyncio.to_thread(FleetSettings.load, self._host.state)
+        if settings is None:
+            return Reply({"items": [], "next": None})
+        from nvmuser.fleet import overview  # etcd's protocol is an extra
+
+        return Reply({"items": (await overview.document(settings))["hosts"], "next": None})
 
     async def operations(self, call: Call) -> Reply:
         return Reply({"items": [one.to_json() for one in self._operations.all()], "next": None})
