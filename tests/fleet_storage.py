@@ -234,8 +234,8 @@ class StorageWorld:
     def image(self, name: str = "i") -> tuple[AnyObject, ...]:
         """A controller on an image that is made."""
         assert self.ceph
-        volume = Volume(name, "rbd", size=SIZE, cluster="ceph", pool_name=POOL, create=True)
-        return volume, _shows(name)
+        image = f"{self.fleet}-{name}"
+        return Volume(name, "rbd", size=SIZE, cluster="ceph", pool_name=POOL, image=image, create=True), _shows(name)
 
     def cluster(self) -> Cluster:
         assert self.ceph

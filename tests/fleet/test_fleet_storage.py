@@ -119,4 +119,6 @@ async def test_a_host_loses_its_power(storage: StorageWorld) -> None:
         keys = tuple(Key(kind, name) for name in "ri" for kind in ("controller", "volume"))
         await one.change(Change(delete=keys, wipe=True), ADMIN, {}, "")
     images = storage.ceph.run("rbd", "--keyring", storage.ceph.keyring, "ls", "rbd") if storage.ceph else ""
-    assert "i" not in images.split(), "an image that the fleet made goes with its volume, wherever that is"
+    assert f"{storage.fleet}-i" not in images.split(), (
+        "an image that the fleet made goes with its volume, wherever that is"
+    )

@@ -36,8 +36,8 @@ def _counts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[i
 )
 @click.option("--outage", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds without etcd.")
 @json_document(
-    "apply_s, reapply_s, change_p50_s, change_p99_s, object_bytes, outage.longest_io_s, outage.longest_io_with_s, "
-    "simulated.<hosts>.{join_s,apply_s,change_p50_s,change_p99_s}"
+    "apply_s, reapply_s, change_p50_s, change_p99_s, object_bytes, evict_s, outage.longest_io_s, "
+    "outage.longest_io_with_s, simulated.<hosts>.{join_s,apply_s,change_p50_s,change_p99_s}"
 )
 def fleet(as_json: bool, **options: Any) -> None:
     """Measure a fleet on this machine: an etcd, hosts with real targets, and simulated ones.
@@ -45,6 +45,7 @@ def fleet(as_json: bool, **options: Any) -> None:
     \b
     apply:     null volumes and controllers on all hosts, until each has its socket; then the same again.
     changes:   one controller more, until its socket is served; on simulated hosts: until the host says so.
+    evict:     a host is killed, all of it; from the command until another one serves what it had on a remote.
     outage:    the longest I/O of a client that writes, while etcd is killed.
     simulated: agents without SPDK, in two processes.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -151,16 +152,17 @@ class Agent:
         self._dirty.set()
 
     async def _work(self, client: Client) -> None:
-        unfinished = False
+        again = 0.0  # when what is unfinished is tried again, whatever else happens until then; 0: nothing is
         while True:
             try:
-                async with asyncio.timeout(_AGAIN_S if unfinished else _LOOK_S):
+                async with asyncio.timeout(max(0.0, again - time.monotonic()) if again else _LOOK_S):
                     await self._dirty.wait()
             except TimeoutError:
-                if not unfinished:
+                if not again:
                     await self._look(client)
                     continue
-                self._done = None
+            if again and time.monotonic() >= again:
+                self._done, again = None, 0.0
             self._dirty.clear()
             if self._view is None or self._view.fleet is None or not self._view.settled:
                 continue
@@ -169,6 +171,7 @@ class Agent:
             except NvmuserError as error:
                 log.info("fleet: %s", error)
                 self.trouble, unfinished = str(error), True
+            again = (again or time.monotonic() + _AGAIN_S) if unfinished else 0.0
 
     # -- one round -------------------------------------------------------------------------------------------
 
@@ -183,7 +186,7 @@ class Agent:
             return True
         local = self._executor.desired()
         if revisions == self._done and self._reported and not self._moved(view, local)[0]:
-            return False
+            return bool(self._problems)
         gone = [key for key in mine if mine[key].deleting]
         moved, kept = self._moved(view, local)
         refused = await self._taking.take(client, view, mine)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.etcd import Etcd
 from nvmuser.bench.measure.progress import Progress
+from nvmuser.bench.scenarios.fleet_evict import evict
 from nvmuser.errors import NvmuserError, TargetError, summary
 from nvmuser.fleet import membership
 from nvmuser.fleet.keys import FleetKeys
@@ -63,6 +64,9 @@ async def measure(root: Path, etcd: Etcd, plan: FleetPlan, progress: Progress) -
         if plan.outage:
             progress.step(f"{plan.outage:g} s without etcd")
             found["outage"] = await _outage(one, hosts[0], etcd, names[0], plan.outage)
+        if plan.hosts > 1:
+            progress.step("a host loses its power")
+            found["evict_s"] = await evict(one, root, dict(zip(names, hosts, strict=True)))
     return found
 
 
