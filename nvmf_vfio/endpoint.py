@@ -65,6 +65,7 @@ class Endpoint:
         """Of controllers' targets. `_other_state` is that of controllers of which none was reported."""
         self._other_state = "gone"
         self._questions = Questions(lambda: self._channel)
+        self._leaving: set[asyncio.Task[None]] = set()
         self._serial = 0
         self._fresh = True
         self._loop = asyncio.get_running_loop()
@@ -77,7 +78,7 @@ class Endpoint:
         if self._channel:
             self._channel.close()
         self._channel = Channel(sock, self._received, self._supervisor_gone)
-        self._channel.send("hello", fresh=self._fresh, pid=os.getpid(), several=True)
+        self._channel.send("hello", fresh=self._fresh, pid=os.getpid(), several=True, leaves=True)
 
     def _supervisor_gone(self) -> None:
         log.warning("the supervisor is gone; guests stay connected")
@@ -97,6 +98,10 @@ class Endpoint:
                     self._channel.send("served", failed=failed)
             case "target":
                 self._target(message["state"], message.get("controllers"))
+            case "leave":
+                task = self._loop.create_task(self._leave(message["controllers"]))
+                self._leaving.add(task)
+                task.add_done_callback(self._leaving.discard)
             case "answer":
                 self._questions.answered(message)
             case "status":
@@ -128,6 +133,12 @@ class Endpoint:
                     session.target_drained()
                 case "ready":
                     session.target_ready()
+
+    async def _leave(self, controllers: list[str]) -> None:
+        sessions = [self._sessions[name] for name in controllers if name in self._sessions]
+        await asyncio.gather(*(session.leave() for session in sessions), return_exceptions=True)
+        if self._channel:
+            self._channel.send("left")
 
     def _is_target_ready(self, name: str) -> bool:
         return self._states.get(name, self._other_state) == "ready"

@@ -30,7 +30,9 @@ from nvmf_vfio.state.registers import BAR0, CC_EN, Register
 
 log = logging.getLogger(__name__)
 
+_FIRST_RETRY = 0.05
 _RETRY_INTERVAL = 1.0
+"""Seconds between attempts at most; the first come sooner, since a guest waits."""
 _CONFIG_SPACE = 4096
 
 
@@ -150,6 +152,7 @@ class Uplink:
     # -- introducing the guest -----------------------------------------------------------------------------------
 
     async def _introduce(self) -> None:
+        pause = _FIRST_RETRY
         while True:
             try:
                 self.link = TargetLink(await connect(self._path), self._requested, self._connection_lost)
@@ -162,7 +165,8 @@ class Uplink:
                 self._disconnect()
             finally:
                 self._introducing = False
-            await asyncio.sleep(_RETRY_INTERVAL)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _RETRY_INTERVAL)
         # No message of the guest's can come between this and `on_online`.
         self.online = True
         self._on_online()
@@ -259,6 +263,14 @@ class Uplink:
         for command, body, _ in self._controller.replay_registers():
             if self.link:
                 self.link.request(command, body, [], Message.close)
+
+    def have_it_look(self) -> None:
+        """Have the target look at the queues: a doorbell that was answered here may have been for one of them.
+
+        One that sleeps does so at each message (`vfio_user_ctrlr_intr` in SPDK's lib/nvmf/vfio_user.c).
+        """
+        if self.link:
+            self.link.request(Command.REGION_READ, RegionAccess(Register.CSTS, BAR0, 4).pack(), [], Message.close)
 
     def mirror(self, pending: Pending) -> None:
         """Send a request that is answered here to the target too, while it is receiving the state that this changes."""

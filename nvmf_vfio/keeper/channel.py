@@ -9,12 +9,14 @@ have one target only; its hello lacks `several`.
 op          sender              meaning
 ==========  ==================  ==============================================================================
 hello       endpoint            `fresh`: it has nothing yet and takes what the supervisor holds; `several`: its
-                                controllers may have several targets
+                                controllers may have several targets; `leaves`: it knows *leave*
 kept        supervisor          `names` and their descriptors: what an earlier endpoint handed over
 start       supervisor          that was all; an endpoint that is not fresh hands everything over once more
 serve       supervisor          `controllers`: exactly these have a socket from now on
 served      endpoint            the answer: all are there but for `failed`, with the reason of each by its name
 target      supervisor          `state`: gone, drained or ready; `controllers`: whose target it is, without it all
+leave       supervisor          `controllers`: their target lives, and is about to let go of them
+left        endpoint            the answer: the I/O of those whose queues can go on elsewhere has ended
 status      both                question, and the answer in several messages while `more`
 question    endpoint            `question` about `controller`, which its guest's migration depends on: *expect*: is a
                                 guest expected there; *yield*: close its volumes, they belong to another host; *take*:

@@ -14,13 +14,17 @@ from travel import DISKS, NAME, Travel, nvmuser, only_here, openers, until_copyi
 from nvmuser.bench.measure.progress import Silent
 from nvmuser.bench.scenarios.migrate import MigratePlan, measure
 from nvmuser.guest.registry import registry
+from nvmuser.hostfs import hugepages
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+RESETS = "dmesg | grep -c 'resetting controller' || true"
 
 
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.matrix)])
 async def test_there_and_back_while_it_writes(travel: Travel, rounds: int) -> None:
-    boot = await travel.boot_id()
+    """Its drivers do not notice; the controllers can be reset as before."""
+    boot, resets = await travel.boot_id(), await travel.run(RESETS)
     for _ in range(rounds):
         await travel.load.begin()
         for _ in range(2):
@@ -30,6 +34,8 @@ async def test_there_and_back_while_it_writes(travel: Travel, rounds: int) -> No
             assert result["bytes"] > 0
             assert 0 < result["downtime"] < result["total"]
             await only_here(travel)
+        assert await travel.run(RESETS) == resets
+        await travel.run("for one in /sys/class/nvme/nvme[0-9]; do echo 1 > $one/reset_controller; done")
         await travel.check()
     assert await travel.boot_id() == boot
 
@@ -149,6 +155,37 @@ async def test_another_qemu_with_the_memory_where_it_is(travel: Travel) -> None:
     assert await travel.boot_id() == boot
     await travel.end()
     assert not memory.exists()
+    await travel.boot()
+    await travel.load.prepare()
+
+
+def _in_hugepages(travel: Travel) -> bool:
+    """Whether its QEMU has memory in hugepages where it is."""
+    [guest] = registry(travel.here.state).list()
+    return "HugetlbPages:\t       0 kB" not in Path(f"/proc/{guest.pid}/status").read_text()
+
+
+@pytest.mark.matrix
+async def test_from_hugepages_to_small_pages_and_back(travel: Travel) -> None:
+    """A destination that has no hugepages for it takes the guest all the same."""
+    await travel.end()
+    if hugepages.free_bytes() < 512 << 20:
+        pytest.skip("too few hugepages are free")
+    await travel.boot(hugepages=True)
+    boot = await travel.boot_id()
+    await travel.load.prepare()
+    assert _in_hugepages(travel)
+    await travel.load.begin()
+    with hugepages.reserved(hugepages.free_bytes()):
+        status, _, err = await travel.cli()
+        assert status == 0, err
+        assert not _in_hugepages(travel)
+    status, _, err = await travel.cli()
+    assert status == 0, err
+    assert _in_hugepages(travel)
+    await travel.check()
+    assert await travel.boot_id() == boot
+    await travel.end()
     await travel.boot()
     await travel.load.prepare()
 

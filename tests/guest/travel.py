@@ -62,10 +62,10 @@ class Travel:
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(*argv, *arguments, stdout=pipe, stderr=pipe)
 
-    async def boot(self, *options: str) -> None:
+    async def boot(self, *options: str, hugepages: bool = False) -> None:
         """Start the guest here, where its controllers are."""
         controllers = (word for name in DISKS for word in ("--controller", name))
-        machine = ("--via", "libvfio", "--cpus", "2", "--memory", "512M", "--no-hugepages")
+        machine = ("--via", "libvfio", "--cpus", "2", "--memory", "512M", *(() if hugepages else ("--no-hugepages",)))
         status, _, err = await nvmuser(self.here, "guest", "start", NAME, *controllers, *machine, *options)
         assert status == 0, err
 

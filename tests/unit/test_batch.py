@@ -175,6 +175,20 @@ async def test_after_a_while_everything_is_looked_at_again(
     assert sorted(spdk.model.bdevs) == ["a", "b", "c", "d"]
 
 
+async def test_what_is_urgent_is_looked_at_alone_however_long_ago_all_was(
+    engine: Engine, spdk: Spdk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        await engine.change(create(name))
+    monkeypatch.setattr(site_module, "_FRESH_S", 0.0)
+    spdk.model.bdevs.clear()
+    queries = spdk.queries
+    assert (await engine.reconcile(changed=[Key("volume", "b")], urgent=True)).problems == ()
+    assert (sorted(spdk.model.bdevs), spdk.queries) == (["b"], queries)
+    await engine.reconcile()
+    assert sorted(spdk.model.bdevs) == ["a", "b"]
+
+
 PARTS = Desired(
     {
         one.key: Entry(one)

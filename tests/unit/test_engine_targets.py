@@ -37,7 +37,7 @@ class Told:
         self.events: list[tuple[str, ...]] = []
         self.can_end = True
 
-    def leaving(self, controllers: Collection[str]) -> None:
+    async def leaving(self, controllers: Collection[str], same: Collection[str]) -> None:
         self.events.append(("leaving", *sorted(controllers)))
 
     def left(self, controllers: Collection[str]) -> None:

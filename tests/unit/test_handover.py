@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -166,20 +167,26 @@ def test_on_the_command_line(run: Run, state: StateDir, tmp_path: Path, monkeypa
 
 
 class Spdk:
-    """`handover.place`, which fails so often first."""
+    """`handover.give_away` and `take`, which fail so often first."""
 
     def __init__(self, *failures: NvmuserError) -> None:
         self.failures = list(failures)
         self.placed: list[bool] = []
+        self.taken: list[list[str]] = []
 
-    async def place(self, _state: StateDir, _engine: Engine, _name: str, *, away: bool) -> None:
+    async def give_away(self, _state: StateDir, _engine: Engine, _name: str) -> None:
         if self.failures:
             raise self.failures.pop(0)
-        self.placed.append(away)
+        self.placed.append(True)
+
+    async def take(self, _state: StateDir, _engine: Engine, names: list[str]) -> dict[str, NvmuserError]:
+        self.taken.append(names)
+        return {names[0]: self.failures.pop(0)} if self.failures else {}
 
 
 async def ask(state: StateDir, spdk: Spdk, question: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    monkeypatch.setattr(handover, "place", spdk.place)
+    monkeypatch.setattr(handover, "give_away", spdk.give_away)
+    monkeypatch.setattr(handover, "take", spdk.take)
     engine = Engine(state)
     try:
         return await Handover(state, engine, asyncio.Lock()).answer("c", question)
@@ -209,6 +216,20 @@ async def test_refused_questions(state: StateDir, monkeypatch: pytest.MonkeyPatc
     assert "does not know" in (await ask(state, Spdk(), "dance", monkeypatch))["error"]
     handover.record(state, "c", away=True)
     assert (await ask(state, Spdk(), "expect", monkeypatch))["error"] == ""
+
+
+async def test_controllers_that_arrive_together(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    await _declared(state)
+    spdk = Spdk(ConflictError("open elsewhere"))
+    monkeypatch.setattr(handover, "take", spdk.take)
+    with contextlib.closing(Engine(state)) as engine:
+        served = Handover(state, engine, asyncio.Lock())
+        answers = await asyncio.gather(*(served.answer(name, "take") for name in ("c", "d")))
+        assert spdk.taken == [["c", "d"]]
+        assert "open elsewhere" in answers[0]["error"]
+        assert "no such controller" in answers[1]["error"], "it was taken, and is not declared"
+        assert (await served.answer("c", "take"))["error"] == ""
+        served.close()
 
 
 async def test_no_guest_boots_without_its_volumes(state: StateDir) -> None:

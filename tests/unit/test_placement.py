@@ -11,7 +11,7 @@ from nvmuser.model.change import Change, next_desired
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, Namespace, Pool, Remote, TargetSettings, Volume
-from nvmuser.model.placement import moving, on, places
+from nvmuser.model.placement import changed_meanwhile, moving, on, places
 from nvmuser.model.remote_path import RemotePath
 
 MIB = 1 << 20
@@ -89,6 +89,17 @@ def test_a_controller_moves_with_what_lies_below_it() -> None:
     moved = moving(before, after(before, update=tuple(together)))
     assert {key.name for key in moved} == {"c", "d", "l", "m", "p", "disk"}
     assert set(moved.values()) == {("spdk", "fast")}
+
+
+def test_what_a_guest_would_see_change_in_a_move() -> None:
+    before = world(shows("c", "spdk", "a"), shows("d", "spdk", "l"), shows("e", "spdk", "b"))
+    c, d, e = (replace(before.controller(name), target="fast") for name in "cde")
+    volume = before.get(Key("volume", "b"))
+    assert isinstance(volume, Volume)
+    more = (*d.namespaces, Namespace("m"))
+    changed = after(before, update=(c, replace(d, namespaces=more), e, replace(volume, size=128 * MIB)))
+    assert changed_meanwhile(before, changed, {c.key, d.key, e.key}) == {"d", "e"}
+    assert changed_meanwhile(before, changed, {c.key}) == set()
 
 
 def test_data_in_the_memory_of_a_target_cannot_leave_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from vfio_fds import signals, until
 from vfio_guest import Driver
 from vfio_migration import Qemu
@@ -12,7 +13,15 @@ from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import RegionAccess
 from nvmf_vfio.protocol.migration import DeviceState
 from nvmf_vfio.state.config_space import CONFIG
-from nvmf_vfio.state.registers import BEGINS, CSTS_RDY, OPC_ASYNC_EVENT_REQUEST, OPC_DOORBELL_BUFFER_CONFIG
+from nvmf_vfio.state.registers import (
+    BAR0,
+    BEGINS,
+    CC_EN,
+    CSTS_RDY,
+    OPC_ASYNC_EVENT_REQUEST,
+    OPC_DOORBELL_BUFFER_CONFIG,
+    Register,
+)
 
 CREATE_SQ, CREATE_CQ, SET_FEATURES = 0x01, 0x05, 0x09
 NUMBER_OF_QUEUES = 7
@@ -21,8 +30,8 @@ BEGUN = {number: value & ~BEGINS for number, value in LEFT.items()}
 PROXY = 1 << 52
 
 
-async def moving(world: World, *, vector: int = 1) -> tuple[FakeTarget, Driver, Qemu]:
-    """A guest that has an I/O queue pair, and whose CPUs stand still."""
+async def working(world: World, *, vector: int = 1) -> tuple[FakeTarget, Driver]:
+    """A guest that has an I/O queue pair."""
     target = world.target()
     target.logs = target.works = True
     target.left = dict(LEFT)
@@ -36,6 +45,12 @@ async def moving(world: World, *, vector: int = 1) -> tuple[FakeTarget, Driver, 
     await do(driver.submit, OPC_DOORBELL_BUFFER_CONFIG, 4, prp1=0xA000)
     await do(driver.consume, 4)
     await do(driver.submit, OPC_ASYNC_EVENT_REQUEST, 5)
+    return target, driver
+
+
+async def moving(world: World, *, vector: int = 1) -> tuple[FakeTarget, Driver, Qemu]:
+    """And whose CPUs stand still."""
+    target, driver = await working(world, vector=vector)
     qemu = Qemu(driver.client)
     await do(qemu.start_logging)
     assert target.logging
@@ -69,6 +84,8 @@ async def test_it_goes_on(world: World) -> None:
     assert signals(driver.interrupt), "what was signalled to a guest that stood still may be lost"
     assert await do(driver.csts) == CSTS_RDY
     assert world.session.status()["phase"] == "live"
+    await world.report("ready")
+    assert target.requests[-1] == (Command.REGION_READ, RegionAccess(Register.CSTS, BAR0, 4)), "a doorbell may be lost"
     config = [write for write in target.asked(Command.REGION_WRITE) if isinstance(write, RegionAccess)]
     assert (0x42, b"\0\x80") in [(write.offset, write.data) for write in config if write.region == CONFIG]
 
@@ -150,3 +167,49 @@ async def test_a_driver_that_resets_its_controller_meanwhile(world: World) -> No
     await back(qemu)
     await until(lambda: world.session.status()["online"])
     assert not target.begun
+
+
+async def leave(world: World) -> None:
+    """What a supervisor does whose target lets go of a controller."""
+    count = len(world.supervisor.heard("left"))
+    world.supervisor.send("leave", controllers=["a", "b"])
+    await until(lambda: len(world.supervisor.heard("left")) > count)
+
+
+async def test_to_another_target_of_this_host(world: World) -> None:
+    target, driver = await working(world)
+    await leave(world)
+    assert not target.registers[Register.CC] & CC_EN
+    assert await do(driver.csts) == CSTS_RDY
+    await world.report("gone")
+    target.kill()
+    other = world.target()
+    other.works, other.left = True, {}
+    await world.report("drained")
+    await world.report("ready")
+    await until(lambda: world.session.status()["online"])
+    assert other.begun == BEGUN
+    assert driver.completion(4) == (0, 0, 0), "the driver was not woken"
+    other.complete(5)
+    await until(lambda: driver.completion(4)[1] == 5)
+
+
+async def test_a_target_that_does_not_let_go_after_all(world: World) -> None:
+    target, driver = await working(world)
+    await leave(world)
+    await world.report("gone")
+    await world.report("drained")
+    await world.report("ready")
+    await until(lambda: world.session.status()["online"])
+    assert target.begun == BEGUN
+    assert driver.completion(4) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("vector", [0, 1])
+async def test_a_target_that_is_left_as_it_is(world: World, vector: int) -> None:
+    """CC.EN=0 under a running driver is for targets alone that are known to take no command then."""
+    target, _driver = await working(world, vector=vector)
+    target.left = {} if vector == 0 else None
+    await leave(world)
+    assert target.registers[Register.CC] & CC_EN
+    assert world.session.status()["online"]

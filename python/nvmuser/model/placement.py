@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nvmuser.errors import ConflictError, NotFoundError
 from nvmuser.model import cores
@@ -113,6 +113,16 @@ def moving(before: Desired, after: Desired) -> dict[Key, tuple[str, str]]:
         for from_, to in [(min(one[key]), min(other[key]))]
         if from_ != to and not after.entries[key].deleting
     }
+
+
+def changed_meanwhile(before: Desired, after: Desired, moved: Collection[Key]) -> set[str]:
+    """Names of the controllers that move and are not the same afterwards, or of which a volume is not."""
+    found = set[str]()
+    for controller in (one for one in after.controllers() if one.key in moved):
+        was = replace(before.controller(controller.name), target=controller.target)
+        if was != controller or any(before.get(key) != after.get(key) for key in controller.depends_on):
+            found.add(controller.name)
+    return found
 
 
 def check_moves(before: Desired, after: Desired) -> None:

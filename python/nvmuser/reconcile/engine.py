@@ -33,7 +33,7 @@ from nvmuser.model.change import Change, losses, next_desired
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Remote, TargetSettings, Volume
-from nvmuser.model.placement import involved, moving, places
+from nvmuser.model.placement import changed_meanwhile, involved, moving, places
 from nvmuser.paths import DEFAULT_TARGET, StateDir
 from nvmuser.reconcile import backends
 from nvmuser.reconcile.actual import Actual, merged, query
@@ -225,7 +225,7 @@ class Engine:
         had_served = any(self._serves(from_) for from_, _ in moved.values())
         try:
             if moved:
-                await self.transit.carry(moved)
+                await self.transit.carry(moved, changed_meanwhile(before, after, moved))
             carried = True
             # Of several, one that the machine is not ready for does not hold up the others.
             all_or_nothing = keys if len(changes) == 1 else set[Key]()
@@ -368,7 +368,7 @@ class Engine:
         strays = self._strays(names)
         if strays:
             self.transit.begin(strays)
-            await self.transit.carry(strays)
+            await self.transit.carry(strays, {key.name for key in strays})
         return {to for _, to in strays.values()}
 
     async def _look_if_possible(self) -> Actual:

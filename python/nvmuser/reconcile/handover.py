@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from nvmuser.errors import ConflictError, TargetError, summary
+from nvmuser.errors import ConflictError, NvmuserError, TargetError, summary
 from nvmuser.hostfs.sockets import answers
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
@@ -50,24 +51,44 @@ def identity(desired: Desired, controller: Controller) -> dict[str, Any]:
     return {"nqn": controller.nqn, "serial": controller.serial, "cntlid": controller.cntlid, "namespaces": namespaces}
 
 
-async def place(state: StateDir, engine: Engine, name: str, *, away: bool) -> None:
-    """Record whose the volumes of a controller are, and close or open them. May be called again.
-
-    A guest waits for them to be opened: nothing else is looked at then, and its caller has to reconcile soon.
+async def give_away(state: StateDir, engine: Engine, name: str) -> None:
+    """Record that the volumes of a controller are another host's, and close them. May be called again.
 
     :raises RpcError: the target was lost meanwhile, or does not answer.
-    :raises NvmuserError: they are not closed or open; what was recorded stays, and is carried out when it can be.
+    :raises NvmuserError: they are not closed; what was recorded stays, and is carried out when it can be.
     """
-    keys = await asyncio.to_thread(record, state, name, away=away)
+    await asyncio.to_thread(record, state, name, away=True)
     target = engine.desired().controller(name).target
-    outcome = await engine.reconcile([target], changed=() if away else keys, urgent=not away)
-    if away:
-        if await _are_open(state, engine, name, target):
-            raise TargetError(f"controller {name}: the target has not closed its volumes")
-    elif outcome.pending:
-        raise TargetError(f"controller {name}: there is no target that could open its volumes")
-    elif problems := [problem for problem in outcome.problems if problem.object in keys]:
-        raise ConflictError(summary(problems))
+    await engine.reconcile([target])
+    if await _are_open(state, engine, name, target):
+        raise TargetError(f"controller {name}: the target has not closed its volumes")
+
+
+async def take(state: StateDir, engine: Engine, names: Collection[str]) -> dict[str, NvmuserError]:
+    """Record that the volumes of controllers are this host's, and open them. May be called again.
+
+    Guests wait for that: nothing else is looked at, and its caller has to reconcile soon.
+
+    :returns: for each whose volumes are not open, why; what was recorded stays, and is carried out when it can be.
+    """
+    keys, errors = dict[str, set[Key]](), dict[str, NvmuserError]()
+    for name in names:
+        try:
+            keys[name] = await asyncio.to_thread(record, state, name, away=False)
+        except NvmuserError as error:
+            errors[name] = error
+    desired = engine.desired()
+    targets = {desired.controller(name).target for name in keys}
+    try:
+        outcome = await engine.reconcile(targets, changed=set().union(*keys.values()), urgent=True)
+    except NvmuserError as error:
+        return errors | dict.fromkeys(keys, error)
+    for name, own in keys.items():
+        if outcome.pending:
+            errors[name] = TargetError(f"controller {name}: there is no target that could open its volumes")
+        elif problems := [problem for problem in outcome.problems if problem.object in own]:
+            errors[name] = ConflictError(summary(problems))
+    return errors
 
 
 def record(state: StateDir, name: str, *, away: bool) -> set[Key]:

@@ -64,7 +64,7 @@ class Retraction:
             raise TargetError(f"{why}; recorded all the same, since that could not be undone: {error}") from error
         try:
             if moved and carried:
-                await self._transit.carry(moved)
+                await self._transit.carry(moved, {key.name for key in moved})
             self._transit.give_up(moved)
             outcome = await self._reconcile(involved(change.keys, before, after, moved))
         except NvmuserError as error:

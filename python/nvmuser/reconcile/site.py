@@ -112,7 +112,8 @@ class Site:
 
         :param all_or_nothing: keys of objects: if this machine is not ready for one of them, nothing is done in SPDK.
         :param changed: keys of what alone has changed, where that is known.
-        :param urgent: whether that is looked at alone also when everything was last looked at long ago.
+        :param urgent: whether that is looked at alone also when everything was last looked at long ago, and only before
+            it is carried out.
         :raises RpcError: SPDK cannot be asked what it has.
         """
         async with self._turn:
@@ -120,7 +121,7 @@ class Site:
                 return Outcome(pending=True)
             if changed and (self._is_known or (urgent and self._was_known)):
                 with contextlib.suppress(RpcServerError):
-                    if found := await self._reconcile_part(self.rpc, changed):
+                    if found := await self._reconcile_part(self.rpc, changed, urgent=urgent):
                         return found
             return await self._reconcile(self.rpc, all_or_nothing)
 
@@ -134,7 +135,7 @@ class Site:
         """Whether everything was as it should be when it was last looked at, in this very process."""
         return self._seen[0] is self.rpc and not self.problems
 
-    async def _reconcile_part(self, rpc: Client, changed: Collection[Key]) -> Outcome | None:
+    async def _reconcile_part(self, rpc: Client, changed: Collection[Key], *, urgent: bool) -> Outcome | None:
         """What has changed, looked at by itself. None: it is not as simple as that, and everything is to be looked
         at."""
         part = part_of(self.wanted, changed)
@@ -158,6 +159,9 @@ class Site:
                 return None
             calls += len(result.done)
             opened |= {call.object for call in result.done if call.needs.file}
+            if urgent:
+                self.present |= {key for key, entry in part.entries.items() if not entry.deleting}
+                return None if await self._lock(rpc, opened, part) else Outcome(calls)
         return None
 
     async def _reconcile(self, rpc: Client, all_or_nothing: Collection[Key]) -> Outcome:

@@ -35,8 +35,11 @@ def successor_of(target: str) -> str:
 class Guests(Protocol):
     """Who is told what happens to controllers, and can end a target. The supervisor."""
 
-    def leaving(self, controllers: Collection[str]) -> None:
-        """Their target is about to let go of them."""
+    async def leaving(self, controllers: Collection[str], same: Collection[str]) -> None:
+        """Their target is about to let go of them.
+
+        :param same: those of them that will show the same on the next: their guests need not notice.
+        """
 
     def left(self, controllers: Collection[str]) -> None:
         """Nothing of theirs is in flight any more."""
@@ -51,7 +54,7 @@ class Guests(Protocol):
 class Nobody:
     """Where there is no supervisor, no guest is connected."""
 
-    def leaving(self, controllers: Collection[str]) -> None:
+    async def leaving(self, controllers: Collection[str], same: Collection[str]) -> None:
         """Nobody is told."""
 
     def left(self, controllers: Collection[str]) -> None:
@@ -130,14 +133,15 @@ class Transit:
         self._keys -= frozenset(moved)
         self._parts = None
 
-    async def carry(self, moved: Mapping[Key, tuple[str, str]]) -> None:
+    async def carry(self, moved: Mapping[Key, tuple[str, str]], changed: Collection[str] = ()) -> None:
         """Have the old targets let go. It is the new ones' when this returns, or raises.
 
+        :param changed: controllers among them that will not show the same there.
         :raises NvmuserError: an old target has it open still.
         """
         controllers = [key.name for key in moved if key.kind == "controller"]
-        self.guests.leaving(controllers)
         try:
+            await self.guests.leaving(controllers, [name for name in controllers if name not in changed])
             for name in sorted({from_ for from_, _ in moved.values()} & self._sites.keys()):
                 await self._leave(name)
         finally:

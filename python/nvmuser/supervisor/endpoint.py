@@ -24,6 +24,8 @@ from nvmuser.supervisor.process import Process
 
 _START_DEADLINE = 30.0
 _STATUS_DEADLINE = 5.0
+_LEAVE_DEADLINE = 3.0
+"""Seconds. The endpoint gives up earlier (`nvmf_vfio.session`)."""
 _STOP_GRACE = 5.0
 _NAMES = 4096
 """Controllers that one message names at most."""
@@ -54,6 +56,8 @@ class EndpointProcess:
         self._hello: asyncio.Future[bool] | None = None
         self._status: asyncio.Future[dict[str, Any]] | None = None
         self._served: deque[asyncio.Future[dict[str, str]]] = deque()
+        self._left: deque[asyncio.Future[None]] = deque()
+        self._leaves = False
         self._partial: list[dict[str, Any]] = []
         self.several = True
         """Whether it takes one target's state for that target's controllers alone: one of an older version does not."""
@@ -129,6 +133,7 @@ class EndpointProcess:
                 self._fds.pop(message["name"])
             case "hello":
                 self.several = message.get("several", False)
+                self._leaves = message.get("leaves", False)
                 if self._hello and not self._hello.done():
                     self._hello.set_result(message["fresh"])
             case "question":
@@ -138,6 +143,9 @@ class EndpointProcess:
             case "served" if self._served:
                 # An endpoint of an older version does not report them.
                 self._answer_served(1, message.get("failed", {}))
+            case "left" if self._left:
+                # Also of one that is not waited for any more.
+                self._left.popleft().set_result(None)
             case "status":
                 self._partial += message["sessions"]
                 if not message["more"] and self._status and not self._status.done():
@@ -160,6 +168,8 @@ class EndpointProcess:
     def _channel_ended(self) -> None:
         self._channel = None
         self._answer_served(len(self._served), {})
+        while self._left:
+            self._left.popleft().set_result(None)
         if self._status and not self._status.done():
             self._status.set_result(dict(_NOBODY))
         if self._hello and not self._hello.done():
@@ -176,6 +186,19 @@ class EndpointProcess:
         self._served.append(served)
         self._channel.send("serve", controllers=sorted(controllers))
         return await served
+
+    async def leave(self, controllers: Iterable[str]) -> None:
+        """Have the I/O of these end at a target that lives and is about to let go; without a reset, where that can be.
+
+        When it does not end in time, it ends as the target lets go.
+        """
+        names = sorted(controllers)
+        if self._channel is None or not self._leaves or not names:
+            return
+        left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._left.append(left)
+        self._channel.send("leave", controllers=names)
+        await asyncio.wait([left], timeout=_LEAVE_DEADLINE)
 
     def target(self, state: str, controllers: Iterable[str]) -> None:
         """Report the state of these controllers' target: gone, drained or ready."""

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 _DEADLINE = 7.0
 """Seconds in which volumes are closed, or the guest stays: less than the endpoint waits."""
 _INTERVAL = 0.02
+_TOGETHER = 0.003
+"""Seconds. QEMU has a guest's controllers run one after the other, within a millisecond."""
 _LOOK_AFTER = 1.0
 """Seconds. A guest may have several controllers, and its driver work to catch up with."""
 
@@ -33,12 +35,15 @@ class Handover:
         self._state = state
         self._engine = engine
         self._changing = changing
+        self._arriving = set[str]()
+        self._opening: asyncio.Task[dict[str, NvmuserError]] | None = None
         self._looking: asyncio.Task[None] | None = None
 
     def close(self) -> None:
         """End what is done later. Idempotent."""
-        if self._looking:
-            self._looking.cancel()
+        for task in (self._looking, self._opening):
+            if task:
+                task.cancel()
 
     async def answer(self, name: str, question: str) -> dict[str, Any]:
         """`identity` of the controller, and `error`, which is empty when it is so, or was done."""
@@ -49,7 +54,7 @@ class Handover:
                 case "yield":
                     await self._yield(name)
                 case "take":
-                    await self._place(name, away=False)
+                    await self.take_back(name)
                 case _:
                     raise TargetError(f"this supervisor does not know {question!r}")
             desired = self._engine.desired()
@@ -70,7 +75,9 @@ class Handover:
             async with asyncio.timeout(_DEADLINE):
                 while True:
                     try:
-                        await self._place(name, away=True)
+                        async with self._changing:
+                            await handover.give_away(self._state, self._engine, name)
+                        log.info("controller %s: volumes closed", name)
                         return
                     except (RpcError, TargetError) as error:
                         log.info("controller %s: not closed yet: %s", name, error)
@@ -78,12 +85,29 @@ class Handover:
         except TimeoutError:
             raise TargetError(f"controller {name}: its volumes are not closed after {_DEADLINE:.0f} s") from None
 
-    async def _place(self, name: str, *, away: bool) -> None:
+    async def take_back(self, name: str) -> None:
+        """Open the volumes of a controller whose guest does not go on elsewhere.
+
+        :raises NvmuserError: they cannot be opened now.
+        """
+        self._arriving.add(name)
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._take_together())
+        errors = await asyncio.shield(self._opening)
+        if name in errors:
+            raise errors[name]
+
+    async def _take_together(self) -> dict[str, NvmuserError]:
+        """Open the volumes of all controllers that arrive at this moment, as those of one guest do."""
+        await asyncio.sleep(_TOGETHER)
         async with self._changing:
-            await handover.place(self._state, self._engine, name, away=away)
-        log.info("controller %s: volumes %s", name, "closed" if away else "open")
-        if not away and (self._looking is None or self._looking.done()):
+            names, self._arriving, self._opening = self._arriving, set(), None
+            errors = await handover.take(self._state, self._engine, sorted(names))
+        for name in sorted(names - errors.keys()):
+            log.info("controller %s: volumes open", name)
+        if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
+        return errors
 
     async def _look(self) -> None:
         """Look at everything, when those who wait for their volumes have them."""
@@ -93,10 +117,3 @@ class Handover:
                 await self._engine.reconcile()
             except NvmuserError as error:
                 log.info("not looked at: %s", error)
-
-    async def take_back(self, name: str) -> None:
-        """Open the volumes of a controller whose guest does not go on elsewhere.
-
-        :raises NvmuserError: they cannot be opened now.
-        """
-        await self._place(name, away=False)

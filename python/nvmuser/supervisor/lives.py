@@ -188,7 +188,8 @@ class Lives:
 
     # -- controllers that go from one to another (`nvmuser.reconcile.transit`) -----------------------------------
 
-    def leaving(self, controllers: Collection[str]) -> None:
+    async def leaving(self, controllers: Collection[str], same: Collection[str]) -> None:
+        await self._ways.endpoint.leave(same)
         self._ways.endpoint.target("gone", controllers)
 
     def left(self, controllers: Collection[str]) -> None:
