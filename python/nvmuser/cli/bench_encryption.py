@@ -14,15 +14,23 @@ from nvmuser.cli.progress import Progress, run
 
 @click.command("encryption")
 @click.option("--rounds", type=click.IntRange(6, 100), default=24, show_default=True)
+@click.option(
+    "--block-size",
+    type=click.Choice(["512", "4096"]),
+    default="512",
+    show_default=True,
+    help="Bytes of a logical block.",
+)
 @json_option
-def encryption_command(rounds: int, as_json: bool) -> None:
+def encryption_command(rounds: int, block_size: str, as_json: bool) -> None:
     """4k random reads and writes at depth 32 on a file volume and on an encrypted one, in short rounds, in turns.
 
     \b
     nvmuser bench encryption --json
+    nvmuser bench encryption --block-size 4096
     """
     with scratch("nvmuser-") as root, Progress() as progress:
-        result = run(measure(root, rounds, progress)).to_json()
+        result = run(measure(root, rounds, progress, int(block_size))).to_json()
         progress.step("done")
     if as_json:
         click.echo(json.dumps(result, indent=2))

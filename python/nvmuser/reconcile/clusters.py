@@ -118,6 +118,8 @@ class Clusters:
 
     def stop(self) -> None:
         """Nobody is to be kept out at a moment's notice any more. May be called again."""
+        if self._connecting and not self._connecting.done():
+            self._connecting.cancel()
         self._standing.close()
 
     def stand_by(self, desired: Desired) -> None:

@@ -52,18 +52,18 @@ class Encryption:
         }
 
 
-async def measure(root: Path, rounds: int, progress: Progress) -> Encryption:
+async def measure(root: Path, rounds: int, progress: Progress, block_size: int = 512) -> Encryption:
     """4k at depth 32, both volumes in alternating rounds.
 
     :param root: a directory with a short path, for sockets are in it.
+    :param block_size: bytes of a logical block of both, each of which is encrypted by itself.
     :raises NvmuserError: there is no target, or an I/O has failed.
     """
     found = Encryption()
     progress.step("starting the target")
     async with Deployment.start(root / "s") as deployment:
-        plain = Volume(_PLAIN, size=_SIZE)
-        sealed = Volume("sealed", size=_SIZE)
-        volumes = (plain, sealed, Volume(_ENCRYPTED, "crypt", base=sealed.name))
+        plain, sealed = (Volume(name, size=_SIZE, block_size=block_size) for name in (_PLAIN, "sealed"))
+        volumes = (plain, sealed, Volume(_ENCRYPTED, "crypt", base=sealed.name, block_size=block_size))
         controllers = tuple(Controller(name, (Namespace(name),)) for name in (_PLAIN, _ENCRYPTED))
         await control.submit(deployment.state, Change(create=(*volumes, *controllers)))
         hosts = {
