@@ -5,6 +5,8 @@ test of vfio-user devices (`test/sma/vfiouser_qemu.sh`) that need no guest, and 
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +25,7 @@ from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
 from nvmuser.sma.messages import CALLS, CLASSES, SERVICE, UNCHANGED
 from nvmuser.supervisor import control, daemon
+from nvmuser.supervisor.spdk import Options
 
 NQN = "nqn.2016-06.io.spdk:vfiouser-"
 LOCAL = ("--listen", "127.0.0.1:0", "--trust-loopback")
@@ -54,13 +57,19 @@ def state() -> Iterator[StateDir]:
         yield StateDir(Path(directory))
 
 
-@pytest.fixture
-async def world(state: StateDir, client: SpdkClient) -> AsyncIterator[World]:
-    async with daemon.running(state, SLEEPING), await Client.connect(state.rpc_socket) as rpc:
+@contextlib.asynccontextmanager
+async def a_world(state: StateDir, client: SpdkClient, options: Options) -> AsyncIterator[World]:
+    async with daemon.running(state, options), await Client.connect(state.rpc_socket) as rpc:
         await control.submit(state, Change(create=(Volume("null0", size=1 << 20), Volume("null1", size=1 << 20))))
         uuids = [volume.uuid for volume in control.load(state).volumes()]
         with agent(state, *LOCAL) as (_, place), client.many(place) as calls:
             yield World(state, rpc, calls, uuids)
+
+
+@pytest.fixture
+async def world(state: StateDir, client: SpdkClient) -> AsyncIterator[World]:
+    async with a_world(state, client, SLEEPING) as world:
+        yield world
 
 
 async def test_devices(world: World) -> None:
@@ -123,6 +132,41 @@ async def test_limits(world: World) -> None:
     assert (await limit(second, rw_iops=1))["error"] == "INVALID_ARGUMENT"
     assert calls("SetQos", device_handle=device, maximum={"rw_iops": 1})["error"] == "INVALID_ARGUMENT"
     assert await limit(first) == [0, 0, 0, 0]
+
+
+async def test_with_a_key(state: StateDir, client: SpdkClient) -> None:
+    """What is attached is decrypted; with the same key again, and not with another; also after the target's restart."""
+    async with a_world(state, client, Options(profile="balanced")) as world:  # which encrypted volumes need
+        await check_key(world)
+
+
+async def check_key(world: World) -> None:
+    calls, (first, _) = world.calls, world.volumes
+    device = calls.create(0)
+
+    def attach(key: str, key2: str = "2" * 64, cipher: str = "AES_XTS") -> Any:
+        crypto = {"cipher": cipher} | {name: base64.b64encode(text.encode()).decode()
+                                       for name, text in (("key", key), ("key2", key2))}  # fmt: skip
+        return calls("AttachVolume", device_handle=device, volume={"volume_id": identity(first), "crypto": crypto})
+
+    assert attach("1" * 64, cipher="AES_CBC")["error"] == "INVALID_ARGUMENT"
+    short = attach("1" * 32)
+    assert short["error"] == "INVALID_ARGUMENT"
+    assert "1111" not in short["details"]
+    assert [attach("1" * 64), attach("1" * 64)] == [{}, {}]
+    assert attach("3" * 64)["error"] == "INVALID_ARGUMENT"
+    await control.ask(world.state, "restart", {"target": "spdk", "rolling": False})
+    async with await Client.connect(world.state.rpc_socket) as rpc:
+        found = await rpc.call("bdev_get_bdevs")
+        (crypt,) = (bdev for bdev in found if bdev["product_name"] == "crypto")
+        (device_,) = (one for one in await rpc.call("nvmf_get_subsystems") if one["nqn"] == f"{NQN}0")
+        assert [space["bdev_name"] for space in device_["namespaces"]] == [crypt["name"]]
+        limits = calls("SetQos", device_handle=device, volume_id=identity(first), maximum={"rw_iops": 1})
+        assert limits == {}
+        assert [calls.detach(device, first), calls.detach(device, first)] == [{}, {}]
+        assert not [bdev for bdev in await rpc.call("bdev_get_bdevs") if bdev["product_name"] == "crypto"]
+    assert not list((world.state.root / "keys").iterdir())
+    assert calls.delete(device) == {}
 
 
 async def test_what_is_not_there(world: World) -> None:

@@ -92,7 +92,15 @@ def make(volume: Volume, state: StateDir) -> None:
     path = state.volume_key(volume.uuid)
     if volume.key_file or volume.key_command or path.exists():
         return
-    key = VolumeKey(secrets.token_bytes(KEY_BYTES))
+    keep(volume, VolumeKey(secrets.token_bytes(KEY_BYTES)), state)
+
+
+def keep(volume: Volume, key: VolumeKey, state: StateDir) -> None:
+    """Have a key be that of a volume which is made next: it is on the disk when this returns.
+
+    :raises SetupError: it cannot be kept.
+    """
+    path = state.volume_key(volume.uuid)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = path.with_suffix(".new")

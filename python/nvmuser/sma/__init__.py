@@ -1,4 +1,5 @@
 """SPDK's Storage Management Agent over our engine: `nvmuser sma serve`.
 
-messages (what is on the wire) → devices (what each call comes to: changes) → server (who may call, over what).
+messages (what is on the wire) → devices (what each call comes to: changes), with sealed (volumes that are attached with
+a key) → server (who may call, over what); guests (QEMU).
 """

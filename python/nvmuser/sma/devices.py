@@ -16,10 +16,12 @@ from nvmuser.api import guard
 from nvmuser.api.auth import Principal
 from nvmuser.api.host import Host
 from nvmuser.errors import ConflictError, NotFoundError, StaleError, TargetNotRunning, UsageError
+from nvmuser.hostfs.volume_keys import VolumeKey
 from nvmuser.model import change as changes
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.objects import KIOPS, Controller, Limits, Volume
+from nvmuser.sma import sealed
 from nvmuser.sma.messages import CLASSES, NVME, UNCHANGED
 
 _PREFIX = "nvme:"
@@ -101,11 +103,13 @@ class Devices:
     async def _attach(self, controller: Controller, wanted: Any, who: Principal) -> None:
         if wanted.HasField("nvmf") and wanted.nvmf.HasField("discovery"):
             raise Refused("UNIMPLEMENTED", "volume.nvmf: declare the remote and its volumes first (`nvmuser remote`)")
-        if wanted.HasField("crypto"):
-            raise Refused("UNIMPLEMENTED", "volume.crypto: declare an encrypted volume (`nvmuser volume --encrypt`)")
+        key = sealed.key_of(wanted.crypto) if wanted.HasField("crypto") else None
         while True:
             desired = await self.host.desired()
             volume, present = _volume(desired, wanted.volume_id), desired.controller(controller.name)
+            if key:
+                volume = await self._opened(desired, volume, key, who)
+                desired = await self.host.desired()
             if _shows(present, volume):
                 return
             for user in desired.controllers():
@@ -119,17 +123,29 @@ class Devices:
             except StaleError:
                 continue
 
+    async def _opened(self, desired: Desired, base: Volume, key: VolumeKey, who: Principal) -> Volume:
+        """What shows a volume decrypted."""
+        volume = sealed.over(desired, base)
+        if volume is None:
+            volume = sealed.declared(base, key, self.host.state)
+            await self._submit(Change(create=(volume,)), who)
+        sealed.check(volume, key, self.host.state)
+        return volume
+
     async def detach_volume(self, request: Any, who: Principal) -> Any:
         while True:
             desired = await self.host.desired()
             present = _controller(desired, request.device_handle)
-            volume = _volume(desired, request.volume_id)
-            if not _shows(present, volume):
+            base = _volume(desired, request.volume_id)
+            volume = _shown(desired, present, base)
+            if volume is None:
                 break
             # The guest is told of it, as with SPDK's agent, and not asked: that is the orchestrator's.
             update = Change(update=(changes.detach(present, volume.name),), expect=(present,), force=True)
             try:
                 await self._submit(update, who)
+                if volume != base:
+                    await self._submit(Change(delete=(volume.key,), wipe=True), who)
                 break
             except StaleError:
                 continue
@@ -143,9 +159,10 @@ class Devices:
                 raise Refused("INVALID_ARGUMENT", f"maximum.{field.name}: there is no such limit here")
         while True:
             desired = await self.host.desired()
-            volume = _volume(desired, request.volume_id)
-            if not _shows(_controller(desired, request.device_handle), volume):
-                raise Refused("INVALID_ARGUMENT", f"volume {volume.name}: is not attached to {request.device_handle}")
+            base = _volume(desired, request.volume_id)
+            volume = _shown(desired, _controller(desired, request.device_handle), base)
+            if volume is None:
+                raise Refused("INVALID_ARGUMENT", f"volume {base.name}: is not attached to {request.device_handle}")
             after = replace(volume, limits=_limited(volume.limits, request.maximum))
             try:
                 if after != volume:
@@ -194,6 +211,11 @@ def _volume(desired: Desired, identity: bytes) -> Volume:
 
 def _shows(controller: Controller, volume: Volume) -> bool:
     return any(namespace.volume == volume.name for namespace in controller.namespaces)
+
+
+def _shown(desired: Desired, controller: Controller, base: Volume) -> Volume | None:
+    """The volume, or what shows it decrypted, where this controller has one of both."""
+    return next((one for one in (base, sealed.over(desired, base)) if one and _shows(controller, one)), None)
 
 
 def _limited(before: Limits, maximum: Any) -> Limits:
