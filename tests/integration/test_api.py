@@ -24,6 +24,7 @@ from nvmuser.rpc import Client
 from nvmuser.store import Store
 from nvmuser.store.credentials import digest, of_certificate
 from nvmuser.supervisor import daemon
+from nvmuser.top.sample import take
 
 
 @dataclass
@@ -77,7 +78,10 @@ async def test_from_a_volume_to_figures_that_agree(served: Served) -> None:
         assert shown["nvmuser_volume_writes_completed_total"]["a"] == stats["num_write_ops"]
         assert shown["nvmuser_volume_read_time_seconds_total"]["a"] == stats["read_latency_ticks"] / ticks
         (counted,) = (await client.get("/v1/statistics")).json()["items"]
-        assert counted["read"]["operations"] == stats["num_read_ops"]
+        assert counted["read"]["operations"] == stats["num_read_ops"]  # which the page shows
+        seen = (await take(served.state)).volumes["a"]
+        assert (seen.read.operations, seen.read.bytes) == (stats["num_read_ops"], stats["bytes_read"])
+        assert seen.write.latency_s == stats["write_latency_ticks"] / ticks
         await rpc.call("bdev_aio_delete", {"name": "a"})
     drifted = await client.post("/v1/reconcile")
     assert drifted.json()["calls"] > 0
