@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
 from etcd_server import Etcd, cluster, running
 from fleet_world import ADMIN, World, a_world, disk, until
 
 from nvmuser.errors import ConflictError, FleetError, UnknownOutcome
-from nvmuser.fleet import audit, membership
+from nvmuser.fleet import agent, audit, membership
+from nvmuser.fleet.proposal import propose
 from nvmuser.model.change import Change
+from nvmuser.reconcile.outcome import Outcome
 
 _ADMINS = 4
 _KILLS = 4
@@ -86,6 +89,27 @@ async def declared(world: World, name: str) -> str:
         if "exists already" not in str(error):  # else by an earlier attempt whose outcome was unknown
             raise
     return "done"
+
+
+async def test_what_failed_is_tried_again_although_others_change(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each change that does not concern a host has it look up, which must not end its attempts."""
+    monkeypatch.setattr(agent, "_AGAIN_S", 0.3)
+    h1 = await world.join("h1")
+    await world.join("h2")
+    change, refused = h1.executor.change, asyncio.Event()
+
+    async def refuse(one: Change) -> Outcome:
+        refused.set()
+        raise ConflictError("not now")
+
+    monkeypatch.setattr(h1.executor, "change", refuse)
+    async with world.session() as one:
+        proposal = propose(await one.view(), Change(create=(disk("late"),)), {}, "h1")
+        await one.writer(ADMIN).write(proposal)
+    await refused.wait()
+    await world.apply(Change(create=(disk("other"),)), "h2")
+    monkeypatch.setattr(h1.executor, "change", change)
+    await until(lambda: "volume/late" in h1.names)
 
 
 async def test_labels_of_two_admins_are_not_lost(tmp_path: Path, world: World) -> None:

@@ -40,7 +40,8 @@ class FleetSpec:
             raise UsageError(f"--host {host}: this host belongs to no fleet; `nvmuser fleet join` makes it part of one")
         for key in spec.wheres:
             raise UsageError(
-                f"{key.words}: host, labels and rule are for a fleet, and this host belongs to none: leave them out"
+                f"{key.words}: host, labels, rule and failover are for a fleet, and this host belongs to none: leave "
+                "them out"
             )
         return None
 
