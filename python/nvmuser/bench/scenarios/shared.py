@@ -28,6 +28,7 @@ from nvmuser.model.change import Change
 from nvmuser.model.objects import Cluster, Volume
 from nvmuser.paths import StateDir
 from nvmuser.supervisor.spdk import Options
+from nvmuser.toolchain import find_spdk
 
 _QUIET = Options(profile="eco", hugepages=False)
 _SHORT_ROUNDS = 24
@@ -84,8 +85,9 @@ class Bench:
 async def measure(plan: SharedPlan, progress: Progress) -> SharedOutcome:
     """Run every piece that is wanted; one that fails is among what is wrong.
 
-    :raises NvmuserError: Ceph does not come up.
+    :raises NvmuserError: Ceph does not come up, or something has not been set up.
     """
+    find_spdk()  # before Ceph is started
     outcome = SharedOutcome()
     # UNIX sockets live in it, and their paths end at 107 bytes.
     with scratch("nvmuser-") as root, _cluster(plan, root, progress) as ceph:
