@@ -76,8 +76,8 @@ async def measure(root: Path, wanted: Mapping[str, Sequence[int]], rounds: int, 
     :param wanted: numbers of controllers, by part.
     :raises NvmuserError: a target, an endpoint or a guest does not do what is asked.
     """
-    noise = await asyncio.to_thread(environment.spin)
     spdk = find_spdk()
+    noise = await asyncio.to_thread(environment.spin)
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
