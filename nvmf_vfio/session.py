@@ -209,7 +209,7 @@ class Session:
                     written, was_live = self._migration.written, self._migration.written.is_live
                     if await (written.finish(link) if was_live else self._uplink.leave(link)):
                         self.target_drained()
-                        if was_live:
+                        if was_live and written.is_trusted:
                             self.controller.learn_positions(await positions.read(link, self.controller.admin.history))
                             self.save()
                 while not self.controller.drained:

@@ -53,6 +53,11 @@ class Written:
         """Whether the target logs what it writes."""
         return self._live
 
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the guest's memory, and so its queues, will be right where it goes on."""
+        return self._policy is not Policy.UNLOGGED
+
     async def start(self) -> None:
         """Begin; afterwards `is_live` says whether the target logs too. If not, it may not write."""
         self._dirty.start()

@@ -9,6 +9,7 @@ from vfio_migration import Qemu
 from vfio_target import FakeTarget
 from vfio_world import World, do
 
+from nvmf_vfio.migration.written import Policy
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import RegionAccess
 from nvmf_vfio.protocol.migration import DeviceState
@@ -48,12 +49,13 @@ async def working(world: World, *, vector: int = 1) -> tuple[FakeTarget, Driver]
     return target, driver
 
 
-async def moving(world: World, *, vector: int = 1) -> tuple[FakeTarget, Driver, Qemu]:
+async def moving(world: World, *, vector: int = 1, policy: Policy = Policy.LIVE) -> tuple[FakeTarget, Driver, Qemu]:
     """And whose CPUs stand still."""
+    world.endpoint._policy = policy
     target, driver = await working(world, vector=vector)
     qemu = Qemu(driver.client)
     await do(qemu.start_logging)
-    assert target.logging
+    assert target.logging is (policy is Policy.LIVE)
     target.executed.clear()
     for state in (DeviceState.RUNNING_P2P, DeviceState.STOP):
         await do(qemu.enter, state)
@@ -131,6 +133,12 @@ async def test_a_position_that_is_not_known(world: World) -> None:
 async def test_a_target_that_knows_of_no_positions(world: World) -> None:
     target, driver, qemu = await moving(world)
     target.left = None
+    await woken(world, driver, qemu)
+    assert not target.begun
+
+
+async def test_queues_in_memory_that_will_be_wrong(world: World) -> None:
+    target, driver, qemu = await moving(world, policy=Policy.UNLOGGED)
     await woken(world, driver, qemu)
     assert not target.begun
 
