@@ -286,7 +286,7 @@ async def run(world: World, seeds: range, monkeypatch: pytest.MonkeyPatch, *, fe
 
 
 async def test_no_block_goes_back_to_an_older_epoch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    await run(world, range(12), monkeypatch)
+    await run(world, range(6), monkeypatch)
 
 
 async def test_without_fences_some_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
