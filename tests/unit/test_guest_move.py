@@ -66,6 +66,7 @@ class _Response:
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moves, "_INTERVAL", 0.001)
+    monkeypatch.setattr(moves, "_LOOKS_A_REPORT", 1)
 
 
 async def test_well() -> None:
@@ -73,7 +74,7 @@ async def test_well() -> None:
     result = await moves.move(source.client, there.client, "unix:/x", on_progress=seen.append)
     assert result == moves.Result(1.5, 0.04, 5000)
     assert seen[-1] == moves.Progress("active", 1 << 20, 1 << 30, 1e8, 0.12)
-    assert there.asked == ["migrate-set-capabilities", "migrate-incoming"]
+    assert there.asked == ["migrate-set-capabilities", "migrate-incoming", "cont"]
     assert "migrate_cancel" not in source.asked
 
 
@@ -86,30 +87,31 @@ async def test_failed(running: bool) -> None:
 
 
 async def test_given_up() -> None:
-    source, under_way = Qemu("active"), asyncio.Event()
+    """Even when everything has been sent: QEMU has it run at the source then, and it must not run there too."""
+    source, there, under_way = Qemu("active"), Qemu("none", running=False), asyncio.Event()
     moving = asyncio.create_task(
-        moves.move(source.client, Qemu("none").client, "unix:/x", on_progress=lambda _now: under_way.set())
+        moves.move(source.client, there.client, "unix:/x", on_progress=lambda _now: under_way.set())
     )
     await under_way.wait()
     source.running = False
     moving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await moving
-    assert source.running
+    assert (source.running, there.running) == (True, False)
 
 
 async def test_given_up_too_late() -> None:
     """The guest has left: its QEMU here must not go on."""
-    source, under_way = Qemu("active"), asyncio.Event()
+    source, there, under_way = Qemu("active"), Qemu("none", running=False), asyncio.Event()
     source.cancelled = "completed"
     moving = asyncio.create_task(
-        moves.move(source.client, Qemu("none").client, "unix:/x", on_progress=lambda _now: under_way.set())
+        moves.move(source.client, there.client, "unix:/x", on_progress=lambda _now: under_way.set())
     )
     await under_way.wait()
     source.running = False
     moving.cancel()
     assert (await moving).bytes == 5000
-    assert not source.running
+    assert (source.running, there.running) == (False, True)
 
 
 @pytest.mark.parametrize("arrived", [True, False])

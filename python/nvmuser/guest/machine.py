@@ -221,7 +221,8 @@ def start_qemu(spec: GuestSpec, runtime: Runtime, *, foreground: bool, incoming:
             name: stack.enter_context(listen_unix(path, 0o600)).fileno() for name, path in runtime.sockets.items()
         }
         argv = [*preload, *qemu.argv, *arguments(spec, runtime, boot, listeners)]
-        argv += ["-incoming", "defer"] if incoming else []
+        # It is told to run when its source has reported that it will not any more (`nvmuser.guest.move`).
+        argv += ["-incoming", "defer", "-S"] if incoming else []
         inherited = [*listeners.values(), *([] if memory is None else [memory])]
         return QemuProcess.start(argv, runtime.qemu_log, inherited, foreground=foreground)
 

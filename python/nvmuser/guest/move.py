@@ -18,7 +18,9 @@ from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from nvmuser.errors import GuestError
 
-_INTERVAL = 0.1
+_INTERVAL = 0.01
+_LOOKS_A_REPORT = 10
+"""A guest stands still from its last page until it is told to run, but nobody reads so fast."""
 _ENDED = ("completed", "failed", "cancelled", "none")
 _GIVE_UP = 60.0
 DOWNTIME = 0.3
@@ -76,10 +78,11 @@ async def move(
     bandwidth: int = 0,
     downtime: float = DOWNTIME,
 ) -> Result:
-    """Migrate a guest to a QEMU that was started with `-incoming defer`.
+    """Migrate a guest to a QEMU that was started with `-incoming defer -S`.
 
     When this returns, the guest is there, and runs: the return path says so. Otherwise it runs where it was, unless its
-    QEMU there has ended.
+    QEMU there has ended. It runs nowhere else before QEMU has reported at the source that it has left: given up until
+    then, QEMU has it run at the source, whatever the destination has received.
 
     :param uri: QEMU's, such as `unix:PATH` or `tcp:HOST:PORT`.
     :param bandwidth: bytes a second at most; 0: as fast as it can.
@@ -97,22 +100,39 @@ async def move(
         raise GuestError(f"QEMU does not begin the migration: {error}") from error
     began = time.monotonic()
     try:
-        return await _finish(source, on_progress)
+        result = await _finish(source, on_progress)
     except QMPError:
         if not await _arrived(destination):
             raise
         # QEMU has ended at the source after it had sent everything, and cannot say how it was any more.
-        return Result(time.monotonic() - began, 0.0, 0)
+        result = Result(time.monotonic() - began, 0.0, 0)
+    await _run(destination)
+    return result
+
+
+async def _run(destination: QMPClient) -> None:
+    """Have a guest run that is here and nowhere else. It is too late to give up.
+
+    :raises GuestError: its QEMU has ended.
+    """
+    starting = asyncio.ensure_future(destination.execute("cont"))
+    while not starting.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([starting])
+    try:
+        starting.result()
+    except QMPError as error:
+        raise GuestError(f"the guest has arrived, and its QEMU there has ended: {error}") from error
 
 
 async def _arrived(destination: QMPClient) -> bool:
-    """Whether a guest whose source has ended runs at the destination."""
+    """Whether a guest whose source has ended is at the destination."""
     with contextlib.suppress(QMPError, TimeoutError):
         async with asyncio.timeout(_GIVE_UP):
             while True:
                 status = await _dict(destination, "query-status")
                 if status.get("status") != "inmigrate":
-                    return bool(status.get("running"))
+                    return status.get("status") in ("running", "paused")
                 await asyncio.sleep(_INTERVAL)
     return False
 
@@ -144,7 +164,7 @@ async def save(
 
 
 async def load(destination: QMPClient, file: Path, *, without_memory: bool = False) -> None:
-    """Read a guest from a file into a QEMU that was started with `-incoming defer`, and have it go on.
+    """Read a guest from a file into a QEMU that was started with `-incoming defer -S`, and have it go on.
 
     :param without_memory: as it was written.
     :raises GuestError: QEMU does not take it.
@@ -157,6 +177,7 @@ async def load(destination: QMPClient, file: Path, *, without_memory: bool = Fal
         raise GuestError(f"{file}: QEMU does not take this guest: {error}") from error
     if status != "completed":
         raise GuestError(f"{file}: QEMU does not take this guest: the migration has {status}")
+    await _run(destination)
 
 
 async def _capability(qmp: QMPClient, name: str, *, wanted: bool) -> None:
@@ -184,11 +205,14 @@ async def _finish(source: QMPClient, on_progress: Callable[[Progress], None]) ->
 
 
 async def _watch(source: QMPClient, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
+    looks = 0
     while True:
         info = await _dict(source, "query-migrate")
         if info.get("status") in _ENDED:
             return info
-        on_progress(_progress(info))
+        if looks % _LOOKS_A_REPORT == 0:
+            on_progress(_progress(info))
+        looks += 1
         await asyncio.sleep(_INTERVAL)
 
 
