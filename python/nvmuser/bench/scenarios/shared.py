@@ -142,6 +142,7 @@ async def _kills(bench: Bench) -> dict[str, Any]:
             outcome = await recovery.measure(plan, bench.progress, kind)
         except NvmuserError as error:
             bench.outcome.wrongs.append(f"{name}: {error}")
+            bench.progress.step(f"kills: {name}: {error}")
             continue
         if outcome.wrong:
             bench.outcome.wrongs.append(f"{name}: {outcome.wrong}")
