@@ -35,7 +35,7 @@ def said(data: bytes) -> tuple[int, int] | None:
 
 
 def write(directory: str, epoch: int) -> None:
-    number, last = 0, dict[int, set[int]]()
+    number, last, answered = 0, dict[int, set[int]](), dict[int, int]()
     while True:
         try:
             with initiator.connect(directory) as controller, controller.queue(depth=4, timeout=600) as queue:
@@ -46,12 +46,13 @@ def write(directory: str, epoch: int) -> None:
                     queue.read(namespace, block * per, memory).wait()
                     found = said(bytes(memory.view)) or (0, 0)
                     mine = last.get(block, set())
-                    if (mine and found[0] < epoch) or (found[0] == epoch and found[1] not in mine):
+                    lost = block in answered and found < (epoch, answered[block])
+                    if lost or (found[0] == epoch and found[1] not in mine):
                         print("x", block, *found, flush=True)
                     print("w", block, number, flush=True)
                     last[block] = mine | {number}
                     queue.write(namespace, block * per, content(epoch, number, block)).wait()
-                    last[block] = {number}
+                    last[block], answered[block] = {number}, number
                     print("a", block, number, flush=True)
                     time.sleep(0.005)
         except NvmuserError as error:

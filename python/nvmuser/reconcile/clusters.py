@@ -161,7 +161,12 @@ class Clusters:
 
     async def _one(self, work: Work, desired: Desired, actual: Actual, rpc: Client) -> Readied:
         # Both at once: a predecessor is kept out while its successor connects. Neither opens anything.
-        connecting = self._connect(work.cluster, actual, rpc)
+        idle = not any(
+            backends.find(volume, desired, actual)
+            for volume in desired.volumes()
+            if volume.cluster == work.cluster.name
+        )
+        connecting = self._connect(work.cluster, actual, rpc, idle=idle)
         readying = self._after_fencing(work, desired)
         failed, readied = await asyncio.gather(connecting, readying, return_exceptions=True)
         for error in (failed, readied):
@@ -174,8 +179,9 @@ class Clusters:
         problems |= await _seen([v for v in work.growing if v.key not in problems], desired, rpc)
         return Readied(readied.made, problems)
 
-    async def _connect(self, cluster: Cluster, actual: Actual, rpc: Client) -> None:
-        if cluster.in_spdk in actual.clusters:
+    async def _connect(self, cluster: Cluster, actual: Actual, rpc: Client, *, idle: bool) -> None:
+        """:param idle: nothing is open there."""
+        if cluster.in_spdk in actual.clusters and not (idle and self._peers.opening and await _left(cluster, rpc)):
             return
         request = methods.register_cluster(cluster.in_spdk, cluster.user, cluster.conf, cluster.keyring)
         try:
@@ -237,6 +243,18 @@ class Clusters:
         if fenced:
             log.info("cluster %s: fenced %s", cluster.name, ", ".join(fenced))
         return looked
+
+
+async def _left(cluster: Cluster, rpc: Client) -> bool:
+    """Leave a cluster of which nothing is open. In a fleet, another host may have had this connection shut out, and
+    nothing could be opened by it for a month. False where it is in use after all."""
+    request = methods.unregister_cluster(cluster.in_spdk)
+    try:
+        await rpc.call(request.method, request.params, timeout=_CONNECT_S)
+    except RpcServerError as error:
+        log.info("cluster %s: %s", cluster.name, error)
+        return False
+    return True
 
 
 def _all(works: Iterable[Work], reason: str) -> dict[Key, Problem]:
