@@ -35,7 +35,9 @@ def said(data: bytes) -> tuple[int, int] | None:
 
 
 def write(directory: str, epoch: int) -> None:
-    number, last, answered = 0, dict[int, set[int]](), dict[int, int]()
+    # Numbers of several writers of one epoch, one after the other, grow too.
+    number = first = time.time_ns()
+    last, answered = dict[int, set[int]](), dict[int, int]()
     while True:
         try:
             with initiator.connect(directory) as controller, controller.queue(depth=4, timeout=600) as queue:
@@ -47,7 +49,7 @@ def write(directory: str, epoch: int) -> None:
                     found = said(bytes(memory.view)) or (0, 0)
                     mine = last.get(block, set())
                     lost = block in answered and found < (epoch, answered[block])
-                    if lost or (found[0] == epoch and found[1] not in mine):
+                    if lost or (found[0] == epoch and found[1] > first and found[1] not in mine):
                         print("x", block, *found, flush=True)
                     print("w", block, number, flush=True)
                     last[block] = mine | {number}

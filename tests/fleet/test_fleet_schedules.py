@@ -60,6 +60,13 @@ class Run:
             if not any(writer.epoch == owner.epoch for writer in self.seen[volume]):
                 self.seen[volume].append(await self.world.hosts[owner.host].write(volume, owner.epoch))
 
+    async def end_stale(self, volume: str, host: str) -> None:
+        """Before a volume comes back to a host: who wrote there in an earlier epoch would be let in again."""
+        for writer in [one for one in self.seen[volume] if one.log.name.startswith(f"{host}-")]:
+            await writer.end()
+            self._note(volume, writer)
+            self.seen[volume].remove(writer)
+
     async def end_writers(self) -> None:
         for volume, writers in self.seen.items():
             for writer in writers:
@@ -84,6 +91,7 @@ class Run:
         volume = chance.choice(VOLUMES)
         here = await self.place(volume)
         host, there = self.world.hosts[here], self.other(here)
+        await self.end_stale(volume, there)
         self.done.append(f"{act} {volume} of {here}")
         if act == "move":
             with contextlib.suppress(NvmuserError):
