@@ -212,4 +212,4 @@ async def test_no_block_goes_back_to_an_older_epoch_whatever_happens(storage: St
     first, last = map(int, os.environ.get("SEEDS", "100,300").split(","))
     done = await run(storage, range(first, last), acts=2, budget=BUDGET_S)
     print(f"{done} schedules")
-    assert done >= 20
+    assert done >= min(20, last - first)
