@@ -169,9 +169,9 @@ def _in_hugepages(travel: Travel) -> bool:
 @pytest.mark.matrix
 async def test_from_hugepages_to_small_pages_and_back(travel: Travel) -> None:
     """A destination that has no hugepages for it takes the guest all the same."""
-    await travel.end()
     if hugepages.free_bytes() < 512 << 20:
         pytest.skip("too few hugepages are free")
+    await travel.end()
     await travel.boot(hugepages=True)
     boot = await travel.boot_id()
     await travel.load.prepare()
