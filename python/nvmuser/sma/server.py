@@ -72,7 +72,7 @@ class Tls:
 
 
 class _Agent:
-    """:param loopback: whoever comes from this machine's own addresses without credentials is an operator."""
+    """:param loopback: who comes from this machine's own addresses without credentials is an operator."""
 
     def __init__(self, host: Host, devices: Devices, per_s: float, *, loopback: bool) -> None:
         self._host = host

@@ -153,7 +153,7 @@ async def _kills(bench: Bench) -> dict[str, Any]:
             "stall_s": max(outcome.stalls, default=None),
             "stall_median_s": sorted(outcome.stalls)[len(outcome.stalls) // 2] if outcome.stalls else None,
         }
-        # It takes long, and whoever interrupts it has seen this much.
+        # It takes long, and who interrupts it has seen this much.
         bench.progress.step(f"kills: {name}: {json.dumps(found[name])}")
     return {"kills": found}
 
