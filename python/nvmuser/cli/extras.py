@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "top": ("textual",),
     "bench": ("jinja2", "matplotlib", "numpy"),
     "fleet": ("grpc", "google.protobuf"),
+    "sma": ("grpc", "google.protobuf"),
 }
 """Extra → the packages that it brings, by the name under which they are imported."""
 

@@ -74,7 +74,7 @@ def serve(
       nvmuser sma serve --listen 127.0.0.1:8080 --trust-loopback --qmp /run/vm1.qmp
       nvmuser sma serve --listen 10.0.0.1:8080 --tls-cert host.pem --tls-key host.key --client-ca ca.pem
     """
-    require_extra("fleet", "nvmuser sma")
+    require_extra("sma", "nvmuser sma")
     place = place or f"unix:{state.run / 'sma.sock'}"
     tls = _tls(tls_cert, tls_key, client_ca)
     _check(place, tls)
