@@ -1,4 +1,4 @@
-"""`nvmuser api serve` as a process of its own, and tokens for it."""
+"""`nvmuser api serve` as a process of its own, and tokens and certificates for it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from nvmuser.paths import StateDir
 from nvmuser.store import Store
@@ -42,3 +43,17 @@ def token(state: StateDir, role: str) -> str:
     with Store(state.store) as store:
         store.add_credential(kept)
     return secret
+
+
+def certificate(directory: Path, name: str, *, ca: str = "") -> None:
+    """A certificate for 127.0.0.1: NAME.pem and NAME.key.
+
+    :param ca: name of the one that signs it; empty: itself.
+    """
+    key = directory / f"{name}.key"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"]
+    if ca:
+        command += ["-CA", f"{directory}/{ca}.pem", "-CAkey", f"{directory}/{ca}.key"]
+        command += ["-addext", "basicConstraints=critical,CA:FALSE"]
+    subprocess.run([*command, "-keyout", key, "-out", directory / f"{name}.pem"], check=True, capture_output=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
-from api_process import NVMUSER, SLEEPING, serving, token
+from api_process import NVMUSER, SLEEPING, certificate, serving, token
 from prometheus_client.parser import text_string_to_metric_families
 
 from nvmuser.paths import StateDir
@@ -169,28 +169,6 @@ async def test_two_at_once(served: Served) -> None:
             assert sorted(answer.status_code for answer in answers) == [201] * 17 + [409]
             for one in clients[:2]:
                 assert len((await one.get("/v1/volumes")).json()["items"]) == 17
-
-
-def certificate(directory: Path, name: str, *, ca: str = "") -> None:
-    """A certificate for 127.0.0.1: NAME.pem and NAME.key."""
-    key = directory / f"{name}.key"
-    signed = ["-CA", f"{directory}/{ca}.pem", "-CAkey", f"{directory}/{ca}.key"] if ca else []
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    command += ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", *signed]
-    if ca:
-        command += ["-addext", "basicConstraints=critical,CA:FALSE"]
-    subprocess.run([*command, "-keyout", key, "-out", directory / f"{name}.pem"], check=True, capture_output=True)
 
 
 def test_tls_and_client_certificates(state: StateDir, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import contextlib
 import signal
+import ssl
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 import grpc
 import pytest
-from api_process import SLEEPING, token
+from api_process import SLEEPING, certificate, token
 from sma_client import Calls, SpdkClient, agent, identity
 
 from nvmuser.model.change import Change
@@ -24,6 +25,8 @@ from nvmuser.model.objects import Volume
 from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
 from nvmuser.sma.messages import CALLS, CLASSES, SERVICE, UNCHANGED
+from nvmuser.store import Store
+from nvmuser.store.credentials import of_certificate
 from nvmuser.supervisor import control, daemon
 from nvmuser.supervisor.spdk import Options
 
@@ -232,4 +235,37 @@ async def refused(channel: Any, call: str, secret: str) -> str:
     metadata = [("authorization", f"Bearer {secret}")] if secret else []
     with pytest.raises(grpc.RpcError) as error:
         await method(CLASSES[f"{call}Request"](), metadata=metadata)
+    assert "\n" not in (error.value.details() or "")
     return str(error.value.code().name)
+
+
+async def test_tls_and_client_certificates(state: StateDir, tmp_path: Path) -> None:
+    """With a CA, nobody without a certificate of its; one that is not known needs a token. No target is needed."""
+    certificate(tmp_path, "ca")
+    for name in ("server", "known", "unknown"):
+        certificate(tmp_path, name, ca="ca")
+    certificate(tmp_path, "foreign")
+    der = ssl.PEM_cert_to_DER_cert((tmp_path / "known.pem").read_text())
+    with Store(state.store) as store:
+        store.add_credential(of_certificate("known", "viewer", der, 0))
+    secret = token(state, "viewer")
+    served = ("--listen", "0.0.0.0:0", "--tls-cert", f"{tmp_path}/server.pem", "--tls-key", f"{tmp_path}/server.key")
+
+    async def ask(place: str, name: str, secret: str = "") -> str:
+        pair = [(tmp_path / f"{name}.{end}").read_bytes() for end in ("key", "pem")] if name else [None, None]
+        credentials = grpc.ssl_channel_credentials((tmp_path / "ca.pem").read_bytes(), *pair)
+        async with grpc.aio.secure_channel(place.replace("0.0.0.0", "127.0.0.1"), credentials) as channel:
+            return await refused(channel, "GetQosCapabilities", secret)
+
+    let_in = "INVALID_ARGUMENT"  # of what is asked
+    with agent(state, *served) as (_, place):
+        assert [await ask(place, *shown) for shown in (("",), ("", secret), ("known",))] == [
+            "UNAUTHENTICATED", let_in, "UNAUTHENTICATED",
+        ]  # fmt: skip
+    with agent(state, *served, "--client-ca", f"{tmp_path}/ca.pem") as (_, place):
+        found = {name: await ask(place, name) for name in ("known", "unknown")}
+        assert found == {"known": let_in, "unknown": "UNAUTHENTICATED"}
+        assert await ask(place, "unknown", secret) == let_in
+        # TLS ends before anything is asked.
+        for shown in ("", "foreign"):
+            assert await ask(place, shown, secret) == "UNAVAILABLE"

@@ -39,7 +39,7 @@ def sma() -> None:
 )
 @click.option("--tls-cert", type=_CERT, help="The server's certificate, with its chain (PEM).")
 @click.option("--tls-key", type=_CERT, help="Its key (PEM).")
-@click.option("--client-ca", type=_CERT, help="Take clients' certificates that this CA has signed (PEM).")
+@click.option("--client-ca", type=_CERT, help="Demand clients' certificates that this CA has signed (PEM).")
 @click.option("--trust-loopback", is_flag=True, help="On a loopback address, who has no token is an operator.")
 @click.option("--qmp", type=click.Path(path_type=Path), help="Plug devices into the QEMU with this QMP socket.")
 @click.option(

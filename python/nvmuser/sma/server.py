@@ -55,7 +55,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Tls:
-    """Files in PEM, as of the API."""
+    """Files in PEM.
+
+    :param client_ca: nobody connects without a certificate that it has signed. gRPC's server either demands one or does
+        not ask for it.
+    """
 
     certificate: Path
     key: Path
@@ -68,7 +72,7 @@ class Tls:
             ca = self.client_ca.read_bytes() if self.client_ca else None
         except OSError as error:
             raise UsageError(f"{error.filename}: {error.strerror}") from error
-        return grpc.ssl_server_credentials([pair], ca, require_client_auth=False)
+        return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
 
 
 class _Agent:
