@@ -14,7 +14,9 @@ from nvmuser.api.app import application
 from nvmuser.api.auth import Peer
 from nvmuser.api.host import Host
 from nvmuser.paths import StateDir
+from nvmuser.store import Store
 from nvmuser.store.credentials import ROLES, new_token
+from nvmuser.store.events import Event
 
 STRANGER = Peer("192.0.2.1")
 
@@ -27,6 +29,8 @@ class ApiWorld:
     app: Any
     tokens: dict[str, str]
     peer: Peer = STRANGER
+    begun: int = len(ROLES)
+    """The number of the last event before anything was asked."""
     clients: list[httpx.AsyncClient] = field(default_factory=list)
 
     def client(self, role: str = "", **headers: str) -> httpx.AsyncClient:
@@ -36,6 +40,11 @@ class ApiWorld:
         one = httpx.AsyncClient(transport=transport, base_url="http://api", headers=shown | headers)
         self.clients.append(one)
         return one
+
+    def changes(self) -> list[Event]:
+        """Events, after those of the tokens that there are to begin with."""
+        with Store(self.state.store) as store:
+            return store.events(self.begun)
 
     async def _with_peer(self, scope: Any, receive: Any, send: Any) -> None:
         await self.app({**scope, "state": {"peer": self.peer}}, receive, send)

@@ -55,6 +55,23 @@ def test_what_is_not_committed_is_no_event(store: Store) -> None:
     assert store.load().entries == {}
 
 
+def test_who_may_use_the_api_is_in_it_without_secrets(store: Store) -> None:
+    secret, kept = new_token("ci", "operator", 60)
+    with acting(Actor("user a", "command line")):
+        store.add_credential(kept)
+        store.remove_credential("ci")
+    made, gone = store.events()
+    assert [(one.action, str(one.key), one.actor.who) for one in (made, gone)] == [
+        ("create", "token/ci", "user a"), ("gone", "token/ci", "user a"),
+    ]  # fmt: skip
+    assert made.after == gone.before == kept.recorded()
+    assert kept.digest not in str(made.after)
+    assert secret not in str(made.after)
+    with pytest.raises(NotFoundError):
+        store.remove_credential("ci")
+    assert len(store.events()) == 2
+
+
 def test_the_same_again_is_no_event(store: Store) -> None:
     for _ in range(2):
         with store.transaction():

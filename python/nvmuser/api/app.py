@@ -21,6 +21,7 @@ from nvmuser.api.problems import Problem
 from nvmuser.api.rate import Rate
 from nvmuser.api.routing import Call, Endpoint, Gate, Reply, answer, refused
 from nvmuser.api.service import Service
+from nvmuser.api.tokens import Tokens
 from nvmuser.api.watching import Watching
 
 _STRANGERS = 10.0
@@ -35,6 +36,7 @@ def endpoints(host: Host, operations: Operations, watching: Watching, *, latenci
         *objects.endpoints(operations),
         *objects.attaching(operations),
         *objects.renaming(operations),
+        *Tokens(host).endpoints(),
         *Service(host, operations, watching).endpoints(),
         Metrics(host, watching, latencies=latencies).endpoint(),
     ]

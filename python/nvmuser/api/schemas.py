@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nvmuser.model.names import NAME
 from nvmuser.model.objects import KINDS
 from nvmuser.model.sizes import SIZE_FIELDS
 from nvmuser.model.spec import NOT_FOR_PEOPLE, SECTIONS
 from nvmuser.model.spec_schema import object_schema
-from nvmuser.store.credentials import ROLES
+from nvmuser.store.credentials import EVENTS, ROLES
 
 STATES = ("in-sync", "drifted", "missing", "pending", "unknown")
 """How an object fares: as it should be; there, and not so; not there; waiting for a target; not looked at yet."""
@@ -20,6 +21,12 @@ _TEXT: Schema = {"type": "string"}
 _NUMBER: Schema = {"type": "number"}
 _COUNT: Schema = {"type": "integer"}
 _OBJECT: Schema = {"type": "object"}
+LIFETIME_MAX_S = 10**14
+"""Of a credential."""
+_CREDENTIAL: Mapping[str, Schema] = {
+    "name": _TEXT, "role": {"enum": list(ROLES)}, "kind": {"enum": ["token", "certificate"]}, "created": _NUMBER,
+    "expires": {"anyOf": [_NUMBER, {"type": "null"}]}, "expired": {"type": "boolean"},
+}  # fmt: skip
 DELETED: Schema = {
     "type": "object", "properties": {"deleted": _TEXT, "dry_run": {"const": True}, "calls": {"type": "array"}},
 }  # fmt: skip
@@ -95,7 +102,7 @@ def _others() -> dict[str, Schema]:
     event = {
         "id": _COUNT, "time": _NUMBER, "who": _TEXT, "source": _TEXT,
         "action": {"enum": ["create", "update", "delete", "restore", "gone"]},
-        "kind": {"enum": list(KINDS)}, "name": _TEXT, "before": _nullable(_OBJECT), "after": _nullable(_OBJECT),
+        "kind": {"enum": [*KINDS, EVENTS]}, "name": _TEXT, "before": _nullable(_OBJECT), "after": _nullable(_OBJECT),
     }  # fmt: skip
     call = {"type": "object", "properties": {"method": _TEXT, "params": _OBJECT}, "required": ["method", "params"]}
     waves = {"type": "array", "items": {"type": "array", "items": call}, "description": "Waves of calls to SPDK."}
@@ -106,6 +113,12 @@ def _others() -> dict[str, Schema]:
         "operation": _operation(),
         "change": _change(),
         "principal": _closed({"name": _TEXT, "role": {"enum": list(ROLES)}, "source": _TEXT}),
+        "token": _closed({**_CREDENTIAL, "token": _TEXT}, optional=("token",)),
+        "token.spec": _closed(
+            {"name": {"type": "string", "pattern": f"^({NAME})$"}, "role": _CREDENTIAL["role"],
+             "lifetime_s": {"type": "integer", "minimum": 0, "maximum": LIFETIME_MAX_S}, "certificate": _TEXT},
+            optional=("role", "lifetime_s", "certificate"),
+        ),
         "outcome": _closed(
             {"changed": {"type": "array", "items": _TEXT}, "calls": _COUNT, "pending": {"type": "boolean"},
              "problems": {"type": "array", "items": _OBJECT}}

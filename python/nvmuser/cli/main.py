@@ -62,6 +62,7 @@ _OFFERED = {
     "schema",
     "status",
     "target",
+    "token",
     "top",
     "volume",
 }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import ssl
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.table import Table
@@ -16,8 +17,10 @@ from nvmuser.cli.present import console, say
 from nvmuser.errors import UsageError
 from nvmuser.paths import StateDir
 from nvmuser.store import Store
-from nvmuser.store.credentials import ROLES, Credential, new_token, of_certificate
+from nvmuser.store.credentials import ROLES, der, new_token, of_certificate
+from nvmuser.store.events import acting
 from nvmuser.supervisor import control
+from nvmuser.supervisor.remote import Remote
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LIFETIME = re.compile(r"([1-9][0-9]{0,8})([smhd])")
@@ -59,16 +62,26 @@ def create(state: StateDir, name: str, role: str, expires: str | None, certifica
       nvmuser token create host2 --role admin --certificate host2.pem
     """
     lifetime = _seconds(expires) if expires else 0
+    pem = _read(certificate) if certificate else ""
+    if isinstance(state, Remote):
+        spec = {"name": name, "role": role, "lifetime_s": lifetime}
+        made = state.create_token(spec | ({"certificate": pem} if certificate else {}))
+    else:
+        made = _create_here(state, name, role, lifetime, der(pem, str(certificate)) if certificate else b"")
+    if as_json:
+        say(made)
+    else:
+        click.echo(made.get("token") or f"certificate {name} may be used")
+
+
+def _create_here(state: StateDir, name: str, role: str, lifetime: int, certificate: bytes) -> dict[str, Any]:
     if certificate:
-        secret, one = "", of_certificate(name, role, _der(certificate), lifetime)
+        secret, one = "", of_certificate(name, role, certificate, lifetime)
     else:
         secret, one = new_token(name, role, lifetime)
-    with Store(state.store) as store:
+    with Store(state.store) as store, acting(control.local_actor()):
         store.add_credential(one)
-    if as_json:
-        say(one.to_json() | ({"token": secret} if secret else {}))
-    else:
-        click.echo(secret or f"certificate {name} may be used")
+    return one.to_json() | ({"token": secret} if secret else {})
 
 
 @token.command("list")
@@ -76,15 +89,19 @@ def create(state: StateDir, name: str, role: str, expires: str | None, certifica
 @click.pass_obj
 def list_(state: StateDir, as_json: bool) -> None:
     """Every token and certificate, without its secret."""
-    with control.opened(state) as store:
-        found = store.credentials() if store else []
+    found = state.tokens() if isinstance(state, Remote) else _list_here(state)
     if as_json:
-        say([one.to_json() for one in found])
+        say(found)
         return
     table = Table("name", "role", "kind", "created", "expires")
     for one in found:
-        table.add_row(one.name, one.role, one.kind, _when(one.created), _expiry(one))
+        table.add_row(one["name"], one["role"], one["kind"], _when(one["created"]), _expiry(one))
     console().print(table)
+
+
+def _list_here(state: StateDir) -> list[dict[str, Any]]:
+    with control.opened(state) as store:
+        return [one.to_json() for one in store.credentials()] if store else []
 
 
 @token.command()
@@ -97,8 +114,11 @@ def revoke(state: StateDir, name: str, as_json: bool) -> None:
     \b
     nvmuser token revoke ci
     """
-    with Store(state.store) as store:
-        store.remove_credential(name)
+    if isinstance(state, Remote):
+        state.revoke_token(name)
+    else:
+        with Store(state.store) as store, acting(control.local_actor()):
+            store.remove_credential(name)
     if as_json:
         say({"name": name, "revoked": True})
     else:
@@ -112,13 +132,12 @@ def _seconds(text: str) -> int:
     return int(found[1]) * _UNITS[found[2]]
 
 
-def _der(path: Path) -> bytes:
+def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="ascii")
-        return ssl.PEM_cert_to_DER_cert(text[text.index(ssl.PEM_HEADER) :])
+        return path.read_text(encoding="ascii")
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise UsageError(f"{path}: no certificate in PEM") from error
 
 
@@ -126,7 +145,7 @@ def _when(moment: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))
 
 
-def _expiry(one: Credential) -> str:
-    if not one.expires:
+def _expiry(one: Mapping[str, Any]) -> str:
+    if not one["expires"]:
         return "never"
-    return f"{_when(one.expires)}{' (expired)' if one.expired else ''}"
+    return f"{_when(one['expires'])}{' (expired)' if one['expired'] else ''}"

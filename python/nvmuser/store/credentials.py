@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import sqlite3
+import ssl
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from nvmuser.model.names import check_name
 ROLES = ("viewer", "operator", "admin")
 """Each may do what those before it may. viewer: look. operator: make, change and take away volumes, controllers,
 pools and remotes. admin: targets, which are processes, too."""
+EVENTS = "token"
+"""Their kind in the log of changes."""
 PREFIX = "nvmuser_"
 """Of a token, so that programs that look for secrets in files find it."""
 _BYTES = 32
@@ -47,13 +50,16 @@ class Credential:
 
     def to_json(self) -> dict[str, Any]:
         """Without the digest."""
+        return self.recorded() | {"expired": self.expired}
+
+    def recorded(self) -> dict[str, Any]:
+        """For the log of changes; without the digest."""
         return {
             "name": self.name,
             "role": self.role,
             "kind": self.kind,
             "created": self.created,
             "expires": self.expires or None,
-            "expired": self.expired,
         }
 
 
@@ -83,6 +89,18 @@ def of_certificate(name: str, role: str, certificate: bytes, lifetime: float) ->
     return Credential(name, role, "certificate", digest(certificate), now, now + lifetime if lifetime else 0.0)
 
 
+def der(text: str, what: str) -> bytes:
+    """A certificate in PEM as DER, as its digest is made of.
+
+    :param what: where it is from, for the error.
+    :raises UsageError: it is none.
+    """
+    try:
+        return ssl.PEM_cert_to_DER_cert(text[text.index(ssl.PEM_HEADER) :])
+    except ValueError as error:  # of the header, of base64
+        raise UsageError(f"{what}: no certificate in PEM") from error
+
+
 def put(db: sqlite3.Connection, one: Credential) -> None:
     """:raises ConflictError: there is one of this name, or this certificate has another name."""
     try:
@@ -100,7 +118,13 @@ def read(db: sqlite3.Connection) -> list[Credential]:
     return [Credential(*row) for row in db.execute(f"SELECT {fields} FROM credential ORDER BY name")]
 
 
-def remove(db: sqlite3.Connection, name: str) -> None:
-    """:raises NotFoundError: there is none of this name."""
-    if not db.execute("DELETE FROM credential WHERE name = ?", (name,)).rowcount:
+def remove(db: sqlite3.Connection, name: str) -> Credential:
+    """Returns what there was.
+
+    :raises NotFoundError: there is none of this name.
+    """
+    found = next((one for one in read(db) if one.name == name), None)
+    if found is None:
         raise NotFoundError(f"token {name}: no such token")
+    db.execute("DELETE FROM credential WHERE name = ?", (name,))
+    return found

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +126,20 @@ def record(db: sqlite3.Connection, path: Path, changed: Iterable[tuple[Key, Entr
         for key, before, after in changed
         if (action := _action(before, after))
     ]
-    if not rows:
-        return
+    if rows:
+        _write(db, path, rows)
+
+
+def note(
+    db: sqlite3.Connection, path: Path, key: Key, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None
+) -> None:
+    """Write what changed of something that is no object of `Desired`, as `record` does; None: not there."""
+    actor, action = current_actor(), "create" if before is None else "gone" if after is None else "update"
+    texts = (json.dumps(one) if one is not None else None for one in (before, after))
+    _write(db, path, [(time.time(), actor.who, actor.source, action, *key, *texts)])
+
+
+def _write(db: sqlite3.Connection, path: Path, rows: Sequence[tuple[Any, ...]]) -> None:
     if _room(path) < _LITTLE_ROOM:
         oldest = "SELECT id FROM event ORDER BY id LIMIT ?"
         db.execute(f"DELETE FROM event WHERE id IN ({oldest})", (max(_GIVE_WAY, 2 * len(rows)),))

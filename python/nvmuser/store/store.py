@@ -207,11 +207,13 @@ class Store:
         """:raises ConflictError: there is one of this name, or of this certificate."""
         with self.transaction():
             credentials.put(self._db, one)
+            events.note(self._db, self.path, Key(credentials.EVENTS, one.name), None, one.recorded())
 
     def remove_credential(self, name: str) -> None:
         """:raises NotFoundError: there is none of this name."""
         with self.transaction():
-            credentials.remove(self._db, name)
+            gone = credentials.remove(self._db, name)
+            events.note(self._db, self.path, Key(credentials.EVENTS, name), gone.recorded(), None)
 
     def _remember(self, changed: Mapping[Key, Entry | None]) -> None:
         """What this connection writes need not be read again; what another has written meanwhile is."""

@@ -7,7 +7,7 @@ says so.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from nvmuser.errors import UsageError
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
+from nvmuser.model.names import check_name
 from nvmuser.model.objects import object_from_json
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.outcome import Outcome
@@ -100,6 +101,25 @@ class Remote(StateDir):
         collection = next(section for section, kind in SECTIONS.items() if kind == key.kind)
         with self._client() as client:
             return Outcome.from_json(client.request("POST", f"/v1/{collection}/{key.name}/rename", to=name))
+
+    def tokens(self) -> list[dict[str, Any]]:
+        """Who may use the API there, without secrets."""
+        with self._client() as client:
+            return list(client.request("GET", "/v1/tokens")["items"])
+
+    def create_token(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+        """Let somebody use it. Returns what is kept, with the secret of a token, which is shown once."""
+        with self._client() as client:
+            return dict(client.request("POST", "/v1/tokens", dict(spec)))
+
+    def revoke_token(self, name: str) -> None:
+        """Let somebody use it no more.
+
+        :raises UsageError: it is no name.
+        """
+        check_name("token", name)
+        with self._client() as client:
+            client.request("DELETE", f"/v1/tokens/{name}")
 
     def statistics(self) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Statistics]]:
         """Status, reactors, and what each volume there has been asked to do."""
