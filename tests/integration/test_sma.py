@@ -10,6 +10,7 @@ import contextlib
 import signal
 import ssl
 import tempfile
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,14 @@ from typing import Any
 import grpc
 import pytest
 from api_process import SLEEPING, certificate, token
+from bare_target import TargetFactory
+from remote_pair import free_port
 from sma_client import Calls, SpdkClient, agent, identity
 
+from nvmuser.hostfs import host_identity
 from nvmuser.model.change import Change
-from nvmuser.model.objects import Volume
+from nvmuser.model.objects import Remote, Volume
+from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
 from nvmuser.sma.messages import CALLS, CLASSES, SERVICE, UNCHANGED
@@ -172,6 +177,95 @@ async def check_key(world: World) -> None:
     assert calls.delete(device) == {}
 
 
+FAR = "nqn.2026-11.org.example:far"
+
+
+@dataclass
+class Far:
+    """A target elsewhere, whose namespaces are found by its discovery service."""
+
+    rpc: Client
+    port: int
+    uuids: tuple[str, str]
+
+    async def start(self) -> None:
+        await self.rpc.call("nvmf_create_transport", {"trtype": "TCP"})
+        await self.rpc.call("nvmf_create_subsystem", {"nqn": FAR, "allow_any_host": False, "serial_number": "FAR"})
+        for number, one in enumerate(self.uuids):
+            bdev = {"name": f"m{number}", "num_blocks": 2048, "block_size": 512, "uuid": one}
+            await self.rpc.call("bdev_malloc_create", bdev)
+            await self.rpc.call("nvmf_subsystem_add_ns", {"nqn": FAR, "namespace": {"bdev_name": f"m{number}"}})
+        where = {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": str(self.port)}
+        await self.rpc.call("nvmf_subsystem_add_listener", {"nqn": FAR, "listen_address": where})
+
+    def attach(
+        self, calls: Calls, handle: str, volume: str, subnqn: str = FAR, hostnqn: str = "", port: int = 0
+    ) -> Any:
+        service = {"trtype": "tcp", "traddr": "127.0.0.1", "trsvcid": str(port or self.port)}
+        nvmf = {"subnqn": subnqn, "hostnqn": hostnqn, "discovery": {"discovery_endpoints": [service]}}
+        return calls("AttachVolume", device_handle=handle, volume={"volume_id": identity(volume), "nvmf": nvmf})
+
+
+async def test_volumes_by_discovery(state: StateDir, client: SpdkClient, target_factory: TargetFactory) -> None:
+    """Found, attached, there after the target's restart, and gone with the last that is detached."""
+    async with await Client.connect(target_factory.start("far").rpc_socket) as rpc:
+        far = Far(rpc, free_port(), (str(uuid.uuid4()), str(uuid.uuid4())))
+        await far.start()
+        async with a_world(state, client, Options(profile="balanced")) as world:  # which remotes need
+            await check_refusals(world, far)
+            await check_discovery(world, far)
+
+
+async def check_refusals(world: World, far: Far) -> None:
+    """Each leaves nothing behind."""
+    device, first, host = world.calls.create(0), far.uuids[0], host_identity.load(world.state).nqn
+
+    async def refusal(volume: str = first, **fields: Any) -> str:
+        answer = await asyncio.to_thread(far.attach, world.calls, device, volume, **fields)
+        desired = control.load(world.state)
+        assert (desired.remotes(), len(desired.volumes())) == ([], 2)
+        return str(answer["error"])
+
+    assert await refusal() == "NOT_FOUND"  # this host is not admitted
+    await far.rpc.call("nvmf_subsystem_add_host", {"nqn": FAR, "host": host})
+    assert await refusal(subnqn="nqn.2026-11.org.example:none") == "NOT_FOUND"
+    assert await refusal(str(uuid.uuid4())) == "NOT_FOUND"
+    assert await refusal(hostnqn="nqn.2026-11.org.example:me") == "INVALID_ARGUMENT"
+    assert await refusal(port=free_port()) == "UNAVAILABLE"
+
+
+async def check_discovery(world: World, far: Far) -> None:
+    calls, device, (first, second) = world.calls, world.calls.create(0), far.uuids
+    host = host_identity.load(world.state).nqn
+
+    def attach(volume: str, **fields: Any) -> Any:
+        return far.attach(calls, device, volume, **fields)
+
+    assert [attach(first, hostnqn=host), attach(first, hostnqn=host), attach(second)] == [{}, {}, {}]
+    assert await world.shown() == {"0": [first, second]}
+    assert attach(first, subnqn="nqn.2026-11.org.example:none")["error"] == "INVALID_ARGUMENT"
+    await control.ask(world.state, "restart", {"target": "spdk", "rolling": False})
+    async with await Client.connect(world.state.rpc_socket) as world.rpc:
+        assert await world.shown() == {"0": [first, second]}
+        assert attach(first) == {}
+        assert [calls.detach(device, first), calls.detach(device, first)] == [{}, {}]
+        assert await world.shown() == {"0": [second]}
+        (remote,) = control.load(world.state).remotes()
+        assert (remote.nqn, [str(path) for path in remote.paths]) == (FAR, [f"127.0.0.1:{far.port}"])
+        assert [calls.detach(device, second), calls.detach(device, second)] == [{}, {}]
+        assert await world.shown() == {"0": []}
+        assert await world.rpc.call("bdev_nvme_get_controllers") == []
+        desired = control.load(world.state)
+        assert (desired.remotes(), len(desired.volumes())) == ([], 2)
+        # What a person has declared for the subsystem is taken, and stays.
+        mine = Remote("far", nqn=FAR, paths=(RemotePath("127.0.0.1", far.port),))
+        await control.submit(world.state, Change(create=(mine,)))
+        assert attach(first, subnqn="") == {}
+        assert await world.shown() == {"0": [first]}
+        assert calls.detach(device, first) == {}
+        assert [one.name for one in control.load(world.state).remotes()] == ["far"]
+
+
 async def test_what_is_not_there(world: World) -> None:
     calls, (first, _) = world.calls, world.volumes
     device = calls.create(0)
@@ -179,6 +273,7 @@ async def test_what_is_not_there(world: World) -> None:
     assert calls.delete("virtio_blk:sma-0")["error"] == "NOT_FOUND"
     assert calls.attach(device, "00000000-0000-4000-8000-000000000000")["error"] == "NOT_FOUND"
     assert calls("AttachVolume", device_handle=device, volume={"volume_id": "AAAA"})["error"] == "INVALID_ARGUMENT"
+    assert calls.detach(device, "00000000-0000-4000-8000-000000000000") == {}
     assert calls("AttachVolume", device_handle=device)["error"] == "INVALID_ARGUMENT"
     assert calls("CreateDevice", nvme={"physical_id": 1, "virtual_id": 1})["error"] == "INVALID_ARGUMENT"
     assert calls("CreateDevice", virtio_blk={"physical_id": 1})["error"] == "INVALID_ARGUMENT"

@@ -34,7 +34,7 @@ KNOWS: dict[str, set[str]] = {
         "reconcile", "rpc", "store", "supervisor", "toolchain",
     },
     "api": {"errors", "fleet", "guest", "hostfs", "model", "paths", "reconcile", "rpc", "store", "supervisor"},
-    "sma": {"api", "errors", "guest", "hostfs", "model", "paths"},
+    "sma": {"api", "errors", "guest", "hostfs", "model", "paths", "reconcile", "supervisor"},
     "top": {"errors", "model", "paths", "reconcile", "supervisor"},
     "images": {"errors", "initiator", "model", "paths", "supervisor", "toolchain"},
     "cli": {"api", "bench", "ceph", "collector", "doctor", "errors", "fleet", "guest", "hostfs", "images", "model",

@@ -15,13 +15,14 @@ from typing import Any
 from nvmuser.api import guard
 from nvmuser.api.auth import Principal
 from nvmuser.api.host import Host
-from nvmuser.errors import ConflictError, NotFoundError, StaleError, TargetNotRunning, UsageError
+from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, StaleError, TargetNotRunning, UsageError
 from nvmuser.hostfs.volume_keys import VolumeKey
 from nvmuser.model import change as changes
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.objects import KIOPS, Controller, Limits, Volume
-from nvmuser.sma import sealed
+from nvmuser.sma import discovered, sealed
+from nvmuser.sma.discovered import Discovered
 from nvmuser.sma.messages import CLASSES, NVME, UNCHANGED
 
 _PREFIX = "nvme:"
@@ -59,6 +60,9 @@ class Devices:
     host: Host
     plug: Plug = _nothing
     unplug: Plug = _nothing
+
+    def __post_init__(self) -> None:
+        self._discovered = Discovered(self.host, self._submit)
 
     async def create_device(self, request: Any, who: Principal) -> Any:
         if not request.HasField("nvme"):
@@ -101,12 +105,22 @@ class Devices:
         return CLASSES["AttachVolumeResponse"]()
 
     async def _attach(self, controller: Controller, wanted: Any, who: Principal) -> None:
-        if wanted.HasField("nvmf") and wanted.nvmf.HasField("discovery"):
-            raise Refused("UNIMPLEMENTED", "volume.nvmf: declare the remote and its volumes first (`nvmuser remote`)")
+        identity = _uuid(wanted.volume_id)
         key = sealed.key_of(wanted.crypto) if wanted.HasField("crypto") else None
+        try:
+            if wanted.HasField("nvmf") and wanted.nvmf.HasField("discovery"):
+                await self._discovered.declare(identity, wanted.nvmf, who)
+            await self._show(controller, identity, key, who)
+        except TargetNotRunning:
+            raise
+        except (NvmuserError, Refused):
+            await self._discovered.forget(identity, who)
+            raise
+
+    async def _show(self, controller: Controller, identity: str, key: VolumeKey | None, who: Principal) -> None:
         while True:
             desired = await self.host.desired()
-            volume, present = _volume(desired, wanted.volume_id), desired.controller(controller.name)
+            volume, present = _volume(desired, identity), desired.controller(controller.name)
             if key:
                 volume = await self._opened(desired, volume, key, who)
                 desired = await self.host.desired()
@@ -133,11 +147,12 @@ class Devices:
         return volume
 
     async def detach_volume(self, request: Any, who: Principal) -> Any:
+        identity = _uuid(request.volume_id)
         while True:
             desired = await self.host.desired()
             present = _controller(desired, request.device_handle)
-            base = _volume(desired, request.volume_id)
-            volume = _shown(desired, present, base)
+            base = discovered.of(desired, identity)
+            volume = _shown(desired, present, base) if base else None
             if volume is None:
                 break
             # The guest is told of it, as with SPDK's agent, and not asked: that is the orchestrator's.
@@ -149,6 +164,7 @@ class Devices:
                 break
             except StaleError:
                 continue
+        await self._discovered.forget(identity, who)
         return CLASSES["DetachVolumeResponse"]()
 
     async def set_qos(self, request: Any, who: Principal) -> Any:
@@ -159,7 +175,7 @@ class Devices:
                 raise Refused("INVALID_ARGUMENT", f"maximum.{field.name}: there is no such limit here")
         while True:
             desired = await self.host.desired()
-            base = _volume(desired, request.volume_id)
+            base = _volume(desired, _uuid(request.volume_id))
             volume = _shown(desired, _controller(desired, request.device_handle), base)
             if volume is None:
                 raise Refused("INVALID_ARGUMENT", f"volume {base.name}: is not attached to {request.device_handle}")
@@ -197,15 +213,19 @@ def _controller(desired: Desired, handle: str) -> Controller:
     return found
 
 
-def _volume(desired: Desired, identity: bytes) -> Volume:
-    """:raises UsageError: it is no UUID. :raises NotFoundError: no volume has it."""
+def _uuid(identity: bytes) -> str:
+    """:raises UsageError: it is none."""
     try:
-        wanted = str(uuid.UUID(bytes=identity))
+        return str(uuid.UUID(bytes=identity))
     except ValueError:
         raise UsageError(f"volume_id: {len(identity)} bytes, not the 16 of a UUID") from None
-    found = next((one for one in desired.volumes() if one.uuid == wanted), None)
+
+
+def _volume(desired: Desired, identity: str) -> Volume:
+    """:raises NotFoundError: no volume has this UUID."""
+    found = discovered.of(desired, identity)
     if found is None:
-        raise NotFoundError(f"volume_id {wanted}: no such volume")
+        raise NotFoundError(f"volume_id {identity}: no such volume")
     return found
 
 
