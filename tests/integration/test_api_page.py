@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import re
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import etcd_server
 import pytest
-from api_process import SLEEPING, serving, token
+from api_process import NVMUSER, SLEEPING, serving, token
 from playwright.async_api import Page, async_playwright, expect
 
+from nvmuser import __version__
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
@@ -23,6 +28,7 @@ from nvmuser.supervisor import control, daemon
 CHROMIUM = "/usr/bin/chromium"
 SCREENSHOTS = Path(__file__).parents[2] / "out/screenshots"
 """Kept for people to look at, and shown by `make docs`."""
+ANYTHING = re.compile(".*")
 expect.set_options(timeout=60_000)  # a loaded machine is no fault
 
 
@@ -109,6 +115,12 @@ async def test_what_an_operator_sees_and_does(host: tuple[StateDir, str]) -> Non
         await page.keyboard.press("4")
         await expect(page.locator("#event-table tbody tr").first).to_contain_text("token operator")
         await keep(page, "4-events")
+        await page.keyboard.press("5")
+        seen = page.locator("#host-table tbody tr")
+        await expect(seen.locator("td")).to_have_text(
+            ["this host", "live", "spdk ready", "0", "1", "1002", "", "", ANYTHING]
+        )
+        await keep(page, "5-hosts")
 
 
 async def test_drift_is_shown_and_repaired(host: tuple[StateDir, str]) -> None:
@@ -118,9 +130,38 @@ async def test_drift_is_shown_and_repaired(host: tuple[StateDir, str]) -> None:
         async with await Client.connect(state.rpc_socket) as rpc:
             await rpc.call("bdev_aio_delete", {"name": "n007"})
         await expect(page.locator("#drift")).to_contain_text("volume/n007")
-        await keep(page, "5-drift")
+        await keep(page, "6-drift")
         await page.get_by_role("button", name="Repair").click()
         await expect(page.locator("#drift")).to_have_text("none")
+
+
+async def test_the_hosts_of_a_fleet(tmp_path: Path) -> None:
+    """This one, with its targets, and one that does not run; what changes is seen without being asked for."""
+    with tempfile.TemporaryDirectory(prefix="nvmuser-") as directory, etcd_server.running(tmp_path / "etcd") as etcd:
+        state, other = StateDir(Path(directory) / "h1"), StateDir(Path(directory) / "h2")
+
+        async def nvmuser(host: StateDir, *words: str) -> None:
+            command = [*NVMUSER, "--state-dir", str(host.root), *words]
+            await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, timeout=120)
+
+        async with daemon.running(state, SLEEPING):
+            await nvmuser(state, "fleet", "init", "--etcd", etcd.url)
+            for host in (state, other):
+                await nvmuser(host, "fleet", "join", "--etcd", etcd.url, "--name", host.root.name)
+            with serving(state, "--listen", "127.0.0.1:0") as (_, (url,)):
+                async with browser() as page:
+                    await enter(page, url, token(state, "viewer"))
+                    await page.get_by_role("tab", name="Hosts").click()
+                    mine, away = (page.locator(f'tr[data-name="{name}"] td') for name in ("h1", "h2"))
+                    await expect(mine).to_have_text(
+                        ["h1 (this host)", "live", "spdk ready", "0", "0", "0", "", __version__, ANYTHING]
+                    )
+                    await expect(away).to_have_text(
+                        ["h2", "does not answer", "–", "–", "0", "0", "", ANYTHING, "none"]  # noqa: RUF001
+                    )
+                    await nvmuser(state, "host", "cordon", "h1")
+                    await expect(mine.nth(1)).to_have_text("live, cordoned")
+                    await keep(page, "7-fleet")
 
 
 async def test_a_viewer_is_offered_nothing_to_change(host: tuple[StateDir, str]) -> None:

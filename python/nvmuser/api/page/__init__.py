@@ -15,6 +15,7 @@ from starlette.routing import Route
 _FILES = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
+    "/hosts.js": ("hosts.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
 }
 _HEADERS = {

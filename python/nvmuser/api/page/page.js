@@ -1,7 +1,7 @@
 // The page: asks the API what there is, shows it, and follows it by its events. Text goes in as text, never as HTML.
 "use strict";
 
-const VIEWS = ["overview", "volumes", "controllers", "events"];
+const VIEWS = ["overview", "volumes", "controllers", "events", "hosts"];
 const RATES_MS = 2000, STATUS_MS = 5000, HISTORY = 40, EVENTS = 200;
 const ROLES = ["viewer", "operator", "admin"];
 const $ = (selector) => document.querySelector(selector);
@@ -53,7 +53,8 @@ async function enter() {
     document.querySelectorAll(".change").forEach((one) => { one.hidden = !may("operator"); });
     complain(null);
     show(location.hash.slice(1) || "overview");
-    await Promise.all([quietly(reload), quietly(refreshStatus)]);
+    await quietly(reload);
+    await quietly(refresh);
     watch();
   } catch (error) {
     $("#enter").hidden = false;
@@ -83,6 +84,7 @@ function show(view) {
     $(`#tab-${name}`).setAttribute("aria-selected", String(name === chosen));
   }
   if (location.hash.slice(1) !== chosen) history.replaceState(null, "", `#${chosen}`);
+  if (chosen === "hosts" && state.role) quietly(refreshHosts);
 }
 
 VIEWS.forEach((name, index) => {
@@ -201,6 +203,7 @@ async function count() {
 
 titles("#controller-table", "controller", "target", "namespaces", "state", "guest", "recoveries", "longest stall", "");
 titles("#guests", "controller", "guest", "phase", "recoveries", "last stall", "longest stall");
+titles("#host-table", "host", "state", "targets", "guests", "controllers", "volumes", "labels", "version", "problems");
 titles("#event-table", "time", "who", "from", "what", "object", "");
 
 function showControllers() {
@@ -239,6 +242,11 @@ async function refreshStatus() {
     cell(String(one.recoveries), "number"), cell(seconds(one.last_stall), "number"), cell(seconds(one.longest_stall), "number"))));
 }
 
+async function refresh() {
+  const ended = await Promise.allSettled([refreshStatus(), ...($("#hosts").hidden ? [] : [refreshHosts()])]);
+  for (const one of ended) if (one.status === "rejected") throw one.reason;
+}
+
 async function reload() {
   [state.volumes, state.controllers] = await Promise.all([all("volumes"), all("controllers")]);
   for (const [name, one] of await all("snapshots")) state.volumes.set(name, one);
@@ -258,18 +266,19 @@ function showEvent(event) {
 
 let reloading = null;
 function soon() {
-  reloading ??= setTimeout(async () => { reloading = null; await quietly(reload); await quietly(refreshStatus); }, 200);
+  reloading ??= setTimeout(async () => { reloading = null; await quietly(reload); await quietly(refresh); }, 200);
 }
 
 async function watch() {
   if (state.watch) return;
-  let last = null;
+  let last = null, cut = false;
   for (const event of (await ask("GET", "/v1/events?limit=1000")).items) { showEvent(event); last = event.id; }
   for (;;) {
     try {
       state.watch = await fetch(`/v1/events?watch=true&after=${last ?? 0}`, { headers: state.token ? { Authorization: `Bearer ${state.token}` } : {} });
       if (!state.watch.ok) throw new Error("the watch was refused");
-      complain(null);
+      if (cut) complain(null);
+      cut = false;
       const reader = state.watch.body.pipeThrough(new TextDecoderStream()).getReader();
       let text = "";
       for (;;) {
@@ -285,7 +294,7 @@ async function watch() {
           soon();
         }
       }
-    } catch (error) { complain(new Error(`not connected: ${error.message}`)); }
+    } catch (error) { cut = true; complain(new Error(`not connected: ${error.message}`)); }
     await new Promise((resolve) => { setTimeout(resolve, 2000); });
   }
 }
@@ -342,5 +351,5 @@ const remove = (name) => dialog(`Delete ${name} and its data?`, [{ label: "its n
 $("#repair").addEventListener("click", () => act("POST", "/v1/reconcile"));
 
 setInterval(() => state.role && !$("#volumes").hidden && !document.hidden && quietly(count), RATES_MS);
-setInterval(() => state.role && !document.hidden && quietly(refreshStatus), STATUS_MS);
+setInterval(() => state.role && !document.hidden && quietly(refresh), STATUS_MS);
 enter();
