@@ -19,6 +19,7 @@ import pytest
 from api_process import NVMUSER, SLEEPING, certificate, serving, token
 from prometheus_client.parser import text_string_to_metric_families
 
+from nvmuser.bench.scenarios.scale_driver import READ, Driver
 from nvmuser.paths import StateDir
 from nvmuser.rpc import Client
 from nvmuser.store import Store
@@ -119,6 +120,35 @@ async def test_a_restart_is_an_operation(served: Served) -> None:
     while (ended := (await served.client.get(begun.headers["location"], params={"wait": 60})).json())["ended"] is None:
         pass
     assert (ended["state"], ended["problem"]) == ("done", None)
+
+
+async def test_a_recovery_is_counted_with_how_long_its_client_waited(served: Served) -> None:
+    """A target that is killed under a client is one recovery, and one stall of the histogram."""
+    client = served.client
+    await client.post("/v1/volumes", json={"name": "a", "size": "8M"})
+    assert (await client.post("/v1/controllers", json={"name": "c", "namespaces": ["a"]})).status_code == 201
+    driver = Driver(served.state.socket("c"))
+    try:
+        await driver.start()
+        assert await driver.command(READ, 0) == 0
+        before = await metrics(client)
+        assert before["nvmuser_controller_recoveries_total"]["c"] == 0
+        assert before["nvmuser_controller_stall_seconds_count"]["c"] == 0
+        os.kill((await client.get("/v1/status")).json()["target"]["pid"], signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while not driver.resets:  # noqa: ASYNC110 (the driver tells nobody)
+                await asyncio.sleep(0.02)
+            assert await driver.command(READ, 0) == 0
+        shown = await metrics(client)
+        (guest,) = (await client.get("/v1/status")).json()["guests"]
+    finally:
+        driver.close()
+    assert shown["nvmuser_controller_recoveries_total"]["c"] == guest["recoveries"] == 1
+    waited = guest["last_stall"]
+    assert shown["nvmuser_controller_stall_seconds_sum"]["c"] == waited > 0
+    buckets = {labels.removeprefix("c "): n for labels, n in shown["nvmuser_controller_stall_seconds_bucket"].items()}
+    assert shown["nvmuser_controller_stall_seconds_count"]["c"] == buckets["+Inf"] == 1
+    assert buckets == {bound: float(waited <= float(bound)) for bound in buckets}
 
 
 async def test_what_spdk_refuses_is_undone_and_said(served: Served) -> None:
