@@ -83,7 +83,8 @@ async def test_a_name_that_leads_elsewhere_is_followed(state: StateDir, far: tup
     outcome = await control.submit(state, Change(create=(remote, disk, Controller("x", (Namespace("disk"),)))))
     assert outcome.problems == ()
     assert await way(state) == {
-        "remote": "far", "path": f"{NAME}:{port}", "address": "127.0.0.1", "port": port, "connected": True, "states": [],
+        "remote": "far", "path": f"{NAME}:{port}", "address": "127.0.0.1", "port": port, "connected": True,
+        "states": [],
     }  # fmt: skip
 
     def read_and_write() -> None:
