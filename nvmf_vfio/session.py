@@ -266,7 +266,7 @@ class Session:
                 # What the last target signalled may not have reached a guest that was about to stand still.
                 self.controller.interrupts.signal_all()
                 self._uplink.have_it_look()
-                self._guest.statistics.back()
+                self._guest.back()
             log.info("%s: target ready, guest %s", self.name, "woken" if woken else self.controller.phase)
             self.save()
         else:

@@ -85,7 +85,8 @@ async def test_it_goes_on(world: World) -> None:
     assert driver.completion(4) == (0, 0, 0), "the driver was not woken"
     assert signals(driver.interrupt), "what was signalled to a guest that stood still may be lost"
     assert await do(driver.csts) == CSTS_RDY
-    assert world.session.status()["phase"] == "live"
+    status = world.session.status()
+    assert (status["phase"], status["recoveries"], sum(status["stalls"]["counts"])) == ("live", 1, 1)
     await world.report("ready")
     assert target.requests[-1] == (Command.REGION_READ, RegionAccess(Register.CSTS, BAR0, 4)), "a doorbell may be lost"
     config = [write for write in target.asked(Command.REGION_WRITE) if isinstance(write, RegionAccess)]
