@@ -13,16 +13,12 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
-from bare_target import TargetFactory
-from etcd_server import Etcd
-from fleet_storage import RealHost, StorageWorld, Writer, blocks, storage_world
+from fleet_storage import RealHost, StorageWorld, Writer, blocks
 from fleet_world import until
 
-from nvmuser.bench.measure.ceph_cluster import CephCluster
 from nvmuser.ceph import images
 from nvmuser.errors import NvmuserError, RpcError
 from nvmuser.hostfs import reservation_keys
@@ -191,14 +187,6 @@ async def run(world: StorageWorld, seeds: range, acts: int, budget: float) -> in
                 view, reports = await session.view(), await session.reports()
             raise AssertionError((one.done, view.owners, reports)) from None
     return len(seeds)
-
-
-@pytest.fixture
-async def storage(
-    tmp_path_factory: pytest.TempPathFactory, etcd: Etcd, target_factory: TargetFactory, ceph: CephCluster
-) -> AsyncIterator[StorageWorld]:
-    async with storage_world(tmp_path_factory.mktemp("s"), etcd, target_factory, ceph) as world:
-        yield world
 
 
 @pytest.mark.matrix

@@ -5,27 +5,15 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
 
 import pytest
-from bare_target import TargetFactory
-from etcd_server import Etcd
-from fleet_storage import RealHost, StorageWorld, blocks, storage_world
+from fleet_storage import RealHost, StorageWorld, blocks
 from fleet_world import ADMIN, until
 
-from nvmuser.bench.measure.ceph_cluster import CephCluster
 from nvmuser.fleet.evacuation import evacuate
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
 from nvmuser.supervisor import control
-
-
-@pytest.fixture
-async def storage(
-    tmp_path_factory: pytest.TempPathFactory, etcd: Etcd, target_factory: TargetFactory, ceph: CephCluster
-) -> AsyncIterator[StorageWorld]:
-    async with storage_world(tmp_path_factory.mktemp("s"), etcd, target_factory, ceph) as world:
-        yield world
 
 
 def newest_answered(host: RealHost) -> dict[int, tuple[int, int]]:

@@ -12,10 +12,8 @@ import ipaddress
 import logging
 import signal
 import socket
-import ssl
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from nvmuser.api.app import application
 from nvmuser.api.auth import Peer
 from nvmuser.api.host import Host
+from nvmuser.api.tls import Tls
 from nvmuser.errors import ConflictError, UsageError
 from nvmuser.hostfs.sockets import listen_unix
 from nvmuser.paths import StateDir
@@ -37,31 +36,6 @@ _BACKLOG = 1024
 _SO_PEERCRED = struct.Struct("3i")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Tls:
-    """Files in PEM.
-
-    :param client_ca: who signs clients' certificates; None: none are taken.
-    """
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
-
-    def context(self) -> ssl.SSLContext:
-        """:raises UsageError: a file is none of these."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            context.load_cert_chain(self.certificate, self.key)
-            if self.client_ca:
-                context.load_verify_locations(self.client_ca)
-                context.verify_mode = ssl.CERT_OPTIONAL
-        except (OSError, ssl.SSLError) as error:
-            raise UsageError(f"{self.certificate}, {self.key}, {self.client_ca}: {error}") from error
-        return context
 
 
 class _Protocol(H11Protocol):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from nvmuser.api.tls import Tls
 from nvmuser.cli.extras import require_extra
 from nvmuser.cli.groups import Group
 from nvmuser.cli.present import run, say
@@ -16,9 +16,6 @@ from nvmuser.errors import UsageError
 from nvmuser.paths import StateDir
 from nvmuser.supervisor.daemon import prepare
 from nvmuser.supervisor.unit import api_unit
-
-if TYPE_CHECKING:
-    from nvmuser.api.server import Tls
 
 _CERT = click.Path(path_type=Path)
 
@@ -70,7 +67,8 @@ def serve(
     require_extra("api", "nvmuser api")
     from nvmuser.api import server
 
-    tls = _tls(tls_cert, tls_key, client_ca)
+    if tls := Tls.of(tls_cert, tls_key, client_ca):
+        tls.context()
     prepare(state)
     listeners = []
     for place in places or (f"unix:{state.api_socket}",):
@@ -83,18 +81,6 @@ def serve(
         click.echo(f"serving at {server.shown(listener, with_tls=over_tls)}")
     number = run(server.serve(state, [listener for listener, _ in listeners], tls, rate, latencies=latencies))
     sys.exit(128 + number)
-
-
-def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
-    from nvmuser.api.server import Tls
-
-    if (certificate is None) != (key is None) or (client_ca and not certificate):
-        raise UsageError("TLS needs both --tls-cert and --tls-key; --client-ca needs them too")
-    if certificate is None or key is None:
-        return None
-    tls = Tls(certificate, key, client_ca)
-    tls.context()
-    return tls
 
 
 @api.command()

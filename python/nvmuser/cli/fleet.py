@@ -19,6 +19,7 @@ from nvmuser.cli.groups import Group
 from nvmuser.cli.options import REPEATABLE, json_option
 from nvmuser.cli.present import changed_fields, console, counted, run, say
 from nvmuser.errors import ConflictError, FleetUnavailable, TargetNotRunning
+from nvmuser.fleet.overview import document
 from nvmuser.fleet.progress import Progress
 from nvmuser.fleet.settings import FleetSettings
 from nvmuser.hostfs import host_identity
@@ -270,12 +271,12 @@ def show(state: StateDir, as_json: bool) -> None:
     from nvmuser.cli import fleet_shown
 
     settings = FleetSettings.required(state)
-    document = run(fleet_shown.document(settings, Progress.load(state)))
+    found = run(document(settings, Progress.load(state)))
     if as_json:
-        say(document)
+        say(found)
     else:
-        fleet_shown.show(document)
-    if any(not host["live"] or host["problems"] for host in document["hosts"]) or document["errors"]:
+        fleet_shown.show(found)
+    if any(not host["live"] or host["problems"] for host in found["hosts"]) or found["errors"]:
         raise SystemExit(1)
 
 

@@ -9,9 +9,6 @@ import click
 from rich.table import Table
 
 from nvmuser.cli.present import console
-from nvmuser.fleet.overview import document
-
-__all__ = ["document", "show"]
 
 
 def show(found: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import plain, run, say
 from nvmuser.errors import NotFoundError, UsageError
+from nvmuser.fleet.overview import document
 from nvmuser.fleet.settings import FleetSettings
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control
@@ -31,9 +32,7 @@ def host() -> None:
 
 
 async def _found(state: StateDir) -> list[dict[str, Any]]:
-    from nvmuser.cli import fleet_shown
-
-    found: list[dict[str, Any]] = (await fleet_shown.document(FleetSettings.required(state)))["hosts"]
+    found: list[dict[str, Any]] = (await document(FleetSettings.required(state)))["hosts"]
     return found
 
 
@@ -51,7 +50,7 @@ def list_(state: StateDir, as_json: bool) -> None:
     if as_json:
         say(run(_found(state)))
     else:
-        fleet_shown.show(run(fleet_shown.document(FleetSettings.required(state))))
+        fleet_shown.show(run(document(FleetSettings.required(state))))
 
 
 @host.command()

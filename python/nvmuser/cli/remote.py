@@ -87,8 +87,8 @@ def create(
     nvmuser remote create safe --nqn nqn.2026-11.org.example:safe --path 10.0.0.1 --dhchap-key /etc/nvmuser/safe.key
     """
     files = {field: os.path.abspath(path) for field, path in keys.items() if path}
-    ways_ = tuple(map(RemotePath.parse, paths))
-    remote = Remote(name, nqn=nqn, paths=ways_, reconnect_s=reconnect_s, fail_after_s=fail_after_s, **files)
+    there = tuple(map(RemotePath.parse, paths))
+    remote = Remote(name, nqn=nqn, paths=there, reconnect_s=reconnect_s, fail_after_s=fail_after_s, **files)
     outcome = run(control.submit(state, Change(create=(remote,))))
     say_object(outcome, as_json, f"remote {name} {'declared' if outcome.pending else 'attached'}")
 

@@ -6,19 +6,16 @@ import ipaddress
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from nvmuser.api.tls import Tls
 from nvmuser.cli.extras import require_extra
 from nvmuser.cli.groups import Group
 from nvmuser.cli.present import run
 from nvmuser.errors import UsageError
 from nvmuser.paths import StateDir
 from nvmuser.supervisor.daemon import prepare
-
-if TYPE_CHECKING:
-    from nvmuser.sma.server import Tls
 
 _CERT = click.Path(path_type=Path)
 
@@ -76,7 +73,7 @@ def serve(
     """
     require_extra("sma", "nvmuser sma")
     place = place or f"unix:{state.run / 'sma.sock'}"
-    tls = _tls(tls_cert, tls_key, client_ca)
+    tls = Tls.of(tls_cert, tls_key, client_ca)
     _check(place, tls)
     from nvmuser.api.host import Host
     from nvmuser.sma import guests, server
@@ -95,14 +92,6 @@ def serve(
 
     number = run(server.serve(host, devices, place, tls, rate, started, loopback=trust_loopback))
     sys.exit(128 + number)
-
-
-def _tls(certificate: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
-    from nvmuser.sma.server import Tls
-
-    if (certificate is None) != (key is None) or (client_ca and not certificate):
-        raise UsageError("TLS needs both --tls-cert and --tls-key; --client-ca needs them too")
-    return Tls(certificate, key, client_ca) if certificate and key else None
 
 
 def _check(place: str, tls: Tls | None) -> None:

@@ -69,10 +69,10 @@ class Agent:
     """Of one host. `run` is its whole life."""
 
     def __init__(self, settings: FleetSettings, executor: Executor, fences: Fences | None = None) -> None:
-        self._settings = settings
+        self._settings, fences = settings, fences or Fences()
         self._keys = FleetKeys(settings.fleet)
-        self._ownership = Ownership(self._keys, settings.host, fences or Fences())
-        self._taking = Taking(self._ownership, fences or Fences(), executor.desired, self._change)
+        self._ownership = Ownership(self._keys, settings.host, fences)
+        self._taking = Taking(self._ownership, fences, executor.desired, self._change)
         self._failover = Failover(settings)
         self._executor = executor
         self._client: Client | None = None

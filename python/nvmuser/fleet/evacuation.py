@@ -43,7 +43,6 @@ async def evacuate(
     :param force: the host is shut out, and not asked.
     :param only: which of what goes together is concerned.
     :raises NotFoundError: there is no such host.
-    :raises ConflictError: it does not live and is to be asked, or lives and is to be shut out.
     """
     view = await session.view()
     if host not in view.hosts:

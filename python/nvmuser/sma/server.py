@@ -12,7 +12,6 @@ import os
 import signal
 import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from nvmuser.api.auth import Peer, Principal
 from nvmuser.api.host import Host
 from nvmuser.api.problems import Problem, of_error
 from nvmuser.api.rate import Rate
+from nvmuser.api.tls import Tls
 from nvmuser.errors import ConflictError, NvmuserError, UsageError
 from nvmuser.hostfs.sockets import answers
 from nvmuser.sma.devices import Devices, Refused
@@ -53,26 +53,18 @@ _CODES = {
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Tls:
-    """Files in PEM.
+def _credentials(tls: Tls) -> Any:
+    """With `client_ca`, nobody connects without a certificate that it has signed: gRPC's server either demands one or
+    does not ask for it.
 
-    :param client_ca: nobody connects without a certificate that it has signed. gRPC's server either demands one or does
-        not ask for it.
+    :raises UsageError: a file cannot be read.
     """
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
-
-    def credentials(self) -> Any:
-        """:raises UsageError: a file cannot be read."""
-        try:
-            pair = (self.key.read_bytes(), self.certificate.read_bytes())
-            ca = self.client_ca.read_bytes() if self.client_ca else None
-        except OSError as error:
-            raise UsageError(f"{error.filename}: {error.strerror}") from error
-        return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
+    try:
+        pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+        ca = tls.client_ca.read_bytes() if tls.client_ca else None
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+    return grpc.ssl_server_credentials([pair], ca, require_client_auth=ca is not None)
 
 
 class _Agent:
@@ -171,7 +163,7 @@ def _bind(server: Any, place: str, tls: Tls | None) -> str:
             os.umask(before)
         return f"unix:{path}"
     try:
-        port = server.add_secure_port(place, tls.credentials()) if tls else server.add_insecure_port(place)
+        port = server.add_secure_port(place, _credentials(tls)) if tls else server.add_insecure_port(place)
     except RuntimeError as error:
         raise ConflictError(f"--listen {place}: another process listens there, or it is not ours") from error
     return f"{place.rpartition(':')[0]}:{port}"
