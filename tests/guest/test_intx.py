@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 from guests import Boot, Target
 from world import DEVICES, DISKS, both, kill, sparse, verifying
 
 from nvmuser.bench.measure.deployment import Deployment
-from nvmuser.guest import GuestSpec, launch
+from nvmuser.guest import Guest, GuestSpec, launch
 from nvmuser.guest.spec import MIB
 
 NO_MSI = "pci=nomsi"
 
+AT_REST = 1000
+"""Interrupts in a second in which nothing works with the disks, at most: udev may look at them. A line that stays
+asserted makes some ten thousands."""
 
-async def check(text: bytes) -> None:
-    """No line was turned off, and nothing ran into a time-out."""
+
+async def check(guest: Guest) -> None:
+    """No line was turned off or stays asserted, and nothing ran into a time-out."""
+    text = (await guest.run("dmesg", timeout=30)).stdout
     assert b"nobody cared" not in text
     assert b"timeout" not in text
+    lines = "grep nvme /proc/interrupts"
+    seen = (await guest.run(f"{lines}; sleep 1; {lines}", timeout=30, check=True)).stdout.decode()
+    counts = [sum(map(int, re.findall(r"\s(\d+)(?=\s)", line))) for line in seen.splitlines()]
+    before, after = counts[: len(counts) // 2], counts[len(counts) // 2 :]
+    assert all(end - start < AT_REST for start, end in zip(before, after, strict=True)), seen
 
 
 async def test_verified_writes_while_targets_are_killed(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -44,11 +55,11 @@ async def test_verified_writes_while_targets_are_killed(tmp_path_factory: pytest
             assert b"MSI" not in lines
             for _ in range(3):
                 await verifying({guest: ":".join(DEVICES)}, strike)
-            await check((await guest.run("dmesg", timeout=30)).stdout)
+                await check(guest)
 
 
 async def test_without_the_endpoint(target: Target, boot: Boot) -> None:
     guest = await boot(GuestSpec(memory=512 * MIB, sockets=(await target.controller(),), append=NO_MSI))
     written = "fio --name=v --filename=/dev/nvme0n1 --rw=randwrite --bs=4k --iodepth=16 --ioengine=io_uring --direct=1"
     await guest.run(f"{written} --size=8m --verify=crc32c --verify_fatal=1", timeout=200, check=True)
-    await check((await guest.run("dmesg", timeout=30)).stdout)
+    await check(guest)
