@@ -14,6 +14,7 @@ KNOWS: dict[str, set[str]] = {
     "collector": set(),
     "errors": set(),
     "paths": set(),
+    "extras": {"errors", "paths"},
     "model": {"errors", "paths"},
     "hostfs": {"errors", "model", "nvmf_vfio", "paths"},
     "rpc": {"errors", "hostfs", "paths"},
@@ -24,8 +25,8 @@ KNOWS: dict[str, set[str]] = {
     "pci": {"errors", "hostfs", "toolchain"},
     "client": {"errors"},
     "fleet": {"ceph", "errors", "hostfs", "model", "paths", "reconcile", "store"},
-    "supervisor": {"client", "collector", "errors", "fleet", "hostfs", "model", "nvmf_vfio", "paths", "reconcile",
-                   "rpc", "store", "toolchain"},
+    "supervisor": {"client", "collector", "errors", "extras", "fleet", "hostfs", "model", "nvmf_vfio", "paths",
+                   "reconcile", "rpc", "store", "toolchain"},
     "initiator": {"errors", "hostfs", "supervisor", "toolchain"},
     "guest": {"errors", "hostfs", "model", "paths", "supervisor", "toolchain"},
     "doctor": {"ceph", "errors", "hostfs", "model", "paths", "reconcile", "store", "supervisor", "toolchain"},
@@ -37,8 +38,8 @@ KNOWS: dict[str, set[str]] = {
     "sma": {"api", "errors", "guest", "hostfs", "model", "paths", "reconcile", "supervisor"},
     "top": {"errors", "model", "paths", "reconcile", "supervisor"},
     "images": {"errors", "initiator", "model", "paths", "supervisor", "toolchain"},
-    "cli": {"api", "bench", "ceph", "collector", "doctor", "errors", "fleet", "guest", "hostfs", "images", "model",
-            "paths", "reconcile", "rpc", "sma", "store", "supervisor", "toolchain", "top"},
+    "cli": {"api", "bench", "ceph", "collector", "doctor", "errors", "extras", "fleet", "guest", "hostfs", "images",
+            "model", "paths", "reconcile", "rpc", "sma", "store", "supervisor", "toolchain", "top"},
 }  # fmt: skip
 """Package or module of nvmuser → what it may import."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nvmuser.cli.extras import EXTRAS
+from nvmuser.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted([*(ROOT / "python").rglob("*.py"), *(ROOT / "nvmf_vfio").rglob("*.py")])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import nvmuser
+from nvmuser import extras
 from nvmuser.toolchain import recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,11 +41,27 @@ def test_the_packages_ask_for_what_the_project_does() -> None:
     vendored = {"qemu.qmp", "spdk"}
     names = {"pyyaml": "yaml"}
     optional = project["optional-dependencies"]
-    for requirement in (*project["dependencies"], *optional["bench"], *optional["api"], *optional["client"]):
+    versioned = [requirement for extra in ("api", "client", "top", "fleet", "sma") for requirement in optional[extra]]
+    for requirement in (*project["dependencies"], *optional["bench"], *versioned):
         name, _, least = re.split(r"([=<>]+)", requirement)
         assert name in vendored or f"python3-{names.get(name, name)}" in control, requirement
-        if requirement in (*optional["api"], *optional["client"]):
+        if requirement in versioned:
+            # PyPI counts protobuf's versions for Python, which are one ahead.
+            least = least.replace("4.", "3.") if name == "protobuf" else least
             assert f"python3-{name} (>= {least})" in control
+
+
+def test_the_command_that_a_missing_extra_names_installs_what_the_packages_ask_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    control = (DEBIAN / "control").read_text()
+    monkeypatch.setenv("NVMUSER_PREFIX", str(tmp_path))
+    for extra in extras.EXTRAS:
+        command = re.search("`apt install (.+)`", extras.how_to_install(extra))
+        assert command
+        for package in command[1].split():
+            ours = package.startswith("nvmuser")
+            assert f"Package: {package}\n" in control if ours else re.search(rf"Suggests:.* {package}\b", control)
 
 
 def test_the_list_of_parts_is_complete_and_says_what_copyright_says(sbom: ModuleType) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from nvmuser.api.tls import Tls
-from nvmuser.cli.extras import require_extra
 from nvmuser.cli.groups import Group
 from nvmuser.cli.present import run, say
 from nvmuser.errors import UsageError
+from nvmuser.extras import require_extra
 from nvmuser.paths import StateDir
 from nvmuser.supervisor.daemon import prepare
 from nvmuser.supervisor.unit import api_unit

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.console import Console
 
-from nvmuser.cli.extras import require_extra
 from nvmuser.cli.groups import LazyGroup
 from nvmuser.cli.guest_options import device_directories
 from nvmuser.cli.options import json_document
 from nvmuser.cli.progress import Progress, run
 from nvmuser.errors import GuestError, UsageError
+from nvmuser.extras import require_extra
 from nvmuser.paths import StateDir
 
 if TYPE_CHECKING:

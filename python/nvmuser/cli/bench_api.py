@@ -6,9 +6,9 @@ import json
 
 import click
 
-from nvmuser.cli.extras import require_extra
 from nvmuser.cli.options import json_option
 from nvmuser.cli.progress import Progress, run
+from nvmuser.extras import require_extra
 
 
 @click.command("api")

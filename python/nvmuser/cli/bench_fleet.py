@@ -9,10 +9,10 @@ import click
 
 from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.report.result import null_for_nan
-from nvmuser.cli.extras import require_extra
 from nvmuser.cli.options import json_document
 from nvmuser.cli.progress import Progress, run
 from nvmuser.errors import UsageError
+from nvmuser.extras import require_extra
 
 
 def _counts(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[int, ...]:

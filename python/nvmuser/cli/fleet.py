@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from nvmuser.cli.extras import require_extra
 from nvmuser.cli.fleet_tenant import tenant
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import REPEATABLE, json_option
 from nvmuser.cli.present import changed_fields, console, counted, run, say
 from nvmuser.errors import ConflictError, FleetUnavailable, TargetNotRunning
+from nvmuser.extras import require_extra
 from nvmuser.fleet.overview import document
 from nvmuser.fleet.progress import Progress
 from nvmuser.fleet.settings import FleetSettings

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nvmuser.cli.extras import require_extra
 from nvmuser.errors import UsageError
+from nvmuser.extras import require_extra
 from nvmuser.fleet.settings import FleetSettings
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired

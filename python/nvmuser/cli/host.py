@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from nvmuser.cli.extras import require_extra
 from nvmuser.cli.groups import Group
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import plain, run, say
 from nvmuser.errors import NotFoundError, UsageError
+from nvmuser.extras import require_extra
 from nvmuser.fleet.overview import document
 from nvmuser.fleet.settings import FleetSettings
 from nvmuser.paths import StateDir

@@ -128,7 +128,7 @@ def _remote(server: str | None, token_file: Path | None, state_dir: Path | None)
     """
     if not server or state_dir:
         raise UsageError("--server names another host: --token-file goes with it, and --state-dir does not")
-    from nvmuser.cli.extras import require_extra
+    from nvmuser.extras import require_extra
 
     require_extra("client", "nvmuser --server")
     try:

@@ -7,10 +7,10 @@ import sys
 
 import click
 
-from nvmuser.cli.extras import require_extra
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import run, say
 from nvmuser.errors import UsageError
+from nvmuser.extras import require_extra
 from nvmuser.paths import StateDir
 from nvmuser.top.sample import SORTS, Rates, rates, take
 

@@ -92,7 +92,9 @@ def _described() -> descriptor_pb2.FileDescriptorProto:
 def _classes() -> dict[str, Any]:
     pool = descriptor_pool.DescriptorPool()  # of our own: SPDK's stubs in this process have the same names
     pool.Add(_described())
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in TABLES}
+    # Debian's protobuf, 3.21, knows it by an older name.
+    made = getattr(message_factory, "GetMessageClass", None) or message_factory.MessageFactory(pool).GetPrototype
+    return {name: made(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in TABLES}
 
 
 CLASSES: dict[str, Any] = _classes()

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nvmuser.errors import NvmuserError
+from nvmuser.extras import how_to_install
 from nvmuser.fleet.progress import Progress
 from nvmuser.fleet.settings import FleetSettings
 from nvmuser.model.change import Change
@@ -92,7 +93,7 @@ class FleetMember:
         except* NvmuserError as errors:
             self._failure = str(errors.exceptions[0])
         except* ModuleNotFoundError as errors:
-            self._failure = f"{errors.exceptions[0]}: `pip install 'nvmuser[fleet]'`"
+            self._failure = f"{errors.exceptions[0]}: {how_to_install('fleet')}"
         except* Exception as errors:
             self._failure = f"the fleet is not followed, by a defect: {errors.exceptions[0]!r}"
             log.exception("fleet")

@@ -127,7 +127,9 @@ def _described() -> descriptor_pb2.FileDescriptorProto:
 def _classes() -> dict[str, Any]:
     pool = descriptor_pool.DescriptorPool()  # of our own: another client in this process may have etcd's names
     pool.Add(_described())
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _TABLES}
+    # Debian's protobuf, 3.21, knows it by an older name.
+    made = getattr(message_factory, "GetMessageClass", None) or message_factory.MessageFactory(pool).GetPrototype
+    return {name: made(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _TABLES}
 
 
 CLASSES: dict[str, Any] = _classes()
