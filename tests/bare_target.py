@@ -12,7 +12,8 @@ import pytest
 
 from nvmuser.hostfs.sockets import answers
 from nvmuser.rpc import Client
-from nvmuser.supervisor.spdk import NO_TRACE, STARTUP
+from nvmuser.supervisor.spdk import NO_TRACE
+from nvmuser.supervisor.surroundings import STARTUP
 from nvmuser.toolchain import find_spdk
 
 START_S = 20.0

@@ -75,7 +75,20 @@ def why_unusable(size: int) -> str | None:
         return f"no hugetlbfs on {MOUNT}: {MOUNT_COMMAND}"
     if not os.access(MOUNT, os.W_OK):
         return f"{MOUNT} is not writable for this user"
-    return why_too_few(size)
+    return _why_no_room(size) or why_too_few(size)
+
+
+def _why_no_room(size: int) -> str | None:
+    """Why the mount, which may have a limit of its own, has no room for `size` bytes."""
+    room = os.statvfs(MOUNT)
+    left = room.f_bavail * room.f_frsize
+    if not room.f_blocks or left >= size:
+        return None
+    # Linux does not change the limit of a mount that is there.
+    return (
+        f"{size >> 20} MiB of hugepages are needed, and the mount on {MOUNT} has {left >> 20} MiB left: "
+        f"umount {MOUNT}, and mount it with a higher size="
+    )
 
 
 @contextlib.contextmanager

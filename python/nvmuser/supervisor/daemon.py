@@ -31,8 +31,9 @@ from nvmuser.reconcile.engine import Engine
 from nvmuser.rpc import Client
 from nvmuser.store import Store
 from nvmuser.supervisor import control, fd_store
+from nvmuser.supervisor.choice import chosen_spdk
 from nvmuser.supervisor.settings import Settings
-from nvmuser.supervisor.spdk import Options, chosen_spdk
+from nvmuser.supervisor.spdk import Options
 from nvmuser.supervisor.supervisor import Supervisor
 from nvmuser.toolchain import Spdk
 from nvmuser.toolchain.spdk import check_prefix

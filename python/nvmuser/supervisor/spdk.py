@@ -7,38 +7,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
-import shutil
 import signal
-import tempfile
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from nvmuser.errors import RpcError, SetupError, TargetError
+from nvmuser.errors import RpcError, TargetError
 from nvmuser.hostfs import hugepages
 from nvmuser.model.cores import assigned
-from nvmuser.model.objects import MAX_CONTROLLERS, MEMORY_MIN, TargetSettings
+from nvmuser.model.objects import MEMORY_MIN, TargetSettings
 from nvmuser.paths import DEFAULT_TARGET, StateDir, named_in
 from nvmuser.rpc import Client
+from nvmuser.supervisor import surroundings
+from nvmuser.supervisor.last_words import LastWords
 from nvmuser.supervisor.process import Process
-from nvmuser.toolchain import Spdk, find_spdk
-from nvmuser.toolchain.rbd import MODULE, find_module
-from nvmuser.toolchain.spdk import check_prefix, default_prefix
+from nvmuser.toolchain import Spdk
+from nvmuser.toolchain.rbd import MODULE
 
 log = logging.getLogger(__name__)
 
 MEMORY_MIB = MEMORY_MIN >> 20
-STARTUP = Path(__file__).with_name("startup.json")
-"""SPDK's configuration before any call."""
 NO_TRACE = ("--num-trace-entries", "0")
 """An SPDK process that is killed would leave its trace behind, 3 MiB of shared memory."""
+_TAKEN = "another process took them while this one started, and gave them back: start it again"
 _START_DEADLINE = 60.0
 _STOP_GRACE = 10.0
-_MEMORY_FS = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -60,9 +56,13 @@ class Options:
     memory_mib: int = MEMORY_MIB
     rbd: bool = False
 
+    def why_no_hugepages(self) -> str | None:
+        """What is short, with the command that helps; None when there are enough."""
+        return hugepages.why_unusable(self.memory_mib << 20)
+
     def resolve_hugepages(self) -> bool:
         """:raises TargetError: hugepages are asked for, but there are none."""
-        reason = hugepages.why_unusable(self.memory_mib << 20)
+        reason = self.why_no_hugepages()
         if self.hugepages and reason:
             raise TargetError(f"no hugepages: {reason}")
         return not reason if self.hugepages is None else self.hugepages
@@ -77,10 +77,10 @@ class Options:
         return assigned([settings], allowed)[settings.name]
 
 
-def arguments(spdk: Spdk, rpc_socket: Path, options: Options, startup: Path = STARTUP) -> list[str]:
+def arguments(spdk: Spdk, rpc_socket: Path, options: Options, startup: Path = surroundings.STARTUP) -> list[str]:
     """The command line of a target. Without PCI: it serves files, never a device of the host's.
 
-    :param startup: its configuration; see `_startup`.
+    :param startup: its configuration; see `surroundings.startup`.
     """
     cores = ",".join(map(str, options.resolve_cores()))
     argv = [str(spdk.binary("nvmf_tgt")), "--no-pci", "--rpc-socket", str(rpc_socket), "--cpumask", f"[{cores}]"]
@@ -94,72 +94,6 @@ def arguments(spdk: Spdk, rpc_socket: Path, options: Options, startup: Path = ST
     argv += ["--json", str(startup)]
     argv += ["--interrupt-mode"] if options.profile == "eco" else []
     return argv
-
-
-def _startup(options: Options, directory: Path) -> Path:
-    """SPDK's configuration: ours, or, where it is to have room for another number of controllers, a copy with that.
-
-    :raises OSError: the copy cannot be written.
-    """
-    if options.max_controllers in (0, MAX_CONTROLLERS):
-        return STARTUP
-    content = json.loads(STARTUP.read_text(encoding="ascii"))
-    calls = [call for subsystem in content["subsystems"] for call in subsystem["config"]]
-    (room,) = (call for call in calls if call["method"] == "nvmf_set_max_subsystems")
-    # The discovery subsystem is one of them.
-    room["params"]["max_subsystems"] = options.max_controllers + 1
-    path = directory / STARTUP.name
-    path.write_text(json.dumps(content), encoding="ascii")
-    return path
-
-
-@contextlib.contextmanager
-def _runtime_directory(state: StateDir) -> Iterator[dict[str, str]]:
-    """The environment with a directory for DPDK, gone when the block ends.
-
-    DPDK makes `dpdk/spdk_pid<N>` in $RUNTIME_DIRECTORY, else in /var/run or /tmp (`eal_create_runtime_dir`), uses it
-    for nothing here (`--no-shconf`), and leaves it behind. In /tmp the parent would belong to the first user, and a new
-    directory needs a block of what may be a full disk.
-    """
-    parent = _MEMORY_FS if os.access(_MEMORY_FS, os.W_OK) else state.run
-    directory = tempfile.mkdtemp(prefix="nvmuser-", dir=parent)
-    try:
-        yield {"RUNTIME_DIRECTORY": directory}
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _preloaded(spdk: Spdk) -> dict[str, str]:
-    """The environment that loads the module for images in Ceph. Without it all other volumes are served; what needs it
-    says so."""
-    try:
-        return {"LD_PRELOAD": str(find_module(spdk.prefix))}
-    except SetupError as error:
-        log.warning("%s", error)
-        return {}
-
-
-def chosen_spdk(state: StateDir) -> Spdk:
-    """The SPDK of this deployment: $NVMUSER_SPDK's, else the one that `target upgrade` has chosen, else set-up's.
-
-    :raises SetupError: it is not there, or will not do.
-    """
-    if "NVMUSER_SPDK" in os.environ or not state.spdk.is_symlink():
-        return find_spdk()
-    try:
-        return check_prefix(state.spdk.readlink())
-    except SetupError as error:
-        raise SetupError(f"{error}; `target upgrade` chose it: remove {state.spdk} to go without") from None
-
-
-def choose_spdk(state: StateDir, spdk: Spdk) -> None:
-    """Have later starts use it too.
-
-    :raises OSError: that cannot be kept.
-    """
-    state.spdk.unlink(missing_ok=True)
-    if spdk.prefix != default_prefix():
-        state.spdk.symlink_to(spdk.prefix)
 
 
 async def end_others(state: StateDir, names: Collection[str]) -> None:
@@ -176,6 +110,10 @@ async def _end(pid_file: Path, rpc_socket: Path) -> None:
         process.close()
     pid_file.unlink(missing_ok=True)
     rpc_socket.unlink(missing_ok=True)
+
+
+class _HugepagesTaken(TargetError):
+    """They were counted, and gone when SPDK wanted them."""
 
 
 class Target:
@@ -196,18 +134,30 @@ class Target:
     async def start(
         cls, state: StateDir, spdk: Spdk, options: Options, generation: int, name: str = DEFAULT_TARGET
     ) -> Self:
-        """Start SPDK and wait until it answers.
+        """Start SPDK and wait until it answers. Hugepages that others take first it does without, unless asked for.
 
         :raises TargetError: it ended, or did not answer; the message has the last line of its log.
         """
+        try:
+            return await cls._start(state, spdk, options, generation, name)
+        except _HugepagesTaken as error:
+            if options.hugepages:
+                raise
+            log.warning("target %s: %s; started without", name, error)
+        target = await cls._start(state, spdk, replace(options, hugepages=False), generation, name)
+        target.options = options
+        return target
+
+    @classmethod
+    async def _start(cls, state: StateDir, spdk: Spdk, options: Options, generation: int, name: str) -> Self:
         rpc_socket = state.process_socket(name, generation)
         log_file = state.target_log(name)
         start = log_file.stat().st_size if log_file.exists() else 0
         pid_file = state.process_pid(name, generation)
-        with _runtime_directory(state) as environment:
-            startup = _startup(options, Path(environment["RUNTIME_DIRECTORY"]))
+        with surroundings.runtime_directory(state) as environment:
+            startup = surroundings.startup(options.max_controllers, Path(environment["RUNTIME_DIRECTORY"]))
             argv = arguments(spdk, rpc_socket, options, startup)
-            environment |= _preloaded(spdk) if options.rbd else {}
+            environment |= surroundings.preloaded(spdk) if options.rbd else {}
             process = Process.start(argv, pid_file=pid_file, log=log_file, environment=environment)
             try:
                 async with asyncio.timeout(_START_DEADLINE):
@@ -220,7 +170,10 @@ class Target:
                 raise
         if rpc is None:
             process.close()
-            raise TargetError(f"SPDK {process.ending}: {_last_error(log_file, start)} (log: {log_file})")
+            words = LastWords(log_file, start)
+            if words.lacked_memory and "--no-huge" not in argv:
+                raise _HugepagesTaken(f"no hugepages: {options.why_no_hugepages() or _TAKEN}")
+            raise TargetError(f"SPDK {process.ending}: {words.error} (log: {log_file})")
         target = cls(process, rpc, spdk, rpc_socket, options, generation)
         target.hugepages = "--no-huge" not in argv
         return target
@@ -316,15 +269,3 @@ async def _options_of(process: Process, rpc: Client) -> Options:
     memory = argv[argv.index("--mem-size") + 1] if "--mem-size" in argv else ""
     memory_mib = int(memory) if memory.isdigit() else MEMORY_MIB
     return Options("--no-huge" not in argv, cores, profile, memory_mib=memory_mib, rbd=MODULE in maps)
-
-
-def _last_error(log_file: Path, start: int) -> str:
-    """The line of a log that most likely says why; of its end when it was put aside meanwhile."""
-    try:
-        with log_file.open("rb") as file:
-            file.seek(start if file.seek(0, os.SEEK_END) >= start else 0)
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError as error:
-        return f"its log cannot be read: {error.strerror}"
-    errors = [line for line in lines if "ERROR" in line or "EAL:" in line or "rror" in line]
-    return (errors or lines or ["no output"])[-1].strip()

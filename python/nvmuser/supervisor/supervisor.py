@@ -29,6 +29,7 @@ from nvmuser.store.events import NOBODY, Actor, acting
 from nvmuser.supervisor import facts, logs, occupancy, reroutes, room
 from nvmuser.supervisor.backoff import Backoff
 from nvmuser.supervisor.changes import Changes
+from nvmuser.supervisor.choice import choose_spdk
 from nvmuser.supervisor.doors import Doors
 from nvmuser.supervisor.endpoint import EndpointProcess
 from nvmuser.supervisor.fleet_member import FleetMember
@@ -37,7 +38,7 @@ from nvmuser.supervisor.history import History
 from nvmuser.supervisor.life import Life, Ways
 from nvmuser.supervisor.lives import Lives, Watch
 from nvmuser.supervisor.settings import Settings
-from nvmuser.supervisor.spdk import Options, choose_spdk
+from nvmuser.supervisor.spdk import Options
 from nvmuser.toolchain import Spdk
 from nvmuser.toolchain.spdk import check_prefix
 
