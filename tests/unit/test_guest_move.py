@@ -130,6 +130,20 @@ async def test_a_source_that_ends(arrived: bool) -> None:
             await moving
 
 
+@pytest.mark.parametrize(("gone", "why"), [(True, "has ended"), (False, "does not run it")])
+async def test_a_destination_that_has_it_and_does_not_run_it(gone: bool, why: str) -> None:
+    """It must not go on here: its volumes may be open there."""
+    source, there = Qemu("active", "completed", running=False), Qemu("none", running=False)
+    there.refuses = "cont"
+
+    def end(_now: moves.Progress) -> None:
+        there.gone = gone
+
+    with pytest.raises(moves.Stranded, match=why):
+        await moves.move(source.client, there.client, "unix:/x", on_progress=end)
+    assert not source.running
+
+
 async def test_not_begun() -> None:
     there = Qemu("none")
     there.refuses = "migrate-incoming"

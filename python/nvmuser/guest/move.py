@@ -57,6 +57,10 @@ def blocked(info: Mapping[str, Any]) -> str:
     return "; ".join(str(reason).strip() for reason in info.get("blocked-reasons", ()))
 
 
+class Stranded(GuestError):
+    """The guest has left where it was for good, and does not run where it has arrived."""
+
+
 async def check(source: QMPClient) -> None:
     """Check what can be before anything is started elsewhere.
 
@@ -87,6 +91,7 @@ async def move(
     :param uri: QEMU's, such as `unix:PATH` or `tcp:HOST:PORT`.
     :param bandwidth: bytes a second at most; 0: as fast as it can.
     :param downtime: seconds for which the guest may be stopped.
+    :raises Stranded: it has left, and does not run there.
     :raises GuestError: it did not come about.
     """
     try:
@@ -113,7 +118,7 @@ async def move(
 async def _run(destination: QMPClient) -> None:
     """Have a guest run that is here and nowhere else. It is too late to give up.
 
-    :raises GuestError: its QEMU has ended.
+    :raises Stranded: its QEMU has ended, or does not run it.
     """
     starting = asyncio.ensure_future(destination.execute("cont"))
     while not starting.done():
@@ -121,8 +126,10 @@ async def _run(destination: QMPClient) -> None:
             await asyncio.wait([starting])
     try:
         starting.result()
+    except ExecuteError as error:
+        raise Stranded(f"its QEMU there does not run it: {error}") from error
     except QMPError as error:
-        raise GuestError(f"the guest has arrived, and its QEMU there has ended: {error}") from error
+        raise Stranded(f"its QEMU there has ended: {error}") from error
 
 
 async def _arrived(destination: QMPClient) -> bool:

@@ -52,23 +52,47 @@ async def relocate(
     on_step: Callable[[str], None] = lambda text: None,
     on_progress: Callable[[move.Progress], None] = lambda progress: None,
 ) -> move.Result:
-    """Move a guest that runs `here`. When this fails, or is cancelled, it goes on here.
+    """Move a guest that runs `here`. When this fails, or is cancelled, it goes on here, unless it has left for good.
 
+    :raises Stranded: it has arrived, and does not run: its volumes are `there`'s.
     :raises NvmuserError: it cannot move, or did not arrive.
     """
     record = registry(here).get(name)
     names = _movable(record)
     if file := record.machine.get("memory_file"):
         raise GuestError(f"guest {name!r} has its memory in {file}, which stays here: suspend and resume it")
+    result, problem = None, "its QEMU there has ended"
+    try:
+        result = await _migrate(here, there, record, options, on_step, on_progress)
+    except move.Stranded as error:
+        problem = str(error)
+    await registry(here).discard(name)
+    if result and registry(there).get(name).running:
+        return result
+    for one in names:
+        # Its QEMU may not have lived long enough to have them opened.
+        with contextlib.suppress(NvmuserError):
+            await control.take_back(there, one)
+    raise move.Stranded(f"guest {name} has arrived, and {problem}: its disks are {there.root}'s")
+
+
+async def _migrate(
+    here: StateDir,
+    there: StateDir,
+    record: GuestRecord,
+    options: Options,
+    on_step: Callable[[str], None],
+    on_progress: Callable[[move.Progress], None],
+) -> move.Result:
     async with _leaving(here, record) as source:
         on_step("preparing the destination")
         kind = await move.machine_type(source)
-        async with _expected(here, there, names), _waiting(there, record, kind) as qmp:
-            uri = options.uri or f"unix:{registry(there).runtime(name).directory / _SOCKET}"
+        async with _expected(here, there, _movable(record)), _waiting(there, record, kind) as qmp:
+            uri = options.uri or f"unix:{registry(there).runtime(record.name).directory / _SOCKET}"
             check_socket_path(Path(uri.removeprefix("unix:")))
             on_step("moving")
             async with connected(qmp) as destination:
-                result = await move.move(
+                return await move.move(
                     source,
                     destination,
                     uri,
@@ -76,10 +100,6 @@ async def relocate(
                     bandwidth=options.bandwidth,
                     downtime=options.downtime,
                 )
-    await registry(here).discard(name)
-    if not registry(there).get(name).running:
-        raise GuestError(f"guest {name} has arrived, and its QEMU there has ended: its disks are {there.root}'s")
-    return result
 
 
 async def suspend(
@@ -169,7 +189,8 @@ def _movable(record: GuestRecord) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def _expected(here: StateDir, there: StateDir, names: Sequence[str]) -> AsyncIterator[None]:
-    """The guest's controllers, expected there. What was declared for it goes again when it does not come.
+    """The guest's controllers, expected there. What was declared for it goes again when it does not come: a guest that
+    has arrived has its volumes there, whatever becomes of its QEMU.
 
     :raises NvmuserError: another controller, or another volume, is there.
     """
@@ -183,6 +204,8 @@ async def _expected(here: StateDir, there: StateDir, names: Sequence[str]) -> As
                 await control.submit(there, change)
                 made.append(name)
         yield
+    except move.Stranded:
+        raise
     except BaseException:
         for name in made:
             with contextlib.suppress(NvmuserError):
@@ -192,7 +215,10 @@ async def _expected(here: StateDir, there: StateDir, names: Sequence[str]) -> As
 
 @contextlib.asynccontextmanager
 async def _waiting(there: StateDir, record: GuestRecord, machine_type: str) -> AsyncIterator[Path]:
-    """A QEMU that waits for the guest; its QMP socket. It ends when the guest does not come."""
+    """A QEMU that waits for the guest; its QMP socket. It ends when the guest does not come.
+
+    One that has it, and does not run it, has the only copy of its memory.
+    """
     guests, names = registry(there), record.machine.get("controllers", [])
     devices, desired = Devices(there), control.load(there)
     directories = {name: devices.provide(desired.controller(name)) for name in names}
@@ -200,6 +226,8 @@ async def _waiting(there: StateDir, record: GuestRecord, machine_type: str) -> A
     await guests.start(record.name, spec, incoming=True)
     try:
         yield guests.runtime(record.name).qmp
+    except move.Stranded:
+        raise
     except BaseException:
         await guests.discard(record.name, keep_memory=True)
         raise
