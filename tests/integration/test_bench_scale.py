@@ -25,11 +25,11 @@ def test_the_control_plane(tmp_path: Path) -> None:
     document = measured(tmp_path / "out", "control", "2,4")
     assert list(document["control"]) == ["2", "4"]
     for point in document["control"].values():
-        for key in ("per_second", "create_s", "status_s", "reapply_s", "restore_s"):
+        for key in ("per_second", "create_s", "status_s", "compare_s", "reapply_s", "restore_s"):
             assert point[key] > 0, key
         assert set(point["rss_bytes"]) == {"target", "endpoint", "supervisor"}
         assert all(value > 1 << 20 for value in point["rss_bytes"].values())
-    assert document["slope"].keys() >= {"create_s", "status_s", "reapply_s", "restore_s", "rss_target"}
+    assert document["slope"].keys() >= {"create_s", "status_s", "compare_s", "reapply_s", "restore_s", "rss_target"}
 
 
 def test_busy_controllers(tmp_path: Path) -> None:

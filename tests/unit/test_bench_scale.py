@@ -53,6 +53,7 @@ def document() -> dict[str, Any]:
             "per_second": 1000.0,
             "create_s": number / 1000,
             "status_s": number / 10000,
+            "compare_s": number / 4000,
             "reapply_s": number / 5000,
             "restore_s": number / 500,
             "rss_bytes": {"target": number << 16, "endpoint": 25 << 20, "supervisor": number << 14},

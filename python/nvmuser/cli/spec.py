@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from nvmuser.cli import failure
+from nvmuser.cli.applied import Applied
 from nvmuser.cli.fleet_spec import FleetSpec
 from nvmuser.cli.options import force_option, json_option
 from nvmuser.cli.present import changed_fields, counted, run, say
@@ -63,10 +64,17 @@ def apply(
 
     What a guest that is connected would lose is not taken away without --force.
     """
-    spec = _read(path)
+    text = _read(path)
+    applied = None if dry_run or host else Applied.of(state, text, prune=prune)
+    if applied and applied.is_known and answers(state.control_socket):
+        _say_outcome(Outcome.from_json(run(control.ask(state, "reconcile"))), Change(), {}, as_json)
+        return
+    spec = _parse(text, path)
     fleet = FleetSpec.of(state, spec, host)
     desired = run(fleet.load()) if fleet else control.load(state)
     change = replace(specs.difference(desired, spec, prune=prune, wipe=yes), force=force)
+    if applied and not change.keys:
+        applied.remember()
     try:
         if dry_run and fleet:
             say(run(fleet.dry_run(change)))
@@ -83,10 +91,7 @@ def apply(
         if not isinstance(error, TargetError | RpcError) and _is_impossible(desired, change, state, fleet):
             explained.exit_status = 2  # as of `diff`
         raise explained from error
-    if as_json:
-        say(outcome.to_json() | {"changed": [str(key) for key in sorted(change.keys)]})
-    else:
-        _print(spec, change, outcome)
+    _say_outcome(outcome, change, spec.sizes, as_json)
 
 
 @click.command()
@@ -104,7 +109,7 @@ def diff(state: StateDir, path: str, prune: bool, host: str | None, as_json: boo
     nvmuser diff -f spec.yaml --prune
     """
     with _trouble_is_2():
-        spec = _read(path)
+        spec = _parse(_read(path), path)
         fleet = FleetSpec.of(state, spec, host)
         desired = run(fleet.load()) if fleet else control.load(state)
         change = specs.difference(desired, spec, prune=prune, wipe=True)
@@ -198,13 +203,16 @@ def reconcile(state: StateDir, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _read(path: str) -> specs.Spec:
+def _read(path: str) -> str:
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text()
+        return sys.stdin.read() if path == "-" else Path(path).read_text()
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not text in UTF-8") from error
+
+
+def _parse(text: str, path: str) -> specs.Spec:
     return specs.parse(text, "stdin" if path == "-" else path)
 
 
@@ -224,10 +232,17 @@ async def _dry_run(state: StateDir, change: Change) -> list[list[dict[str, Any]]
         return await dry_run(control.load(state), change, state, targets)
 
 
-def _print(spec: specs.Spec, change: Change, outcome: Outcome) -> None:
+def _say_outcome(outcome: Outcome, change: Change, sizes: Mapping[Key, str], as_json: bool) -> None:
+    if as_json:
+        say(outcome.to_json() | {"changed": [str(key) for key in sorted(change.keys)]})
+    else:
+        _print(outcome, change, sizes)
+
+
+def _print(outcome: Outcome, change: Change, sizes: Mapping[Key, str]) -> None:
     if not change.keys and not outcome.calls and not outcome.problems:
         click.echo("nothing to do" + ("; the target is not running" if outcome.pending else ""))
-    rounded = _rounding(spec, outcome)
+    rounded = _rounding(outcome, sizes)
     for word, keys in (
         ("created", [item.key for item in change.create]),
         ("changed", [item.key for item in change.update]),
@@ -243,12 +258,12 @@ def _print(spec: specs.Spec, change: Change, outcome: Outcome) -> None:
         click.echo(f"note: {problem}")
 
 
-def _rounding(spec: specs.Spec, outcome: Outcome) -> dict[Key, str]:
+def _rounding(outcome: Outcome, sizes: Mapping[Key, str]) -> dict[Key, str]:
     """What to say of volumes that have become larger than asked."""
     made = {
         Key("volume", item["name"]): int(item.get("size", 0)) for item in outcome.objects if item["kind"] == "volume"
     }
-    return {key: rounding(made.get(key, 0), size) for key, size in spec.sizes.items()}
+    return {key: rounding(made.get(key, 0), size) for key, size in sizes.items()}
 
 
 def _lines(change: Change, desired: Desired) -> list[str]:

@@ -37,6 +37,7 @@ class _Round:
 
     create_s: float
     status_s: float
+    compare_s: float
     reapply_s: float
     restore_s: float
     rss_bytes: Mapping[str, int]
@@ -53,7 +54,7 @@ async def measure(root: Path, count: int, rounds: int, progress: Progress) -> di
         found.append(await _round(root / str(number), count))
     times = {
         name: statistics.median(getattr(each, name) for each in found)
-        for name in ("create_s", "status_s", "reapply_s", "restore_s")
+        for name in ("create_s", "status_s", "compare_s", "reapply_s", "restore_s")
     }
     memory = {name: statistics.median(each.rss_bytes[name] for each in found) for name in _PROCESSES}
     return {"per_second": count / times["create_s"], **times, "rss_bytes": memory}
@@ -82,10 +83,11 @@ async def _round(root: Path, count: int) -> _Round:
         for words in (("status", "--help"), ("diff", "-f", str(file))):
             await _command(deployment, *words)  # compiles
         looked, _ = await _command(deployment, "status")
+        compared, _ = await _command(deployment, "apply", "-f", str(file))
         again, _ = await _command(deployment, "apply", "-f", str(file))
         restored = await _restored(deployment, pids["target"])
         await _check(deployment, count)
-    return _Round(created, looked, again, restored, memory)
+    return _Round(created, looked, compared, again, restored, memory)
 
 
 async def _pids(deployment: Deployment) -> dict[str, int]:
