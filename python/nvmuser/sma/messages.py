@@ -7,16 +7,14 @@ wire. `tests/integration/test_sma.py` drives all of it with SPDK's own client.
 
 from __future__ import annotations
 
-from typing import Any
-
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from nvmuser.protobuf import Tables, classes
 
 _PACKAGE = "sma"
 SERVICE = "sma.StorageManagementAgent"
 
 _LIMITS = ("rd_iops", "wr_iops", "rw_iops", "rd_bandwidth", "wr_bandwidth", "rw_bandwidth")
 
-TABLES: dict[str, dict[str, tuple[int, str]]] = {
+TABLES: Tables = {
     "NvmeParameters": {"physical_id": (1, "uint32"), "virtual_id": (2, "uint32")},
     "OtherParameters": {},
     "Address": {"trtype": (1, "string"), "traddr": (2, "string"), "trsvcid": (3, "string")},
@@ -60,8 +58,6 @@ TABLES: dict[str, dict[str, tuple[int, str]]] = {
         "max_volume_caps": (2, "QosCapabilities"),
     },
 }
-"""Message → field → its number and its type, protobuf's or another message of the tables."""
-
 CALLS = ("CreateDevice", "DeleteDevice", "AttachVolume", "DetachVolume", "SetQos", "GetQosCapabilities")
 """Of the service; each takes its `Request`, and is answered with its `Response`."""
 
@@ -73,29 +69,5 @@ UNCHANGED = (1 << 64) - 1
 """A limit that stays as it is."""
 
 
-def _described() -> descriptor_pb2.FileDescriptorProto:
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="nvmuser/sma.proto", package=_PACKAGE, syntax="proto3")
-    for name, fields in TABLES.items():
-        message = file.message_type.add(name=name)
-        for field_name, (number, text) in fields.items():
-            many, kind = text.startswith("repeated "), text.removeprefix("repeated ")
-            label = field.LABEL_REPEATED if many else field.LABEL_OPTIONAL
-            described = message.field.add(name=field_name, number=number, label=label)
-            if kind in TABLES:
-                described.type, described.type_name = field.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
-            else:
-                described.type = getattr(field, f"TYPE_{kind.upper()}")
-    return file
-
-
-def _classes() -> dict[str, Any]:
-    pool = descriptor_pool.DescriptorPool()  # of our own: SPDK's stubs in this process have the same names
-    pool.Add(_described())
-    # Debian's protobuf, 3.21, knows it by an older name.
-    made = getattr(message_factory, "GetMessageClass", None) or message_factory.MessageFactory(pool).GetPrototype
-    return {name: made(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in TABLES}
-
-
-CLASSES: dict[str, Any] = _classes()
+CLASSES = classes(_PACKAGE, TABLES)
 """Class of each message, by its name."""

@@ -7,13 +7,11 @@ unread. A `oneof` is written as plain fields: on the wire it is the same, and on
 
 from __future__ import annotations
 
-from typing import Any
-
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from nvmuser.protobuf import Tables, classes
 
 _PACKAGE = "nvmuser.etcd"
 
-_TABLES: dict[str, dict[str, tuple[int, str]]] = {
+_TABLES: Tables = {
     "KeyValue": {
         "key": (1, "bytes"),
         "create_revision": (2, "int64"),
@@ -105,34 +103,8 @@ _TABLES: dict[str, dict[str, tuple[int, str]]] = {
         "leader": (4, "uint64"),
     },
 }
-"""Message → field → its number and its type, protobuf's or another message of the tables."""
 
-
-def _described() -> descriptor_pb2.FileDescriptorProto:
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="nvmuser/etcd.proto", package=_PACKAGE, syntax="proto3")
-    for name, fields in _TABLES.items():
-        message = file.message_type.add(name=name)
-        for field_name, (number, text) in fields.items():
-            many, kind = text.startswith("repeated "), text.removeprefix("repeated ")
-            label = field.LABEL_REPEATED if many else field.LABEL_OPTIONAL
-            described = message.field.add(name=field_name, number=number, label=label)
-            if kind in _TABLES:
-                described.type, described.type_name = field.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
-            else:
-                described.type = getattr(field, f"TYPE_{kind.upper()}")
-    return file
-
-
-def _classes() -> dict[str, Any]:
-    pool = descriptor_pool.DescriptorPool()  # of our own: another client in this process may have etcd's names
-    pool.Add(_described())
-    # Debian's protobuf, 3.21, knows it by an older name.
-    made = getattr(message_factory, "GetMessageClass", None) or message_factory.MessageFactory(pool).GetPrototype
-    return {name: made(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _TABLES}
-
-
-CLASSES: dict[str, Any] = _classes()
+CLASSES = classes(_PACKAGE, _TABLES)
 """Class of each message, by its name."""
 
 PUT, DELETE = 0, 1
