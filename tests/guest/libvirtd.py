@@ -50,12 +50,12 @@ class Libvirtd:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.emulator = directory / "qemu"
+        self.uri = f"qemu:///system?socket={directory / 'libvirt-sock'}"
 
     def virsh(self, *words: str) -> tuple[int, str]:
         """virsh's exit status, and what it says."""
-        uri = f"qemu:///system?socket={self._directory / 'libvirt-sock'}"
         done = subprocess.run(
-            ["virsh", "--connect", uri, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            ["virsh", "--connect", self.uri, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout.strip()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -244,23 +242,3 @@ def test_the_unit_runs_what_was_said(state: StateDir) -> None:
     unit = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert 'api serve "--listen" "10.0.0.1:8460"' in unit
     assert f'--state-dir "{state.root}"' in unit
-
-
-def test_from_nothing_to_a_volume_in_the_lines_of_the_documentation(state: StateDir) -> None:
-    """docs/api.md, as it stands, but for the port."""
-    text = (Path(__file__).parents[2] / "docs/api.md").read_text()
-    section = text.split("## A volume with curl, in five lines\n")[1].split("\n## ")[0]
-    lines = [line.removeprefix("    $ ") for line in section.splitlines() if line.startswith("    $ ")]
-    assert len(lines) == 5
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    until = f"until curl -s http://127.0.0.1:{port}/healthz; do sleep 0.1; done"  # a person is slower
-    end = f'kill "$(pgrep -f "serve --listen {port}")"; nvmuser target stop'
-    script = "\n".join(["set -e", lines[0], until, *lines[1:], end]).replace("8460", str(port))
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = {**os.environ, "NVMUSER_STATE": str(state.root), "PATH": path}
-    ended = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=False, env=env, timeout=120)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert '"state":"in-sync"' in ended.stdout
-    assert "token me (127.0.0.1): create volume data" in ended.stdout
