@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from nvmuser.errors import RpcServerError
+from nvmuser.errors import RpcConnectionError, RpcServerError
 from nvmuser.model.objects import NO_LIMITS, Limits
 from nvmuser.rpc.client import Client
 
 _NO_METHOD = -32601
+_ENDING = "Unable to find a target"
 """JSON-RPC's code: SPDK was built, or started, without this module."""
 _DOWN = frozenset({"failed", "resetting", "reconnect_is_delayed"})
 """States of a path without a connection (module/bdev/nvme/bdev_nvme.c, `nvme_ctrlr_get_state_str`)."""
@@ -218,13 +219,29 @@ def merged(found: Sequence[Actual]) -> Actual:
     )
 
 
+async def transports(rpc: Client) -> list[dict[str, Any]]:
+    """The transports of a target's NVMe-oF side.
+
+    :raises RpcConnectionError: it is ending: it has none any more, and answers to the last (`spdk_subsystem_fini` comes
+        before `spdk_rpc_finish` in lib/event/app.c).
+    :raises RpcError: SPDK could not be asked.
+    """
+    try:
+        return list(await rpc.call("nvmf_get_transports"))
+    except RpcServerError as error:
+        if error.message.startswith(_ENDING):
+            raise RpcConnectionError("SPDK is ending: it serves nothing any more") from error
+        raise
+
+
 async def query(rpc: Client) -> Actual:
     """Everything at once.
 
-    :raises RpcError: SPDK could not be asked.
+    :raises RpcConnectionError: SPDK is ending. :raises RpcError: SPDK could not be asked.
     """
-    transports, bdevs, subsystems, lvstores, remotes, raids, keys, clusters, scheduler, reactors = await asyncio.gather(
-        rpc.call("nvmf_get_transports"),
+    # First, and by itself: what ends has other words for it in each call.
+    found = await transports(rpc)
+    bdevs, subsystems, lvstores, remotes, raids, keys, clusters, scheduler, reactors = await asyncio.gather(
         rpc.call("bdev_get_bdevs"),
         rpc.call("nvmf_get_subsystems"),
         _optional(rpc, "bdev_lvol_get_lvstores"),
@@ -236,7 +253,7 @@ async def query(rpc: Client) -> Actual:
         rpc.call("framework_get_reactors"),
     )
     return Actual(
-        transport=any(transport["trtype"] == "VFIOUSER" for transport in transports),
+        transport=any(transport["trtype"] == "VFIOUSER" for transport in found),
         bdevs={bdev["name"]: Bdev.from_spdk(bdev) for bdev in bdevs},
         subsystems={
             subsystem["nqn"]: Subsystem.from_spdk(subsystem)

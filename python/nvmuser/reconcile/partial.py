@@ -15,7 +15,7 @@ from nvmuser.errors import RpcServerError
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Controller, Volume
-from nvmuser.reconcile.actual import Actual, Bdev, Subsystem
+from nvmuser.reconcile.actual import Actual, Bdev, Subsystem, transports
 from nvmuser.rpc.client import Client
 
 _SIMPLE = ("file", "malloc", "null")
@@ -64,8 +64,8 @@ async def query_part(rpc: Client, part: Desired) -> Actual | None:
     objects = [entry.object for entry in part.entries.values()]
     volumes = [one for one in objects if isinstance(one, Volume)]
     controllers = [one for one in objects if isinstance(one, Controller)]
-    transports, bdevs, subsystems = await asyncio.gather(
-        rpc.call("nvmf_get_transports"),
+    found, bdevs, subsystems = await asyncio.gather(
+        transports(rpc),
         asyncio.gather(*(_one(rpc, "bdev_get_bdevs", {"name": volume.in_spdk}) for volume in volumes)),
         asyncio.gather(*(_one(rpc, "nvmf_get_subsystems", {"nqn": controller.nqn}) for controller in controllers)),
     )
@@ -76,7 +76,7 @@ async def query_part(rpc: Client, part: Desired) -> Actual | None:
     if any(ns["bdev_name"] not in known for one in subsystems if one for ns in one["namespaces"]):
         return None
     return Actual(
-        transport=any(transport["trtype"] == "VFIOUSER" for transport in transports),
+        transport=any(transport["trtype"] == "VFIOUSER" for transport in found),
         bdevs={bdev["name"]: Bdev.from_spdk(bdev) for bdev in bdevs if bdev},
         subsystems={one["nqn"]: Subsystem.from_spdk(one) for one in subsystems if one},
     )

@@ -20,6 +20,7 @@ from nvmuser.hostfs import hugepages
 from nvmuser.model.cores import assigned
 from nvmuser.model.objects import MEMORY_MIN, TargetSettings
 from nvmuser.paths import DEFAULT_TARGET, StateDir, named_in
+from nvmuser.reconcile.actual import transports
 from nvmuser.rpc import Client
 from nvmuser.supervisor import surroundings
 from nvmuser.supervisor.last_words import LastWords
@@ -200,10 +201,14 @@ class Target:
         process = Process.adopt(pid_file)
         if process is None:
             return None
+        rpc = None
         try:
             rpc = await Client.connect(rpc_socket, timeout=5.0)
-        except RpcError:
-            log.warning("target %d does not answer", process.pid)
+            await transports(rpc)
+        except RpcError as error:
+            log.warning("target %d is not taken over: %s", process.pid, error)
+            if rpc:
+                await rpc.aclose()
             process.close()
             return None
         options = await _options_of(process, rpc)
