@@ -10,7 +10,7 @@ import click
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import run, say, say_object
 from nvmuser.errors import TargetNotRunning, UsageError
-from nvmuser.model.backends import BACKENDS
+from nvmuser.model import snapshots
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
@@ -23,16 +23,30 @@ from nvmuser.supervisor import control
 @click.command()
 @click.argument("name")
 @click.argument("source")
+@click.option(
+    "--together",
+    is_flag=True,
+    help="SOURCE is a controller: all its volumes at one moment, of which each snapshot is called VOLUME-NAME.",
+)
 @json_option
 @click.pass_obj
-def snapshot(state: StateDir, name: str, source: str, as_json: bool) -> None:
+def snapshot(state: StateDir, name: str, source: str, together: bool, as_json: bool) -> None:
     """NAME is how SOURCE, a volume in a pool or in Ceph, is now; read only.
+
+    With --together a guest that uses the controller waits for a fraction of a second, and what is made is what a power
+    failure would have left: no volume has a write that came after one that another lacks.
 
     \b
     nvmuser volume snapshot db-friday db
+    nvmuser volume snapshot friday c0 --together
     """
-    of = _source(control.load(state), source)
-    outcome = run(control.submit(state, Change(create=(_beside(of, name, snapshot_of=source),))))
+    if together:
+        outcome = run(control.snapshot_together(state, source, name))
+        made = ", ".join(one["name"] for one in outcome.objects)
+        say_object(outcome, as_json, f"snapshots of all volumes of controller {source} created: {made}")
+        return
+    of = snapshots.source(control.load(state), source)
+    outcome = run(control.submit(state, Change(create=(snapshots.beside(of, name, snapshot_of=source),))))
     say_object(outcome, as_json, f"snapshot {name} of {source} created")
 
 
@@ -48,8 +62,8 @@ def clone(state: StateDir, name: str, source: str, image: str, as_json: bool) ->
     \b
     nvmuser volume clone test db-friday
     """
-    of = _source(control.load(state), source)
-    outcome = run(control.submit(state, Change(create=(_beside(of, name, clone_of=source, image=image),))))
+    of = snapshots.source(control.load(state), source)
+    outcome = run(control.submit(state, Change(create=(snapshots.beside(of, name, clone_of=source, image=image),))))
     say_object(outcome, as_json, f"clone {name} of {source} created")
 
 
@@ -114,23 +128,6 @@ def seize(state: StateDir, name: str, yes: bool, as_json: bool) -> None:
         click.echo(
             f"volume {name}: fenced {', '.join(taken)}" if taken else f"volume {name}: nobody else has it locked"
         )
-
-
-def _beside(of: Volume, name: str, **fields: str) -> Volume:
-    """A volume in the same place."""
-    same = ("pool", "cluster", "pool_name", "block_size", "volatile")
-    return Volume(name, of.backend, **{field: getattr(of, field) for field in same} | fields)
-
-
-def _source(desired: Desired, name: str) -> Volume:
-    """What is to have a snapshot or a clone."""
-    volume = _in(desired, name)
-    if "snapshot_of" not in BACKENDS[volume.backend].takes:
-        raise UsageError(
-            f"volume {name} is {BACKENDS[volume.backend].article} {volume.backend} volume, and only volumes in a pool "
-            "or in Ceph have snapshots and clones"
-        )
-    return volume
 
 
 def _in(desired: Desired, name: str) -> Volume:

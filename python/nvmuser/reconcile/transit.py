@@ -7,8 +7,9 @@ it belong to the new one. A target that does not let go in time is ended: that e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Protocol
 
 from nvmuser.errors import RpcConnectionError, RpcTimeoutError, TargetError
@@ -147,6 +148,21 @@ class Transit:
         finally:
             self.give_up(moved)
         self.guests.left(controllers)
+
+    @contextlib.asynccontextmanager
+    async def closed(self, controller: Key, target: str) -> AsyncIterator[None]:
+        """A controller is on no target, and nothing of it is in flight: its guest waits. Its volumes stay open.
+
+        :raises NvmuserError: its target has it open still.
+        """
+        self.begin([controller])
+        try:
+            await self.guests.leaving([controller.name], [controller.name])
+            await self._leave(target)
+            self.guests.left([controller.name])
+            yield
+        finally:
+            self.give_up([controller])
 
     async def _leave(self, name: str) -> None:
         site, rpc = self._sites[name], self._sites[name].rpc

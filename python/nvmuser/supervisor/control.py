@@ -154,6 +154,20 @@ async def roll_back(state: StateDir, key: Key, snapshot: Key, *, wipe: bool) -> 
         return await rollback.roll_back(engine, key, snapshot, wipe=wipe)
 
 
+async def snapshot_together(state: StateDir, controller: str, name: str) -> Outcome:
+    """Make snapshots of all volumes of a controller at one moment.
+
+    :raises NvmuserError: there are none of these snapshots.
+    """
+    if settings := FleetSettings.load(state):
+        raise UsageError(f"controller {controller}: is in fleet {settings.fleet}, which makes each snapshot by itself")
+    params = {"controller": controller, "name": name}
+    async with supervisor(state) as client:
+        if client:
+            return Outcome.from_json(await _call_as(client, local_actor(), "snapshot_together", params))
+    raise TargetNotRunning("the target is not running; start it with `nvmuser target start`")
+
+
 async def take_back(state: StateDir, name: str) -> None:
     """Open the volumes of a controller whose guest does not go on elsewhere; with the next target, if there is none.
 

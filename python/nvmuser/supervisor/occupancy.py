@@ -75,6 +75,21 @@ async def check_unused(controller: Controller, look: Look) -> None:
         )
 
 
+async def check_not_direct(controller: Controller, endpoint: Mapping[str, Any], target: Client | None) -> None:
+    """Before its target lets go of it for a moment, which only a guest of the endpoint's survives.
+
+    :param endpoint: its status.
+    :raises ConflictError: it serves another guest.
+    :raises TargetError: the endpoint does not answer.
+    """
+    mine = {guest["controller"] for guest in endpoint["sessions"]}
+    if (found := await connected([controller], endpoint, target)) and controller.name not in mine:
+        raise ConflictError(
+            f"controller {controller.name} serves a guest ({found[controller.name]}) without the endpoint, which its "
+            "I/O would not outlive: shut it down first"
+        )
+
+
 async def connected(
     controllers: Sequence[Controller], endpoint: Mapping[str, Any], target: Client | None
 ) -> dict[str, str]:

@@ -20,6 +20,7 @@ from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, TargetSettings
 from nvmuser.paths import DEFAULT_TARGET, StateDir
+from nvmuser.reconcile.at_once import snapshot_together
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.renaming import rename
@@ -48,6 +49,7 @@ _METHODS = (
     "change",
     "rename",
     "roll_back",
+    "snapshot_together",
     "reconcile",
     "status",
     "drift",
@@ -243,6 +245,20 @@ class Supervisor:
         async with self._changing:
             outcome = await roll_back(self._engine, Key.parse(key), Key.parse(snapshot), wipe=wipe)
         return await self._carried_out(outcome)
+
+    async def snapshot_together(self, controller: str, name: str, by: dict[str, str] | None = None) -> dict[str, Any]:
+        """Make snapshots of all volumes of a controller at one moment."""
+        one = self._engine.desired().controller(controller)
+        site = self._engine.site(one.target)
+        await occupancy.check_not_direct(one, await self._endpoint.status(), site.rpc)
+        try:
+            async with self._changing:
+                with acting(Actor.from_json(by) if by else NOBODY):
+                    outcome = await snapshot_together(self._engine, controller, name)
+        finally:
+            await self._welcome()
+        await self.reconcile()  # What was looked at was this alone.
+        return outcome.to_json()
 
     async def _carried_out(self, outcome: Outcome) -> dict[str, Any]:
         await self._welcome()
