@@ -152,8 +152,8 @@ async def state(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[State
 
 
 async def test_what_is_refused_is_not_noticed(state: StateDir) -> None:
-    more = (Volume("file", size=4 * MIB), Controller("y", (Namespace("file"),)))
-    more += (Volume("two-s", "lvol", pool="p", snapshot_of="two"),)
+    other = (Volume("file", size=4 * MIB), Controller("y", (Namespace("file"),)))
+    more = (*other, Volume("two-s", "lvol", pool="p", snapshot_of="two"))
     await control.submit(state, Change(create=more))
     before = control.load(state).entries.keys()
     async with Writer(state.guest_dir("x")) as writer:
