@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-INCLUDE = "systemd,systemd-sysv,dbus,libpam-systemd,python3"
+INCLUDE = ("systemd", "systemd-sysv", "dbus", "libpam-systemd", "python3")
+MIRRORS = ("Acquire::Check-", "Acquire::http", "Acquire::Retries")
+"""What this machine's apt knows of the way to its mirrors."""
 START = """
 set -e
 root=$1 cache=$2
@@ -72,11 +74,24 @@ class Container:
         return self.run(*quiet, *words)
 
 
-def bootstrap(suite: str, root: Path) -> None:
-    """A Debian of this suite, from the mirrors of this machine."""
-    command = ["mmdebstrap", "--variant=minbase", "--quiet", f"--include={INCLUDE}", suite, root]
+def bootstrap(suite: str, root: Path, *packages: str) -> None:
+    """A Debian of this suite with these packages, which reaches mirrors and other machines as this machine does."""
+    command = [
+        "mmdebstrap",
+        "--variant=minbase",
+        "--quiet",
+        f"--include={','.join((*INCLUDE, *packages))}",
+        suite,
+        root,
+    ]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+    known = subprocess.run(["apt-config", "dump", "--no-empty"], check=True, stdout=subprocess.PIPE, text=True).stdout
+    way = [line for line in known.splitlines() if line.startswith(MIRRORS)]
+    (root / "etc/apt/apt.conf.d/00machine").write_text("".join(f"{line}\n" for line in way))
+    authorities = Path("etc/ssl/certs/ca-certificates.crt")
+    if (root / authorities).exists():
+        shutil.copy(Path("/") / authorities, root / authorities)
 
 
 @contextlib.contextmanager
