@@ -56,4 +56,7 @@ def certificate(directory: Path, name: str, *, ca: str = "") -> None:
     if ca:
         command += ["-CA", f"{directory}/{ca}.pem", "-CAkey", f"{directory}/{ca}.key"]
         command += ["-addext", "basicConstraints=critical,CA:FALSE"]
+    else:
+        # Python 3.13 asks it of an authority.
+        command += ["-addext", "keyUsage=critical,keyCertSign,digitalSignature"]
     subprocess.run([*command, "-keyout", key, "-out", directory / f"{name}.pem"], check=True, capture_output=True)

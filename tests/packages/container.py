@@ -36,7 +36,11 @@ mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 mount -t tmpfs -o mode=755 tmpfs "$root/run"
 mkdir -p "$root/root/.cache/nvmuser"
 mount --bind "$cache" "$root/root/.cache/nvmuser"
-exec chroot "$root" /usr/bin/env -i container=test "$3" /lib/systemd/systemd --system --unit=multi-user.target \
+cd "$root"
+# Not chroot: in one there are no user namespaces.
+pivot_root . .
+umount -l .
+exec /usr/bin/env -i container=test "$3" /lib/systemd/systemd --system --unit=multi-user.target \
     --log-target=console
 """
 
