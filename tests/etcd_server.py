@@ -41,7 +41,7 @@ class Certificates:
         extensions.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n")
         self._openssl(
             *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
-            *("-days", "-1" if expired else "30", "-extfile", "extensions", "-out", f"{name}.pem"),
+            *("-days", "0" if expired else "30", "-extfile", "extensions", "-out", f"{name}.pem"),
         )
         return self.directory / f"{name}.pem", self.directory / f"{name}.key"
 

@@ -219,12 +219,12 @@ async def _changed(seen: AsyncIterator[Listing | Changes | Lost]) -> dict[str, b
 
 async def test_a_frozen_member_does_not_hold_a_change(tmp_path: Path) -> None:
     with running(tmp_path) as etcd:
-        async with Connection([etcd.url], deadline=0.5) as connection:
-            await Client(connection).put("f/a", b"1")
+        async with Connection([etcd.url]) as patient, Connection([etcd.url], deadline=0.5) as connection:
+            await Client(patient).put("f/a", b"1")
             etcd.freeze()
             try:
                 with pytest.raises(FleetUnavailable, match="connects, and does not answer"):
                     await Client(connection).get("f/a")
             finally:
                 etcd.freeze(False)
-            assert await Client(connection).get("f/a")
+            assert await Client(patient).get("f/a")
