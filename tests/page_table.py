@@ -225,9 +225,21 @@ PAGES: dict[str, Page] = {
         setup=_SERVED,
         end=_STOP,
     ),
+    "docs/kubernetes.md": Page(
+        {
+            "nvmuser csi serve": Run({"nvmuser csi": "served nvmuser csi", "/csi/csi.sock": "{work}/csi.sock"}),
+            "-object": Not(
+                "arguments for a command line of one's own: `qemu-args` prints them, which README's page runs"
+            ),
+        }
+    ),
     "docs/libvirt.md": Page(
         {
-            "nvmuser guest qemu-args": Run(before={"nvmuser guest": "nvmuser controller create vm1"}, matrix=True),
+            "nvmuser guest qemu-args": Run(
+                {"> vm1.xml": "| sed s,/usr/bin/qemu-system-x86_64,{work}/qemu, > vm1.xml"},  # where ours is
+                before={"nvmuser guest": "nvmuser controller create vm1"},
+                matrix=True,
+            ),
             "<metadata>": Run(wrap="xmllint --noout - <<'EOF'\nBLOCK\nEOF"),
         },
     ),
@@ -243,7 +255,7 @@ PAGES: dict[str, Page] = {
                 # The QEMU there waits in vain for a guest, and is ended: the QMP commands that follow are QEMU's own.
                 {
                     "$(nvmuser guest qemu-args c0 --via libvfio) …": "background {work}/qmp "
-                    "$(nvmuser guest qemu-args c0 --via libvfio --memory 256M)",
+                    "$(nvmuser guest qemu-args c0 --via libvfio --memory 256M --no-hugepages)",
                     "-qmp …": "-display none -nodefaults -qmp unix:{work}/qmp,server=on,wait=off",
                 },
                 before={"nvmuser controller show": _TWO_HOSTS},

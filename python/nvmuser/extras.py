@@ -17,6 +17,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "bench": ("jinja2", "matplotlib", "numpy"),
     "fleet": ("grpc", "google.protobuf"),
     "sma": ("grpc", "google.protobuf"),
+    "csi": ("grpc", "google.protobuf", "httpx"),
 }
 """Extra → the packages that it brings, by the name under which they are imported."""
 PACKAGES: dict[str, str] = {
@@ -26,9 +27,10 @@ PACKAGES: dict[str, str] = {
     "bench": "nvmuser-bench",
     "fleet": "python3-grpcio python3-protobuf",
     "sma": "python3-grpcio python3-protobuf",
+    "csi": "python3-grpcio python3-protobuf python3-httpx",
 }
 """Extra → the Debian packages that bring the same."""
-NEEDS_DEBIAN_13 = ("api", "client", "top")
+NEEDS_DEBIAN_13 = ("api", "client", "top", "csi")
 """Extras of which Debian 12 has versions that are too old."""
 
 

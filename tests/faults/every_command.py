@@ -34,6 +34,7 @@ _GIVEN = {
     # Where it would serve, it would not end.
     ("nvmuser", "api", "serve"): ["--listen", "192.0.2.1:1"],
     ("nvmuser", "sma", "serve"): ["--listen", "192.0.2.1:1"],
+    ("nvmuser", "csi", "serve"): ["--endpoint", "unix:///nowhere/csi.sock"],
     ("nvmuser", "top"): ["--once", "--interval", "0.2"],
 }
 

@@ -37,10 +37,11 @@ KNOWS: dict[str, set[str]] = {
     },
     "api": {"errors", "fleet", "guest", "hostfs", "model", "paths", "reconcile", "rpc", "store", "supervisor"},
     "sma": {"api", "errors", "guest", "hostfs", "model", "paths", "protobuf", "reconcile", "supervisor"},
+    "csi": {"client", "errors", "hostfs", "protobuf"},
     "top": {"errors", "model", "paths", "reconcile", "supervisor"},
     "images": {"errors", "initiator", "model", "paths", "supervisor", "toolchain"},
-    "cli": {"api", "bench", "ceph", "collector", "doctor", "errors", "extras", "fleet", "guest", "hostfs", "images",
-            "model", "paths", "reconcile", "rpc", "sma", "store", "supervisor", "toolchain", "top"},
+    "cli": {"api", "bench", "ceph", "client", "collector", "csi", "doctor", "errors", "extras", "fleet", "guest",
+            "hostfs", "images", "model", "paths", "reconcile", "rpc", "sma", "store", "supervisor", "toolchain", "top"},
 }  # fmt: skip
 """Package or module of nvmuser → what it may import."""
 

@@ -25,6 +25,7 @@ _COMMANDS = {
     "cluster": ("cluster", "Clusters: Ceph, whose images become volumes."),
     "completion": ("completion", "Print a script for completion in bash, zsh or fish."),
     "controller": ("controller", "Controllers: each is one NVMe controller for one guest."),
+    "csi": ("csi", "Serve Kubernetes' Container Storage Interface."),
     "diff": ("spec", "Show what `apply` would change."),
     "doctor": ("doctor", "Check this machine and this deployment."),
     "events": ("events", "Show what has been changed, when, by whom and from where."),
