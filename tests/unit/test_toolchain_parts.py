@@ -94,7 +94,9 @@ def test_a_qemu_on_path_without_the_device_is_passed_over(tmp_path: Path) -> Non
     artifact.write_manifest(directory, version="11.1.3")
     found = find_qemu()
     assert (found.version, found.origin) == ("11.1.3", "cache")
-    assert found.argv[0] == str(directory / "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
+    libraries = directory / "usr/lib/x86_64-linux-gnu"
+    # Not the modules of the one on PATH, which would end it.
+    assert found.argv[:3] == ("env", f"QEMU_MODULE_DIR={libraries}/qemu", f"{libraries}/ld-linux-x86-64.so.2")
     assert found.tool("qemu-img")[-1] == str(directory / "usr/bin/qemu-img")
 
 

@@ -33,7 +33,7 @@ def find_older_qemu(suite: Suite) -> qemu.Qemu:
     facts = artifact.read_manifest(root)
     if facts is None:
         raise SetupError(f"{suite}'s QEMU is not in {root.parent}: run `nvmuser setup --qemu {suite}`")
-    return qemu.Qemu(_argv(root), facts["version"], "cache")
+    return qemu.Qemu(qemu.unpacked_argv(root, qemu.BINARY), facts["version"], "cache")
 
 
 def is_done(suite: Suite) -> bool:
@@ -48,11 +48,5 @@ def fetch(suite: Suite, reporter: Reporter) -> None:
     packages = private.fetch_packages(_PACKAGES, reporter)
     with artifact.assembling(_artifact_dir(suite)) as root:
         apt.unpack(packages, root, reporter, leave_out=qemu.LEAVE_OUT)
-        artifact.write_manifest(root, version=qemu.version_of(_argv(root)))
+        artifact.write_manifest(root, version=qemu.version_of(qemu.unpacked_argv(root, qemu.BINARY)))
     artifact.remove(private.root)
-
-
-def _argv(root: Path) -> tuple[str, ...]:
-    # Accelerators are modules here, looked for at the place of an installed QEMU.
-    modules = root / "usr/lib/x86_64-linux-gnu/qemu"
-    return ("env", f"QEMU_MODULE_DIR={modules}", *qemu.unpacked_argv(root, qemu.BINARY))

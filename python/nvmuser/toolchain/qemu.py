@@ -154,7 +154,8 @@ def unpacked_argv(root: Path, name: str) -> tuple[str, ...]:
     libraries = root / "usr/lib/x86_64-linux-gnu"
     loader = (str(libraries / "ld-linux-x86-64.so.2"), "--library-path", str(libraries))
     data = ("-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")) if name == BINARY else ()
-    return (*loader, str(root / "usr/bin" / name), *data)
+    # Modules are looked for at the place of an installed QEMU, which may be another, whose modules end this one.
+    return ("env", f"QEMU_MODULE_DIR={libraries / 'qemu'}", *loader, str(root / "usr/bin" / name), *data)
 
 
 def _uefi(root: Path) -> tuple[Path | None, Path | None]:

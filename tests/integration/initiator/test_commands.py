@@ -16,7 +16,7 @@ from host_world import EUI64, MIB, nguid, rpc, uuid
 from nvmuser import initiator
 from nvmuser.errors import HostConnectionError, HostError, NotFoundError, NvmeStatusError, UsageError
 from nvmuser.initiator.memory import transfer
-from nvmuser.paths import SETUP
+from nvmuser.paths import SETUP, packaged_dir
 from nvmuser.rpc import methods
 
 ROOT = Path(__file__).parents[3]
@@ -147,6 +147,7 @@ def test_the_sample(served: tuple[BareTarget, Path]) -> None:
     assert failed.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(packaged_dir() is not None, reason="packages bring the module")
 def test_no_module_says_so(tmp_path: Path) -> None:
     """The control plane works without; the error says how to get the module."""
     code = "from nvmuser import initiator; initiator.allocate(1)"

@@ -15,7 +15,7 @@ from vfio_guest import Client, Refusal
 from nvmf_vfio.protocol.header import Command
 from nvmf_vfio.protocol.messages import RegionInfo
 from nvmuser.errors import UsageError
-from nvmuser.paths import SETUP
+from nvmuser.paths import SETUP, packaged_dir
 from nvmuser.pci import Msi, MsiX, PciExpress, PowerManagement, Server, Vendor
 from nvmuser.toolchain import find_spdk
 
@@ -73,6 +73,7 @@ async def test_a_write_that_no_bus_could_carry_never_gets_to_the_library(
     (await off_loop(connect, path)).close()
 
 
+@pytest.mark.skipif(packaged_dir() is not None, reason="packages bring the module")
 def test_no_module_says_so(tmp_path: Path) -> None:
     """What a device declares is known without; serving it fails, and the error says how to get the module."""
     code = f"""
@@ -85,7 +86,8 @@ class Device(PciDevice):
 asyncio.run(serve({{Path({str(tmp_path / "device.sock")!r}): Device()}}))
 """
     env = {**os.environ, "NVMUSER_CACHE": str(tmp_path), "NVMUSER_SPDK": str(find_spdk().prefix)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+    argv = [sys.executable, "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=env, timeout=60)
     assert done.returncode == 1
     assert "SetupError: nvmuser_vfu has not been built" in done.stderr
     assert SETUP in done.stderr.splitlines()[-1]
