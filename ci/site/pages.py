@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import plots
+
 from nvmuser.cli import reference
 from nvmuser.model.spec_schema import schema
 
@@ -52,8 +54,16 @@ class Site:
         (self._out / "commands.md").write_text(reference.markdown(), encoding="utf-8")
         (self._out / "specification.md").write_text("\n".join(specification(schema())), encoding="utf-8")
         (self._out / "screenshots.md").write_text("\n".join(self._screenshots()), encoding="utf-8")
+        self._plots("performance.md")
         for path, place in self._others.items():
             (self._out / place).write_text(_as_page(path), encoding="utf-8")
+
+    def _plots(self, place: str) -> None:
+        text, drawings = plots.drawn((self._out / place).read_text(encoding="utf-8"))
+        (self._out / "plots").mkdir()
+        for number, drawing in enumerate(drawings, 1):
+            (self._out / f"plots/{number}.svg").write_text(drawing, encoding="utf-8")
+        (self._out / place).write_text(text, encoding="utf-8")
 
     def _screenshots(self) -> Iterator[str]:
         """The page of the API, as the tests saw it here last."""

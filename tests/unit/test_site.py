@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from nvmuser.cli import reference
 from nvmuser.model.spec_schema import schema
 
 SITE = Path(__file__).resolve().parents[2] / "ci/site"
+SVG = "{http://www.w3.org/2000/svg}"
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 
@@ -73,3 +75,34 @@ def test_the_references_are_complete(site: Path) -> None:
         for key, value in part.get("items", part).get("properties", {}).items():
             (row,) = (line for line in section.splitlines() if line.startswith(f"| `{key}` |"))
             assert "default" not in value or f"`{json.dumps(value['default'])}`" in row
+
+
+TABLE = """| job | ours | `nvme` | other |
+|---|---:|---:|---:|
+| read <1> | **40.5k** | 20k (2.02) | none |
+| write | **8k** | 10.2k (0.78 ≈) | 5k |
+"""
+
+
+def bars(svg: str) -> list[float]:
+    """Widths of all bars, with those of the legend."""
+    return [float(one.attrib["width"]) for one in ElementTree.fromstring(svg).iter(f"{SVG}rect")]
+
+
+def test_bars_are_as_long_as_the_figures_of_the_table(pages: ModuleType) -> None:
+    text, (svg,) = importlib.import_module("plots").drawn(f"# Page\n\n{TABLE}\nText.\n")
+    assert text == f"# Page\n\n{TABLE}\n![IOPS by job and peer, as in the table](plots/1.svg)\n\nText.\n"
+    longest, *others = bars(svg)[4:]
+    assert [round(width / longest * 40.5, 1) for width in others] == [20, 8, 10.2, 5]
+    words = [one.text for one in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    assert words == ["ours", "nvme", "other", "read <1>", "40.5k", "20k", "write", "8k", "10.2k", "5k"]
+
+
+@pytest.mark.parametrize("table", [TABLE.replace("| job |", "| element |"), TABLE.replace("**40.5k**", "none")])
+def test_other_tables_are_not_drawn(pages: ModuleType, table: str) -> None:
+    assert importlib.import_module("plots").drawn(table) == (table, [])
+
+
+def test_the_page_of_performance_has_its_drawing(site: Path) -> None:
+    assert "](plots/1.svg)" in (site / "performance.md").read_text()
+    assert len(bars((site / "plots/1.svg").read_text())) > 40
