@@ -43,7 +43,7 @@ from nvmuser.rpc import Client
 from nvmuser.supervisor import daemon
 from nvmuser.supervisor.spdk import Options
 
-NQN, SIZE = "nqn.2026-11.org.example:store", 16 << 20
+NQN, SIZE = "nqn.2026-11.org.example:store", 64 << 20
 _NUMBERS = itertools.count()
 
 

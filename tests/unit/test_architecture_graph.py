@@ -29,7 +29,7 @@ KNOWS: dict[str, set[str]] = {
     "supervisor": {"client", "collector", "errors", "extras", "fleet", "hostfs", "model", "nvmf_vfio", "paths",
                    "reconcile", "rpc", "store", "toolchain"},
     "initiator": {"errors", "hostfs", "supervisor", "toolchain"},
-    "guest": {"errors", "hostfs", "model", "paths", "supervisor", "toolchain"},
+    "guest": {"errors", "fleet", "hostfs", "model", "paths", "store", "supervisor", "toolchain"},
     "doctor": {"ceph", "errors", "hostfs", "model", "paths", "reconcile", "store", "supervisor", "toolchain"},
     "bench": {
         "ceph", "collector", "errors", "fleet", "guest", "hostfs", "initiator", "model", "nvmf_vfio", "paths", "pci",

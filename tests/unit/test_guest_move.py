@@ -14,7 +14,7 @@ from nvmuser.errors import GuestError
 from nvmuser.guest import move as moves
 from nvmuser.guest import saved
 from nvmuser.guest.registry import GuestRecord
-from nvmuser.guest.relocate import _movable
+from nvmuser.guest.relocate import movable
 from nvmuser.guest.spec import GuestSpec
 
 RAM = {"remaining": 1 << 20, "total": 1 << 30, "mbps": 800.0, "transferred": 5000}
@@ -76,6 +76,21 @@ async def test_well() -> None:
     assert seen[-1] == moves.Progress("active", 1 << 20, 1 << 30, 1e8, 0.12)
     assert there.asked == ["migrate-set-capabilities", "migrate-incoming", "cont"]
     assert "migrate_cancel" not in source.asked
+
+
+async def test_one_that_another_process_has_begun() -> None:
+    source = Qemu("active", "completed", running=False)
+    assert (await moves.resume(source.client)) == moves.Result(1.5, 0.04, 5000)
+    assert await moves.has_left(source.client)
+    assert (await moves.resume(source.client)) == moves.Result(1.5, 0.04, 5000), "also when it is over"
+
+
+@pytest.mark.parametrize("state", ["none", "failed", "cancelled", "completed"])
+async def test_none_that_was_begun(state: str) -> None:
+    """It is still here where it has come from elsewhere: `completed` is what QEMU says of that then."""
+    source = Qemu(state)
+    assert await moves.resume(source.client) is None
+    assert not await moves.has_left(source.client)
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -180,4 +195,4 @@ def test_the_same_guest_elsewhere() -> None:
 def test_a_guest_on_qemus_own_client_does_not_move(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GuestRecord, "running", property(lambda _record: True))
     with pytest.raises(GuestError, match="with --via libvfio"):
-        _movable(GuestRecord("g", 1, 1, 1, 1 << 30, ("/a/c0/cntrl",)))
+        movable(GuestRecord("g", 1, 1, 1, 1 << 30, ("/a/c0/cntrl",)))

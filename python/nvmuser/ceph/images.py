@@ -191,15 +191,16 @@ def fence(
     return [str(address) for address in found["fenced"]], _looked(volumes, looks)
 
 
-def complete(cluster: Cluster, volume: Volume, image: Image | OSError) -> Volume:
+def complete(cluster: Cluster, volume: Volume, image: Image | OSError, *, expected: bool = False) -> Volume:
     """A declared volume with its size, and whether the image is to be made, after looking at the cluster.
 
+    :param expected: with a guest, from another host that has the image locked until then.
     :raises NvmuserError: it cannot be declared so.
     """
     if isinstance(image, OSError):
         if image.errno != errno.ENOENT or image.filename == "rados_ioctx_create":
             raise explained(image, cluster, volume)
-        if not volume.create:
+        if expected or not volume.create:
             raise NotFoundError(f"{explained(image, cluster, volume)}; --create with --size makes it")
         if not volume.size:
             raise UsageError(f"image {named(volume)} does not exist: --create needs --size")
@@ -209,7 +210,7 @@ def complete(cluster: Cluster, volume: Volume, image: Image | OSError) -> Volume
             f"image {named(volume)} has {format_size(image.size)}: leave out the size, or grow the volume later"
         )
     check_lockable(volume, image)
-    if image.lockers:
+    if image.lockers and not expected:
         raise ConflictError(
             f"image {named(volume)}: locked by {image.holders}; --seize keeps that out for good, and takes it"
         )

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import click
 
+from nvmuser.cli import guest_fleet
 from nvmuser.cli import progress as progresses
 from nvmuser.cli.options import json_option
 from nvmuser.cli.present import say
-from nvmuser.errors import UsageError
+from nvmuser.errors import NotFoundError, UsageError
+from nvmuser.fleet.settings import FleetSettings
 from nvmuser.guest import move
 from nvmuser.guest import relocate as relocations
 from nvmuser.guest.relocate import Options, relocate
@@ -24,30 +26,39 @@ from nvmuser.paths import StateDir
 @click.option(
     "--to",
     "destination",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
     required=True,
-    metavar="STATE_DIR",
-    help="State directory of a running target there. The volumes' files are at the same paths for both.",
+    metavar="HOST|STATE_DIR",
+    help="A host of the fleet; or, with a slash, the state directory of a running target on this machine. It has the "
+    "volumes' files at the same paths.",
 )
-@click.option("--uri", default="", metavar="URI", help="For QEMU, such as tcp:127.0.0.1:4444. Default: a UNIX socket.")
+@click.option("--uri", default="", metavar="URI", help="For QEMU, to a state directory. Default: a UNIX socket.")
 @click.option("--bandwidth", default="0", metavar="SIZE", help="A second, at most. Default: as fast as it can.")
 @click.option("--downtime", default=0.3, show_default=True, help="Seconds for which QEMU may stop the guest.")
 @json_option
 @click.pass_obj
 def migrate(
-    state: StateDir, /, name: str, destination: Path, uri: str, bandwidth: str, downtime: float, as_json: bool
+    state: StateDir, /, name: str, destination: str, uri: str, bandwidth: str, downtime: float, as_json: bool
 ) -> int:
-    """Move a running guest, with its controllers, to another state directory.
+    """Move a running guest, with its controllers, to another host of the fleet, or to another state directory.
 
     It was started with --via libvfio. The volumes are closed here and opened there while it stands still. When anything
-    fails, and after Ctrl-C, the guest goes on here.
+    fails, the guest goes on here; to a state directory, after Ctrl-C too. In a fleet, its volumes are images in Ceph or
+    namespaces of remotes.
 
     \b
     Examples:
+      nvmuser guest migrate box --to h2
       nvmuser guest migrate box --to /var/lib/nvmuser2
       nvmuser guest migrate box --to /var/lib/nvmuser2 --bandwidth 500M
     """
-    there = StateDir(destination.absolute())
+    if "/" not in destination and (settings := FleetSettings.load(state)):
+        if uri:
+            raise UsageError("--uri: is for another state directory: in a fleet, the other host's QEMU chooses its own")
+        guest_fleet.migrate(state, settings, name, destination, parse_size(bandwidth), downtime, as_json)
+        return 0
+    there = StateDir(Path(destination).absolute())
+    if not there.root.is_dir():
+        raise NotFoundError(f"{destination}: no such state directory, and this host belongs to no fleet")
     if there.root.resolve() == state.root.resolve():
         raise UsageError(f"{destination}: the guest is there already")
     options = Options(uri, parse_size(bandwidth), downtime)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from nvmuser import __version__
@@ -68,7 +68,18 @@ class Executor(Protocol):
 class Agent:
     """Of one host. `run` is its whole life."""
 
-    def __init__(self, settings: FleetSettings, executor: Executor, fences: Fences | None = None) -> None:
+    def __init__(
+        self,
+        settings: FleetSettings,
+        executor: Executor,
+        fences: Fences | None = None,
+        travel: Callable[[str, str], None] = lambda controller, side: None,
+    ) -> None:
+        """
+        :param travel: is called with a controller and `source` or `destination`, when its guest's move needs this host.
+            Often: it is for who is called to see whether that is under way.
+        """
+        self._travel = travel
         self._settings, fences = settings, fences or Fences()
         self._keys = FleetKeys(settings.fleet)
         self._ownership = Ownership(self._keys, settings.host, fences)
@@ -150,6 +161,13 @@ class Agent:
                 "`nvmuser fleet import` writes back what this host has"
             )
         self._dirty.set()
+        self.see_off()
+
+    def see_off(self) -> None:
+        """Have guests that move do what they need of this host."""
+        for name, journey in (self._view.journeys if self._view else {}).items():
+            if side := journey.side(self._settings.host):
+                self._travel(name, side)
 
     async def _work(self, client: Client) -> None:
         again = 0.0  # when what is unfinished is tried again, whatever else happens until then; 0: nothing is
@@ -222,7 +240,8 @@ class Agent:
 
     def _moved(self, view: View, local: Desired) -> tuple[list[Key], list[Key]]:
         """What is another host's by now: what is closed here for that, and what cannot be, since its data is here."""
-        elsewhere = view.elsewhere(self._settings.host, [one.key for one in local.wanted()])
+        host = self._settings.host
+        elsewhere = view.elsewhere(host, {one.key for one in local.wanted()} - view.expected(host, local))
         volumes = [local.get(key) for key in elsewhere if key.kind == "volume"]
         stuck = any(isinstance(volume, Volume) and not moves(volume) for volume in volumes)
         return ([], elsewhere) if stuck else (elsewhere, [])

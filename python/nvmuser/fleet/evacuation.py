@@ -1,15 +1,20 @@
-"""Everything that can leave a host, elsewhere: a host that is drained gives it up, one that is evicted is shut out."""
+"""Everything that can leave a host, elsewhere: a host that is drained gives it up, one that is evicted is shut out.
+
+Of a host that is drained, guests that run go too, with what they have.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nvmuser.errors import ConflictError, NotFoundError, NvmuserError
+from nvmuser.fleet.journey import DONE, Journey
 from nvmuser.fleet.move import check_movable, companies, relocate
 from nvmuser.fleet.records import Declared
 from nvmuser.fleet.session import Session
+from nvmuser.fleet.travel import send
 from nvmuser.fleet.view import View, counted
 from nvmuser.model.keys import Key
 from nvmuser.store.events import Actor
@@ -48,6 +53,7 @@ async def evacuate(
     if host not in view.hosts:
         raise NotFoundError(f"host {host}: no such host; `nvmuser host list` shows those that there are")
     result, counts = Evacuated(), dict(counted(view))
+    guests: list[tuple[Group, str]] = []
     slots = asyncio.Semaphore(_TOGETHER)
 
     async def leave(group: Group, to: str) -> None:
@@ -56,6 +62,7 @@ async def evacuate(
                 await relocate(session, view, group, to, actor, force=force)
             except NvmuserError as error:
                 result.stayed |= dict.fromkeys(_named(group), str(error))
+                guests.append((group, to))
             else:
                 result.moved |= dict.fromkeys(_named(group), to)
 
@@ -70,7 +77,32 @@ async def evacuate(
         counts[to] += sum(key.kind == "controller" for key in group)
         moves.append(leave(group, to))
     await asyncio.gather(*moves)
+    if not force:
+        await _with_guests(session, host, actor, result, guests)
     return result
+
+
+async def _with_guests(
+    session: Session, host: str, actor: Actor, result: Evacuated, groups: Sequence[tuple[Group, str]]
+) -> None:
+    """What could not go alone, with the guests that use it: one after the other, since a guest may have several."""
+    for group, to in groups:
+        keys = [key for key in _named(group) if key.kind == "controller" and key in result.stayed]
+        if not keys:
+            continue
+        try:
+            went = await send(session, Journey(host, to, (keys[0].name,)), actor)
+        except NvmuserError as error:
+            result.stayed |= dict.fromkeys(keys, str(error))
+            continue
+        if went.state != DONE:
+            # Where nvmuser has started no guest on it, it is as it was said before.
+            result.stayed |= dict.fromkeys(keys, went.reason) if went.guest else {}
+            continue
+        for name in went.controllers:
+            key = Key("controller", name)
+            result.stayed.pop(key, None)
+            result.moved[key] = to
 
 
 def _destination(view: View, host: str, counts: Mapping[str, int]) -> str:

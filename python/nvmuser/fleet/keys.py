@@ -56,6 +56,10 @@ class FleetKeys:
     def tenant(self, name: str) -> str:
         return f"{self.root}meta/tenant/{name}"
 
+    def journey(self, controller: str) -> str:
+        """A guest on its way, by one of its controllers."""
+        return f"{self.root}meta/guest/{controller}"
+
     def object(self, key: Key) -> str:
         return f"{self.root}object/{TENANT}/{key}"
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from nvmuser.errors import ConflictError, NotFoundError, StaleError, TargetError, UsageError
 from nvmuser.fleet.fences import moves
 from nvmuser.fleet.groups import sets
+from nvmuser.fleet.journey import ENDED
 from nvmuser.fleet.ownership import check_fences
 from nvmuser.fleet.proposal import Proposal
 from nvmuser.fleet.records import SHARED, Declared
@@ -55,6 +56,8 @@ async def relocate(
     :raises NvmuserError: as of `move`.
     """
     check(view, before, to)
+    if not force:
+        _check_still(view, before)
     volumes = [one.object for one in before.values() if isinstance(one.object, Volume)]
     epochs = check_fences(view, volumes, to) if force else {}
     after: dict[Key, Declared | None] = {
@@ -136,6 +139,14 @@ def check(view: View, mine: Mapping[Key, Declared], to: str) -> None:
     shared = {below for one in mine.values() for below in one.object.depends_on if below.kind in SHARED}
     there |= {key: view.objects[key] for key in shared if key in view.objects}
     next_desired(as_desired(there), Change(create=tuple(one.object for one in mine.values())), lambda volume: volume)
+
+
+def _check_still(view: View, mine: Mapping[Key, Declared]) -> None:
+    """:raises ConflictError: a guest is on its way with it."""
+    for journey in view.journeys.values():
+        for name in journey.controllers:
+            if journey.state not in ENDED and Key("controller", name) in mine:
+                raise ConflictError(f"controller {name}: its guest is on its way to host {journey.to}")
 
 
 def check_movable(mine: Mapping[Key, Declared]) -> None:

@@ -101,7 +101,9 @@ class Ownership:
                 continue
             made = isinstance(entry.object, Volume) and volume.backend == "rbd" and entry.object.owned
             others = tuple(one for one in owner.fences if one.get("host") != self._host)
-            now = replace(owner, state=OPEN, fences=(*others, *self._chosen(volume)), made=made)
+            fences = (*others, *self._chosen(volume))
+            same = len(fences) == len(owner.fences) and all(one in owner.fences for one in fences)
+            now = replace(owner, state=OPEN, fences=owner.fences if same else fences, made=made)
             if now != owner:
                 await self._write(client, view, volume.uuid, now)
 

@@ -36,7 +36,7 @@ def changes(
     used = {below for one in part.values() if not one.deleting for below in one.object.depends_on}
     used |= {key for key, one in part.items() if key.kind == Cluster.kind and not one.deleting}
     here = {key: one for key, one in part.items() if not one.deleting and (key.kind not in SHARED or key in used)}
-    wanted = tuple(_declared(one.object, made) for one in here.values())
+    wanted = tuple(as_carried_out(one.object, made) for one in here.values())
     main = difference(local, Spec(wanted, {}, {}), prune=False, wipe=False)
     gone = {key: one for key, one in part.items() if one.deleting and _is_there(local, key)}
     kept = tuple(key for key, one in gone.items() if one.keep_files)
@@ -81,7 +81,7 @@ def unknown(part: Mapping[Key, Declared], local: Desired) -> list[Key]:
     return [one.key for one in local.wanted() if one.kind in KINDS and one.key not in part and one.kind not in SHARED]
 
 
-def _declared(one: AnyObject, made: Collection[str]) -> AnyObject:
+def as_carried_out(one: AnyObject, made: Collection[str]) -> AnyObject:
     """Whose a file is, is found out where it is made; whose an image is, goes with it from host to host."""
     return replace(one, owned=one.backend == "rbd" and one.uuid in made) if isinstance(one, Volume) else one
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from nvmuser.ceph import images
 from nvmuser.ceph.images import Image
 from nvmuser.errors import ConflictError, NotFoundError, SetupError
-from nvmuser.fleet.fences import Find, Recorded
+from nvmuser.fleet.fences import Fences, Find, Recorded
 from nvmuser.hostfs import host_identity, reservation_keys
 from nvmuser.hostfs.fences import Journal
 from nvmuser.model.desired import Desired
@@ -133,3 +133,11 @@ class ReservationFence:
     def opened(self, volume: Volume) -> None:
         """From now on nobody is a predecessor."""
         self._peers.predecessors.pop(volume.uuid, None)
+
+
+def fences_of(state: StateDir, host: str, desired: Callable[[], Desired], peers: Peers | None = None) -> Fences:
+    """All that a host knows.
+
+    :param peers: of the engine that opens volumes; without, nobody is shut out by these.
+    """
+    return Fences(LockFence(state, host, desired), ReservationFence(state, host, peers or Peers()))

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from nvmuser.fleet.etcd.client import Item, Listing
 from nvmuser.fleet.etcd.watch import Changes
+from nvmuser.fleet.journey import Journey
 from nvmuser.fleet.keys import FleetKeys, object_key
 from nvmuser.fleet.records import SHARED, Declared, Fleet, Host, Owner, Quota, declared_elsewhere, decode
 from nvmuser.model.desired import Desired, Entry
@@ -36,6 +37,7 @@ class View:
     objects: dict[Key, Declared] = field(default_factory=dict)
     owners: dict[str, Owner] = field(default_factory=dict)
     tenants: dict[str, Quota] = field(default_factory=dict)
+    journeys: dict[str, Journey] = field(default_factory=dict)
 
     @classmethod
     def of(cls, keys: FleetKeys, listing: Listing, host: str = "") -> View:
@@ -78,6 +80,9 @@ class View:
             elif kind == "meta" and rest.startswith("tenant/"):
                 quota = Quota.from_json(decode(name, item.value)) if item else None
                 _set(self.tenants, rest.removeprefix("tenant/"), quota)
+            elif kind == "meta" and rest.startswith("guest/"):
+                journey = Journey.from_json(decode(name, item.value)) if item else None
+                _set(self.journeys, rest.removeprefix("guest/"), journey)
             elif kind == "live":
                 (self.live.add if item else self.live.discard)(rest)
             elif name == self.keys.fleet_key:
@@ -101,6 +106,12 @@ class View:
         """Which of these are another host's by now."""
         found = [key for key in keys if key in self.objects and key.kind not in SHARED]
         return [key for key in found if self.objects[key].host != host]
+
+    def expected(self, host: str, local: Desired) -> set[Key]:
+        """What a host has of others' because a guest is on its way to it."""
+        names = {name for one in self.journeys.values() if one.is_expected(host) for name in one.controllers}
+        mine = [one for one in local.controllers() if one.name in names]
+        return {key for one in mine for key in (one.key, *one.depends_on)}
 
     def revision_of(self, key: Key) -> int:
         """Of an object's last write; 0: it is not there."""

@@ -94,28 +94,81 @@ async def move(
     :raises Stranded: it has left, and does not run there.
     :raises GuestError: it did not come about.
     """
-    try:
-        for qmp in (source, destination):
-            # Without it the source ends before it knows that the destination has taken everything.
-            await _capability(qmp, "return-path", wanted=True)
-        await _limit(source, bandwidth, downtime)
-        await destination.execute("migrate-incoming", {"uri": uri})
-        await source.execute("migrate", {"uri": uri})
-    except ExecuteError as error:
-        raise GuestError(f"QEMU does not begin the migration: {error}") from error
+    await expect(destination, uri)
     began = time.monotonic()
     try:
-        result = await _finish(source, on_progress)
+        result = await send(source, uri, on_progress=on_progress, bandwidth=bandwidth, downtime=downtime)
     except QMPError:
-        if not await _arrived(destination):
+        if not await arrived(destination):
             raise
         # QEMU has ended at the source after it had sent everything, and cannot say how it was any more.
         result = Result(time.monotonic() - began, 0.0, 0)
-    await _run(destination)
+    await run(destination)
     return result
 
 
-async def _run(destination: QMPClient) -> None:
+async def expect(destination: QMPClient, uri: str) -> str:
+    """Have a QEMU that was started with `-incoming defer -S` wait for a guest.
+
+    :returns: the address where it does, where the port was left to it.
+    :raises GuestError: it does not.
+    """
+    try:
+        # Without it the source ends before it knows that the destination has taken everything.
+        await _capability(destination, "return-path", wanted=True)
+        await destination.execute("migrate-incoming", {"uri": uri})
+    except ExecuteError as error:
+        raise GuestError(f"QEMU does not begin the migration: {error}") from error
+    if not uri.endswith(":0"):
+        return uri
+    for address in (await _dict(destination, "query-migrate")).get("socket-address", ()):
+        if address.get("type") == "inet":
+            return f"tcp:{_bracketed(address['host'])}:{address['port']}"
+    return uri
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+async def send(
+    source: QMPClient,
+    uri: str,
+    *,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    bandwidth: int = 0,
+    downtime: float = DOWNTIME,
+) -> Result:
+    """Send a guest to where a QEMU waits for it. When this returns, it does not run here any more, and never will.
+
+    :raises GuestError: it goes on here. :raises QMPError: its QEMU has ended, and the destination knows more.
+    """
+    try:
+        await _capability(source, "return-path", wanted=True)
+        await _limit(source, bandwidth, downtime)
+        await source.execute("migrate", {"uri": uri})
+    except ExecuteError as error:
+        raise GuestError(f"QEMU does not begin the migration: {error}") from error
+    return await _finish(source, on_progress)
+
+
+async def resume(source: QMPClient) -> Result | None:
+    """As `send`, of a migration that somebody else has begun. None: none is under way.
+
+    A QEMU to which a guest has come by a migration goes on to report that one, as completed.
+    """
+    status = (await _dict(source, "query-migrate")).get("status", "none")
+    if status in _ENDED and not (status == "completed" and await has_left(source)):
+        return None
+    return await _finish(source, lambda progress: None)
+
+
+async def has_left(source: QMPClient) -> bool:
+    """Whether a guest was sent from here: it stands still for ever."""
+    return (await _dict(source, "query-status")).get("status") == "postmigrate"
+
+
+async def run(destination: QMPClient) -> None:
     """Have a guest run that is here and nowhere else. It is too late to give up.
 
     :raises Stranded: its QEMU has ended, or does not run it.
@@ -132,7 +185,7 @@ async def _run(destination: QMPClient) -> None:
         raise Stranded(f"its QEMU there has ended: {error}") from error
 
 
-async def _arrived(destination: QMPClient) -> bool:
+async def arrived(destination: QMPClient) -> bool:
     """Whether a guest whose source has ended is at the destination."""
     with contextlib.suppress(QMPError, TimeoutError):
         async with asyncio.timeout(_GIVE_UP):
@@ -184,7 +237,7 @@ async def load(destination: QMPClient, file: Path, *, without_memory: bool = Fal
         raise GuestError(f"{file}: QEMU does not take this guest: {error}") from error
     if status != "completed":
         raise GuestError(f"{file}: QEMU does not take this guest: the migration has {status}")
-    await _run(destination)
+    await run(destination)
 
 
 async def _capability(qmp: QMPClient, name: str, *, wanted: bool) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qemu.qmp import QMPClient
 
@@ -58,9 +59,8 @@ async def relocate(
     :raises NvmuserError: it cannot move, or did not arrive.
     """
     record = registry(here).get(name)
-    names = _movable(record)
-    if file := record.machine.get("memory_file"):
-        raise GuestError(f"guest {name!r} has its memory in {file}, which stays here: suspend and resume it")
+    names = movable(record)
+    check_memory(record)
     result, problem = None, "its QEMU there has ended"
     try:
         result = await _migrate(here, there, record, options, on_step, on_progress)
@@ -84,10 +84,10 @@ async def _migrate(
     on_step: Callable[[str], None],
     on_progress: Callable[[move.Progress], None],
 ) -> move.Result:
-    async with _leaving(here, record) as source:
+    async with leaving(here, record) as source:
         on_step("preparing the destination")
         kind = await move.machine_type(source)
-        async with _expected(here, there, _movable(record)), _waiting(there, record, kind) as qmp:
+        async with _expected(here, there, movable(record)), _waiting(there, record, kind) as qmp:
             uri = options.uri or f"unix:{registry(there).runtime(record.name).directory / _SOCKET}"
             check_socket_path(Path(uri.removeprefix("unix:")))
             on_step("moving")
@@ -100,6 +100,12 @@ async def _migrate(
                     bandwidth=options.bandwidth,
                     downtime=options.downtime,
                 )
+
+
+def check_memory(record: GuestRecord) -> None:
+    """:raises GuestError: a guest's memory is a file, which stays where it is."""
+    if file := record.machine.get("memory_file"):
+        raise GuestError(f"guest {record.name!r} has its memory in {file}, which stays here: suspend and resume it")
 
 
 async def suspend(
@@ -117,7 +123,7 @@ async def suspend(
     if file.exists() or beside.exists():
         raise ConflictError(f"{file}: exists already")
     try:
-        async with _leaving(state, record) as source:
+        async with leaving(state, record) as source:
             kind = await move.machine_type(source)
             beside.write_text(json.dumps({"name": name, "machine": record.machine, "type": kind}), encoding="utf-8")
             without = bool(record.machine.get("memory_file"))
@@ -158,12 +164,12 @@ def _beside(file: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def _leaving(here: StateDir, record: GuestRecord) -> AsyncIterator[QMPClient]:
+async def leaving(here: StateDir, record: GuestRecord) -> AsyncIterator[QMPClient]:
     """A session with the QEMU of a guest that can move.
 
     :raises GuestError: it cannot.
     """
-    names = _movable(record)
+    names = movable(record)
     async with connected(registry(here).runtime(record.name).qmp) as source:
         await move.check(source)
         plugged = {identity for identity in (await look(source)).devices if identity.startswith(_OURS)}
@@ -172,7 +178,7 @@ async def _leaving(here: StateDir, record: GuestRecord) -> AsyncIterator[QMPClie
         yield source
 
 
-def _movable(record: GuestRecord) -> list[str]:
+def movable(record: GuestRecord) -> list[str]:
     """Names of its controllers.
 
     :raises GuestError: it cannot move.
@@ -219,15 +225,24 @@ async def _waiting(there: StateDir, record: GuestRecord, machine_type: str) -> A
 
     One that has it, and does not run it, has the only copy of its memory.
     """
-    guests, names = registry(there), record.machine.get("controllers", [])
-    devices, desired = Devices(there), control.load(there)
-    directories = {name: devices.provide(desired.controller(name)) for name in names}
-    spec = saved.from_json(record.machine, {name: there.socket(name) for name in names}, directories, machine_type)
-    await guests.start(record.name, spec, incoming=True)
+    await start_incoming(there, record.name, record.machine, machine_type)
     try:
-        yield guests.runtime(record.name).qmp
+        yield registry(there).runtime(record.name).qmp
     except move.Stranded:
         raise
     except BaseException:
-        await guests.discard(record.name, keep_memory=True)
+        await registry(there).discard(record.name, keep_memory=True)
         raise
+
+
+async def start_incoming(there: StateDir, name: str, machine: Mapping[str, Any], machine_type: str) -> None:
+    """Start a QEMU that waits for a guest.
+
+    :param machine: as its record has it.
+    :raises NvmuserError: it does not start.
+    """
+    names = [str(one) for one in machine.get("controllers", [])]
+    devices, desired = Devices(there), control.load(there)
+    directories = {one: devices.provide(desired.controller(one)) for one in names}
+    spec = saved.from_json(machine, {one: there.socket(one) for one in names}, directories, machine_type)
+    await registry(there).start(name, spec, incoming=True)

@@ -72,7 +72,8 @@ def _preparer(before: Desired, change: Change, state: StateDir) -> Callable[[Vol
                 raise ConflictError(f"{volume.key.words}: {error}") from None
         if volume.backend == "crypt":
             return volume_keys.prepare(volume)
-        return files.expected(volume) if volume.key in incoming else files.prepare(volume, state)
+        expected = volume.key in incoming and volume.backend == "file"
+        return files.expected(volume) if expected else files.prepare(volume, state)
 
     return prepare
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from nvmuser.ceph import images
 from nvmuser.errors import ConflictError
 from nvmuser.model.change import Change
-from nvmuser.model.desired import Desired
+from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Cluster, Volume
 
@@ -22,11 +22,12 @@ def completed(change: Change, before: Desired) -> Change:
     """
     new = {one.key: one for one in change.create}
     mine = [one for one in change.create if isinstance(one, Volume) and one.cluster and not _is_there(one, before)]
+    expected = Desired({one.key: Entry(one) for one in change.create}).closed
     done: dict[Key, AnyObject] = {}
     for volume in mine:
         cluster = _find(Key(Cluster.kind, volume.cluster), new, before)
         if isinstance(cluster, Cluster):
-            done[volume.key] = _completed(_named(volume, new, before), cluster)
+            done[volume.key] = _completed(_named(volume, new, before), cluster, expected=volume.key in expected)
     return replace(change, create=tuple(done.get(one.key, one) for one in change.create)) if done else change
 
 
@@ -48,7 +49,7 @@ def _named(volume: Volume, new: dict[Key, AnyObject], before: Desired) -> Volume
     return volume if volume.image else replace(volume, image=volume.name)
 
 
-def _completed(volume: Volume, cluster: Cluster) -> Volume:
+def _completed(volume: Volume, cluster: Cluster, *, expected: bool) -> Volume:
     if volume.snapshot_of:
         return replace(volume, owned=True)
     image = images.look_at(cluster, [volume])[volume]
@@ -56,6 +57,6 @@ def _completed(volume: Volume, cluster: Cluster) -> Volume:
         if isinstance(image, images.Image):
             raise ConflictError(f"image {images.named(volume)} exists already: choose another name, or --image")
         return replace(volume, owned=True)
-    found = images.complete(cluster, volume, image)
+    found = images.complete(cluster, volume, image, expected=expected)
     # An image that its fleet has made on another host goes with the volume here too.
     return replace(found, owned=found.owned or volume.owned)

@@ -23,6 +23,9 @@ from nvmuser.reconcile.actual import query
 from nvmuser.reconcile.engine import Engine
 from nvmuser.store import Store
 
+_SHARED = ("file", "remote", "rbd")
+"""Backends of volumes that two hosts can reach."""
+
 
 def volumes_of(desired: Desired, controller: Controller) -> list[Volume]:
     """What a controller shows, in the order of its namespaces.
@@ -31,10 +34,10 @@ def volumes_of(desired: Desired, controller: Controller) -> list[Volume]:
     """
     volumes = [one for one in map(desired.get, controller.depends_on) if isinstance(one, Volume)]
     for volume in volumes:
-        if volume.backend != "file":
+        if volume.backend not in _SHARED:
             raise ConflictError(
                 f"controller {controller.name}: volume {volume.name} ({volume.backend}) cannot move between hosts; "
-                "only file volumes can, on storage that both hosts share"
+                "only what both hosts reach can: files on storage that they share, remotes, images in Ceph"
             )
     return volumes
 
@@ -59,7 +62,10 @@ async def give_away(state: StateDir, engine: Engine, name: str) -> None:
     """
     await asyncio.to_thread(record, state, name, away=True)
     target = engine.desired().controller(name).target
-    await engine.reconcile([target])
+    outcome = await engine.reconcile([target])
+    keys = engine.desired().controller(name).depends_on
+    if problems := [problem for problem in outcome.problems if problem.object in keys]:
+        raise TargetError(f"controller {name}: {summary(problems)}")
     if await _are_open(state, engine, name, target):
         raise TargetError(f"controller {name}: the target has not closed its volumes")
 
@@ -113,5 +119,10 @@ async def _are_open(state: StateDir, engine: Engine, name: str, target: str) -> 
     if rpc is None:
         return answers(state.rpc_socket_of(target))
     desired, actual = engine.desired(), await query(rpc)
-    volumes = volumes_of(desired, desired.controller(name))
-    return any(backends.find(volume, desired, actual) is not None for volume in volumes)
+    shown = {namespace.bdev for subsystem in actual.subsystems.values() for namespace in subsystem.namespaces}
+    for volume in volumes_of(desired, desired.controller(name)):
+        bdev = backends.find(volume, desired, actual)
+        # A remote's namespace is there as long as the remote is attached, and its reservation was given up.
+        if bdev and (volume.backend != "remote" or bdev.name in shown):
+            return True
+    return False

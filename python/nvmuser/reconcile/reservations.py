@@ -118,18 +118,20 @@ class Reservations:
             self._rpc = rpc
         entries = [entry for key, entry in desired.entries.items() if key.kind == "volume"]
         volumes = [
-            (one.object, one.deleting) for one in entries if isinstance(one.object, Volume) and one.object.remote
+            (one.object, one.deleting or one.object.key in desired.closed)
+            for one in entries
+            if isinstance(one.object, Volume) and one.object.remote
         ]
         refused, release, shared = dict[Key, str](), dict[Key, Request](), dict[Key, str]()
 
-        async def settle(volume: Volume, space: _Namespace, keys: ReservationKeys, deleting: bool) -> None:
+        async def settle(volume: Volume, space: _Namespace, keys: ReservationKeys, leaving: bool) -> None:
             if why := _shared(volume, space):
                 shared[volume.key] = why
                 return
             try:
                 request = await (
-                    self._to_release(space)
-                    if deleting
+                    self._to_release(space, volume)
+                    if leaving
                     else self._claim(space, volume, keys, by_force=volume.key in changed)
                 )
             except NvmuserError as error:
@@ -140,21 +142,22 @@ class Reservations:
                     return
             if request:
                 release[volume.key] = request
-            elif not deleting:
+            elif not leaving:
                 shared[volume.key] = f"remote {volume.remote} offers no reservations for it"
 
         if volumes:
             keys = await asyncio.to_thread(reservation_keys.load, self._state)
-            found = [(volume, deleting, _namespace(volume, rpc, desired, actual)) for volume, deleting in volumes]
-            await asyncio.gather(*(settle(volume, space, keys, deleting) for volume, deleting, space in found if space))
+            found = [(volume, leaving, _namespace(volume, rpc, desired, actual)) for volume, leaving in volumes]
+            await asyncio.gather(*(settle(volume, space, keys, leaving) for volume, leaving, space in found if space))
         for key in shared.keys() & set(new):
             if not _volume(desired, key).shared_ok:
                 refused[key] = f"{shared[key]}: --shared-ok accepts that other hosts may write to it"
         self.claims = Claims(refused, release, shared)
         return self.claims
 
-    @staticmethod
-    async def _to_release(space: _Namespace) -> Request | None:
+    async def _to_release(self, space: _Namespace, volume: Volume) -> Request | None:
+        """Of what goes, or is another host's for now: who has it from then on is not looked after here."""
+        self._seen.pop(volume.key, None)
         mine = (await space.report()).of(space.host_id)
         return reservations.unregister(space.remote, space.nsid, mine.key) if mine else None
 

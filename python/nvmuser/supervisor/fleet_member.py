@@ -22,6 +22,7 @@ from nvmuser.paths import StateDir
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.store.events import Actor
+from nvmuser.supervisor.travellers import Travellers
 
 if TYPE_CHECKING:
     from nvmuser.fleet.agent import Agent
@@ -50,6 +51,7 @@ class FleetMember:
         self._settings: FleetSettings | None = None
         self._agent: Agent | None = None
         self._failure = ""
+        self._travellers = Travellers(state, self._see_off)
 
     async def run(self) -> None:
         """For ever."""
@@ -73,6 +75,10 @@ class FleetMember:
         """It has joined a fleet, or left it."""
         self._again.set()
 
+    def _see_off(self) -> None:
+        if self._agent:
+            self._agent.see_off()
+
     async def _follow(self) -> None:
         self._agent, self._failure = None, ""
         self._engine.peers.opening = None
@@ -81,13 +87,10 @@ class FleetMember:
             if self._settings is None:
                 return
             from nvmuser.fleet.agent import Agent  # etcd's protocol is an extra
-            from nvmuser.fleet.fences import Fences
-            from nvmuser.fleet.storage_fences import LockFence, ReservationFence
+            from nvmuser.fleet.storage_fences import fences_of
 
-            host = self._settings.host
-            lock = LockFence(self._state, host, self._engine.desired)
-            reservation = ReservationFence(self._state, host, self._engine.peers)
-            self._agent = Agent(self._settings, self, Fences(lock, reservation))
+            fences = fences_of(self._state, self._settings.host, self._engine.desired, self._engine.peers)
+            self._agent = Agent(self._settings, self, fences, self._travellers.start)
             self._engine.peers.opening = self._agent.connecting
             await self._agent.run()
         except* NvmuserError as errors:
