@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from fleet_guest import NAME, a_guest, nvmuser
 from fleet_storage import StorageWorld
 from fleet_world import until
@@ -11,6 +12,7 @@ from fleet_world import until
 from nvmuser.supervisor import control
 
 
+@pytest.mark.matrix
 async def test_a_guest_moves_while_it_writes(storage: StorageWorld) -> None:
     """By name, and because its host is drained. Nothing of it is left where it was."""
     h1, h2 = storage.hosts["h1"], storage.hosts["h2"]
