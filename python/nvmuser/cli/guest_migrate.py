@@ -58,7 +58,8 @@ def migrate(
         return 0
     there = StateDir(Path(destination).absolute())
     if not there.root.is_dir():
-        raise NotFoundError(f"{destination}: no such state directory, and this host belongs to no fleet")
+        no_fleet = "" if "/" in destination else ", and this host belongs to no fleet"
+        raise NotFoundError(f"{destination}: no such state directory{no_fleet}")
     if there.root.resolve() == state.root.resolve():
         raise UsageError(f"{destination}: the guest is there already")
     options = Options(uri, parse_size(bandwidth), downtime)
