@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from test_plan import declare, directory, settle
 from nvmuser.errors import ConflictError, NvmuserError, RpcConnectionError, TargetError, UsageError
 from nvmuser.model import incoming
 from nvmuser.model.change import Change
-from nvmuser.model.desired import Desired
+from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Namespace, Volume
 from nvmuser.model.spec import difference, export, parse
@@ -25,6 +26,7 @@ from nvmuser.paths import StateDir
 from nvmuser.reconcile import handover
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.plan import plan
+from nvmuser.store import Store
 from nvmuser.supervisor import handover as supervised
 from nvmuser.supervisor import occupancy
 from nvmuser.supervisor.handover import Handover
@@ -230,6 +232,29 @@ async def test_controllers_that_arrive_together(state: StateDir, monkeypatch: py
         assert "no such controller" in answers[1]["error"], "it was taken, and is not declared"
         assert (await served.answer("c", "take"))["error"] == ""
         served.close()
+
+
+async def test_what_arrives_together_is_recorded_at_once(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is waited for once; what cannot be recorded does not keep the rest from it."""
+    volumes = tuple(Volume(name, size=MIB) for name in ("a", "b"))
+    controllers = tuple(Controller(name, (Namespace(volume),)) for name, volume in (("c", "a"), ("d", "b")))
+    with contextlib.closing(Engine(state)) as engine:
+        await engine.change(Change(create=(*volumes, *controllers)))
+        for name in ("c", "d"):
+            handover.record(state, name, away=True)
+        puts = list[int]()
+        put = Store.put
+
+        def counted(store: Store, entries: Iterable[Entry]) -> None:
+            entries = list(entries)
+            puts.append(len(entries))
+            put(store, entries)
+
+        monkeypatch.setattr(Store, "put", counted)
+        errors = await handover.take(state, engine, ["c", "gone", "d"])
+        assert puts == [2]
+        assert [controller.away for controller in engine.desired().controllers()] == [False, False]
+        assert "no such controller" in str(errors["gone"])
 
 
 async def test_no_guest_boots_without_its_volumes(state: StateDir) -> None:

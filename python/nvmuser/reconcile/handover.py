@@ -14,7 +14,7 @@ from typing import Any
 
 from nvmuser.errors import ConflictError, NvmuserError, TargetError, summary
 from nvmuser.hostfs.sockets import answers
-from nvmuser.model.desired import Desired
+from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Controller, Volume
 from nvmuser.paths import StateDir
@@ -77,12 +77,9 @@ async def take(state: StateDir, engine: Engine, names: Collection[str]) -> dict[
 
     :returns: for each whose volumes are not open, why; what was recorded stays, and is carried out when it can be.
     """
-    keys, errors = dict[str, set[Key]](), dict[str, NvmuserError]()
-    for name in names:
-        try:
-            keys[name] = await asyncio.to_thread(record, state, name, away=False)
-        except NvmuserError as error:
-            errors[name] = error
+    recorded = await asyncio.to_thread(_recorded, state, names, away=False)
+    errors = {name: found for name, found in recorded.items() if isinstance(found, NvmuserError)}
+    keys = {name: found for name, found in recorded.items() if not isinstance(found, NvmuserError)}
     desired = engine.desired()
     targets = {desired.controller(name).target for name in keys}
     try:
@@ -103,14 +100,30 @@ def record(state: StateDir, name: str, *, away: bool) -> set[Key]:
     :raises NotFoundError: there is no such controller.
     :raises ConflictError: one of them cannot be given to another host.
     """
+    found = _recorded(state, [name], away=away)[name]
+    if isinstance(found, NvmuserError):
+        raise found
+    return found
+
+
+def _recorded(state: StateDir, names: Collection[str], *, away: bool) -> dict[str, set[Key] | NvmuserError]:
+    """As `record`, for several; why not, where it raises. One transaction: each waits for the disk, as does a guest."""
+    found: dict[str, set[Key] | NvmuserError] = {}
+    changed: list[Entry] = []
     with contextlib.closing(Store(state.store)) as store, store.transaction():
         desired = store.load()
-        controller = desired.controller(name)
-        volumes_of(desired, controller)
-        if controller.away is not away:
-            entry = desired.entries[controller.key]
-            store.put([replace(entry, object=replace(controller, away=away))])
-    return {controller.key, *controller.depends_on}
+        for name in names:
+            try:
+                controller = desired.controller(name)
+                volumes_of(desired, controller)
+            except NvmuserError as error:
+                found[name] = error
+                continue
+            if controller.away is not away:
+                changed.append(replace(desired.entries[controller.key], object=replace(controller, away=away)))
+            found[name] = {controller.key, *controller.depends_on}
+        store.put(changed)
+    return found
 
 
 async def _are_open(state: StateDir, engine: Engine, name: str, target: str) -> bool:
