@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,11 +20,18 @@ from nvmuser.guest.spec import MIB
 from nvmuser.paths import StateDir
 from nvmuser.toolchain import find_appliance
 
+QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+
 pytestmark = pytest.mark.matrix
 
 
-def define(host: Libvirtd, state: StateDir, name: str, directory: Path, *controllers: str) -> None:
-    """A domain that boots the appliance: what `nvmuser guest qemu-args --libvirt` prints, and a kernel."""
+def define(
+    host: Libvirtd, state: StateDir, name: str, directory: Path, *controllers: str, arguments: Sequence[str] = ()
+) -> None:
+    """A domain that boots the appliance: what `nvmuser guest qemu-args --libvirt` prints, and a kernel.
+
+    :param arguments: more of them for QEMU, as `qemu:arg`.
+    """
     spec = GuestSpec(memory=384 * MIB, sockets=tuple(state.socket(controller) for controller in controllers))
     text = libvirt.domain(
         spec, name=name, hugepages=False, kvm=False, no_migration=directory / migration.IMAGE,
@@ -33,6 +43,10 @@ def define(host: Libvirtd, state: StateDir, name: str, directory: Path, *control
     ET.SubElement(system, "kernel").text = str(appliance.kernel)
     ET.SubElement(system, "initrd").text = str(appliance.initrd)
     ET.SubElement(system, "cmdline").text = "console=ttyS0 quiet panic=-1"
+    line = root.find(f"{{{QEMU}}}commandline")
+    assert line is not None
+    for argument in arguments:
+        ET.SubElement(line, f"{{{QEMU}}}arg", value=argument)
     path = directory / f"{name}.xml"
     path.write_text(ET.tostring(root, encoding="unicode"))
     host.ok("define", str(path))
@@ -82,3 +96,38 @@ def refused(host: Libvirtd, domain: str, reason: str) -> None:
     status, text = host.virsh("start", domain)
     assert status != 0
     assert reason in text
+
+
+async def test_a_controller_is_plugged_into_a_running_domain(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """By a second QMP socket and an empty root port, as docs/libvirt.md has them; it outlives the target too."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can start a libvirtd of its own")
+    root = tmp_path_factory.mktemp("d")
+    state, qmp = StateDir(root / "s"), root / "qmp"
+    arguments = ("-qmp", f"unix:{qmp},server=on,wait=off", "-device", "pcie-root-port,id=spare0,chassis=99,addr=0x10")
+    async with Deployment.start(state.root) as deployment:
+        for name in ("one", "two"):
+            await deployment.disk(name, sparse(root / name))
+        with libvirtd(root) as host:
+            migration.write_image(root / migration.IMAGE)
+            define(host, state, "box", root, "one", arguments=arguments)
+            host.ok("start", "box")
+            world = World(deployment, None, "")  # type: ignore[arg-type]
+            await world.until(lambda now: [guest["phase"] for guest in now["guests"]] == ["live"])
+            await plug(state, qmp, "two")
+            before = await world.until(lambda now: all(guest["phase"] == "live" for guest in both(now)))
+            os.kill(before["target"]["pid"], signal.SIGKILL)
+            await world.recovered(before)
+            assert "running" in host.ok("domstate", "box")
+            host.ok("destroy", "box")
+            await world.until(lambda now: now["guests"] == [])
+
+
+async def plug(state: StateDir, qmp: Path, controller: str) -> None:
+    program = Path(sys.executable).with_name("nvmuser")
+    command = [program, "--state-dir", state.root, "guest", "plug", "--qmp", qmp, controller]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    written, _ = await process.communicate()
+    assert process.returncode == 0, written.decode()
