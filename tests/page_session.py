@@ -133,7 +133,7 @@ class Session:
     def _script(self, setup: str, end: str, commands: list[tuple[Block, Run, Command]]) -> str:
         lines = [
             _HEAD,
-            f'end_of_page() {{\n[ -z "$helpers" ] || kill $helpers\n{end}\n}}',
+            f'end_of_page() {{\n[ -z "$helpers" ] || kill $helpers 2>/dev/null || true\n{end}\n}}',
             "trap 'status=$?; end_of_page; exit $status' EXIT",
             setup,
         ]

@@ -125,7 +125,7 @@ PAGES: dict[str, Page] = {
             ),
             "$ nvmuser sma serve": Run({"nvmuser sma": "served nvmuser sma", ":8080": ":0"}),
         },
-        end='kill "$(pgrep -f "serve --listen {port}")"; nvmuser target stop',
+        end='kill "$(pgrep -f "serve --listen {port}")" || true; nvmuser target stop',
     ),
     "docs/benchmarks.md": Page({}),
     "docs/cli.md": Page({"$ nvmuser volume show": Run(status=1)}),
@@ -163,6 +163,7 @@ PAGES: dict[str, Page] = {
                 matrix=True,
             ),
         },
+        end=_STOP,
     ),
     "docs/monitoring.md": Page(
         {
