@@ -7,6 +7,7 @@ changes and the hosts lie before, and what hosts report after it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from nvmuser.errors import UsageError
 from nvmuser.fleet.etcd.client import range_end
@@ -28,7 +29,7 @@ class FleetKeys:
     def __post_init__(self) -> None:
         check_name("fleet", self.fleet)
 
-    @property
+    @cached_property
     def root(self) -> str:
         return f"/nvmuser/{VERSION}/{self.fleet}/"
 

@@ -5,7 +5,6 @@ Owns one small file of the state directory. It is written when this host's own p
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ class Progress:
 
     def save(self, state: StateDir) -> None:
         """:raises NvmuserError: it cannot be written."""
-        write_whole(state.fleet_progress, dataclasses.asdict(self))
+        write_whole(state.fleet_progress, vars(self))
 
     def conflict(self, cluster: int, revision: int, objects: Mapping[str, int] | None = None) -> str:
         """Why what etcd has now cannot have come from what it had, in words; empty where it can.

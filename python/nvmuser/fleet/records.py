@@ -38,7 +38,7 @@ def encode(what: str, data: Mapping[str, Any]) -> bytes:
 def decode(key: str, raw: bytes) -> dict[str, Any]:
     """:raises FleetError: it is no JSON object."""
     try:
-        found = json.loads(raw)
+        found = json.loads(raw.decode())  # of bytes it would look for their encoding first
     except ValueError as error:
         raise FleetError(f"{key}: damaged in etcd: {error}") from error
     if not isinstance(found, dict):

@@ -81,7 +81,7 @@ def write_whole(path: Path, content: dict[str, Any]) -> None:
         with permissions.explained():
             path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640), "w") as file:
-                json.dump(content, file)
+                file.write(json.dumps(content))  # at once: `dump` encodes piece by piece, in Python
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(path)
