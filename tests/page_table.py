@@ -201,6 +201,9 @@ PAGES: dict[str, Page] = {
             "nvmuser fleet tenant": Run({"100G": "64M"}, matrix=True),
             "controllers:": Elsewhere("tests/fleet/test_fleet.py::test_labels_and_rules_decide_where"),
             "nvmuser fleet move": Elsewhere("tests/fleet/test_fleet_moves.py::test_a_forced_move_fences_first"),
+            "h1$ nvmuser guest start": Elsewhere(
+                "tests/fleet/test_fleet_guests.py::test_a_guest_moves_while_it_writes"
+            ),
         },
         setup="nvmuser target start",
         end=_STOP,
