@@ -5,13 +5,16 @@ from __future__ import annotations
 import pytest
 from fleet_world import ADMIN, FAR, Wall, World, on_far, pair, until
 
-from nvmuser.errors import ConflictError, NotFoundError, TargetError
-from nvmuser.fleet.etcd.client import Transaction
+from nvmuser.errors import ConflictError, NotFoundError, StaleError, TargetError
+from nvmuser.fleet.etcd.client import Client, Transaction
 from nvmuser.fleet.fences import Fences
 from nvmuser.fleet.move import move
+from nvmuser.fleet.ownership import Ownership
 from nvmuser.fleet.records import Owner
+from nvmuser.fleet.view import View
 from nvmuser.model.change import Change
 from nvmuser.model.keys import Key
+from nvmuser.model.objects import Volume
 from nvmuser.reconcile.outcome import Outcome
 
 
@@ -49,6 +52,31 @@ async def is_empty(world: World) -> bool:
 
 async def is_open(world: World, volume: str) -> bool:
     return (await owners(world))[volume].state == "open"
+
+
+async def test_a_record_that_changes_under_a_forced_move(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when its owner has written its fences at the same time: the move goes on by what there is then."""
+    walls = {name: Wall(name) for name in ("h1", "h2")}
+    world.fences = lambda host: Fences(walls[host])
+    _, h2 = [await world.join(name) for name in walls]
+    h2.executor.serves = True
+    await world.apply(on_far("a"), "h1")
+    await until(lambda: is_open(world, "v-a"))
+    world.tasks[0].cancel()
+    async with world.session() as one:
+        await one.client.write_if(_gone(one.keys.live("h1")))
+    candidate, tried = Ownership.candidate, list[str]()
+
+    async def late(self: Ownership, client: Client, view: View, volume: Volume) -> None:
+        tried.append(volume.name)
+        if len(tried) == 1:
+            raise StaleError("its owner has just changed; look again")
+        await candidate(self, client, view, volume)
+
+    monkeypatch.setattr(Ownership, "candidate", late)
+    await moved(world, "c-a", "h2", force=True)
+    assert len(tried) == 2
+    assert (await owners(world))["v-a"].host == "h2"
 
 
 async def test_a_move_that_the_host_refuses_leaves_everything(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from nvmuser.errors import ConflictError
+from nvmuser.errors import ConflictError, StaleError
 from nvmuser.fleet.etcd.client import Client, Put, Transaction
 from nvmuser.fleet.fences import Fences, Recorded, is_owned
 from nvmuser.fleet.keys import FleetKeys
@@ -156,7 +156,7 @@ class Ownership:
         whole = Transaction(expect, (self._keys.fleet_key,), {name: put, witness: note})
         revision = await client.commit(whole, witness)
         if revision is None:
-            raise ConflictError(f"volume {owner.volume if owner else uuid}: its owner has just changed; look again")
+            raise StaleError(f"volume {owner.volume if owner else uuid}: its owner has just changed; look again")
         view.owned(uuid, owner, revision)
 
 

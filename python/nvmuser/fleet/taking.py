@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
-from nvmuser.errors import FleetError, NvmuserError
+from nvmuser.errors import FleetError, NvmuserError, StaleError
 from nvmuser.fleet.etcd.client import Client
 from nvmuser.fleet.fences import Fence, Fences
 from nvmuser.fleet.ownership import Ownership
@@ -41,7 +41,8 @@ class Taking:
         """Take what this host's part says is to be taken, from the owner that it names. Returns why not, for what could
         not be.
 
-        :raises FleetError: etcd does not answer.
+        :raises FleetError: etcd does not answer. :raises StaleError: a record has changed since it was read; whether it
+            still is to be taken is to be seen in what has come.
         """
         refused: dict[Key, str] = {}
         others = self.ownership.foreign(view, part)
@@ -58,7 +59,7 @@ class Taking:
                 continue
             try:
                 await self._take(client, view, part, volume, owner, fence)
-            except FleetError:
+            except (FleetError, StaleError):
                 raise
             except NvmuserError as error:
                 refused[key] = str(error)
