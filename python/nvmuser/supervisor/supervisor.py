@@ -371,6 +371,8 @@ class Supervisor:
 
     async def _replace(self, life: Life, spdk: Spdk, rolling: bool) -> int:
         """The next process is started before the old one ends."""
+        if life.targets.current is None:  # it has just ended, and the next is on its way
+            await _known(life)
         if rolling:
             async with self._changing:
                 moved = await life.roll(spdk)
