@@ -151,8 +151,9 @@ class Agent:
             return
         if isinstance(event, Listing):
             self._view, self._reported, self._done = View.of(self._keys, event, self._settings.host), None, None
-        elif self._view:
-            self._view.follow(event)
+        elif self._view and self._view.follow(event):
+            # What has come and gone again is reported, too: somebody may wait for it.
+            self._done = None
         self.trouble = ""
         self._failover.arbiter(self._view is not None and self._keys.arbiter in self._view.revisions)
         if self._view and self._view.fleet is None:

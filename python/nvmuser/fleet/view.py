@@ -49,8 +49,8 @@ class View:
         view._take(listing.items)
         return view
 
-    def follow(self, changes: Changes) -> set[Key]:
-        """Bring it up to date. Returns the objects that have changed.
+    def follow(self, changes: Changes) -> bool:
+        """Bring it up to date. Returns whether something is this host's, or was, that has changed.
 
         :raises FleetError: it is damaged, or of a newer version.
         """
@@ -62,8 +62,8 @@ class View:
         """No change of many transactions is half done."""
         return self.keys.change not in self.revisions
 
-    def _take(self, items: Mapping[str, Item | None]) -> set[Key]:
-        changed: set[Key] = set()
+    def _take(self, items: Mapping[str, Item | None]) -> bool:
+        concerned = False
         for name, item in items.items():
             if item:
                 self.revisions[name] = item.revision
@@ -71,8 +71,9 @@ class View:
                 self.revisions.pop(name, None)
             kind, rest = self.keys.split(name)
             if kind == "object":
-                changed.add(key := object_key(rest))
-                _set(self.objects, key, self._declared(name, item) if item else None)
+                before, after = self.objects.get(key := object_key(rest)), self._declared(name, item) if item else None
+                concerned |= any(one is not None and one.host == self.host for one in (before, after))
+                _set(self.objects, key, after)
             elif kind == "host":
                 _set(self.hosts, rest, Host.from_json(decode(name, item.value)) if item else None)
             elif kind == "own":
@@ -87,7 +88,7 @@ class View:
                 (self.live.add if item else self.live.discard)(rest)
             elif name == self.keys.fleet_key:
                 self.fleet = Fleet.from_json(decode(name, item.value)) if item else None
-        return changed
+        return concerned
 
     def _declared(self, name: str, item: Item) -> Declared:
         if self.host and (elsewhere := declared_elsewhere(item.value, self.host)):

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Changes:
-    """What became of keys up to one revision: key → what it is now; None: deleted."""
+    """What became of keys up to one revision, by one transaction: key → what it is now; None: deleted."""
 
     revision: int
     items: dict[str, Item | None]
@@ -93,7 +93,7 @@ class Watcher:
         request = CLASSES["WatchCreateRequest"](
             key=self._start, range_end=self._end, start_revision=self._next, fragment=True
         )
-        gathered: dict[str, Item | None] = {}
+        gathered: dict[int, dict[str, Item | None]] = {}
         try:
             await call.write(CLASSES["WatchRequest"](create_request=request))
             while (reply := await call.read()) is not grpc.aio.EOF:
@@ -102,9 +102,13 @@ class Watcher:
                 if reply.canceled:
                     log.info("watch: cancelled: %s", reply.cancel_reason)
                     return
-                gathered |= _changed(reply)
-                if gathered and not reply.fragment:
-                    yield Changes(reply.header.revision, gathered)
+                for event in reply.events:
+                    changed = gathered.setdefault(event.kv.mod_revision, {})
+                    changed[event.kv.key.decode()] = None if event.type == DELETE else item(event.kv)
+                if not reply.fragment:
+                    for revision in sorted(gathered):
+                        last = revision == max(gathered)
+                        yield Changes(reply.header.revision if last else revision, gathered[revision])
                     gathered = {}
         finally:
             call.cancel()
@@ -112,7 +116,3 @@ class Watcher:
     def _is_behind(self, header: Any) -> bool:
         """It is another etcd than it was, or went back in time: it would reach our revision with other changes."""
         return bool(header.cluster_id != self._cluster or header.revision + 1 < self._next)
-
-
-def _changed(reply: Any) -> dict[str, Item | None]:
-    return {found.kv.key.decode(): None if found.type == DELETE else item(found.kv) for found in reply.events}
