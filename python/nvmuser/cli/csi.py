@@ -56,7 +56,7 @@ def serve(state: StateDir, endpoint: str, url: str | None, token_file: Path | No
     from nvmuser.csi import server
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    api = AsyncClient(url or f"unix:{state.run / 'api.sock'}", token)
+    api = AsyncClient(url or f"unix:{state.api_socket}", token)
 
     def started() -> None:
         click.echo(f"serving at {endpoint}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from nvmuser.csi.refusal import Refused
@@ -15,12 +16,14 @@ _OCTAL = re.compile(r"\\(\d{3})")
 def mounted(controller: str) -> list[Path]:
     """Where the directory of a controller, or the socket in it, is mounted."""
     ends = (f"/guest/{controller}", f"/guest/{controller}/cntrl")
-    found = []
+    return [place for root, place in _mounts() if root.endswith(ends)]
+
+
+def _mounts() -> Iterator[tuple[str, Path]]:
+    """What of a file system is mounted, and where (proc_pid_mountinfo(5))."""
     for line in _MOUNTS.read_text(encoding="utf-8").splitlines():
-        root, place = line.split(" ")[3:5]  # proc_pid_mountinfo(5)
-        if root.endswith(ends):
-            found.append(Path(_OCTAL.sub(lambda match: chr(int(match[1], 8)), place)))
-    return found
+        root, place = line.split(" ")[3:5]
+        yield root, Path(_OCTAL.sub(lambda match: chr(int(match[1], 8)), place))
 
 
 def bind(source: Path, target: Path) -> None:
@@ -43,7 +46,7 @@ def unbind(target: Path) -> None:
 
     :raises Refused: it is in use.
     """
-    while _is_mounted(target):
+    while any(place == target for _, place in _mounts()):
         _run("umount", str(target))
     try:
         if target.is_dir():
@@ -52,11 +55,6 @@ def unbind(target: Path) -> None:
             target.unlink()
     except OSError as error:
         raise Refused("INTERNAL", f"{target}: {error.strerror}") from error
-
-
-def _is_mounted(target: Path) -> bool:
-    lines = _MOUNTS.read_text(encoding="utf-8").splitlines()
-    return any(_OCTAL.sub(lambda match: chr(int(match[1], 8)), line.split(" ")[4]) == str(target) for line in lines)
 
 
 def _run(*command: str) -> None:

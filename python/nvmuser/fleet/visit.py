@@ -134,8 +134,8 @@ async def give_up(session: Session, log: Log, before: Written, reason: str) -> N
     :raises ConflictError: somebody else has just decided otherwise. :raises FleetError: etcd does not answer.
     """
     view, after = await session.view(), replace(before.journey, state=FAILED, reason=reason)
-    names = {f"{Key('controller', name)}" for name in after.controllers}
-    volumes = {below for key, one in view.objects.items() if str(key) in names for below in one.object.depends_on}
+    shown = [view.objects.get(Key("controller", name)) for name in after.controllers]
+    volumes = {below for one in shown if one for below in one.object.depends_on}
     writes: dict[str, Put | None] = {}
     expect: dict[str, int] = {}
     for uuid, owner in view.owners.items():

@@ -96,13 +96,7 @@ class Side:
 
         :raises ConflictError: the other side has taken one meanwhile.
         """
-        while True:
-            try:
-                await self.log.write(before, after)
-                return
-            except FleetError as error:
-                log.info("%s", error)
-                await asyncio.sleep(_AGAIN_S)
+        await _until_answered(lambda: self.log.write(before, after))
 
 
 class Source(Side):
@@ -282,13 +276,7 @@ class Destination(Side):
             await self._give_up(now)
 
     async def _settle(self, now: Written) -> None:
-        while True:
-            try:
-                await visit.settle(self.session, self.log, now, now.journey)
-                return
-            except FleetError as error:
-                log.info("%s", error)
-                await asyncio.sleep(_AGAIN_S)
+        await _until_answered(lambda: visit.settle(self.session, self.log, now, now.journey))
 
     async def _give_up(self, now: Written) -> None:
         await self._end(now.journey)
@@ -297,6 +285,17 @@ class Destination(Side):
     async def _end(self, journey: Journey) -> None:
         with contextlib.suppress(NotFoundError):
             await registry(self.state).discard(journey.guest, keep_memory=True)
+
+
+async def _until_answered(write: Callable[[], Awaitable[None]]) -> None:
+    """Write what may be written again: until etcd answers."""
+    while True:
+        try:
+            await write()
+            return
+        except FleetError as error:
+            log.info("%s", error)
+            await asyncio.sleep(_AGAIN_S)
 
 
 async def _open(state: StateDir, journey: Journey) -> None:

@@ -34,6 +34,12 @@ class Entry:
     """A target was asked to make what holds its data, so that it may be there although nobody could record it."""
 
 
+def closed(objects: Iterable[AnyObject]) -> frozenset[Key]:
+    """Keys of the volumes that belong to another host, by the controllers among some objects."""
+    away = (one for one in objects if isinstance(one, Controller) and one.away)
+    return frozenset(key for controller in away for key in controller.depends_on)
+
+
 @dataclass(frozen=True)
 class Desired:
     """Everything in the store, by key."""
@@ -114,7 +120,7 @@ class Desired:
     @functools.cached_property
     def closed(self) -> frozenset[Key]:
         """Keys of the volumes that belong to another host: nothing here may open them."""
-        return frozenset(key for controller in self.controllers() if controller.away for key in controller.depends_on)
+        return closed(self.controllers())
 
     def users(self, key: Key) -> list[str]:
         """What lies on it or shows it, in words: `controller a`."""

@@ -16,8 +16,9 @@ from nvmuser.model.objects import NO_LIMITS, Limits
 from nvmuser.rpc.client import Client
 
 _NO_METHOD = -32601
-_ENDING = "Unable to find a target"
 """JSON-RPC's code: SPDK was built, or started, without this module."""
+_ENDING = "Unable to find a target"
+"""How its answers about NVMe-oF begin when that side has ended already (lib/nvmf/nvmf_rpc.c)."""
 _DOWN = frozenset({"failed", "resetting", "reconnect_is_delayed"})
 """States of a path without a connection (module/bdev/nvme/bdev_nvme.c, `nvme_ctrlr_get_state_str`)."""
 

@@ -7,15 +7,12 @@ guest waits for that, and notices nothing else.
 from __future__ import annotations
 
 import contextlib
-import logging
 
 from nvmuser.errors import NvmuserError, RpcConnectionError, TargetError, TargetNotRunning
 from nvmuser.model import snapshots
 from nvmuser.model.change import Change
 from nvmuser.reconcile.engine import Engine
 from nvmuser.reconcile.outcome import Outcome
-
-log = logging.getLogger(__name__)
 
 
 async def snapshot_together(engine: Engine, name: str, suffix: str) -> Outcome:

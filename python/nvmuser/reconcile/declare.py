@@ -16,7 +16,7 @@ from nvmuser.hostfs import access, backing, files, key_files, limits, listeners,
 from nvmuser.hostfs.sockets import check_socket_path
 from nvmuser.model import capacity
 from nvmuser.model.change import Change, next_desired
-from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.desired import Desired, closed
 from nvmuser.model.objects import Controller, Remote, TargetSettings, Volume
 from nvmuser.paths import StateDir
 
@@ -51,7 +51,7 @@ def declared(before: Desired, change: Change, state: StateDir) -> Desired:
 
 
 def _preparer(before: Desired, change: Change, state: StateDir) -> Callable[[Volume], Volume]:
-    incoming = Desired({one.key: Entry(one) for one in change.create}).closed
+    incoming = closed(change.create)
 
     @functools.cache
     def owners() -> backing.Owners:

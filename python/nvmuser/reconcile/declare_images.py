@@ -10,7 +10,7 @@ from dataclasses import replace
 from nvmuser.ceph import images
 from nvmuser.errors import ConflictError
 from nvmuser.model.change import Change
-from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.desired import Desired, closed
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Cluster, Volume
 
@@ -22,7 +22,7 @@ def completed(change: Change, before: Desired) -> Change:
     """
     new = {one.key: one for one in change.create}
     mine = [one for one in change.create if isinstance(one, Volume) and one.cluster and not _is_there(one, before)]
-    expected = Desired({one.key: Entry(one) for one in change.create}).closed
+    expected = closed(change.create) if mine else frozenset()
     done: dict[Key, AnyObject] = {}
     for volume in mine:
         cluster = _find(Key(Cluster.kind, volume.cluster), new, before)

@@ -106,9 +106,9 @@ class Watcher:
                     changed = gathered.setdefault(event.kv.mod_revision, {})
                     changed[event.kv.key.decode()] = None if event.type == DELETE else item(event.kv)
                 if not reply.fragment:
+                    last = max(gathered, default=0)
                     for revision in sorted(gathered):
-                        last = revision == max(gathered)
-                        yield Changes(reply.header.revision if last else revision, gathered[revision])
+                        yield Changes(reply.header.revision if revision == last else revision, gathered[revision])
                     gathered = {}
         finally:
             call.cancel()
