@@ -26,6 +26,7 @@ from nvmuser.api.host import Host
 from nvmuser.api.tls import Tls
 from nvmuser.errors import ConflictError, UsageError
 from nvmuser.hostfs.sockets import listen_unix
+from nvmuser.model.remote_path import bracketed
 from nvmuser.paths import StateDir
 
 PORT = 8460
@@ -133,7 +134,7 @@ def shown(listener: socket.socket, *, with_tls: bool) -> str:
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix:{name}"
-    host = f"[{name[0]}]" if ":" in name[0] else name[0]
+    host = bracketed(name[0])
     return f"http{'s' if with_tls else ''}://{host}:{name[1]}"
 
 

@@ -19,7 +19,7 @@ from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import FAIL_AFTER_MAX_S, RECONNECT_MAX_S, Remote
-from nvmuser.model.remote_path import RemotePath
+from nvmuser.model.remote_path import RemotePath, bracketed
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import discovery
 from nvmuser.reconcile.actual import Actual
@@ -154,7 +154,7 @@ def discover(state: StateDir, address: str, as_json: bool) -> None:
         return
     table = Table("NQN", "kind", "transport", "path", "")
     for offer in offers:
-        there = f"[{offer.address}]" if ":" in offer.address else offer.address
+        there = bracketed(offer.address)
         table.add_row(offer.nqn, offer.kind, offer.transport, f"{there}:{offer.port}", "demands TLS" * offer.tls)
     console().print(table)
 

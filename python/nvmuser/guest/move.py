@@ -17,6 +17,7 @@ from typing import Any
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from nvmuser.errors import GuestError
+from nvmuser.model.remote_path import bracketed
 
 _INTERVAL = 0.01
 _LOOKS_A_REPORT = 10
@@ -123,12 +124,8 @@ async def expect(destination: QMPClient, uri: str) -> str:
         return uri
     for address in (await _dict(destination, "query-migrate")).get("socket-address", ()):
         if address.get("type") == "inet":
-            return f"tcp:{_bracketed(address['host'])}:{address['port']}"
+            return f"tcp:{bracketed(address['host'])}:{address['port']}"
     return uri
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
 
 
 async def send(

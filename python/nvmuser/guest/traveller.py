@@ -33,6 +33,7 @@ from nvmuser.fleet.travel import Log, Written
 from nvmuser.guest import move, relocate
 from nvmuser.guest.qmp import connected
 from nvmuser.guest.registry import GuestRecord, registry
+from nvmuser.model.remote_path import bracketed
 from nvmuser.paths import StateDir
 from nvmuser.store.events import Actor
 from nvmuser.supervisor import control
@@ -238,7 +239,7 @@ class Destination(Side):
         settings = FleetSettings.required(self.state)
         found = urlsplit(settings.endpoints[0])
         address = await asyncio.to_thread(_towards, found.hostname or "", found.port or 2379)
-        return f"[{address}]" if ":" in address else address
+        return bracketed(address)
 
     async def _watch(self, now: Written) -> None:
         """QEMU ends when the guest does not come whole; the source hears that too."""

@@ -19,6 +19,11 @@ DEFAULT_PORT = 4420
 """IANA's for NVMe over Fabrics."""
 
 
+def bracketed(address: str) -> str:
+    """An address as it stands before a port (RFC 3986, section 3.2.2)."""
+    return f"[{address}]" if ":" in address else address
+
+
 @dataclass(frozen=True)
 class RemotePath:
     """One way to a remote subsystem. Over NVMe/TCP."""
@@ -42,7 +47,7 @@ class RemotePath:
 
     def __str__(self) -> str:
         """As `parse` reads it."""
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        return f"{bracketed(self.address)}:{self.port}"
 
     @property
     def literal(self) -> str:
