@@ -34,11 +34,22 @@ class FleetGuest:
     world: StorageWorld
 
     @property
-    def here(self) -> str:
-        """The one host where its QEMU runs."""
+    def running(self) -> list[str]:
+        """Hosts where a QEMU of it runs."""
         hosts = self.world.hosts.items()
-        [name] = [name for name, host in hosts if any(one.running for one in registry(host.state).list())]
+        return [name for name, host in hosts if any(one.running for one in registry(host.state).list())]
+
+    @property
+    def here(self) -> str:
+        """The one host where it runs."""
+        [name] = self.running
         return name
+
+    async def start(self, host: str) -> None:
+        """Boot it on a host that has its controllers."""
+        machine = ("--via", "libvfio", "--memory", "512M", "--no-hugepages", "--controller", "r", "--controller", "i")
+        status, _, err = await nvmuser(self.world.hosts[host], "guest", "start", NAME, *machine)
+        assert status == 0, err
 
     async def run(self, command: str, *, input: bytes = b"") -> str:
         """Run a command in it."""
@@ -59,11 +70,10 @@ async def a_guest(world: StorageWorld, host: str) -> AsyncIterator[FleetGuest]:
     """One that runs on a host, on a remote's namespace (`r`) and an image (`i`)."""
     await world.declare(host, *world.remote("r"))
     await world.declare(host, *world.image("i"))
-    options = ("--via", "libvfio", "--memory", "512M", "--no-hugepages", "--controller", "r", "--controller", "i")
-    status, _, err = await nvmuser(world.hosts[host], "guest", "start", NAME, *options)
-    assert status == 0, err
+    guest = FleetGuest(world)
+    await guest.start(host)
     try:
-        yield FleetGuest(world)
+        yield guest
     finally:
         for one in world.hosts.values():
             for record in registry(one.state).list():

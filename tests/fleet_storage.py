@@ -25,22 +25,27 @@ from remote_pair import free_port
 
 from nvmuser import initiator
 from nvmuser.bench.measure.ceph_cluster import POOL, CephCluster
+from nvmuser.ceph import images
+from nvmuser.errors import RpcError
 from nvmuser.fleet import membership
 from nvmuser.fleet.keys import FleetKeys
 from nvmuser.fleet.move import move
 from nvmuser.fleet.records import Owner
 from nvmuser.fleet.session import Session, opened, session
 from nvmuser.fleet.settings import FleetSettings
-from nvmuser.hostfs import host_identity
+from nvmuser.hostfs import host_identity, reservation_keys
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Cluster, Controller, Namespace, Remote, Volume
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.model.where import Where
 from nvmuser.paths import StateDir
 from nvmuser.reconcile.engine import Engine
 from nvmuser.rpc import Client
-from nvmuser.supervisor import daemon
+from nvmuser.rpc.methods import reservations
+from nvmuser.rpc.methods.reservations import Completion, Report
+from nvmuser.supervisor import control, daemon
 from nvmuser.supervisor.spdk import Options
 
 NQN, SIZE = "nqn.2026-11.org.example:store", 64 << 20
@@ -184,6 +189,10 @@ class RealHost:
         async with await Client.connect(self.state.control_socket) as client:
             return dict(await client.call("status"))
 
+    def has_volume(self, name: str) -> bool:
+        """Whether its own store has it."""
+        return any(one.kind == "volume" and one.name == name for one in control.load(self.state).wanted())
+
     async def write(self, name: str, epoch: int) -> Writer:
         """Begin to write to a controller that is served here."""
         log = self.state.root.parent / f"{self.name}-{name}-{epoch}-{len(self.writers)}.log"
@@ -204,6 +213,8 @@ class StorageWorld:
     hosts: dict[str, RealHost]
     far: Client
     ceph: CephCluster | None
+    lacks: list[str] = field(default_factory=list)
+    """Why it was not settled when that was last looked at."""
 
     def session(self) -> contextlib.AbstractAsyncContextManager[Session]:
         return session(FleetSettings(self.fleet, "", (self.etcd.url,)))
@@ -221,6 +232,39 @@ class StorageWorld:
         async with self.session() as one:
             outcome = await one.change(Change(create=objects), ADMIN, wheres, host)
         assert not outcome.problems, outcome.problems
+
+    async def is_settled(self, *volumes: str) -> bool:
+        """The owner of each serves and nobody else has it, and is who the storage lets in."""
+        self.lacks = [why for volume in volumes if (why := await self._lacks(volume))]
+        return not self.lacks
+
+    async def _lacks(self, volume: str) -> str:
+        owner = await self.owner(volume)
+        has, host = [name for name, host in self.hosts.items() if host.has_volume(volume)], self.hosts[owner.host]
+        if owner.state != "open" or has != [owner.host]:
+            return f"{volume}: {owner.state} on {owner.host}, and {has} have it"
+        if not (await host.status())["target"]["ready"] or not host.state.target_dir(volume).exists():
+            return f"{volume}: not served on {owner.host}"
+        return "" if await self._lets_in(volume, owner) else f"{volume}: the storage does not let in {owner}"
+
+    async def _lets_in(self, volume: str, owner: Owner) -> bool:
+        """Whether the storage lets in the owner alone, by what etcd has of it."""
+        desired = control.load(self.hosts[owner.host].state)
+        found = desired.get(Key("volume", volume))
+        assert isinstance(found, Volume)
+        fence = next(one for one in owner.fences if one["host"] == owner.host)  # who tried and failed may be named too
+        if found.backend == "rbd":
+            seen = (await asyncio.to_thread(images.look_at, self.cluster(), [found]))[found]
+            return isinstance(seen, images.Image) and bool(seen.held_by(fence["address"].split()))
+        remote = next(one for one in desired.remotes() if one.name == found.remote)
+        try:
+            async with await Client.connect(self.hosts[owner.host].state.rpc_socket) as rpc:
+                request = reservations.report(remote.in_spdk, found.remote_nsid)
+                reply = await rpc.call(request.method, request.params)
+        except RpcError:
+            return False  # no path has a connection yet
+        holder = Report.parse(Completion.parse(reply).data).holder
+        return holder is not None and reservation_keys.host_in(holder.host_id) == fence["id"]
 
     async def live(self, *names: str) -> bool:
         async with self.session() as one:

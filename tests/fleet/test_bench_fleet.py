@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,9 +35,13 @@ def test_simulated_hosts_join_and_carry_out() -> None:
 
 
 @pytest.mark.matrix
-def test_the_demo() -> None:
-    found = run("fleet", "demo", "--json")
-    where = {host["name"]: host["controllers"] for host in found["hosts"]}  # type: ignore[attr-defined]
-    assert "vm3" in where["h2"], "it has moved"
-    assert sorted(name for names in where.values() for name in names) == ["vm1", "vm2", "vm3"]
-    assert all(host["live"] for host in found["hosts"])  # type: ignore[attr-defined]
+@pytest.mark.parametrize("without", [(), ("--without", "guests", "--without", "ceph")])
+def test_the_demo(without: tuple[str, ...]) -> None:
+    found = run("fleet", "demo", "--json", *without)
+    hosts = {host["name"]: host for host in found["hosts"]}  # type: ignore[attr-defined]
+    assert {"vm3", "vm4"} <= set(hosts["h2"]["controllers"]), "one has moved, one was taken from a host that was gone"
+    assert sorted(name for host in hosts.values() for name in host["controllers"]) == ["vm1", "vm2", "vm3", "vm4"]
+    assert all(host["live"] for host in hosts.values())
+    assert [host["guests"] for host in hosts.values()] == [[], [] if without else ["box", "pad"], []]
+    assert found["ceph"] is not bool(without)
+    assert not any(Path("/proc", str(pid)).exists() for pid in found["pids"].values())  # type: ignore[attr-defined]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 import pytest
 from fleet_world import ADMIN, FAR, Wall, World, on_far, pair, until
 
 from nvmuser.errors import ConflictError, NotFoundError, StaleError, TargetError
+from nvmuser.fleet import agent
 from nvmuser.fleet.etcd.client import Client, Transaction
 from nvmuser.fleet.fences import Fences
 from nvmuser.fleet.move import move
@@ -13,6 +17,7 @@ from nvmuser.fleet.ownership import Ownership
 from nvmuser.fleet.records import Owner
 from nvmuser.fleet.view import View
 from nvmuser.model.change import Change
+from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import Volume
 from nvmuser.reconcile.outcome import Outcome
@@ -160,3 +165,61 @@ async def test_a_forced_move_fences_first(world: World) -> None:
     await world.run(h1)  # the fenced host wakes: it finds that it is not the owner, and closes
     await until(lambda: h1.names == set())
     assert (await owners(world))["v-a"].host == "h2"
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_what_went_and_came_back_while_a_host_did_not_look(world: World, force: bool) -> None:
+    """The storage has shut it out of what it has open since: that is closed, and opened again."""
+    walls = {host: Wall(host) for host in ("h1", "h2")}
+    world.fences = lambda host: Fences(walls[host])
+    h1, h2 = await world.join("h1"), await world.join("h2")
+    h1.executor.serves = h2.executor.serves = True
+    await world.apply(on_far("a"), "h1")
+    await until(lambda: is_open(world, "v-a"))
+    world.tasks[0].cancel()
+    async with world.session() as one:
+        await one.client.write_if(_gone(one.keys.live("h1")))
+    await moved(world, "c-a", "h2", force=True)
+    h1.executor.changes.clear()
+    await moved(world, "c-a", "h1", force=force)  # when it is back
+    await world.run(h1)
+    await until(lambda: has_come(world, "v-a", "h1"))
+    closed, opened = h1.executor.changes
+    assert set(closed.delete) == {Key("controller", "c-a"), Key("volume", "v-a")}
+    assert {one.key for one in opened.create} >= set(closed.delete)
+    assert (await owners(world))["v-a"].epoch == 3
+    assert h2.names == set()
+
+
+async def test_a_target_that_starts_closes_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has not closed yet is given up when it has."""
+    monkeypatch.setattr(agent, "_AGAIN_S", 0.1)
+    h1, _ = await world.join("h1"), await world.join("h2")
+    await world.apply(on_far("a"), "h1")
+    await until(lambda: is_open(world, "v-a"))
+    change, desired, waiting = h1.executor.change, h1.executor.desired, list[Change]()
+
+    async def later(one: Change) -> Outcome:
+        if not one.delete:
+            return await change(one)
+        waiting.append(one)
+        return Outcome(pending=True)
+
+    def closing() -> Desired:
+        gone = {key for one in waiting for key in one.delete}
+        found = desired().entries.items()
+        return Desired({key: replace(one, deleting=one.deleting or key in gone) for key, one in found})
+
+    monkeypatch.setattr(h1.executor, "change", later)
+    monkeypatch.setattr(h1.executor, "desired", closing)
+    moving = asyncio.create_task(moved(world, "c-a", "h2"))
+    await until(lambda: waiting and h1.agent.revisions[0] == h1.agent.revisions[1])
+    await change(waiting.pop())
+    async with asyncio.timeout(20):
+        await moving
+    assert (await owners(world))["v-a"].host == "h2"
+
+
+async def has_come(world: World, volume: str, host: str) -> bool:
+    owner = (await owners(world))[volume]
+    return (owner.host, owner.state) == (host, "open")

@@ -16,17 +16,10 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
-from fleet_storage import RealHost, StorageWorld, Writer, blocks
+from fleet_storage import StorageWorld, Writer, blocks
 from fleet_world import until
 
-from nvmuser.ceph import images
-from nvmuser.errors import NvmuserError, RpcError
-from nvmuser.hostfs import reservation_keys
-from nvmuser.model.objects import Volume
-from nvmuser.rpc import Client
-from nvmuser.rpc.methods import reservations
-from nvmuser.rpc.methods.reservations import Completion, Report
-from nvmuser.supervisor import control
+from nvmuser.errors import NvmuserError
 
 VOLUMES = ("r", "i")
 ACTS = ("move", "force", "kill", "stop", "cut etcd", "cut storage")
@@ -120,7 +113,7 @@ class Run:
     async def check(self) -> None:
         """Everybody is back: what etcd says, what the storage says, what is in the blocks."""
         await until(lambda: self.world.live("h1", "h2"), 30)
-        await until(self.is_settled, 60)
+        await until(lambda: self.world.is_settled(*VOLUMES), 60)
         await self.end_writers()
         for volume in VOLUMES:
             owner = await self.world.owner(volume)
@@ -129,41 +122,6 @@ class Run:
                 found = now[block]
                 assert found is not None, (volume, block, self.done)
                 assert found >= said, (volume, block, found, said, self.done)
-
-    async def is_settled(self) -> bool:
-        """The owner serves and nobody else does, and is who the storage lets in."""
-        for volume in VOLUMES:
-            owner = await self.world.owner(volume)
-            has = [name for name, host in self.world.hosts.items() if has_volume(host, volume)]
-            if owner.state != "open" or has != [owner.host] or not await self._agrees(volume, owner.host):
-                return False
-            status = await self.world.hosts[owner.host].status()
-            if not status["target"]["ready"] or not self.world.hosts[owner.host].state.target_dir(volume).exists():
-                return False
-        return True
-
-    async def _agrees(self, volume: str, name: str) -> bool:
-        """Whether the storage lets in the owner alone, by what etcd has of it."""
-        host, fences = self.world.hosts[name], (await self.world.owner(volume)).fences
-        fence = next(one for one in fences if one["host"] == name)  # who tried and failed may be named too
-        if volume == "i":
-            image = self.world.image(volume)[0]
-            assert isinstance(image, Volume)
-            found = (await asyncio.to_thread(images.look_at, self.world.cluster(), [image]))[image]
-            return isinstance(found, images.Image) and bool(found.held_by(fence["address"].split()))
-        remote = next(one for one in control.load(host.state).remotes())
-        try:
-            async with await Client.connect(host.state.rpc_socket) as rpc:
-                request = reservations.report(remote.in_spdk, 1)
-                reply = await rpc.call(request.method, request.params)
-        except RpcError:
-            return False  # no path has a connection yet
-        holder = Report.parse(Completion.parse(reply).data).holder
-        return holder is not None and reservation_keys.host_in(holder.host_id) == fence["id"]
-
-
-def has_volume(host: RealHost, volume: str) -> bool:
-    return any(one.kind == "volume" and one.name == volume for one in control.load(host.state).wanted())
 
 
 async def run(world: StorageWorld, seeds: range, acts: int, budget: float) -> int:
@@ -185,7 +143,7 @@ async def run(world: StorageWorld, seeds: range, acts: int, budget: float) -> in
         except TimeoutError:
             async with world.session() as session:
                 view, reports = await session.view(), await session.reports()
-            raise AssertionError((one.done, view.owners, reports)) from None
+            raise AssertionError((one.done, world.lacks, view.owners, reports)) from None
     return len(seeds)
 
 

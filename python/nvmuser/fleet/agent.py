@@ -23,7 +23,7 @@ from nvmuser.fleet.fences import Fences, moves
 from nvmuser.fleet.keys import FleetKeys
 from nvmuser.fleet.ownership import Ownership
 from nvmuser.fleet.progress import Progress
-from nvmuser.fleet.records import SHARED, Report, encode
+from nvmuser.fleet.records import SHARED, Declared, Report, encode
 from nvmuser.fleet.session import opened
 from nvmuser.fleet.settings import FleetSettings
 from nvmuser.fleet.taking import Taking
@@ -208,7 +208,7 @@ class Agent:
             return bool(self._problems)
         gone = [key for key in mine if mine[key].deleting]
         moved, kept = self._moved(view, local)
-        refused = await self._taking.take(client, view, mine)
+        refused = await self._close(view, mine, local) or await self._taking.take(client, view, mine)
         others = {key: owner.host for key, owner in self._ownership.foreign(view, mine).items() if key not in refused}
         if others:
             log.info("fleet: waiting for %s", ", ".join(f"{key.words} of host {host}" for key, host in others.items()))
@@ -220,7 +220,7 @@ class Agent:
         problems |= refused
         local = self._executor.desired()
         await self._ownership.opened(client, view, mine, local)
-        await self._ownership.give_up(client, view, local.entries)
+        closing = await self._ownership.give_up(client, view, local.entries)
         if others:
             self._done = None
             return True
@@ -237,7 +237,12 @@ class Agent:
         await self._report(client, revision)
         for key in finished:
             await self._forget(client, view, key, revisions[key])
-        return bool(problems) or len(finished) < len(gone)
+        return bool(problems) or closing or len(finished) < len(gone)
+
+    async def _close(self, view: View, mine: Mapping[Key, Declared], local: Desired) -> dict[Key, str]:
+        """Close what is open here from an earlier epoch. Returns what could not be closed."""
+        stale = self._ownership.stale(view, mine, local)
+        return (await self._change([parts.closing(mine, stale, local)]))[0] if stale else {}
 
     def _moved(self, view: View, local: Desired) -> tuple[list[Key], list[Key]]:
         """What is another host's by now: what is closed here for that, and what cannot be, since its data is here."""

@@ -107,7 +107,8 @@ class Failover:
                     live = set()
                 for name, item in event.items.items():
                     (live.add if item else live.discard)(self._keys.split(name)[1])
-                hosts = (await one.view()).hosts.keys()
+                known = await one.client.listing(self._keys.hosts)
+                hosts = {self._keys.split(name)[1] for name in known.items}
                 due = time.monotonic() + GRACE_S
                 self._due = {host: self._due.get(host, due) for host in hosts - live}
 

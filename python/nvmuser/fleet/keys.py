@@ -90,6 +90,11 @@ class FleetKeys:
         return f"{self.root}meta/".encode(), range_end(f"{self.root}place/")
 
     @property
+    def hosts(self) -> Range:
+        """The hosts that there are."""
+        return prefix(f"{self.root}host/")
+
+    @property
     def lives(self) -> Range:
         """Which hosts live."""
         return prefix(f"{self.root}live/")

@@ -42,6 +42,17 @@ class Ownership:
             if (owner := view.owners.get(volume.uuid)) and owner.host != self._host and owner.state != FREE
         }
 
+    def stale(self, view: View, part: Mapping[Key, Declared], local: Desired) -> set[Key]:
+        """Volumes of this host's part that its store has from an earlier epoch: they went to another host and came back
+        before this one has looked. The storage may have shut it out of what it has open."""
+        return {
+            volume.key
+            for volume in _owned(part)
+            if volume.key in local.entries
+            and (owner := view.owners.get(volume.uuid))
+            and (owner.host != self._host or owner.state == FREE)
+        }
+
     async def claim(self, client: Client, view: View, part: Mapping[Key, Declared]) -> None:
         """Own what is to be opened here, with the means by which we could be fenced, before it is opened.
 
@@ -122,21 +133,25 @@ class Ownership:
                 fences = tuple({**one, "address": address} if lacks(one) else one for one in owner.fences)
                 await self._write(client, view, uuid, replace(owner, fences=fences))
 
-    async def give_up(self, client: Client, view: View, present: Iterable[Key]) -> None:
+    async def give_up(self, client: Client, view: View, present: Collection[Key]) -> bool:
         """What this host owns and does not have any more, the next may have. A deleted volume has no owner.
 
         :param present: keys of what this host's store still has.
+        :returns: whether something is to be given up that is not closed yet, as while a target starts.
         """
         there = {key.name for key in present if key.kind == "volume"}
-        mine = {uuid: owner for uuid, owner in view.owners.items() if owner.host == self._host and owner.state != FREE}
-        if not (closed := {uuid: owner for uuid, owner in mine.items() if owner.volume not in there}):
-            return
-        volumes = {key.name: one for key, one in view.objects.items() if key.kind == "volume"}
-        for uuid, owner in closed.items():
+        volumes, left = {key.name: one for key, one in view.objects.items() if key.kind == "volume"}, False
+        for uuid, owner in list(view.owners.items()):
             record = volumes.get(owner.volume)
-            if record is None or record.deleting or record.host != self._host:
-                next_ = replace(owner, state=FREE, fences=()) if record and not record.deleting else None
-                await self._write(client, view, uuid, next_)
+            goes = record is None or record.deleting or record.host != self._host
+            if owner.host != self._host or owner.state == FREE or not goes:
+                continue
+            if owner.volume in there:
+                left |= record is not None and not record.deleting
+                continue
+            next_ = replace(owner, state=FREE, fences=()) if record and not record.deleting else None
+            await self._write(client, view, uuid, next_)
+        return left
 
     def _chosen(self, volume: Volume) -> tuple[Recorded, ...]:
         fence = self._fences.of(volume)

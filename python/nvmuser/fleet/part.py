@@ -69,6 +69,13 @@ def pieces(change: Change, local: Desired) -> list[Change]:
     ]
 
 
+def closing(part: Mapping[Key, Declared], stale: Collection[Key], local: Desired) -> Change:
+    """What closes some of a host's objects, with what goes with them, under guests too: the storage shuts them out."""
+    below = {key: one.depends_on for one in local.wanted() if (key := one.key) in part}
+    left = {key for keys in sets(below) if keys & set(stale) for key in keys if key.kind not in SHARED}
+    return Change(delete=tuple(sorted(left)), keep_files=True, force=True)
+
+
 def without(part: Mapping[Key, Declared], others: Collection[Key]) -> dict[Key, Declared]:
     """A part without some objects, and without what goes with them."""
     below = {key: one.object.depends_on for key, one in part.items()}

@@ -165,6 +165,14 @@ async def has_left(source: QMPClient) -> bool:
     return (await _dict(source, "query-status")).get("status") == "postmigrate"
 
 
+async def go_on(source: QMPClient) -> None:
+    """Have a guest go on at the source: QEMU does so by itself after most failures; after one at the very end, or where
+    it has sent everything, it leaves that to us."""
+    with contextlib.suppress(QMPError):
+        if not (await _dict(source, "query-status")).get("running"):
+            await source.execute("cont")
+
+
 async def run(destination: QMPClient) -> None:
     """Have a guest run that is here and nowhere else. It is too late to give up.
 
@@ -256,7 +264,7 @@ async def _finish(source: QMPClient, on_progress: Callable[[Progress], None]) ->
         # It was over before it could be given up: the guest is there.
         info = await _dict(source, "query-migrate")
     if info["status"] != "completed":
-        await _go_on(source)
+        await go_on(source)
         raise GuestError(f"the migration has {info['status']}: {info.get('error-desc') or 'QEMU gives no reason'}")
     return _result(info)
 
@@ -296,15 +304,8 @@ async def _give_up(source: QMPClient) -> bool:
             await source.execute("migrate_cancel")
             if (await _watch(source, lambda progress: None))["status"] == "completed":
                 return True
-            await _go_on(source)
+            await go_on(source)
     return False
-
-
-async def _go_on(source: QMPClient) -> None:
-    """QEMU goes on by itself after most failures; after one at the very end it leaves that to us."""
-    with contextlib.suppress(QMPError):
-        if not (await _dict(source, "query-status")).get("running"):
-            await source.execute("cont")
 
 
 async def _dict(qmp: QMPClient, command: str) -> dict[str, Any]:

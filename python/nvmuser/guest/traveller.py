@@ -113,11 +113,15 @@ class Source(Side):
         }
 
     async def end(self, journey: Journey | None) -> None:
-        """A guest that is nowhere any more leaves its volumes here, for the next."""
+        """A guest that has not come there goes on here, also where QEMU had sent all of it; one that is nowhere any
+        more leaves its volumes here, for the next."""
         if journey and journey.state == states.FAILED and journey.guest:
             with contextlib.suppress(NotFoundError):
                 if not registry(self.state).get(journey.guest).running:
                     await _open(self.state, journey)
+                    return
+                async with connected(registry(self.state).runtime(journey.guest).qmp) as source:
+                    await move.go_on(source)
 
     async def _prepare(self, now: Written) -> None:
         """See whether it can leave."""
@@ -199,6 +203,7 @@ class Destination(Side):
             _check_machine(journey.machine)
             fences = fences_of(self.state, self.host, lambda: control.load(self.state))
             await self._declare(journey, fences)
+            await self._clear(journey)
             await relocate.start_incoming(self.state, journey.guest, journey.machine, journey.kind)
         except FleetError:
             raise
@@ -230,6 +235,13 @@ class Destination(Side):
             outcome = await client.call("change", params, timeout=None)
         if outcome.get("pending"):
             raise TargetNotRunning("no target runs there")
+
+    async def _clear(self, journey: Journey) -> None:
+        """End a QEMU that an earlier one of these processes had wait: nobody knows its address."""
+        with contextlib.suppress(NotFoundError):
+            record = registry(self.state).get(journey.guest)
+            if {Path(path).parent.name for path in record.sockets} == set(journey.controllers):
+                await self._end(journey)
 
     async def _address(self) -> str:
         """By which other hosts reach this one: as it is labelled, else by which it reaches etcd."""

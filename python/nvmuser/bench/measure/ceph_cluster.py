@@ -1,4 +1,4 @@
-"""A Ceph for measurements and tests: one monitor and one OSD in a directory, on the loopback, while a block lasts.
+"""A Ceph for measurements and tests: one monitor and one OSD in a directory, while a block lasts.
 
 Owns both processes, and that they end with it. It needs root and Debian's packages ceph-mon, ceph-osd, ceph-common. One
 copy of everything, on a sparse file: for nothing that is to be kept.
@@ -26,10 +26,10 @@ _STOP_S = 10.0
 _CONFIGURATION = """\
 [global]
 fsid = {fsid}
-mon host = [v2:127.0.0.1:{port}]
+mon host = [v2:{address}:{port}]
 mon initial members = a
-public addr = 127.0.0.1
-cluster addr = 127.0.0.1
+public addr = {address}
+cluster addr = {address}
 auth cluster required = cephx
 auth service required = cephx
 auth client required = cephx
@@ -69,20 +69,22 @@ class CephCluster:
     """A cluster that runs.
 
     :param size: bytes of the OSD's file, which is sparse.
+    :param address: one of this machine, or of the network namespace that this process is in.
     """
 
-    def __init__(self, directory: Path, size: int = 4 << 30) -> None:
+    def __init__(self, directory: Path, size: int = 4 << 30, address: str = "127.0.0.1") -> None:
         self.directory = directory
         self.conf = directory / "ceph.conf"
         self.keyring = directory / "keyring"
         self._mon: subprocess.Popen[bytes] | None = None
         self._osd: subprocess.Popen[bytes] | None = None
-        with socket.create_server(("127.0.0.1", 0)) as listening:
+        with socket.create_server((address, 0)) as listening:
             port = listening.getsockname()[1]
-        self._fsid, self._port = str(uuid.uuid4()), port
+        self._fsid, self._port, self._address = str(uuid.uuid4()), port, address
         for name in ("mon", "osd", "run"):
             (directory / name).mkdir(parents=True)
-        text = _CONFIGURATION.format(fsid=self._fsid, port=port, directory=directory, size=size)
+        where = {"directory": directory, "address": address, "port": port}
+        text = _CONFIGURATION.format(fsid=self._fsid, size=size, **where)
         self.conf.write_text(text, encoding="utf-8")
 
     def run(self, *words: str | Path, data: str = "", deadline: float = 60.0) -> str:
@@ -108,7 +110,7 @@ class CephCluster:
         admin = [word for who in ("mon", "osd", "mgr") for word in ("--cap", who, "allow *")]
         self.run("ceph-authtool", "-C", self.keyring, "--gen-key", "-n", "mon.", "--cap", "mon", "allow *")
         self.run("ceph-authtool", self.keyring, "--gen-key", "-n", "client.admin", *admin)
-        where = ["--addv", "a", f"[v2:127.0.0.1:{self._port}]", "--fsid", self._fsid]
+        where = ["--addv", "a", f"[v2:{self._address}:{self._port}]", "--fsid", self._fsid]
         self.run("monmaptool", "--create", "--clobber", *where, self.directory / "monmap")
         monmap: list[str | Path] = ["--monmap", self.directory / "monmap", "--keyring", self.keyring]
         self.run("ceph-mon", "-c", self.conf, "--mkfs", "-i", "a", *monmap)
@@ -143,9 +145,10 @@ class CephCluster:
         _kill(self._osd)
 
     @property
-    def osd_pid(self) -> int:
-        assert self._osd is not None
-        return self._osd.pid
+    def pids(self) -> dict[str, int]:
+        """Of the daemons that were started, by their programs."""
+        found = {"ceph-mon": self._mon, "ceph-osd": self._osd}
+        return {program: process.pid for program, process in found.items() if process}
 
     def _daemon(self, program: str, name: str) -> subprocess.Popen[bytes]:
         argv = [program, "-c", str(self.conf), "-i", name, "-f"]

@@ -1,0 +1,137 @@
+"""Processes killed at each state of a guest that moves from host to host of a fleet: it goes on at exactly one of them,
+which owns its volumes and is who the storage lets in.
+
+Where its QEMU itself was killed, it can be started where its volumes are, and finds there what it has written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from bare_target import TargetFactory
+from etcd_server import Etcd
+from fleet_guest import NAME, NVMUSER, FleetGuest, a_guest
+from fleet_storage import RealHost, storage_world
+from fleet_world import until
+
+from nvmuser.bench.measure.ceph_cluster import CephCluster
+from nvmuser.fleet.etcd.watch import Lost, Watcher
+from nvmuser.fleet.journey import ARRIVED, LEFT, READY, WAITING, Journey
+from nvmuser.fleet.keys import prefix
+from nvmuser.fleet.records import decode
+from nvmuser.guest.registry import registry
+from nvmuser.supervisor import control
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.matrix]
+
+DISKS = ("r", "i")
+VICTIMS = ("traveller", "supervisor", "target", "qemu")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def guest(tmp_path_factory: pytest.TempPathFactory, etcd: Etcd, ceph: CephCluster) -> AsyncIterator[FleetGuest]:
+    """One on two disks, with files on the first, and its fleet."""
+    root = tmp_path_factory.mktemp("k")
+    factory = TargetFactory(root)
+    try:
+        async with storage_world(root, etcd, factory, ceph) as world, a_guest(world, "h1") as guest:
+            await prepare(guest)
+            yield guest
+    finally:
+        factory.end()
+
+
+async def prepare(guest: FleetGuest) -> None:
+    """Files, and on their disk what they must be."""
+    await guest.load.prepare()
+    await guest.run("cp /tmp/sums /mnt/sums && sync")
+
+
+async def entered(guest: FleetGuest, state: str) -> None:
+    """Wait until a move is recorded to have come to a state."""
+    async with guest.world.session() as one:
+        key = one.keys.journey(DISKS[0])
+        async with contextlib.aclosing(Watcher(one.client, prefix(key)).events()) as events, asyncio.timeout(90):
+            async for event in events:
+                item = None if isinstance(event, Lost) else event.items.get(key)
+                if item and Journey.from_json(decode(key, item.value)).state == state:
+                    return
+
+
+async def kill(host: RealHost, victim: str) -> None:
+    """Kill one part of a host; a supervisor is started again, as by systemd."""
+    if victim == "traveller":
+        pids = [pid for pid in host.pids if b"nvmuser.guest.traveller" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    elif victim == "qemu":
+        pids = [record.pid for record in registry(host.state).list()]
+    else:
+        pids = [(await host.status())[victim]["pid"]]
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if victim == "supervisor":
+        await until(lambda: not Path(f"/proc/{pids[0]}").exists() or is_zombie(pids[0]))
+        await host.start()
+
+
+def is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+async def is_over(guest: FleetGuest) -> bool:
+    """Nobody has anything left to do for a move."""
+    async with guest.world.session() as one:
+        journeys = (await one.view()).journeys.values()
+        return not any(journey.side(name) for journey in journeys for name in guest.world.hosts)
+
+
+async def settled(guest: FleetGuest) -> str:
+    """Wait until everything is at one host. Returns which."""
+    world = guest.world
+    await until(lambda: is_over(guest), 120)
+    await until(lambda: world.live(*world.hosts), 30)
+    await until(lambda: world.is_settled(*DISKS), 60)
+    [here] = {(await world.owner(name)).host for name in DISKS}
+    [there] = [name for name in world.hosts if name != here]
+    await until(lambda: not control.load(world.hosts[there].state).controllers(), 30)
+    assert guest.running in ([], [here])
+    assert [len((await world.owner(name)).fences) for name in DISKS] == [1, 1]
+    return here
+
+
+@pytest.mark.parametrize("side", ["here", "there"])
+@pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.parametrize("state", [READY, WAITING, LEFT, ARRIVED])
+async def test_killed_at_each_state(guest: FleetGuest, state: str, victim: str, side: str) -> None:
+    world, here = guest.world, guest.here
+    [there] = [name for name in world.hosts if name != here]
+    boot = await guest.boot_id()
+    await guest.load.begin()
+    coming = asyncio.create_task(entered(guest, state))
+    argv = [str(NVMUSER), "--state-dir", str(world.hosts[here].state.root), "guest", "migrate", NAME, "--to", there]
+    pipe = asyncio.subprocess.PIPE
+    moving = await asyncio.create_subprocess_exec(*argv, stdout=pipe, stderr=pipe)
+    await coming
+    await kill(world.hosts[here if side == "here" else there], victim)
+    async with asyncio.timeout(120):
+        out, err = await moving.communicate()
+    assert b"Traceback" not in err, (out, err)
+    place = await settled(guest)
+    if moving.returncode == 0:
+        assert place == there
+    if guest.running:
+        seen = await guest.load.finish()
+        assert (seen.io_errors, seen.bad_blocks, seen.memory_mismatches) == (0, 0, 0)
+        assert await guest.boot_id() == boot
+    else:
+        assert victim == "qemu"
+        await guest.start(place)
+        await guest.run("mkdir -p /mnt && mount /dev/nvme0n1 /mnt && cd /mnt && md5sum -c sums && cd / && umount /mnt")
+        await prepare(guest)
