@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from nvmuser.ceph import images
 from nvmuser.ceph.asking import unconnected
 from nvmuser.ceph.images import Image
 from nvmuser.errors import ConflictError, NvmuserError, UsageError
+from nvmuser.hostfs.fences import Fence, Journal
 from nvmuser.model.change import Change, next_desired
-from nvmuser.model.desired import Desired
+from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.objects import Cluster, Controller, Namespace, TargetSettings, Volume
 from nvmuser.model.placement import places
+from nvmuser.paths import StateDir
 from nvmuser.reconcile import clusters
 from nvmuser.reconcile.actual import Actual, Bdev
 from nvmuser.reconcile.plan import plan
@@ -137,3 +140,33 @@ def test_an_image_gives_its_size_and_stays_somebody_elses_one_that_is_made_is_ou
 )
 def test_why_there_is_no_connection(number: int, reason: str) -> None:
     assert reason in str(unconnected(CEPH, number))
+
+
+def test_a_lock_of_a_process_of_ours_that_has_ended_is_in_nobodys_way() -> None:
+    """As where its volume was closed while the next one started: the lock is broken before the image is opened."""
+    locked = Image(MIB, True, (("client.7", "127.0.0.1:0/7"),), ())
+    assert images.complete(CEPH, replace(WEB, size=0), locked, dead=["127.0.0.1:0/7"]).size == MIB
+    with pytest.raises(ConflictError, match=r"locked by 127\.0\.0\.1:0/7 \(client\.7\)"):
+        images.complete(CEPH, replace(WEB, size=0), locked, dead=["127.0.0.1:0/8"])
+
+
+async def test_what_an_ended_target_was_to_close_is_kept_from_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = subprocess.Popen(["true"])
+    fenced: list[tuple[list[str], list[str]]] = []
+
+    def fence(cluster: Cluster, addresses: list[str], volumes: list[Volume], ask: object) -> tuple[list[str], dict]:  # type: ignore[type-arg]
+        fenced.append((addresses, [volume.name for volume in volumes]))
+        return addresses, {}
+
+    monkeypatch.setattr(clusters.images, "fence", fence)
+    state = StateDir(tmp_path)
+    Journal(state.fences).add(Fence(CEPH.in_spdk, "127.0.0.1:0/7", ended.pid, 1, "a boot"))
+    ended.wait()
+    of_target = clusters.Clusters(state)
+    of_target._pid = ended.pid
+    of_target.lost(Desired({CEPH.key: Entry(CEPH), WEB.key: Entry(WEB, deleting=True)}))
+    assert of_target._fencing
+    await of_target._fencing
+    assert fenced == [(["127.0.0.1:0/7"], ["web"])]

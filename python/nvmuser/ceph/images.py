@@ -191,10 +191,13 @@ def fence(
     return [str(address) for address in found["fenced"]], _looked(volumes, looks)
 
 
-def complete(cluster: Cluster, volume: Volume, image: Image | OSError, *, expected: bool = False) -> Volume:
+def complete(
+    cluster: Cluster, volume: Volume, image: Image | OSError, *, expected: bool = False, dead: Sequence[str] = ()
+) -> Volume:
     """A declared volume with its size, and whether the image is to be made, after looking at the cluster.
 
     :param expected: with a guest, from another host that has the image locked until then.
+    :param dead: addresses of processes of ours that have ended: their locks are broken before it is opened.
     :raises NvmuserError: it cannot be declared so.
     """
     if isinstance(image, OSError):
@@ -210,7 +213,7 @@ def complete(cluster: Cluster, volume: Volume, image: Image | OSError, *, expect
             f"image {named(volume)} has {format_size(image.size)}: leave out the size, or grow the volume later"
         )
     check_lockable(volume, image)
-    if image.lockers and not expected:
+    if image.lockers and not expected and not image.held_by(dead):
         raise ConflictError(
             f"image {named(volume)}: locked by {image.holders}; --seize keeps that out for good, and takes it"
         )

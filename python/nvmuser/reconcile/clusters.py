@@ -109,9 +109,11 @@ class Clusters:
     def lost(self, desired: Desired) -> None:
         """The process that may have images open has ended: it is kept out from now on, while its successor wakes.
 
-        :param desired: what was wanted in it.
+        :param desired: what was wanted in it. What it was to close is among that: the next host to open it would find
+            it locked.
         """
-        volumes = [volume for volume in desired.volumes() if volume.cluster]
+        all_ = (*desired.volumes(), *desired.deleted())
+        volumes = [volume for volume in all_ if isinstance(volume, Volume) and volume.cluster]
         if volumes and self._pid:
             self._fencing = asyncio.ensure_future(asyncio.to_thread(self._keep_out, desired, volumes, self._pid))
         self._pid = 0

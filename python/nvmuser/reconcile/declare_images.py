@@ -5,19 +5,22 @@ It may take seconds to learn that no monitor answers, in which nothing may be he
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from nvmuser.ceph import images
 from nvmuser.errors import ConflictError
+from nvmuser.hostfs.fences import Journal
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired, closed
 from nvmuser.model.keys import Key
 from nvmuser.model.objects import AnyObject, Cluster, Volume
 
 
-def completed(change: Change, before: Desired) -> Change:
+def completed(change: Change, before: Desired, journal: Journal | None = None) -> Change:
     """With the size and the name of each new volume's image, and whether it has to be made.
 
+    :param journal: by which locks of our own processes are known that have ended.
     :raises NvmuserError: a volume cannot be declared so.
     """
     new = {one.key: one for one in change.create}
@@ -27,7 +30,8 @@ def completed(change: Change, before: Desired) -> Change:
     for volume in mine:
         cluster = _find(Key(Cluster.kind, volume.cluster), new, before)
         if isinstance(cluster, Cluster):
-            done[volume.key] = _completed(_named(volume, new, before), cluster, expected=volume.key in expected)
+            dead = journal.addresses(cluster.in_spdk, alive=False) if journal else ()
+            done[volume.key] = _completed(_named(volume, new, before), cluster, dead, expected=volume.key in expected)
     return replace(change, create=tuple(done.get(one.key, one) for one in change.create)) if done else change
 
 
@@ -49,7 +53,7 @@ def _named(volume: Volume, new: dict[Key, AnyObject], before: Desired) -> Volume
     return volume if volume.image else replace(volume, image=volume.name)
 
 
-def _completed(volume: Volume, cluster: Cluster, *, expected: bool) -> Volume:
+def _completed(volume: Volume, cluster: Cluster, dead: Sequence[str], *, expected: bool) -> Volume:
     if volume.snapshot_of:
         return replace(volume, owned=True)
     image = images.look_at(cluster, [volume])[volume]
@@ -57,6 +61,6 @@ def _completed(volume: Volume, cluster: Cluster, *, expected: bool) -> Volume:
         if isinstance(image, images.Image):
             raise ConflictError(f"image {images.named(volume)} exists already: choose another name, or --image")
         return replace(volume, owned=True)
-    found = images.complete(cluster, volume, image, expected=expected)
+    found = images.complete(cluster, volume, image, expected=expected, dead=dead)
     # An image that its fleet has made on another host goes with the volume here too.
     return replace(found, owned=found.owned or volume.owned)

@@ -26,6 +26,7 @@ from nvmuser.errors import (
     summary,
 )
 from nvmuser.hostfs import access
+from nvmuser.hostfs.fences import Journal
 from nvmuser.hostfs.sockets import answers
 from nvmuser.hostfs.space import file_systems
 from nvmuser.model.batch import joined
@@ -277,7 +278,8 @@ class Engine:
         self, changes: Sequence[Change], actors: Sequence[Actor]
     ) -> tuple[list[Change], Change, Desired, Desired, dict[Key, tuple[str, str]]]:
         before = self._store.load()
-        complete = [completed(change, before) for change in changes]
+        journal = Journal(self._state.fences)
+        complete = [completed(change, before, journal) for change in changes]
         whole = joined(complete)
         return complete, whole, *self._record(whole, complete, actors)
 
