@@ -20,12 +20,14 @@ from etcd_server import Etcd
 from fleet_guest import NAME, NVMUSER, FleetGuest, a_guest
 from fleet_storage import RealHost, storage_world
 from fleet_world import until
+from qemu.qmp import QMPClient
 
 from nvmuser.bench.measure.ceph_cluster import CephCluster
 from nvmuser.fleet.etcd.watch import Lost, Watcher
-from nvmuser.fleet.journey import ARRIVED, LEFT, READY, WAITING, Journey
+from nvmuser.fleet.journey import ARRIVED, FAILED, LEFT, READY, WAITING, Journey
 from nvmuser.fleet.keys import prefix
 from nvmuser.fleet.records import decode
+from nvmuser.guest.qmp import connected
 from nvmuser.guest.registry import registry
 from nvmuser.supervisor import control
 
@@ -65,10 +67,14 @@ async def entered(guest: FleetGuest, state: str) -> None:
                     return
 
 
+def travellers(host: RealHost) -> list[int]:
+    return [pid for pid in host.pids if b"nvmuser.guest.traveller" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 async def kill(host: RealHost, victim: str) -> None:
     """Kill one part of a host; a supervisor is started again, as by systemd."""
     if victim == "traveller":
-        pids = [pid for pid in host.pids if b"nvmuser.guest.traveller" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        pids = travellers(host)
     elif victim == "qemu":
         pids = [record.pid for record in registry(host.state).list()]
     else:
@@ -106,6 +112,51 @@ async def settled(guest: FleetGuest) -> str:
     return here
 
 
+async def begin(guest: FleetGuest, there: str) -> asyncio.subprocess.Process:
+    state, pipe = guest.world.hosts[guest.here].state, asyncio.subprocess.PIPE
+    argv = [str(NVMUSER), "--state-dir", str(state.root), "guest", "migrate", NAME, "--to", there]
+    return await asyncio.create_subprocess_exec(*argv, stdout=pipe, stderr=pipe)
+
+
+async def check(guest: FleetGuest, boot: str) -> None:
+    """It goes on with all that it has written and read."""
+    seen = await guest.load.finish()
+    assert (seen.io_errors, seen.bad_blocks, seen.memory_mismatches) == (0, 0, 0)
+    assert await guest.boot_id() == boot
+
+
+async def test_its_qemu_there_ends_before_it_is_known_that_all_was_sent(guest: FleetGuest) -> None:
+    """It goes on where it was, where QEMU has it as one that has left."""
+    world, here = guest.world, guest.here
+    [there] = [name for name in world.hosts if name != here]
+    boot = await guest.boot_id()
+    await guest.load.begin()
+    coming = asyncio.create_task(entered(guest, WAITING))
+    moving = await begin(guest, there)
+    await coming
+    stopped = list[int]()
+    async with connected(registry(world.hosts[there].state).runtime(NAME).qmp) as qmp:
+        await until(lambda: says(qmp, "query-migrate", "active"), 60)
+        for pid in travellers(world.hosts[here]):
+            os.kill(pid, signal.SIGSTOP)
+            stopped.append(pid)
+        await until(lambda: says(qmp, "query-status", "paused"), 60)
+    refused = asyncio.create_task(entered(guest, FAILED))
+    await kill(world.hosts[there], "qemu")
+    await refused
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    _, err = await moving.communicate()
+    assert (moving.returncode, b"its QEMU has ended" in err) == (1, True), err
+    assert await settled(guest) == here
+    await check(guest, boot)
+
+
+async def says(qmp: QMPClient, command: str, status: str) -> bool:
+    found = await qmp.execute(command)
+    return isinstance(found, dict) and found.get("status") == status
+
+
 @pytest.mark.parametrize("side", ["here", "there"])
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.parametrize("state", [READY, WAITING, LEFT, ARRIVED])
@@ -115,9 +166,7 @@ async def test_killed_at_each_state(guest: FleetGuest, state: str, victim: str, 
     boot = await guest.boot_id()
     await guest.load.begin()
     coming = asyncio.create_task(entered(guest, state))
-    argv = [str(NVMUSER), "--state-dir", str(world.hosts[here].state.root), "guest", "migrate", NAME, "--to", there]
-    pipe = asyncio.subprocess.PIPE
-    moving = await asyncio.create_subprocess_exec(*argv, stdout=pipe, stderr=pipe)
+    moving = await begin(guest, there)
     await coming
     await kill(world.hosts[here if side == "here" else there], victim)
     async with asyncio.timeout(120):
@@ -127,9 +176,7 @@ async def test_killed_at_each_state(guest: FleetGuest, state: str, victim: str, 
     if moving.returncode == 0:
         assert place == there
     if guest.running:
-        seen = await guest.load.finish()
-        assert (seen.io_errors, seen.bad_blocks, seen.memory_mismatches) == (0, 0, 0)
-        assert await guest.boot_id() == boot
+        await check(guest, boot)
     else:
         assert victim == "qemu"
         await guest.start(place)

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
+from bare_target import TargetFactory
 from etcd_server import Etcd, cluster, running
-from fleet_world import ADMIN, World, a_world, disk, until
+from fleet_guest import nvmuser
+from fleet_storage import RealHost, storage_world
+from fleet_world import ADMIN, World, a_world, disk, pair, until
 
+from nvmuser.bench.scenarios.fleet_outage import clients
 from nvmuser.errors import ConflictError, FleetError, UnknownOutcome
 from nvmuser.fleet import agent, audit, membership
+from nvmuser.fleet.keys import prefix
 from nvmuser.fleet.proposal import propose
+from nvmuser.fleet.session import Session
 from nvmuser.model.change import Change
+from nvmuser.model.keys import Key
 from nvmuser.reconcile.outcome import Outcome
 
 _ADMINS = 4
@@ -91,6 +102,30 @@ async def declared(world: World, name: str) -> str:
     return "done"
 
 
+async def test_an_idle_fleet_writes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But leases, which are no revisions: hosts look whether something has changed, and say only what has."""
+    monkeypatch.setattr(agent, "_LOOK_S", 0.02)
+    looks = dict[str, int]()
+    hosts = [await world.join(name) for name in ("h1", "h2")]
+    await world.apply(pair("a"), "h1")
+    async with world.session() as one:
+        await until(lambda: has_arbiter(one))
+        before = await one.client.listing(prefix(one.keys.root))
+        for host in hosts:
+            monkeypatch.setattr(host.executor, "problems", functools.partial(look, looks, host.settings.host))
+        await until(lambda: len(looks) == len(hosts) and min(looks.values()) > 20)
+        assert (await one.client.listing(prefix(one.keys.root))).items == before.items
+
+
+def look(looks: dict[str, int], host: str) -> dict[Key, str]:
+    looks[host] = looks.get(host, 0) + 1
+    return {}
+
+
+async def has_arbiter(one: Session) -> bool:
+    return await one.client.get(one.keys.arbiter) is not None
+
+
 async def test_what_failed_is_tried_again_although_others_change(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each change that does not concern a host has it look up, which must not end its attempts."""
     monkeypatch.setattr(agent, "_AGAIN_S", 0.3)
@@ -127,3 +162,34 @@ async def test_labels_of_two_admins_are_not_lost(tmp_path: Path, world: World) -
     await asyncio.gather(*(label(f"l{number}") for number in range(8)))
     async with world.session() as one:
         assert len((await one.view()).hosts["h1"].labels) == 8
+
+
+@pytest.mark.matrix
+async def test_a_minute_without_etcd_under_load(
+    tmp_path_factory: pytest.TempPathFactory, target_factory: TargetFactory
+) -> None:
+    """Every host goes on, a target that is killed meanwhile comes back, and a change is refused with the reason."""
+    root = tmp_path_factory.mktemp("o")
+    with running(root / "etcd") as etcd:
+        async with storage_world(root, etcd, target_factory, None, ("h1", "h2", "h3")) as world, world.session() as one:
+            async with clients(one, {name: host.state for name, host in world.hosts.items()}) as writers:
+                with_ = await writers.longest(60)
+                etcd.kill()
+                writing = asyncio.create_task(writers.longest(60))
+                began = time.monotonic()
+                status, _, err = await nvmuser(world.hosts["h1"], "volume", "create", "late", "--size", "1M")
+                refused = time.monotonic() - began
+                assert (status != 0, "etcd" in err) == (True, True)
+                before = (await world.hosts["h3"].status())["target"]["pid"]
+                os.kill(before, signal.SIGKILL)
+                await until(lambda: is_another(world.hosts["h3"], before), 30)
+                without = await writing
+            await asyncio.to_thread(etcd.start)
+            await until(lambda: world.live(*world.hosts), 30)
+    print(f"longest I/O with etcd {with_}, without {without}; h3's target killed; refused after {refused:.1f} s")
+
+
+async def is_another(host: RealHost, pid: int) -> bool:
+    """Whether it is served by another process than it was."""
+    target = (await host.status())["target"]
+    return bool(target["ready"]) and target["pid"] != pid

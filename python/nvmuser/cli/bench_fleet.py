@@ -46,7 +46,7 @@ def fleet(as_json: bool, **options: Any) -> None:
     apply:     null volumes and controllers on all hosts, until each has its socket; then the same again.
     changes:   one controller more, until its socket is served; on simulated hosts: until the host says so.
     evict:     a host is killed, all of it; from the command until another one serves what it had on a remote.
-    outage:    the longest I/O of a client that writes, while etcd is killed.
+    outage:    the longest I/O of clients that write, one on each host, while etcd is killed.
     simulated: agents without SPDK, in two processes.
 
     Everything is private and temporary. Needs etcd (`apt-get install etcd-server`).

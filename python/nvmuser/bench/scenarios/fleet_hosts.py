@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,8 @@ from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.bench.measure.etcd import Etcd
 from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.scenarios.fleet_evict import evict
-from nvmuser.errors import NvmuserError, TargetError, summary
+from nvmuser.bench.scenarios.fleet_outage import outage
+from nvmuser.errors import TargetError, summary
 from nvmuser.fleet import membership
 from nvmuser.fleet.keys import FleetKeys
 from nvmuser.fleet.session import Session, opened, session
@@ -33,17 +33,6 @@ if TYPE_CHECKING:
 
 _FLEET = "bench"
 _VOLUME_BYTES = 64 << 20
-_DISK_BYTES = 256 << 20
-_CLIENT = """
-import sys
-from nvmuser import initiator
-with initiator.connect(sys.argv[1]) as controller:
-    namespace = controller.namespace(1)
-    initiator.measure(controller, namespace, pattern="randwrite", depth=4, size=4096, seconds=1)
-    for line in sys.stdin:
-        result = initiator.measure(controller, namespace, pattern="randwrite", depth=4, size=4096, seconds=float(line))
-        print(result.max_us / 1e6, result.errors, flush=True)
-"""
 
 
 async def measure(root: Path, etcd: Etcd, plan: FleetPlan, progress: Progress) -> dict[str, Any]:
@@ -63,7 +52,8 @@ async def measure(root: Path, etcd: Etcd, plan: FleetPlan, progress: Progress) -
         found = await _declared(one, names, plan, progress)
         if plan.outage:
             progress.step(f"{plan.outage:g} s without etcd")
-            found["outage"] = await _outage(one, hosts[0], etcd, names[0], plan.outage)
+            states = {name: host.state for name, host in zip(names, hosts, strict=True)}
+            found["outage"] = await outage(one, states, etcd, plan.outage)
         if plan.hosts > 1:
             progress.step("a host loses its power")
             found["evict_s"] = await evict(one, root, dict(zip(names, hosts, strict=True)))
@@ -131,34 +121,3 @@ async def _single(one: Session, host: str, number: int) -> float:
     new = (volume, Controller(name, (Namespace(name),), volatile=True))
     await one.change(Change(create=new), local_actor(), {}, host)
     return time.monotonic() - began
-
-
-async def _outage(one: Session, host: Deployment, etcd: Etcd, name: str, seconds: float) -> dict[str, float]:
-    """The longest I/O of a client on one host, with etcd and without it."""
-    new = (Volume("disk", size=_DISK_BYTES), Controller("disk", (Namespace("disk"),)))
-    await one.change(Change(create=new), local_actor(), {}, name)
-    pipe = asyncio.subprocess.PIPE
-    words = (sys.executable, "-c", _CLIENT, str(host.state.guest_dir("disk")))
-    client = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe)
-    assert client.stdin
-    assert client.stdout
-    try:
-        before = await _longest(client, seconds)
-        etcd.kill()
-        without = await _longest(client, seconds)
-        etcd.start()
-    finally:
-        client.stdin.close()
-        await client.wait()
-    return {"seconds": seconds, "longest_io_with_s": before, "longest_io_s": without}
-
-
-async def _longest(client: asyncio.subprocess.Process, seconds: float) -> float:
-    """:raises NvmuserError: an I/O failed, or the client has ended."""
-    assert client.stdin
-    assert client.stdout
-    client.stdin.write(f"{seconds}\n".encode())
-    words = (await client.stdout.readline()).split()
-    if len(words) != 2 or words[1] != b"0":
-        raise NvmuserError("the client of the outage has failed")
-    return float(words[0])
