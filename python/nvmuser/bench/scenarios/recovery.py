@@ -58,6 +58,9 @@ class RecoveryPlan:
 
     :param outage: seconds for which no new target is started after a kill.
     :param overhead: rounds in which the endpoint's throughput is compared with `--direct`; 0 leaves that out.
+    :param size: of what is written and verified in a round, in fio's words.
+    :param rate: at most so much of it a second, for fio's `rate`, so that it is not over before the kill; empty: no
+        limit.
     """
 
     kill: Kill = "target"
@@ -66,6 +69,8 @@ class RecoveryPlan:
     outage: float = 0.0
     overhead: int = 0
     queues: int = 1
+    size: str = "128M"
+    rate: str = ""
 
 
 @dataclass
@@ -129,7 +134,7 @@ async def _rounds(
     plan: RecoveryPlan, guest: Guest, deployment: Deployment, outcome: RecoveryOutcome, progress: Progress
 ) -> None:
     await format_disk(guest)
-    await _undisturbed(guest, deployment, outcome, progress)
+    await _undisturbed(plan, guest, deployment, outcome, progress)
     for number in range(plan.rounds):
         last = f"; the last stalled {outcome.stalls[-1]:.2f} s" if outcome.stalls else ""
         progress.step(f"round {number + 1} of {plan.rounds}: writing, killing {plan.kill}, verifying{last}")
@@ -138,16 +143,18 @@ async def _rounds(
     outcome.fsck_clean = await check_disk(guest)
 
 
-def _job() -> Job:
-    extra = (("fsync", "64"), ("fallocate", "none"))
-    return Job("verify", "randwrite", iodepth=32, size="128M", verify="crc32c", extra=extra)
+def _job(plan: RecoveryPlan) -> Job:
+    extra = (("fsync", "64"), ("fallocate", "none"), *((("rate", f",{plan.rate}"),) if plan.rate else ()))
+    return Job("verify", "randwrite", iodepth=32, size=plan.size, verify="crc32c", extra=extra)
 
 
-async def _undisturbed(guest: Guest, deployment: Deployment, outcome: RecoveryOutcome, progress: Progress) -> None:
+async def _undisturbed(
+    plan: RecoveryPlan, guest: Guest, deployment: Deployment, outcome: RecoveryOutcome, progress: Progress
+) -> None:
     """One round without a kill: lays the file out, and counts messages."""
     progress.step("writing and verifying undisturbed")
     before = await _session(deployment)
-    run = await runner.run(guest, _job().workload(), [FILE], limit=_ROUND_LIMIT)
+    run = await runner.run(guest, _job(plan).workload(), [FILE], limit=_ROUND_LIMIT)
     counted(run, outcome)
     after = await _session(deployment)
     ios = sum(direction.total_ios for direction in run.jobs[0].directions.values())
@@ -161,7 +168,7 @@ async def _round(plan: RecoveryPlan, guest: Guest, deployment: Deployment, outco
     def begun(_name: str, _estimate: Estimate) -> None:
         writing.set()
 
-    workload = _job().workload()
+    workload = _job(plan).workload()
     limit = _ROUND_LIMIT + 2 * plan.outage
     work = asyncio.create_task(runner.run(guest, workload, [FILE], on_estimate=begun, limit=limit))
     try:

@@ -33,6 +33,9 @@ from nvmuser.toolchain import find_spdk
 _QUIET = Options(profile="eco", hugepages=False)
 _SHORT_ROUNDS = 24
 """Of `encrypted_ratio`, each of half a second for both."""
+_WRITTEN, _RATE = "24M", "8M"
+"""In a round of kills, in bytes and a second: three seconds of it, where `bench recovery` writes more and as fast as it
+can, so that all kinds can be killed in one run."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ async def _kills(bench: Bench) -> dict[str, Any]:
         if name not in bench.plan.kinds:
             continue
         bench.progress.step(f"kills: {name}")
-        plan = recovery.RecoveryPlan(rounds=bench.plan.kills, standby=True)
+        plan = recovery.RecoveryPlan(rounds=bench.plan.kills, standby=True, size=_WRITTEN, rate=_RATE)
         try:
             outcome = await recovery.measure(plan, bench.progress, kind)
         except NvmuserError as error:
