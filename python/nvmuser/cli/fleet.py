@@ -282,7 +282,9 @@ def show(state: StateDir, as_json: bool) -> None:
 
 @fleet.command()
 @click.option("--keep", is_flag=True, help="Leave everything running.")
-@click.option("--without", multiple=True, type=click.Choice(["ceph", "guests"]), help="Leave this out. May be repeated.")
+@click.option(
+    "--without", multiple=True, type=click.Choice(["ceph", "guests"]), help="Leave this out. May be repeated."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: hosts[], moved, evicted, apply_s, away.")
 def demo(keep: bool, without: tuple[str, ...], as_json: bool) -> None:
     """Start an etcd, a small Ceph and three hosts on this machine, each in a network namespace, and make a fleet of
