@@ -12,6 +12,7 @@ import itertools
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from remote_pair import free_port
 from nvmuser import initiator
 from nvmuser.bench.measure.ceph_cluster import POOL, CephCluster
 from nvmuser.ceph import images
-from nvmuser.errors import RpcError
+from nvmuser.errors import HostConnectionError, RpcError
 from nvmuser.fleet import membership
 from nvmuser.fleet.keys import FleetKeys
 from nvmuser.fleet.move import move
@@ -347,10 +348,22 @@ async def _serve(far: Client, port: int, file: Path) -> None:
 
 def blocks(host: RealHost, controller: str) -> list[tuple[int, int] | None]:
     """Epoch and number of each block, as a host reads it."""
-    with initiator.connect(host.state.target_dir(controller)) as found, found.queue(depth=4, timeout=30) as queue:
+    with _connected(host, controller) as found, found.queue(depth=4, timeout=30) as queue:
         namespace, memory = found.namespace(1), initiator.allocate(BLOCK)
         read = []
         for block in range(BLOCKS):
             queue.read(namespace, block * (BLOCK // namespace.block_size), memory).wait()
             read.append(said(bytes(memory.view)))
         return read
+
+
+def _connected(host: RealHost, controller: str) -> initiator.Controller:
+    """A writer that was killed may not be gone for its target yet: it takes one host at a time."""
+    end = time.monotonic() + 20
+    while True:
+        try:
+            return initiator.connect(host.state.target_dir(controller))
+        except HostConnectionError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)

@@ -24,7 +24,7 @@ from qemu.qmp import QMPClient
 
 from nvmuser.bench.measure.ceph_cluster import CephCluster
 from nvmuser.fleet.etcd.watch import Lost, Watcher
-from nvmuser.fleet.journey import ARRIVED, FAILED, LEFT, READY, WAITING, Journey
+from nvmuser.fleet.journey import ARRIVED, LEFT, READY, RELEASED, WAITING, Journey
 from nvmuser.fleet.keys import prefix
 from nvmuser.fleet.records import decode
 from nvmuser.guest.qmp import connected
@@ -141,7 +141,7 @@ async def test_its_qemu_there_ends_before_it_is_known_that_all_was_sent(guest: F
             os.kill(pid, signal.SIGSTOP)
             stopped.append(pid)
         await until(lambda: says(qmp, "query-status", "paused"), 60)
-    refused = asyncio.create_task(entered(guest, FAILED))
+    refused = asyncio.create_task(entered(guest, RELEASED))
     await kill(world.hosts[there], "qemu")
     await refused
     for pid in stopped:

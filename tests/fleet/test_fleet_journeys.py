@@ -10,7 +10,7 @@ from fleet_world import ADMIN, FleetHost, Wall, World, on_far, until
 from nvmuser.errors import ConflictError, NotFoundError
 from nvmuser.fleet import visit
 from nvmuser.fleet.fences import Fences
-from nvmuser.fleet.journey import DONE, FAILED, LEFT, READY, Journey
+from nvmuser.fleet.journey import DONE, FAILED, LEFT, READY, RELEASED, Journey
 from nvmuser.fleet.move import move
 from nvmuser.fleet.records import Owner
 from nvmuser.fleet.session import Session
@@ -102,11 +102,14 @@ async def test_it_does_not_arrive(world: World) -> None:
         await visit.give_up(one, log, now, "no room")
         found = await log.read()
         assert found
-        assert (found.journey.state, found.journey.reason) == (FAILED, "no room")
+        assert (found.journey.state, found.journey.reason) == (RELEASED, "no room")
         await until(lambda: has(h2) == set())
         assert has(h1) == {"controller/c-a", "volume/v-a"}
         assert [fence["host"] for fence in (await owner(one)).fences] == ["h1"]
-        await begin(one, BOX, ADMIN)  # again
+        with pytest.raises(ConflictError, match="its guest is on its way"):
+            await begin(one, BOX, ADMIN)  # the source has not yet seen that it goes on
+        await log.write(found, replace(found.journey, state=FAILED))
+        await begin(one, BOX, ADMIN)
 
 
 async def test_its_volumes_are_taken_by_force_meanwhile(world: World) -> None:

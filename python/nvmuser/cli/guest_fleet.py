@@ -11,7 +11,7 @@ from nvmuser.cli import progress as progresses
 from nvmuser.cli.present import run, say
 from nvmuser.errors import GuestError
 from nvmuser.extras import require_extra
-from nvmuser.fleet.journey import ARRIVED, ASKED, DONE, LEFT, READY, REFUSED, WAITING, Journey
+from nvmuser.fleet.journey import ARRIVED, ASKED, DONE, LEFT, READY, REFUSED, RELEASED, WAITING, Journey
 from nvmuser.fleet.settings import FleetSettings
 from nvmuser.guest.registry import registry
 from nvmuser.model.sizes import approximate
@@ -25,6 +25,7 @@ _STEPS = {
     LEFT: "starting it there",
     ARRIVED: "forgetting it here",
     REFUSED: "giving up",
+    RELEASED: "going on here",
 }
 
 

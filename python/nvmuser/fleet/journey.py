@@ -26,11 +26,13 @@ ARRIVED = "arrived"
 DONE = "done"
 REFUSED = "refused"
 """It goes on at the source; the destination forgets it."""
+RELEASED = "released"
+"""The same, and the destination has nothing of it any more; the source sees that it goes on."""
 FAILED = "failed"
 """The same, and that is done."""
 
 ENDED = (DONE, FAILED)
-AT_SOURCE, AT_DESTINATION = (ASKED, WAITING, ARRIVED), (READY, LEFT, LOST, REFUSED)
+AT_SOURCE, AT_DESTINATION = (ASKED, WAITING, ARRIVED, RELEASED), (READY, LEFT, LOST, REFUSED)
 """States of which this side takes the next step."""
 
 
@@ -66,7 +68,7 @@ class Journey(Record):
 
     def is_expected(self, host: str) -> bool:
         """Whether what the guest needs may be at a host although it is still another's."""
-        return self.to == host and self.state not in (ASKED, *ENDED)
+        return self.to == host and self.state not in (ASKED, RELEASED, *ENDED)
 
     def refused(self, reason: str) -> Self:
         """The same, given up: the guest goes on where it is."""

@@ -15,7 +15,7 @@ from dataclasses import replace
 from nvmuser.errors import ConflictError, UsageError
 from nvmuser.fleet.etcd.client import Put
 from nvmuser.fleet.fences import Fences, is_owned
-from nvmuser.fleet.journey import ARRIVED, FAILED, Journey
+from nvmuser.fleet.journey import ARRIVED, RELEASED, Journey
 from nvmuser.fleet.move import check, company
 from nvmuser.fleet.ownership import OPEN, Ownership
 from nvmuser.fleet.part import as_carried_out
@@ -133,7 +133,7 @@ async def give_up(session: Session, log: Log, before: Written, reason: str) -> N
 
     :raises ConflictError: somebody else has just decided otherwise. :raises FleetError: etcd does not answer.
     """
-    view, after = await session.view(), replace(before.journey, state=FAILED, reason=reason)
+    view, after = await session.view(), replace(before.journey, state=RELEASED, reason=reason)
     shown = [view.objects.get(Key("controller", name)) for name in after.controllers]
     volumes = {below for one in shown if one for below in one.object.depends_on}
     writes: dict[str, Put | None] = {}

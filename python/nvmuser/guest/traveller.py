@@ -71,7 +71,6 @@ class Side:
             try:
                 now = await self.log.read()
                 if now is None or now.journey.state in states.ENDED:
-                    await self.end(now.journey if now else None)
                     return
                 if step := self.steps.get(now.journey.state):
                     await step(now)
@@ -84,9 +83,6 @@ class Side:
             except FleetError as error:
                 log.info("%s", error)
                 await asyncio.sleep(_AGAIN_S)
-
-    async def end(self, journey: Journey | None) -> None:
-        """What is left to do at the end."""
 
     async def wait(self, now: Written) -> None:
         """For the other side's step."""
@@ -110,18 +106,9 @@ class Source(Side):
             states.READY: self._await_room,
             states.WAITING: self._send,
             states.ARRIVED: self._forget,
+            states.REFUSED: self._stay,
+            states.RELEASED: self._end,
         }
-
-    async def end(self, journey: Journey | None) -> None:
-        """A guest that has not come there goes on here, also where QEMU had sent all of it; one that is nowhere any
-        more leaves its volumes here, for the next."""
-        if journey and journey.state == states.FAILED and journey.guest:
-            with contextlib.suppress(NotFoundError):
-                if not registry(self.state).get(journey.guest).running:
-                    await _open(self.state, journey)
-                    return
-                async with connected(registry(self.state).runtime(journey.guest).qmp) as source:
-                    await move.go_on(source)
 
     async def _prepare(self, now: Written) -> None:
         """See whether it can leave."""
@@ -181,6 +168,26 @@ class Source(Side):
         with contextlib.suppress(NotFoundError):
             await registry(self.state).discard(now.journey.guest)
         await self.write(now, replace(now.journey, state=states.DONE))
+
+    async def _stay(self, now: Written) -> None:
+        """It has never run there, and does not wait for a destination that may be dead."""
+        await self._go_on(now.journey)
+        await self.wait(now)
+
+    async def _end(self, now: Written) -> None:
+        """Who is nowhere any more leaves the volumes here, for the next."""
+        if not await self._go_on(now.journey):
+            await _open(self.state, now.journey)
+        await self.write(now, replace(now.journey, state=states.FAILED))
+
+    async def _go_on(self, journey: Journey) -> bool:
+        """Have it go on here, also where QEMU has sent all of it. False where its QEMU has ended."""
+        with contextlib.suppress(NotFoundError):
+            if registry(self.state).get(journey.guest).running:
+                async with connected(registry(self.state).runtime(journey.guest).qmp) as source:
+                    await move.go_on(source)
+                return True
+        return False
 
 
 class Destination(Side):
