@@ -12,14 +12,16 @@ from typing import Any, cast
 import pytest
 
 from nvmuser.model.desired import Desired, Entry
+from nvmuser.model.keys import Key
 from nvmuser.model.objects import Remote
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import remotes
 from nvmuser.reconcile.actual import query_remotes
 from nvmuser.reconcile.plan import plan
-from nvmuser.reconcile.reroute import moved
+from nvmuser.reconcile.reroute import moved, reachable
 from nvmuser.rpc.client import Client
+from nvmuser.supervisor.reroutes import Attempts
 
 NQN = "nqn.2026-11.org.example:far"
 
@@ -141,3 +143,34 @@ async def test_addresses_are_left_to_spdk(port: int, tmp_path: Path) -> None:
     spdk = Spdk(port)
     spdk.states = {A: DOWN}
     assert await moved(Desired({remote.key: Entry(remote)}), cast(Client, spdk), StateDir(tmp_path / "st")) == []
+
+
+async def test_what_could_not_be_attached_is_reachable_again(port: int, tmp_path: Path) -> None:
+    """As after the start of a target while the remote was away. One that is attached, SPDK tries by itself."""
+
+    class Empty(Spdk):
+        async def call(self, method: str, _params: object = None) -> Any:
+            return []
+
+    def remote(address: str) -> Remote:
+        return Remote("far", nqn=NQN, paths=(RemotePath(address, port),))
+
+    async def found(spdk: Spdk, address: str, *failing: Key) -> list[Remote]:
+        one = remote(address)
+        return await reachable(Desired({one.key: Entry(one)}), failing, cast(Client, spdk), StateDir(tmp_path / "st"))
+
+    key = remote(B).key
+    assert await found(Empty(port), B, key) == [remote(B)]
+    assert await found(Empty(port), B) == [], "nothing is wrong with it"
+    assert await found(Empty(port), A, key) == [], "nobody listens there"
+    there = Spdk(port)
+    there.states = {B: DOWN}
+    assert await found(there, B, key) == []
+
+
+def test_what_keeps_failing_is_tried_each_time_later() -> None:
+    attempts, key = Attempts(), Key("remote", "far")
+    due = [look for look in range(1, 100) if attempts.due([key])]
+    assert due == [1, 3, 7, 15, 31, 51, 71, 91]
+    assert not attempts.due([])
+    assert attempts.due([key]), "at once, when it is new"

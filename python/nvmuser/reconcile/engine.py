@@ -44,7 +44,7 @@ from nvmuser.reconcile.declare_images import completed
 from nvmuser.reconcile.outcome import Outcome
 from nvmuser.reconcile.partial import touched
 from nvmuser.reconcile.peers import Peers
-from nvmuser.reconcile.reroute import moved
+from nvmuser.reconcile.reroute import moved, reachable
 from nvmuser.reconcile.retraction import Retraction
 from nvmuser.reconcile.site import Site, looked_at
 from nvmuser.reconcile.status import Status, together
@@ -177,6 +177,15 @@ class Engine:
         """
         sites = [(site.wanted, site.rpc) for site in self._sites.values()]
         found = [await moved(desired, rpc, self._state) for desired, rpc in sites if rpc]
+        return [remote for remotes in found for remote in remotes]
+
+    async def absent_remotes(self) -> list[Remote]:
+        """Remotes that a target could not attach, and that take a connection now.
+
+        :raises SetupError: who we are to remotes is not known. :raises RpcError: SPDK does not answer.
+        """
+        failing, sites = self.problems.keys(), [(site.wanted, site.rpc) for site in self._sites.values()]
+        found = [await reachable(desired, failing, rpc, self._state) for desired, rpc in sites if rpc]
         return [remote for remotes in found for remote in remotes]
 
     async def changed_hands(self) -> list[Key]:
