@@ -8,10 +8,13 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import uuid
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nvmuser.toolchain import find_qemu
+from nvmuser.guest.libvirt import QEMU
+from nvmuser.toolchain import find_appliance, find_qemu
 
 QEMU_CONF = """
 user = "root"
@@ -25,6 +28,7 @@ stdio_handler = "file"
 """
 START = """
 set -e
+[ -z "$2" ] || mount --bind "$2" "$3"
 for directory in /etc/libvirt /run/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do
     mkdir -p $directory && mount -t tmpfs tmpfs $directory
 done
@@ -68,14 +72,21 @@ class Libvirtd:
 
 
 @contextlib.contextmanager
-def libvirtd(directory: Path) -> Iterator[Libvirtd]:
-    """libvirtd with our hook, as a package installs it; its QEMU is the one that we use."""
+def libvirtd(
+    directory: Path, *, emulator: Sequence[str] = (), own: tuple[Path, Path] | None = None
+) -> Iterator[Libvirtd]:
+    """libvirtd with our hook, as a package installs it.
+
+    :param emulator: its QEMU; the one that we use.
+    :param own: a directory that only this host sees, and where.
+    """
     nvmuser = shlex.quote(str(Path(sys.executable).with_name("nvmuser")))
     files = {
         "hook": f'#!/bin/sh\nexec {nvmuser} guest libvirt-hook --wait 0.5 "$@"\n',
-        "qemu": f'#!/bin/sh\nexec {shlex.join(find_qemu().argv)} "$@"\n',
+        "qemu": f'#!/bin/sh\nexec {shlex.join(emulator or find_qemu().argv)} "$@"\n',
         "qemu.conf": QEMU_CONF,
-        "libvirtd.conf": f'unix_sock_dir = "{directory}"\nauth_unix_rw = "none"\nauth_unix_ro = "none"\n',
+        "libvirtd.conf": f'unix_sock_dir = "{directory}"\nauth_unix_rw = "none"\nauth_unix_ro = "none"\n'
+        f'host_uuid = "{uuid.uuid4()}"\n',
     }
     for name, text in files.items():
         (directory / name).write_text(text)
@@ -83,8 +94,9 @@ def libvirtd(directory: Path) -> Iterator[Libvirtd]:
     argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", START, "sh", directory]
     with (directory / "libvirtd.log").open("wb") as log:
         process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=os.environ
-        )
+            [*argv, *(own or ("", ""))], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            env=os.environ,
+        )  # fmt: skip
     found = Libvirtd(directory)
     try:
         deadline = time.monotonic() + 60
@@ -96,3 +108,27 @@ def libvirtd(directory: Path) -> Iterator[Libvirtd]:
     finally:
         process.kill()
         process.wait()
+
+
+def bootable(domain: str, *, arguments: Sequence[str] = (), agent: Path | None = None) -> str:
+    """A domain that we print, with the appliance as its kernel.
+
+    :param arguments: more of them for QEMU, as `qemu:arg`.
+    :param agent: the socket of its second serial port.
+    """
+    root, appliance = ET.fromstring(domain), find_appliance()
+    system, line, devices = root.find("os"), root.find(f"{{{QEMU}}}commandline"), root.find("devices")
+    assert system is not None
+    assert line is not None
+    assert devices is not None
+    ET.SubElement(system, "kernel").text = str(appliance.kernel)
+    ET.SubElement(system, "initrd").text = str(appliance.initrd)
+    ET.SubElement(system, "cmdline").text = "console=ttyS0 quiet panic=-1"
+    for argument in arguments:
+        ET.SubElement(line, f"{{{QEMU}}}arg", value=argument)
+    if agent:
+        ET.SubElement(ET.SubElement(devices, "serial", type="pty"), "target", port="0")
+        serial = ET.SubElement(devices, "serial", type="unix")
+        ET.SubElement(serial, "source", mode="bind", path=str(agent))
+        ET.SubElement(serial, "target", port="1")
+    return ET.tostring(root, encoding="unicode")

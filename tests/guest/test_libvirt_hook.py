@@ -6,21 +6,17 @@ import asyncio
 import os
 import signal
 import sys
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from libvirtd import Libvirtd, libvirtd
+from libvirtd import Libvirtd, bootable, libvirtd
 from world import World, both, sparse
 
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.guest import GuestSpec, libvirt, libvirt_hook, migration
 from nvmuser.guest.spec import MIB
 from nvmuser.paths import StateDir
-from nvmuser.toolchain import find_appliance
-
-QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 pytestmark = pytest.mark.matrix
 
@@ -37,18 +33,8 @@ def define(
         spec, name=name, hugepages=False, kvm=False, no_migration=directory / migration.IMAGE,
         metadata=libvirt_hook.metadata(state, controllers), emulator=str(host.emulator),
     )  # fmt: skip
-    root, appliance = ET.fromstring(text), find_appliance()
-    system = root.find("os")
-    assert system is not None
-    ET.SubElement(system, "kernel").text = str(appliance.kernel)
-    ET.SubElement(system, "initrd").text = str(appliance.initrd)
-    ET.SubElement(system, "cmdline").text = "console=ttyS0 quiet panic=-1"
-    line = root.find(f"{{{QEMU}}}commandline")
-    assert line is not None
-    for argument in arguments:
-        ET.SubElement(line, f"{{{QEMU}}}arg", value=argument)
     path = directory / f"{name}.xml"
-    path.write_text(ET.tostring(root, encoding="unicode"))
+    path.write_text(bootable(text, arguments=arguments))
     host.ok("define", str(path))
 
 

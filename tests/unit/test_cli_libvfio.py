@@ -67,7 +67,6 @@ def test_what_is_refused(run: Run) -> None:
         (("guest", "qemu-args", "none", "--via", "libvfio"), "controller none: no such controller"),
         (("guest", "qemu-args", "one", "none"), "controller none: no such controller"),
         (("guest", "run", "--controller", "none", "--", "true"), "controller none: no such controller"),
-        (("guest", "qemu-args", "one", "--via", "libvfio", "--libvirt"), "not together with --via libvfio"),
     ):
         status, out, err = run(*arguments)
         assert (status != 0, out) == (True, "")

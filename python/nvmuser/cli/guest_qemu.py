@@ -18,6 +18,7 @@ from nvmuser.guest import qemu as arguments_of
 from nvmuser.guest.spec import GuestSpec, use_hugepages
 from nvmuser.hostfs.sockets import answers
 from nvmuser.paths import StateDir
+from nvmuser.supervisor import control
 from nvmuser.toolchain import accelerator, find_qemu, libvfio
 from nvmuser.toolchain.qemu import BINARY
 
@@ -47,13 +48,12 @@ def qemu_args(
       eval "$(nvmuser guest qemu-args vm1) -nographic -drive file=system.qcow2"
       eval "$(nvmuser guest qemu-args vm1 --via libvfio) -nographic -drive file=system.qcow2"
       nvmuser guest qemu-args vm1 vm2 --memory 4G --libvirt > vm1.xml
+      nvmuser guest qemu-args vm1 --via libvfio --libvirt > vm1.xml    # which virsh migrates
       eval "$(nvmuser guest qemu-args vm1 --vmm cloud-hypervisor) --kernel vmlinux --disk path=system.raw"
     """
     if as_libvirt and as_json:
         raise UsageError("--libvirt prints XML: not together with --json")
     spec = make_spec(state, controllers, **options, spare_ports=0)
-    if as_libvirt and spec.libvfio:
-        raise UsageError("--libvirt is for QEMU's own client: not together with --via libvfio")
     if vmm == "cloud-hypervisor":
         if as_libvirt:
             raise UsageError("--libvirt prints a domain of QEMU: not together with --vmm cloud-hypervisor")
@@ -98,7 +98,8 @@ def _domain(
         hugepages=hugepages,
         kvm=accelerator() == "kvm",
         no_migration=no_migration,
-        metadata=libvirt_hook.metadata(state, names),
+        metadata=libvirt_hook.metadata(state, names, desired=control.load(state) if spec.libvfio else None),
+        preload=str(libvfio.find_libvfio()) if spec.libvfio else "",
     )
 
 

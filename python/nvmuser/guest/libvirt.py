@@ -14,7 +14,8 @@ from nvmuser.guest import migration
 from nvmuser.guest.qemu import controller
 from nvmuser.guest.spec import GuestSpec
 
-_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+PRELOAD = "LD_PRELOAD"
 _SLOTS_FROM = 0x18
 """libvirt hands out PCI slots from below, some fixed ones above 0x18, and does not know what the command line holds."""
 
@@ -30,13 +31,15 @@ def domain(
     no_migration: Path,
     metadata: ET.Element | None = None,
     emulator: str = _EMULATOR,
+    preload: str = "",
 ) -> str:
     """A whole domain: what is ours in it, and the least that libvirt wants around that.
 
     :param no_migration: see `nvmuser.guest.qemu.attachment`.
     :param metadata: by which the hook knows its controllers (`libvirt_hook.metadata`).
+    :param preload: libvfio.so, where that serves the controllers.
     """
-    ET.register_namespace("qemu", _QEMU)
+    ET.register_namespace("qemu", QEMU)
     root = ET.Element("domain", type="kvm" if kvm else "qemu")
     ET.SubElement(root, "name").text = name
     if metadata is not None:
@@ -55,7 +58,7 @@ def domain(
     ET.SubElement(features, "acpi")
     ET.SubElement(root, "cpu", mode="host-passthrough" if kvm else "maximum")
     _devices(root, emulator)
-    _command_line(root, spec, no_migration)
+    _command_line(root, spec, no_migration, preload)
     ET.indent(root)
     return ET.tostring(root, encoding="unicode")
 
@@ -67,13 +70,17 @@ def _devices(root: ET.Element, emulator: str) -> None:
     ET.SubElement(console, "target", type="serial")
 
 
-def _command_line(root: ET.Element, spec: GuestSpec, no_migration: Path) -> None:
-    line = ET.SubElement(root, f"{{{_QEMU}}}commandline")
-    values = ["-blockdev", json.dumps(migration.blocker(no_migration))] if spec.sockets else []
+def _command_line(root: ET.Element, spec: GuestSpec, no_migration: Path, preload: str) -> None:
+    line = ET.SubElement(root, f"{{{QEMU}}}commandline")
+    blocked = spec.sockets and not spec.libvfio
+    values = ["-blockdev", json.dumps(migration.blocker(no_migration))] if blocked else []
     for number, socket in enumerate(spec.sockets):
-        device = controller(socket, "pcie.0") | {"addr": f"{_SLOTS_FROM - number:x}"}
+        directory = spec.directories[number] if spec.directories is not None else None
+        device = controller(socket, "pcie.0", directory) | {"addr": f"{_SLOTS_FROM - number:x}"}
         if socket == spec.boot_from:
             device["bootindex"] = 1
         values += ["-device", json.dumps(device)]
     for value in values:
-        ET.SubElement(line, f"{{{_QEMU}}}arg", value=value)
+        ET.SubElement(line, f"{{{QEMU}}}arg", value=value)
+    if preload:
+        ET.SubElement(line, f"{{{QEMU}}}env", name=PRELOAD, value=preload)

@@ -3,22 +3,27 @@ released when it has ended.
 
 Owns the metadata's form and the claims: `run/claims/CONTROLLER`, a link to the domain that has it, by which two domains
 with the same controller do not both start. It asks libvirt nothing, which waits for the hook (libvirt's hooks.html:
-calling back is a deadlock). A claim of before the machine was booted holds nothing.
+calling back is a deadlock). A claim of before the machine was booted holds nothing. Domains that come from another host
+or from a file are `libvirt_arrival`'s.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nvmuser.errors import ConflictError, NotFoundError, NvmuserError, TargetError, TargetNotRunning, UsageError
 from nvmuser.hostfs.sockets import answers
+from nvmuser.model import incoming
+from nvmuser.model.desired import Desired
 from nvmuser.paths import StateDir
 from nvmuser.supervisor import control, occupancy
 
@@ -32,20 +37,29 @@ _INTERVAL = 0.1
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain, as far as its controllers go."""
+    """A domain, as far as its controllers go.
+
+    :ivar descriptions: of controllers that can move (`incoming.description`), by name.
+    """
 
     name: str
     uuid: str
     state: StateDir
     controllers: tuple[str, ...]
+    descriptions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def metadata(state: StateDir, controllers: tuple[str, ...]) -> ET.Element:
-    """The element of a domain's `<metadata>` that names its controllers."""
+def metadata(state: StateDir, controllers: tuple[str, ...], *, desired: Desired | None = None) -> ET.Element:
+    """The element of a domain's `<metadata>` that names its controllers.
+
+    :param desired: where the controllers are described, by which another host can expect them; None: they stay here.
+    """
     ET.register_namespace("nvmuser", NAMESPACE)
     element = ET.Element(f"{{{NAMESPACE}}}controllers", {"state-dir": str(state.root)})
     for name in controllers:
-        ET.SubElement(element, f"{{{NAMESPACE}}}controller", name=name)
+        child = ET.SubElement(element, f"{{{NAMESPACE}}}controller", name=name)
+        if desired is not None:
+            child.text = json.dumps(incoming.description(desired.controller(name), desired))
     return element
 
 
@@ -62,18 +76,31 @@ def parse(text: str | bytes) -> Domain | None:
     if found is None:
         return None
     directory = Path(found.get("state-dir", "/var/lib/nvmuser"))
-    names = tuple(child.get("name", "") for child in found.iter(f"{{{NAMESPACE}}}controller"))
+    children = list(found.iter(f"{{{NAMESPACE}}}controller"))
+    names = tuple(child.get("name", "") for child in children)
     if not directory.is_absolute() or not names or not all(names) or len(set(names)) < len(names):
         raise UsageError(
             "metadata of nvmuser: an absolute state-dir, and at least one controller with a name, each once"
         )
     name, uuid = root.findtext("name", ""), root.findtext("uuid", "")
-    return Domain(name, uuid, StateDir(directory), names)
+    described = {one.get("name", ""): _described(one.text) for one in children if one.text and one.text.strip()}
+    return Domain(name, uuid, StateDir(directory), names, described)
 
 
-async def prepare(domain: Domain, *, wait: float = WAIT) -> None:
+def _described(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError("metadata of nvmuser: what is in a controller's element does not describe one, as JSON")
+    return found
+
+
+async def prepare(domain: Domain, *, wait: float = WAIT, arriving: bool = False) -> None:
     """Wait until the controllers can be used, and claim them. What was claimed is released where that fails.
 
+    :param arriving: its guest comes from elsewhere, and opens their volumes when it is here.
     :raises NotFoundError: there is no such controller.
     :raises ConflictError: another domain or guest has one.
     :raises TargetError: they are not served, nor within `wait` seconds.
@@ -82,11 +109,12 @@ async def prepare(domain: Domain, *, wait: float = WAIT) -> None:
     for name in domain.controllers:
         if name not in declared:
             raise NotFoundError(f"there is no controller {name} in {domain.state.root}")
-    await _until_served(domain, time.monotonic() + wait)
+    await until_served(domain, wait)
     try:
         for name in domain.controllers:
             _claim(domain, name)
-        await occupancy.check_free(domain.state, domain.controllers)
+        if not arriving:
+            await occupancy.check_free(domain.state, domain.controllers)
     except NvmuserError:
         release(domain)
         raise
@@ -142,19 +170,25 @@ def _claim(domain: Domain, name: str) -> None:
         raise TargetError(f"{error.filename or path}: {error.strerror}") from error
 
 
-async def _until_served(domain: Domain, end: float) -> None:
-    while reason := await _why_not_served(domain):
+async def until_served(domain: Domain, wait: float, *, controllers: bool = True) -> None:
+    """Wait until the target is ready, and all controllers of the domain have their sockets.
+
+    :param controllers: False: the target alone.
+    :raises TargetError: not within `wait` seconds.
+    """
+    end = time.monotonic() + wait
+    while reason := await _why_not_served(domain.state, domain.controllers if controllers else ()):
         if time.monotonic() >= end:
             raise TargetError(reason)
         await asyncio.sleep(_INTERVAL)
 
 
-async def _why_not_served(domain: Domain) -> str:
+async def _why_not_served(state: StateDir, controllers: tuple[str, ...]) -> str:
     try:
-        status = await control.ask(domain.state, "status", timeout=5)
+        status = await control.ask(state, "status", timeout=5)
     except TargetNotRunning as error:
         return str(error)
     if not status["target"]["ready"]:
-        return f"the target of {domain.state.root} is not ready; `nvmuser target logs` says why"
-    missing = (name for name in domain.controllers if not answers(domain.state.socket(name)))
+        return f"the target of {state.root} is not ready; `nvmuser target logs` says why"
+    missing = (name for name in controllers if not answers(state.socket(name)))
     return next((f"controller {name} is not served; see `nvmuser status`" for name in missing), "")

@@ -18,7 +18,7 @@ from nvmuser.paths import SETUP, cache_dir, packaged_dir
 from nvmuser.toolchain import artifact, proc
 from nvmuser.toolchain.steps import Reporter
 
-_NAME = "libvfio.so"
+NAME = "libvfio.so"
 _SEPARATORS = frozenset(": \t\n")
 """ld.so(8): what divides the entries of LD_PRELOAD; nothing escapes them."""
 
@@ -46,10 +46,10 @@ def find_libvfio() -> Path:
     directory = _artifact_dir()
     if artifact.read_manifest(directory) is None:
         way_out = "install the package nvmuser-libvfio" if packaged_dir() else f"run `{SETUP}`"
-        raise SetupError(f"{_NAME} is not in {directory.parent}: {way_out}")
+        raise SetupError(f"{NAME} is not in {directory.parent}: {way_out}")
     if _SEPARATORS & set(str(directory)):
         raise SetupError(f"{directory}: LD_PRELOAD takes no path with a space or a colon: set NVMUSER_CACHE to another")
-    return directory / _NAME
+    return directory / NAME
 
 
 def preload() -> str:
@@ -70,5 +70,5 @@ def build(reporter: Reporter) -> None:
     # Not in the cache, whose path may hold a space, which make cannot handle.
     with artifact.assembling(_artifact_dir()) as root, TemporaryDirectory(prefix="nvmuser-libvfio-") as objects:
         proc.run(["make", "-C", str(source_dir()), f"OUT={objects}"], log=reporter.log)
-        shutil.copyfile(Path(objects) / _NAME, root / _NAME)
+        shutil.copyfile(Path(objects) / NAME, root / NAME)
         artifact.write_manifest(root, libc=" ".join(platform.libc_ver()))
