@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from nvmuser.cli.groups import Group
+from nvmuser.cli.options import read_token
 from nvmuser.cli.present import run
 from nvmuser.errors import UsageError
 from nvmuser.extras import require_extra
@@ -48,10 +49,7 @@ def serve(state: StateDir, endpoint: str, url: str | None, token_file: Path | No
         raise UsageError(f"--endpoint {endpoint}: expected unix:///PATH")
     if not place.parent.is_dir():
         raise UsageError(f"--endpoint {endpoint}: there is no directory {place.parent}")
-    try:
-        token = token_file.read_text(encoding="utf-8").strip() if token_file else ""
-    except OSError as error:
-        raise UsageError(f"--token-file {token_file}: {error.strerror}") from error
+    token = read_token(token_file) if token_file else ""
     from nvmuser.client.aio import AsyncClient
     from nvmuser.csi import server
 

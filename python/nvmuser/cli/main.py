@@ -15,6 +15,7 @@ import click
 from nvmuser import collector
 from nvmuser.cli import failure
 from nvmuser.cli.groups import LazyGroup
+from nvmuser.cli.options import read_token
 from nvmuser.errors import NvmuserError, UsageError
 from nvmuser.paths import StateDir, default_state_dir
 
@@ -132,15 +133,10 @@ def _remote(server: str | None, token_file: Path | None, state_dir: Path | None)
     from nvmuser.extras import require_extra
 
     require_extra("client", "nvmuser --server")
-    try:
-        token = token_file.read_text(encoding="ascii") if token_file else os.environ.get("NVMUSER_TOKEN", "")
-    except OSError as error:
-        raise UsageError(f"{token_file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{token_file}: no token") from error
+    token = read_token(token_file) if token_file else os.environ.get("NVMUSER_TOKEN", "").strip()
     from nvmuser.supervisor.remote import Remote  # what it imports, `nvmuser --help` need not wait for
 
-    return Remote(server=server, token=token.strip())
+    return Remote(server=server, token=token)
 
 
 def main() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+
+from nvmuser.errors import UsageError
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -25,3 +28,16 @@ force_option = click.option("--force", is_flag=True, help="Also when a guest tha
 
 REPEATABLE = "May be repeated."
 """The last words of the help of each option that may be given several times."""
+
+
+def read_token(file: Path) -> str:
+    """The token of `--token-file`.
+
+    :raises UsageError: it cannot be read, or is none.
+    """
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise UsageError(f"--token-file {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--token-file {file}: no token") from error

@@ -111,12 +111,12 @@ def start(
         daemon.become(state, options, said)
     began = time.monotonic()
     reason = why_unusable(MEMORY_MIB << 20)
-    if Options(said.hugepages, cores).resolve_hugepages():
-        click.echo("memory: hugepages")
-    else:
-        click.echo(f"memory: no hugepages ({reason or 'as asked'})")
+    memory = "hugepages"
+    if not Options(said.hugepages, cores).resolve_hugepages():
+        memory = f"no hugepages ({reason or 'as asked'})"
     before = control.live_processes(state)
     daemon.start(state, options, said)
+    click.echo(f"memory: {memory}")
     facts = _call(state, "status")["target"]
     how = f"profile {facts['profile']}, core {_list(facts['cores'])}"
     how += ", taken over" if "target" in before else ""

@@ -6,29 +6,24 @@ may do is the API's matter, by the token that it was given.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
 import re
-import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from nvmuser import __version__
+from nvmuser import __version__, grpc_server
 from nvmuser.client.aio import AsyncClient
 from nvmuser.csi.controller import Controller
 from nvmuser.csi.messages import ACCESSIBILITY_CONSTRAINTS, CLASSES, CONTROLLER_SERVICE, ONLINE, PACKAGE, SERVICES
 from nvmuser.csi.node import Node
 from nvmuser.csi.refusal import Refused, code_of
-from nvmuser.errors import ConflictError, NvmuserError
-from nvmuser.hostfs.sockets import answers
+from nvmuser.errors import NvmuserError
 
 NAME = "csi.nvmuser"
 TOPOLOGY = f"topology.{NAME}/node"
-_GRACE_S = 5.0
 _WORDS = re.compile(r"(?<!^)(?=[A-Z])")
 
 log = logging.getLogger(__name__)
@@ -93,27 +88,14 @@ async def serve(api: AsyncClient, place: Path, node_id: str, started: Callable[[
     :param started: called when calls are taken.
     :raises ConflictError: another process listens there.
     """
-    if answers(place):
-        raise ConflictError(f"--endpoint {place}: another process listens there")
     segments = {TOPOLOGY: node_id}
     parts = {
         "Identity": Identity(api),
         "Controller": Controller(api, segments),
         "Node": Node(api, node_id, segments),
     }
-    ended: asyncio.Queue[int] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.put_nowait, int(number))
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(_handlers(parts))
-    before = os.umask(0o177)
-    try:
-        server.add_insecure_port(f"unix:{place}")
-    finally:
-        os.umask(before)
+    grpc_server.listen_unix(server, place, f"--endpoint {place}")
     async with api:
-        await server.start()
-        started()
-        found = await ended.get()
-        await server.stop(_GRACE_S)
-    return found
+        return await grpc_server.run(server, started)

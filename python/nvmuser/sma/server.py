@@ -5,11 +5,9 @@ Owns gRPC's server. Who somebody is and what they may is the API's: the same tok
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import os
-import signal
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from nvmuser import grpc_server
 from nvmuser.api import auth
 from nvmuser.api.auth import Peer, Principal
 from nvmuser.api.host import Host
@@ -24,7 +23,6 @@ from nvmuser.api.problems import Problem, of_error
 from nvmuser.api.rate import Rate
 from nvmuser.api.tls import Tls
 from nvmuser.errors import ConflictError, NvmuserError, UsageError
-from nvmuser.hostfs.sockets import answers
 from nvmuser.sma.devices import Devices, Refused
 from nvmuser.sma.messages import CALLS, CLASSES, SERVICE
 
@@ -34,7 +32,6 @@ _REQUEST_MAX = 1 << 20
 _CALLS = 256
 """At the same time; further ones are refused."""
 _STRANGERS = 10.0
-_GRACE_S = 5.0
 _READS = "GetQosCapabilities"
 
 _CODES = {
@@ -154,13 +151,7 @@ def _bind(server: Any, place: str, tls: Tls | None) -> str:
     """:raises ConflictError: another process listens there."""
     if place.startswith("unix:"):
         path = Path(place.removeprefix("unix:")).absolute()
-        if answers(path):
-            raise ConflictError(f"--listen {place}: another process listens there")
-        before = os.umask(0o177)
-        try:
-            server.add_insecure_port(f"unix:{path}")
-        finally:
-            os.umask(before)
+        grpc_server.listen_unix(server, path, f"--listen {place}")
         return f"unix:{path}"
     try:
         port = server.add_secure_port(place, _credentials(tls)) if tls else server.add_insecure_port(place)
@@ -183,12 +174,5 @@ async def serve(
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=_CALLS)
     server.add_generic_rpc_handlers((_Agent(host, devices, per_s, loopback=loopback).handlers(),))
     shown = _bind(server, place, tls)
-    ended: asyncio.Queue[int] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.put_nowait, int(number))
     async with host:
-        await server.start()
-        started(shown)
-        found = await ended.get()
-        await server.stop(_GRACE_S)
-    return found
+        return await grpc_server.run(server, lambda: started(shown))
