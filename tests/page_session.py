@@ -7,6 +7,7 @@ what stands for something (`…`, `<name>`) may differ, nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -18,6 +19,8 @@ from pathlib import Path
 from page_blocks import ROOT, Block, Command
 from page_table import Run
 
+_LIMIT, _GRACE = 840, 30
+"""Seconds for a page, and for its end where it was cut short."""
 _MARK = "\x1e"
 _HEAD = """
 set -eu -o pipefail
@@ -93,17 +96,13 @@ class Session:
         script = self._work / "script"
         script.write_text(self._script(setup, end, commands), encoding="utf-8")
         written = self._work / "written"
-        with written.open("wb") as output:
-            done = subprocess.run(
-                [*self._argv, script], cwd=self._work, env=self._environment, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=output, check=False, timeout=840,
-            )  # fmt: skip
+        status = self._wait(script, written)
         parts = re.split(rf"{_MARK}(\d+)\n", written.read_text(encoding="utf-8", errors="replace"))
         number = int(parts[-2]) if len(parts) > 1 else -1
-        if done.returncode:
+        if status:
             block, _, command = commands[number] if number >= 0 else (runs[0][0], None, Command("", "set-up"))
             raise AssertionError(
-                f"{block.page}:{block.line}: {command.text}\nended with {done.returncode}:\n{parts[-1][-4000:]}"
+                f"{block.page}:{block.line}: {command.text}\nended with {status}:\n{parts[-1][-4000:]}"
             )
         steps = [
             Step(block, command, output) for (block, _, command), output in zip(commands, parts[2::2], strict=True)
@@ -114,6 +113,24 @@ class Session:
                 f"{where}\nwrites\n{step.written}\nshown:\n{step.command.output}"
             )
         return steps
+
+    def _wait(self, script: Path, written: Path) -> int:
+        """Run it in a session of its own: where pytest is interrupted or killed, what it has started is ended by it."""
+        with written.open("wb") as output:
+            process = subprocess.Popen(
+                [*self._argv, script], cwd=self._work, env=self._environment, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=output, start_new_session=True,
+            )  # fmt: skip
+        try:
+            return process.wait(_LIMIT)
+        except BaseException:
+            process.terminate()  # not killed: bash still does what is at its end
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE)
+            raise
+        finally:
+            process.kill()
+            process.wait()
 
     def _commands(self, block: Block, run: Run) -> Iterator[Command]:
         for command in block.commands() if run.wrap is None else [Command("", block.text)]:
