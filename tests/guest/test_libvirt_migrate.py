@@ -231,6 +231,7 @@ async def test_saved_and_restored_while_it_writes(domain: Domain, tmp_path: Path
 async def test_what_has_grown_is_described_anew(domain: Domain) -> None:
     """Until then the other host refuses what arrives, and the guest goes on."""
     host = domain.here
+    os.truncate(host.deployment.state.root.parent / "two", 2 * DISK)
     grown = await nvmuser(host.deployment, "volume", "grow", "two", str(2 * DISK))
     assert grown[0] == 0, grown
     await domain.load.begin()
