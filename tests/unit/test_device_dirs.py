@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,11 @@ def test_what_is_not_ours_is_left_alone(state: StateDir) -> None:
     with pytest.raises(ConflictError, match="something else"):
         Devices(state).remove(Controller(name="a", cntlid=1))
     assert (directory / "notes").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes directories in another user's state directory")
+def test_one_that_root_makes_is_its_supervisors_to_remove(state: StateDir) -> None:
+    state.run.mkdir()
+    os.chown(state.run, 65534, 65534)
+    directory = Devices(state).provide(Controller(name="a", cntlid=1))
+    assert {(one.stat().st_uid, one.stat().st_gid) for one in (directory, directory.parent)} == {(65534, 65534)}

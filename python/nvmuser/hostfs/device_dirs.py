@@ -8,6 +8,7 @@ is made of belongs to `nvmf_vfio.vfio_dir`.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from nvmf_vfio import vfio_dir
@@ -35,9 +36,19 @@ class Devices:
         """
         socket = self._state.socket(controller.name, direct=self._direct)
         try:
-            return self._known.assign(socket, first=controller.cntlid)
+            directory = self._known.assign(socket, first=controller.cntlid)
+            self._give(directory)
+            return directory
         except (OSError, ValueError) as error:
             raise ConflictError(f"controller {controller.name}: no directory for libvfio: {error}") from error
+
+    def _give(self, directory: Path) -> None:
+        """To the owner of the state directory: their supervisor removes it with the controller, and could not remove
+        root's."""
+        owner = self._state.run.stat()
+        if os.geteuid() == 0 and owner.st_uid != 0:
+            for one in (directory.parent, directory):
+                os.chown(one, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
     def remove(self, controller: Controller) -> None:
         """:raises ConflictError: something of somebody else is in it."""
