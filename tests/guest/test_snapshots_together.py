@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ceph_world import cluster_of, image
 
 from nvmuser.bench.measure.deployment import Deployment
 from nvmuser.guest import GuestSpec, launch
 from nvmuser.guest.spec import MIB
 from nvmuser.model.change import Change
 from nvmuser.model.objects import AnyObject, Controller, Namespace, Pool, Volume
+from nvmuser.paths import StateDir
+from nvmuser.reconcile.engine import Engine
 from nvmuser.supervisor import control
 
 pytestmark = pytest.mark.matrix
 
 NAMES = ("one", "two", "three")
-OBJECTS: tuple[AnyObject, ...] = (
-    Volume("disk", size=128 * MIB),
-    Pool("p", base="disk", cluster_size=MIB),
-    *(Volume(name, "lvol", pool="p", size=4 * MIB) for name in NAMES),
-    Controller("x", tuple(map(Namespace, NAMES))),
-)
+IMAGES = ("one", "three")
+"""Of the volumes, those that are in Ceph in one of the cases."""
+
+
+def objects(in_ceph: tuple[str, ...]) -> tuple[AnyObject, ...]:
+    local = [Volume(name, "lvol", pool="p", size=4 * MIB) for name in NAMES if name not in in_ceph]
+    images = [image(name, size=4 * MIB, create=True) for name in in_ceph]
+    pool = (Volume("disk", size=128 * MIB), Pool("p", base="disk", cluster_size=MIB))
+    return (*pool, *local, *images, Controller("x", tuple(map(Namespace, NAMES))))
+
+
 FIND = """disk() { grep -lx $1 /sys/block/nvme0n*/nsid | cut -d/ -f4; }"""
 """Linux numbers namespaces as it finds them, several at the same time."""
 WRITE = """(i=1; while [ ! -e /tmp/stop ]; do
@@ -39,10 +48,21 @@ dd if=/dev/$(disk {0}) iflag=direct bs=512 count=1 2> /dev/null"""
 GONE = 'for i in $(seq 300); do [ -n "$(disk 4)" ] || exit 0; sleep 0.1; done; exit 1'
 
 
-async def test_a_guest_does_not_notice(tmp_path: Path) -> None:
+@pytest.fixture(params=["pool", "pool-and-ceph"])
+async def in_ceph(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, ...]:
+    """Which volumes are; the cluster is declared before the target starts."""
+    if request.param == "pool":
+        return ()
+    ceph = request.getfixturevalue("ceph")
+    with contextlib.closing(Engine(StateDir(tmp_path / "s"))) as engine:
+        await engine.change(Change(create=(cluster_of(ceph),)))
+    return IMAGES
+
+
+async def test_a_guest_does_not_notice(tmp_path: Path, in_ceph: tuple[str, ...]) -> None:
     async with Deployment.start(tmp_path / "s") as deployment:
         state = deployment.state
-        assert (await control.submit(state, Change(create=OBJECTS))).problems == ()
+        assert (await control.submit(state, Change(create=objects(in_ceph)))).problems == ()
         async with launch(GuestSpec(memory=512 * MIB, sockets=(state.socket("x"),)), tmp_path / "guest") as guest:
 
             async def run(command: str) -> str:

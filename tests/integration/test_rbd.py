@@ -20,7 +20,7 @@ from nvmuser.hostfs.fences import Journal
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Volume
+from nvmuser.model.objects import Controller, Namespace, Pool, Volume
 from nvmuser.reconcile import seizure
 from nvmuser.reconcile.declare_images import completed
 from nvmuser.supervisor import control
@@ -211,6 +211,38 @@ async def test_snapshots_clones_and_a_rollback(ceph: CephCluster, root: Path) ->
         controllers = [f"controller/c-{name}" for name in ("friday", "copy", "origin")]
         await world.delete(*controllers, "volume/copy", "volume/friday", "volume/origin")
         assert {"origin", "copy"}.isdisjoint(ceph.run("rbd", "ls", POOL).split())
+
+
+async def test_snapshots_of_images_and_of_a_pool_together(ceph: CephCluster, root: Path) -> None:
+    """That it is one moment for a guest that writes: tests/guest/test_snapshots_together.py."""
+    names = ("data", "local", "log")
+    async with installation(ceph, root / "s") as world:
+        await world.create(
+            Volume("file", size=64 * MIB), Pool("p", base="file", cluster_size=MIB),
+            Volume("local", "lvol", pool="p", size=4 * MIB),
+            image("data", size=16 * MIB, create=True), image("log", size=16 * MIB, create=True),
+            Controller("x", tuple(map(Namespace, names))),
+        )  # fmt: skip
+        write_all(world.state.target_dir("x"), b"\x01" * 4096)
+        outcome = await control.snapshot_together(world.state, "x", "friday")
+        made = [one["name"] for one in outcome.objects]
+        assert made == [f"{name}-friday" for name in names]
+        assert (outcome.problems, outcome.pending) == ((), False)
+        write_all(world.state.target_dir("x"), b"\x02" * 4096)
+        await world.create(Controller("y", tuple(map(Namespace, made))))
+        with initiator.connect(world.state.target_dir("y")) as host, host.queue(depth=4, timeout=30) as queue:
+            for namespace in host.namespaces():
+                memory = initiator.allocate(4096)
+                queue.read(namespace, 0, memory).wait()
+                assert bytes(memory.view) == b"\x01" * 4096
+        await world.delete("controller/y", "controller/x", *(f"volume/{one}" for one in (*made, *names)))
+
+
+def write_all(directory: Path, data: bytes) -> None:
+    """Write to the first block of each namespace."""
+    with initiator.connect(directory) as host, host.queue(depth=4, timeout=30) as queue:
+        for namespace in host.namespaces():
+            queue.write(namespace, 0, data).wait()
 
 
 async def test_while_the_cluster_is_away_io_waits_and_status_says_what_is(ceph: CephCluster, root: Path) -> None:

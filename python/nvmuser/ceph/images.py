@@ -85,9 +85,10 @@ def away(cluster: Cluster) -> str:
     return f"{cluster.key.words}: {known - up} of {known} OSDs are down: I/O to them waits" if up < known else ""
 
 
-def look_at(cluster: Cluster, volumes: Sequence[Volume]) -> dict[Volume, Image | OSError]:
+def look_at(cluster: Cluster, volumes: Sequence[Volume], ask: Asker = ask) -> dict[Volume, Image | OSError]:
     """What the cluster has of each volume's image.
 
+    :param ask: by what the cluster is asked.
     :raises SetupError: see `ask`; likewise AccessError.
     """
     return _looked(volumes, ask(cluster, [_about(volume, "look") for volume in volumes]))
@@ -109,22 +110,24 @@ def _about(volume: Volume, act: str, **more: Any) -> Act:
     return {"act": act, "pool": volume.pool_name, "image": volume.image} | more
 
 
-def do(cluster: Cluster, volume: Volume, act: Act) -> Any:
+def do(cluster: Cluster, volume: Volume, act: Act, asker: Asker | None = None) -> Any:
     """One thing to a volume's image.
 
+    :param asker: by what the cluster is asked; None: by a process of its own, which may take as long as it takes.
     :raises NvmuserError: why not, in words.
     """
     deadline = None if act["act"] in ("remove", "flatten", "snapshot") else DEADLINE_S
-    (result,) = ask(cluster, [act], deadline=deadline)
+    (result,) = asker(cluster, [act]) if asker else ask(cluster, [act], deadline=deadline)
     if isinstance(result, OSError):
         raise explained(result, cluster, volume)
     return result
 
 
-def make(cluster: Cluster, volume: Volume, of: Volume | None = None) -> None:
+def make(cluster: Cluster, volume: Volume, of: Volume | None = None, asker: Asker | None = None) -> None:
     """Make a new volume's image, or its snapshot.
 
     :param of: what a snapshot or a clone is of.
+    :param asker: as `do` has it.
     :raises NvmuserError: it could not be.
     """
     if volume.snapshot_of:
@@ -133,7 +136,7 @@ def make(cluster: Cluster, volume: Volume, of: Volume | None = None) -> None:
         act = _about(of, "clone", snapshot=of.in_spdk, name=volume.image)
     else:
         act = _about(volume, "create", size=volume.size)
-    do(cluster, volume, act)
+    do(cluster, volume, act, asker)
 
 
 def grow(cluster: Cluster, volume: Volume) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from nvmuser.ceph import images
-from nvmuser.ceph.asking import Standing, unconnected
+from nvmuser.ceph.asking import Asker, Standing, unconnected
 from nvmuser.ceph.images import Image
 from nvmuser.errors import ConflictError, NvmuserError, RpcServerError
 from nvmuser.hostfs.fences import Fence, Journal
@@ -212,7 +212,7 @@ class Clusters:
         if known.keys() >= set(work.volumes):
             looked = {volume: known[volume] for volume in work.volumes}
         else:
-            looked = images.look_at(work.cluster, work.volumes)
+            looked = images.look_at(work.cluster, work.volumes, self._standing.ask)
         looked |= self._fence(work.cluster, looked)
         mine = self._journal.addresses(work.cluster.in_spdk, alive=True)
         problems, made = dict[Key, Problem](), list[Key]()
@@ -220,7 +220,7 @@ class Clusters:
             if volume not in work.opening + work.growing:
                 continue
             try:
-                if _ready(work.cluster, volume, image, desired, mine):
+                if _ready(work.cluster, volume, image, desired, mine, self._standing.ask):
                     made.append(volume.key)
             except NvmuserError as error:
                 problems[volume.key] = Problem(volume.key, str(error))
@@ -264,21 +264,24 @@ def _all(works: Iterable[Work], reason: str) -> dict[Key, Problem]:
     return {volume.key: Problem(volume.key, reason) for volume in volumes}
 
 
-def _ready(cluster: Cluster, volume: Volume, image: Image | OSError, desired: Desired, mine: Collection[str]) -> bool:
+def _ready(
+    cluster: Cluster, volume: Volume, image: Image | OSError, desired: Desired, mine: Collection[str], ask: Asker
+) -> bool:
     """Have one image as it is to be opened. Returns whether it was made.
 
     :param mine: our addresses in the cluster that live.
+    :param ask: by what the cluster is asked.
     :raises NvmuserError: it cannot be.
     """
     new = not desired.entries[volume.key].provisioned
     if volume.snapshot_of:
-        return _ready_snapshot(cluster, volume, image, new=new)
+        return _ready_snapshot(cluster, volume, image, ask, new=new)
     if isinstance(image, OSError):
         if image.errno != errno.ENOENT or image.filename == "rados_ioctx_create" or not (volume.owned and new):
             raise images.explained(image, cluster, volume)
         source = desired.entries.get(Key("volume", volume.clone_of)) if volume.clone_of else None
-        images.make(cluster, volume, source.object if source and isinstance(source.object, Volume) else None)
-        image = images.look_at(cluster, [volume])[volume]
+        images.make(cluster, volume, source.object if source and isinstance(source.object, Volume) else None, ask)
+        image = images.look_at(cluster, [volume], ask)[volume]
         if isinstance(image, OSError):
             raise images.explained(image, cluster, volume)
     else:
@@ -291,9 +294,9 @@ def _ready(cluster: Cluster, volume: Volume, image: Image | OSError, desired: De
     return new
 
 
-def _ready_snapshot(cluster: Cluster, volume: Volume, image: Image | OSError, *, new: bool) -> bool:
+def _ready_snapshot(cluster: Cluster, volume: Volume, image: Image | OSError, ask: Asker, *, new: bool) -> bool:
     if new and (isinstance(image, OSError) or volume.in_spdk not in image.snapshots):
-        images.make(cluster, volume)
+        images.make(cluster, volume, asker=ask)
         return True
     if isinstance(image, OSError):
         raise images.explained(image, cluster, volume)
