@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import pytest
 from fleet_storage import StorageWorld, Writer, blocks
 from fleet_world import until
+from fleet_writer import BLOCKS
 
 from nvmuser.errors import NvmuserError
 
@@ -47,6 +48,13 @@ class Run:
             owner = await self.world.owner(volume)
             if not any(writer.epoch == owner.epoch for writer in self.seen[volume]):
                 self.seen[volume].append(await self.world.hosts[owner.host].write(volume, owner.epoch))
+
+    async def written(self, volume: str, host: str) -> None:
+        """Wait until a host has written much of a volume, if it has it: who had it before is woken then."""
+        owner = await self.world.owner(volume)
+        if owner.host == host:
+            writer = next(one for one in self.seen[volume] if one.epoch == owner.epoch)
+            await until(lambda: writer.answered > BLOCKS, 60)
 
     async def end_stale(self, volume: str, host: str) -> None:
         """Before a volume comes back to a host: who wrote there in an earlier epoch would be let in again."""
@@ -96,7 +104,7 @@ class Run:
             try:
                 await self.forced(volume, there)
                 await self.write()
-                await asyncio.sleep(chance.random() * 0.3)  # so that something is written meanwhile
+                await self.written(volume, there)
             finally:
                 host.signal(signal.SIGCONT)
         else:
@@ -105,7 +113,7 @@ class Run:
             try:
                 await self.forced(volume, there)
                 await self.write()
-                await asyncio.sleep(chance.random() * 0.3)
+                await self.written(volume, there)
             finally:
                 door.cut(False)
 

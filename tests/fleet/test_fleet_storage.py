@@ -67,6 +67,7 @@ async def test_moves_with_its_data(storage: StorageWorld, kind: str) -> None:
     now = await asyncio.to_thread(blocks, h1, "v")
     assert is_kept(newest_answered(h1), now)
     assert is_kept(newest_answered(h2), now)
+    await writer.end()  # it would be let in again
     # And back: by a connection of its own again, where the cluster has shut out the one that it had.
     await storage.move("v", "h2", force=True)
     last = await h2.write("v", 4)
