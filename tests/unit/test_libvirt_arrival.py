@@ -72,7 +72,7 @@ def parsed(text: str) -> libvirt_hook.Domain:
 
 
 def prepare(domain: libvirt_hook.Domain) -> None:
-    asyncio.run(libvirt_hook.prepare(domain, wait=0, arriving=libvirt_arrival.is_expected(domain)))
+    asyncio.run(libvirt_hook.prepare(domain, wait=0, arriving=libvirt_arrival.take_expected(domain)))
 
 
 def controllers(state: StateDir) -> dict[str, bool]:
@@ -119,7 +119,7 @@ def test_nothing_is_left_of_what_cannot_come(here: StateDir, there: StateDir, ru
     with pytest.raises(ConflictError, match="controller b: another one here"):
         expect(xml(here, there))
     assert controllers(there) == {"b": False}
-    assert not libvirt_arrival.is_expected(parsed(xml(here, there)))
+    assert not libvirt_arrival.take_expected(parsed(xml(here, there)))
 
 
 def test_the_domain_is_fitted_to_this_host(here: StateDir, there: StateDir) -> None:

@@ -46,7 +46,7 @@ async def _act(domain: libvirt_hook.Domain, operation: str, text: bytes, wait: f
     """What is to be printed."""
     match operation:
         case "prepare":
-            await libvirt_hook.prepare(domain, wait=wait, arriving=libvirt_arrival.is_expected(domain))
+            await libvirt_hook.prepare(domain, wait=wait, arriving=libvirt_arrival.take_expected(domain))
         case "release":
             libvirt_hook.release(domain)
             await libvirt_arrival.forget(domain)

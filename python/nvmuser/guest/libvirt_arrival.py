@@ -42,10 +42,10 @@ async def expect(domain: Domain, text: str | bytes, *, wait: float) -> str:
         for name in domain.controllers:
             if await _declare(domain, name):
                 made.append(name)
-        _remember(domain, made)
+        _remember(domain, made, asked=time.monotonic())
         return _fitted(domain, text)
     except BaseException:
-        _remember(domain, made)
+        _remember(domain, made, asked=None)
         await forget(domain)
         raise
 
@@ -65,16 +65,15 @@ async def _declare(domain: Domain, name: str) -> bool:
     return change is not None
 
 
-def is_expected(domain: Domain) -> bool:
-    """Whether libvirt has just asked for it, and starts its QEMU now because of that; true once."""
-    path = _path(domain)
+def take_expected(domain: Domain) -> bool:
+    """Whether libvirt has just asked for the domain, and starts its QEMU now because of that. True for one start."""
     try:
-        recent = time.time() - path.stat().st_mtime < _SOON
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = json.loads(_path(domain).read_text(encoding="utf-8"))
+        recent: bool = 0 <= time.monotonic() - known["asked"] < _SOON  # below 0: before a boot of the machine
+    except (OSError, ValueError, LookupError, TypeError):
         return False
-    _remember(domain, known["made"], started=True)
-    return recent and not known["started"]
+    _remember(domain, known["made"], asked=None)
+    return recent
 
 
 async def forget(domain: Domain) -> None:
@@ -97,12 +96,12 @@ def _made(domain: Domain) -> list[str]:
         return []
 
 
-def _remember(domain: Domain, made: list[str], *, started: bool = False) -> None:
+def _remember(domain: Domain, made: list[str], *, asked: float | None) -> None:
     """:raises TargetError: it cannot be written."""
     path = _path(domain)
     try:
         path.parent.mkdir(mode=0o750, exist_ok=True)
-        path.write_text(json.dumps({"made": made, "started": started}), encoding="utf-8")
+        path.write_text(json.dumps({"made": made, "asked": asked}), encoding="utf-8")
     except OSError as error:
         raise TargetError(f"{error.filename or path}: {error.strerror}") from error
 
