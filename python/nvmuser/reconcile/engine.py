@@ -184,7 +184,9 @@ class Engine:
 
         :raises SetupError: who we are to remotes is not known. :raises RpcError: SPDK does not answer.
         """
-        failing, sites = self.problems.keys(), [(site.wanted, site.rpc) for site in self._sites.values()]
+        if not (failing := [key for key in self.problems if key.kind == Remote.kind]):
+            return []
+        sites = [(site.wanted, site.rpc) for site in self._sites.values()]
         found = [await reachable(desired, failing, rpc, self._state) for desired, rpc in sites if rpc]
         return [remote for remotes in found for remote in remotes]
 
