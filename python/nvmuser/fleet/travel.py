@@ -1,7 +1,8 @@
 """A guest moves from one host of a fleet to another: the steps, as etcd records them.
 
 Each side writes what it has done, and expects what it has read, so that no two steps are taken from one. What a step
-needs of QEMU is `nvmuser.guest.traveller`'s; when the volumes change hands, the guest's own migration decides.
+needs of QEMU is `nvmuser.guest.departure`'s and `arrival`'s; when the volumes change hands, the guest's own migration
+decides.
 """
 
 from __future__ import annotations
