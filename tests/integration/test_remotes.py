@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,31 @@ async def test_io_ends_with_errors_after_the_time_that_was_set_and_goes_on_when_
             except NvmeStatusError:
                 continue
             break
+
+
+async def test_a_remote_that_says_nothing_any_more_has_no_connection(pair: Pair) -> None:
+    """Stopped: its kernel goes on to acknowledge what it is sent."""
+    await pair.admit(host_identity.load(pair.state).nqn)
+    await pair.listen()
+    await pair.attach("127.0.0.1", keep_alive_s=1)
+    assert pair.far.peer_pid
+    host = await asyncio.to_thread(initiator.connect, pair.state.target_dir("x"))
+    with host, host.queue(4, timeout=120) as queue:
+
+        def write() -> None:
+            queue.write(host.namespace(1), 0, bytes(4096)).wait()
+
+        await asyncio.to_thread(write)
+        os.kill(pair.far.peer_pid, signal.SIGSTOP)
+        try:
+            writing = asyncio.create_task(asyncio.to_thread(write))
+            async with asyncio.timeout(60):
+                while any(way.connected for way in (await pair.engine.status()).remotes):  # noqa: ASYNC110
+                    await asyncio.sleep(0.1)
+            assert not writing.done()
+        finally:
+            os.kill(pair.far.peer_pid, signal.SIGCONT)
+        await writing
 
 
 async def test_each_reason_is_its_own(pair: Pair) -> None:

@@ -122,10 +122,13 @@ def test_a_remote_that_lacks_a_path_or_has_another_key_is_there_and_drifted() ->
 
 def test_keys_are_files_that_spdk_reads_and_go_with_the_remote() -> None:
     remote = Remote("far", nqn=NQN, paths=(RemotePath("10.0.0.1"),), dhchap_key="/k", psk="/p")
-    remote = replace(remote, reconnect_s=20, fail_after_s=60)
+    (call,) = [one for one in planned(remote, Actual(), remotes.Routes(HOST)).calls if "nqn" in str(one.request.params)]
+    assert "keep_alive_timeout_ms" not in call.request.params
+    remote = replace(remote, reconnect_s=20, fail_after_s=60, keep_alive_s=3)
     calls = planned(remote, Actual(), remotes.Routes(HOST)).calls
     assert calls[-1].request.params["reconnect_delay_sec"] == 20
     assert calls[-1].request.params["fast_io_fail_timeout_sec"] == 60
+    assert calls[-1].request.params["keep_alive_timeout_ms"] == 3000
     methods = [call.request.method for call in calls]
     assert methods == ["keyring_file_add_key", "keyring_file_add_key", "bdev_nvme_attach_controller"]
     known = replace(far(("10.0.0.1", 4420)), keys={"far.dhchap_key": "/k", "far.psk": "/p"})

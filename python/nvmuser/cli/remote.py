@@ -18,7 +18,7 @@ from nvmuser.hostfs.host_identity import HostIdentity
 from nvmuser.model.change import Change
 from nvmuser.model.desired import Desired, Entry
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import FAIL_AFTER_MAX_S, RECONNECT_MAX_S, Remote
+from nvmuser.model.objects import FAIL_AFTER_MAX_S, KEEP_ALIVE_MAX_S, KEEP_ALIVE_S, RECONNECT_MAX_S, Remote
 from nvmuser.model.remote_path import RemotePath, bracketed
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import discovery
@@ -71,11 +71,19 @@ def remote() -> None:
     show_default=True,
     help="Seconds without any path after which guests get errors, until there is one again; 0: their I/O waits.",
 )
+@click.option(
+    "--keep-alive",
+    "keep_alive_s",
+    type=click.IntRange(1, KEEP_ALIVE_MAX_S),
+    default=KEEP_ALIVE_S,
+    show_default=True,
+    help="Seconds in which it has to answer, or a connection counts as lost.",
+)
 @json_option
 @click.pass_obj
 def create(
-    state: StateDir, /, name: str, nqn: str, paths: tuple[str, ...], reconnect_s: int, fail_after_s: int, as_json: bool,
-    **keys: str,
+    state: StateDir, /, name: str, nqn: str, paths: tuple[str, ...], reconnect_s: int, fail_after_s: int,
+    keep_alive_s: int, as_json: bool, **keys: str,
 ) -> None:  # fmt: skip
     """Attach a subsystem of another target.
 
@@ -88,7 +96,10 @@ def create(
     """
     files = {field: os.path.abspath(path) for field, path in keys.items() if path}
     there = tuple(map(RemotePath.parse, paths))
-    remote = Remote(name, nqn=nqn, paths=there, reconnect_s=reconnect_s, fail_after_s=fail_after_s, **files)
+    remote = Remote(
+        name, nqn=nqn, paths=there, reconnect_s=reconnect_s, fail_after_s=fail_after_s, keep_alive_s=keep_alive_s,
+        **files,
+    )  # fmt: skip
     outcome = run(control.submit(state, Change(create=(remote,))))
     say_object(outcome, as_json, f"remote {name} {'declared' if outcome.pending else 'attached'}")
 
@@ -109,11 +120,16 @@ def list_(state: StateDir, as_json: bool) -> None:
             ]
         )
         return
-    table = Table("remote", "NQN", "paths", "in use")
+    table = Table("remote", "NQN", "paths", "times", "in use")
     for remote in desired.remotes():
         used_ways = ", ".join(str(way).partition(": ")[2] for way in used[remote.name])
-        table.add_row(remote.name, remote.nqn, ", ".join(map(str, remote.paths)), used_ways or "-")
+        table.add_row(remote.name, remote.nqn, ", ".join(map(str, remote.paths)), _times(remote), used_ways or "-")
     console().print(table)
+
+
+def _times(remote: Remote) -> str:
+    fails = f", fails after {remote.fail_after_s} s" if remote.fail_after_s else ""
+    return f"keep-alive {remote.keep_alive_s} s, reconnect {remote.reconnect_s} s{fails}"
 
 
 def _in_use(remote: Remote, actual: Actual | None) -> list[Way]:

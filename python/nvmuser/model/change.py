@@ -242,7 +242,7 @@ _FIXED = {
     "volume": ("backend", "block_size", "path", "owned", "pool", "snapshot_of", "clone_of", "remote",
                "remote_nsid", "shared_ok", "cluster", "pool_name", "image", "base", "volatile"),
     "pool": ("base", "cluster_size"),
-    "remote": ("nqn", "reconnect_s", "fail_after_s"),
+    "remote": ("nqn", "reconnect_s", "fail_after_s", "keep_alive_s"),
     "cluster": ("conf", "user", "keyring"),
     "controller": (),
     "target": (),

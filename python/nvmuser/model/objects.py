@@ -29,6 +29,9 @@ NQN_MAX = 223
 """Bytes (NVM Express Base Specification, NVMe Qualified Names)."""
 RECONNECT_MAX_S = 600
 FAIL_AFTER_MAX_S = 24 * 3600
+KEEP_ALIVE_S = 10
+"""SPDK's own (`SPDK_BDEV_NVME_DEFAULT_KEEP_ALIVE_TIMEOUT_IN_MS`)."""
+KEEP_ALIVE_MAX_S = 600
 BLOCK_SIZES = (512, 4096)
 SERIAL_MAX = 20
 _NQN = re.compile(NQN)
@@ -237,6 +240,7 @@ class Remote(NamedInSpdk):
         "fail_after_s": {"minimum": 0, "maximum": FAIL_AFTER_MAX_S},
     }
 
+        "keep_alive_s": {"minimum": 1, "maximum": KEEP_ALIVE_MAX_S},
     keys: ClassVar[tuple[str, ...]] = ("dhchap_key", "dhchap_ctrlr_key", "psk")
     """Fields that name files with a secret; what is in them is read by SPDK alone."""
 
@@ -254,6 +258,8 @@ class Remote(NamedInSpdk):
     """Seconds without any path after which I/O ends with errors; 0: it waits."""
 
     def __post_init__(self) -> None:
+    keep_alive_s: int = KEEP_ALIVE_S
+    """Seconds in which the remote has to answer, or a connection to it counts as lost."""
         super().__post_init__()
         if not self.nqn or not self.paths:
             raise UsageError(f"remote {self.name}: needs an NQN and one path or more")
@@ -261,6 +267,8 @@ class Remote(NamedInSpdk):
             raise UsageError(f"remote {self.name}: reconnect_s {self.reconnect_s}: 1 to {RECONNECT_MAX_S} seconds")
         if self.fail_after_s and not self.reconnect_s <= self.fail_after_s <= FAIL_AFTER_MAX_S:
             raise UsageError(
+        if not 1 <= self.keep_alive_s <= KEEP_ALIVE_MAX_S:
+            raise UsageError(f"remote {self.name}: keep_alive_s {self.keep_alive_s}: 1 to {KEEP_ALIVE_MAX_S} seconds")
                 f"remote {self.name}: fail_after_s {self.fail_after_s}: {self.reconnect_s} (reconnect_s) to "
                 f"{FAIL_AFTER_MAX_S} seconds, or 0 to wait for ever"
             )

@@ -5,7 +5,7 @@ Where a path leads is `nvmuser.reconcile.remotes`' to find out.
 
 from __future__ import annotations
 
-from nvmuser.model.objects import Remote
+from nvmuser.model.objects import KEEP_ALIVE_S, Remote
 from nvmuser.reconcile import remotes
 from nvmuser.reconcile.actual import Actual
 from nvmuser.reconcile.calls import Needs
@@ -37,6 +37,7 @@ def ensure(remote: Remote, actual: Actual, routes: remotes.Routes, draft: Draft)
                 keys=remote.key_files,
                 reconnect_s=remote.reconnect_s,
                 fail_after_s=remote.fail_after_s,
+                keep_alive_s=0 if remote.keep_alive_s == KEEP_ALIVE_S else remote.keep_alive_s,
             )
             needs = Needs(path=(addresses[0], path.port))
             # One after the other: the first makes the controller, the others are added to it.

@@ -20,7 +20,7 @@ from nvmuser.hostfs import host_identity, reservation_keys
 from nvmuser.hostfs.host_identity import HostIdentity
 from nvmuser.model.desired import Desired
 from nvmuser.model.keys import Key
-from nvmuser.model.objects import Remote
+from nvmuser.model.objects import KEEP_ALIVE_S, Remote
 from nvmuser.model.remote_path import RemotePath
 from nvmuser.paths import StateDir
 from nvmuser.reconcile import fabrics
@@ -74,6 +74,7 @@ class Way:
     states: tuple[str, ...] = ()
     """In which the remote says its namespaces are by this path (ANA): optimized, non_optimized, inaccessible,
     persistent_loss, change. Empty where it says nothing, or there is no connection."""
+    keep_alive_s: int = KEEP_ALIVE_S
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -83,7 +84,8 @@ class Way:
         at = f" at {there}" if there != self.path else ""
         how = " and ".join(self.states).replace("_", "-")
         state = f"connected{', ' if how else ''}{how}" if self.connected else "no connection"
-        return f"{self.remote}: {self.path}{at}, {state}"
+        patience = f" (keep-alive {self.keep_alive_s} s)" if self.keep_alive_s != KEEP_ALIVE_S else ""
+        return f"{self.remote}: {self.path}{at}, {state}{patience}"
 
 
 def ways(desired: Desired, actual: Actual, routes: Routes) -> Iterator[Way]:
@@ -96,7 +98,7 @@ def ways(desired: Desired, actual: Actual, routes: Routes) -> Iterator[Way]:
             assert present is not None
             connected = (address, port) not in present.down
             states = present.states.get((address, port), ()) if connected else ()
-            yield Way(remote.name, name, address, port, connected, states)
+            yield Way(remote.name, name, address, port, connected, states, remote.keep_alive_s)
 
 
 def _shortest(address: str) -> str:

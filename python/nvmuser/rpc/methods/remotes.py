@@ -19,16 +19,18 @@ def attach_remote(
     keys: Iterable[str] = (),
     reconnect_s: int = 1,
     fail_after_s: int = 0,
+    keep_alive_s: int = 0,
 ) -> Request:
     """Attach a remote by one path, or add the path to it (module/bdev/nvme/bdev_nvme_rpc.c).
 
-    Lost paths are tried again for ever: what a guest has in flight waits, as it would for a slow disk. `hostid` is a
-    parameter of our patch; `ctrlr_loss_timeout_sec`, `reconnect_delay_sec` and `fast_io_fail_timeout_sec` are in
-    seconds.
+    Lost paths are tried again for ever: what a guest has in flight waits, as it would for a slow disk. `hostid` and
+    `keep_alive_timeout_ms` are parameters of our patches; `ctrlr_loss_timeout_sec`, `reconnect_delay_sec` and
+    `fast_io_fail_timeout_sec` are in seconds.
 
     :param host: who we are to it; None: SPDK's choice, another at each start.
     :param reconnect_s: seconds between two attempts; the same for all paths of a remote.
     :param fail_after_s: seconds without a path after which I/O fails, until there is one again; 0: it waits.
+    :param keep_alive_s: seconds in which it has to answer; 0: SPDK's own, 10, which one without the patch has too.
     :param keys: keys in SPDK's keyring, each named by the remote and the parameter that takes it: `store.psk`.
 
     Errors: EALREADY for a path that is attached; else an errno without the reason, for which
@@ -37,6 +39,7 @@ def attach_remote(
     params = _path(name, nqn, address, port)
     params |= {"multipath": "multipath", "ctrlr_loss_timeout_sec": -1, "reconnect_delay_sec": reconnect_s}
     params |= {"fast_io_fail_timeout_sec": fail_after_s} if fail_after_s else {}
+    params |= {"keep_alive_timeout_ms": keep_alive_s * 1000} if keep_alive_s else {}
     params |= {"hostnqn": host.nqn, "hostid": host.id} if host else {}
     params |= {key.rpartition(".")[2]: key for key in keys}
     return Request("bdev_nvme_attach_controller", params)
