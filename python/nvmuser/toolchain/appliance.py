@@ -63,7 +63,8 @@ def is_done(suite: Suite) -> bool:
     return artifact.read_manifest(_image_dir(suite)) is not None
 
 
-def _tools_dir() -> Path:
+def tools_dir() -> Path:
+    """Where the guest's programs are unpacked, or will be."""
     return cache_dir() / f"guest-tools-{artifact.digest(_TOOLS_SUITE, *_TOOLS, *_LEAVE_OUT)}"
 
 
@@ -72,7 +73,7 @@ def _kernel_dir(suite: Suite) -> Path:
 
 
 def _image_dir(suite: Suite) -> Path:
-    parts = [suite, _tools_dir().name, _kernel_dir(suite).name, *initramfs.recipe(), *_guest_parts()]
+    parts = [suite, tools_dir().name, _kernel_dir(suite).name, *initramfs.recipe(), *_guest_parts()]
     return cache_dir() / f"guest-{suite}-{artifact.digest(*parts)}"
 
 
@@ -85,7 +86,7 @@ def _guest_parts() -> Iterator[str | bytes]:
 
 def tools_done() -> bool:
     """Whether the guest's programs are unpacked."""
-    return artifact.read_manifest(_tools_dir()) is not None
+    return artifact.read_manifest(tools_dir()) is not None
 
 
 def fetch_tools(reporter: Reporter) -> None:
@@ -93,7 +94,7 @@ def fetch_tools(reporter: Reporter) -> None:
     private = apt.PrivateApt(cache_dir() / "apt/guest-tools", (_TOOLS_SUITE,))
     private.update(reporter)
     packages = private.fetch_packages(_TOOLS, reporter)
-    with artifact.assembling(_tools_dir()) as root:
+    with artifact.assembling(tools_dir()) as root:
         apt.unpack(packages, root, reporter, leave_out=_LEAVE_OUT)
         artifact.write_manifest(root, versions={name: apt.package_version(packages, name) for name in _TOOLS})
     artifact.remove(private.root)
@@ -132,7 +133,7 @@ def build(suite: Suite, reporter: Reporter) -> None:
     assert facts is not None
     with artifact.assembling(_image_dir(suite)) as image:
         (image / "vmlinuz").write_bytes((kernel / f"boot/vmlinuz-{facts['kernel']}").read_bytes())
-        parts = initramfs.Parts(_tools_dir(), kernel, facts["kernel"], guest_files())
+        parts = initramfs.Parts(tools_dir(), kernel, facts["kernel"], guest_files())
         fio = initramfs.build(parts, image / "initrd.img", reporter)
         artifact.write_manifest(image, kernel=facts["kernel"], fio=fio)
     artifact.forget_older(cache_dir(), f"guest-{suite}-*", _KEPT_IMAGES)

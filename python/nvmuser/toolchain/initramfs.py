@@ -28,7 +28,7 @@ _PROGRAMS = (
     "partx", "resize2fs", "sfdisk", "taskset", "tune2fs", "umount", "wipefs",
 )  # fmt: skip
 _LINKS = {"mkfs.ext4": "mke2fs", "fsck.ext4": "e2fsck"}
-_MODULES = ("nvme", "virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "loop", "gpio-pci-idio-16", "virtio-rng")
+MODULES = ("nvme", "virtio_pci", "virtio_blk", "ext4", "crc32c_generic", "loop", "gpio-pci-idio-16", "virtio-rng")
 
 # Opened with dlopen, so that no dependency names it: pthread_cancel and pthread_exit want it.
 _EXTRA_LIBRARIES = ("libgcc_s.so.1",)
@@ -42,17 +42,21 @@ _LIBRARY_DIRS = (_LIBRARIES, f"{_LIBRARIES}/ceph")
 
 @dataclass(frozen=True)
 class Parts:
-    """What an initramfs is made of: unpacked programs, an unpacked kernel of a version, and the guest's own files."""
+    """What an initramfs is made of: unpacked programs, an unpacked kernel of a version, and the guest's own files.
+
+    :param modules: of the kernel, with what they depend on.
+    """
 
     tools: Path
     kernel: Path
     version: str
     guest: Path
+    modules: tuple[str, ...] = MODULES
 
 
 def recipe() -> list[str]:
     """What decides the content, besides the parts themselves."""
-    return [*_PROGRAMS, *_LINKS, *_MODULES, *_EXTRA_LIBRARIES, str(_LAYOUT)]
+    return [*_PROGRAMS, *_LINKS, *MODULES, *_EXTRA_LIBRARIES, str(_LAYOUT)]
 
 
 def build(parts: Parts, out: Path, reporter: Reporter) -> str:
@@ -142,7 +146,7 @@ def _copy_modules(parts: Parts, root: Path, reporter: Reporter) -> None:
     depmod = [*_loader(parts.tools), "--argv0", "depmod", str(_find_program(parts.tools, "kmod"))]
     proc.run([*depmod, "-b", parts.kernel, parts.version], log=reporter.log)
     builtin = (source / "modules.builtin").read_text(encoding="utf-8")
-    for module in module_closure((source / "modules.dep").read_text(encoding="utf-8"), builtin, _MODULES):
+    for module in module_closure((source / "modules.dep").read_text(encoding="utf-8"), builtin, parts.modules):
         data = (source / module).read_bytes()
         # Unpacked, because not every modprobe and kernel can.
         plain = target / module.removesuffix(".xz")
