@@ -238,9 +238,9 @@ class Remote(NamedInSpdk):
         "nqn": {"pattern": REMOTE_NQN, "maxLength": NQN_MAX},
         "reconnect_s": {"minimum": 1, "maximum": RECONNECT_MAX_S},
         "fail_after_s": {"minimum": 0, "maximum": FAIL_AFTER_MAX_S},
+        "keep_alive_s": {"minimum": 1, "maximum": KEEP_ALIVE_MAX_S},
     }
 
-        "keep_alive_s": {"minimum": 1, "maximum": KEEP_ALIVE_MAX_S},
     keys: ClassVar[tuple[str, ...]] = ("dhchap_key", "dhchap_ctrlr_key", "psk")
     """Fields that name files with a secret; what is in them is read by SPDK alone."""
 
@@ -256,19 +256,19 @@ class Remote(NamedInSpdk):
     """Seconds between two attempts to connect by a path that is down; there is no last one."""
     fail_after_s: int = 0
     """Seconds without any path after which I/O ends with errors; 0: it waits."""
-
-    def __post_init__(self) -> None:
     keep_alive_s: int = KEEP_ALIVE_S
     """Seconds in which the remote has to answer, or a connection to it counts as lost."""
+
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.nqn or not self.paths:
             raise UsageError(f"remote {self.name}: needs an NQN and one path or more")
         if not 1 <= self.reconnect_s <= RECONNECT_MAX_S:
             raise UsageError(f"remote {self.name}: reconnect_s {self.reconnect_s}: 1 to {RECONNECT_MAX_S} seconds")
-        if self.fail_after_s and not self.reconnect_s <= self.fail_after_s <= FAIL_AFTER_MAX_S:
-            raise UsageError(
         if not 1 <= self.keep_alive_s <= KEEP_ALIVE_MAX_S:
             raise UsageError(f"remote {self.name}: keep_alive_s {self.keep_alive_s}: 1 to {KEEP_ALIVE_MAX_S} seconds")
+        if self.fail_after_s and not self.reconnect_s <= self.fail_after_s <= FAIL_AFTER_MAX_S:
+            raise UsageError(
                 f"remote {self.name}: fail_after_s {self.fail_after_s}: {self.reconnect_s} (reconnect_s) to "
                 f"{FAIL_AFTER_MAX_S} seconds, or 0 to wait for ever"
             )
