@@ -22,7 +22,16 @@ from nvmuser.bench.measure import environment, stats, versions
 from nvmuser.bench.measure.progress import Progress
 from nvmuser.bench.measure.scratch import scratch
 from nvmuser.bench.rounds.alternate import alternate
-from nvmuser.bench.scenarios.neighbour_acts import DISCARDED, NEIGHBOUR, POOLED, READER, WRITTEN, ZEROED, World
+from nvmuser.bench.scenarios.neighbour_acts import (
+    DISCARDED,
+    FILLED,
+    NEIGHBOUR,
+    POOLED,
+    READER,
+    WRITTEN,
+    ZEROED,
+    World,
+)
 from nvmuser.bench.scenarios.neighbour_clients import Act, Clients, Seen, Work
 from nvmuser.errors import UsageError
 from nvmuser.initiator.commands import Opcode
@@ -57,6 +66,7 @@ BESIDE = {
     "flush": Beside("the same, each followed by a flush", Work(WRITTEN, then=Opcode.FLUSH)),
     "discard": Beside("each followed by a discard", Work(DISCARDED, then=Opcode.DATASET_MANAGEMENT)),
     "write_zeroes": Beside("each followed by Write Zeroes", Work(ZEROED, then=Opcode.WRITE_ZEROES)),
+    "fill": Beside("4k random writes at depth 32 into a file without blocks", Work(FILLED, depth=32)),
     "attach": Beside("a namespace attached and detached", act=World.attach),
     "snapshot": Beside("a snapshot made of what is written", Work(POOLED), World.snapshot),
     "recover": Beside("another client killed, and one in its place", act=World.recover),
@@ -186,9 +196,9 @@ def _measured(plan: NeighbourPlan, world: World, clients: Clients) -> dict[str, 
     def measured(beside: Beside) -> Callable[[int], Awaitable[Seen]]:
         async def one(number: int) -> Seen:
             if beside.act is None:
-                return await clients.measure(beside.work, plan.runtime)
+                return await clients.measure(beside.work, plan.runtime, seed=number)
             async with beside.act(world, number) as act:
-                return await clients.measure(beside.work, plan.runtime, act)
+                return await clients.measure(beside.work, plan.runtime, act, seed=number)
 
         return one
 

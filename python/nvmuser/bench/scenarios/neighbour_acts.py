@@ -28,7 +28,7 @@ from nvmuser.supervisor.spdk import Options
 
 READER, NEIGHBOUR, GUEST = "reader", "neighbour", "guest"
 """Controllers."""
-WRITTEN, DISCARDED, ZEROED, POOLED = range(1, 5)
+WRITTEN, DISCARDED, ZEROED, POOLED, FILLED = range(1, 6)
 """Namespaces of the neighbour's. What is discarded leaves holes: each has a volume of its own."""
 
 _MIB = 1 << 20
@@ -39,6 +39,8 @@ _MEMORY_BYTES = 24 * _MIB
 _POOL_BYTES = 512 * _MIB
 _POOLED_BYTES = 64 * _MIB
 _SPARE_BYTES = 16 * _MIB
+_FILLED_BYTES = 4096 * _MIB
+"""Of which most is never written."""
 _LIMIT_S = 60.0
 
 
@@ -92,11 +94,14 @@ class World:
             Volume("base", path=str(self._files / "base"), size=_POOL_BYTES),
             Pool("pool", base="base"),
             Volume("pooled", "lvol", pool="pool", size=_POOLED_BYTES),
+            Volume("filled", path=str(self._files / "filled"), size=_FILLED_BYTES),
         )
         beside = (Namespace("written", WRITTEN), Namespace("discarded", DISCARDED), Namespace("zeroed", ZEROED))
         controllers = (
             Controller(READER, (Namespace(READER),), volatile=self._memory),
-            Controller(NEIGHBOUR, (*beside, Namespace("pooled", POOLED)), volatile=self._memory),
+            Controller(
+                NEIGHBOUR, (*beside, Namespace("pooled", POOLED), Namespace("filled", FILLED)), volatile=self._memory
+            ),
             Controller(GUEST, (Namespace(GUEST),)),
         )
         return (*volumes, *pool, self._spare("spare"), *controllers)

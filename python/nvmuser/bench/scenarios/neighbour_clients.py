@@ -75,16 +75,17 @@ class Clients:
         self._cpu = cpu
         self._reactor = reactor
 
-    async def measure(self, work: Work | None, seconds: float, act: Act | None = None) -> Seen:
+    async def measure(self, work: Work | None, seconds: float, act: Act | None = None, seed: int = 0) -> Seen:
         """Read at depth 1 for so many seconds, and for as long as the act takes.
 
+        :param seed: of the neighbour's random places.
         :raises HostConnectionError: the target went away.
         """
         with contextlib.ExitStack() as stack:
             reader = initiator.Load(self._reader, self._reader.namespace(1), depth=1, size=READ_BYTES)
             loads = [stack.enter_context(reader)]
             if work is not None:
-                loads.append(stack.enter_context(self._load(work)))
+                loads.append(stack.enter_context(self._load(work, seed)))
             loop = _Loop(loads, self._cpu, self._reactor)
             took = await loop.around(seconds, act)
             read, other = reader.result(), loads[-1].result()
@@ -93,11 +94,12 @@ class Clients:
         waited = (loop.client_s / read.seconds, loop.target_s / read.seconds)
         return Seen(read.ios / had, read.percentile(99.9), read.max_us, commands, took, *waited)
 
-    def _load(self, work: Work) -> initiator.Load:
+    def _load(self, work: Work, seed: int) -> initiator.Load:
         namespace = self._neighbour.namespace(work.namespace)
         return initiator.Load(
-            self._neighbour, namespace, pattern=work.pattern, depth=work.depth, size=work.size, then=work.then, seed=2
-        )
+            self._neighbour, namespace,
+            pattern=work.pattern, depth=work.depth, size=work.size, then=work.then, seed=2 * seed + 3,
+        )  # fmt: skip
 
 
 class _Loop:
