@@ -15,7 +15,6 @@ import click
 from nvmuser import collector
 from nvmuser.cli import failure
 from nvmuser.cli.groups import LazyGroup
-from nvmuser.cli.options import read_token
 from nvmuser.errors import NvmuserError, UsageError
 from nvmuser.paths import StateDir, default_state_dir
 
@@ -130,11 +129,13 @@ def _remote(server: str | None, token_file: Path | None, state_dir: Path | None)
     """
     if not server or state_dir:
         raise UsageError("--server names another host: --token-file goes with it, and --state-dir does not")
+    from nvmuser.cli.options import read_token
     from nvmuser.extras import require_extra
 
     require_extra("client", "nvmuser --server")
-    token = read_token(token_file) if token_file else os.environ.get("NVMUSER_TOKEN", "").strip()
     from nvmuser.supervisor.remote import Remote  # what it imports, `nvmuser --help` need not wait for
+
+    token = read_token(token_file) if token_file else os.environ.get("NVMUSER_TOKEN", "").strip()
 
     return Remote(server=server, token=token)
 
