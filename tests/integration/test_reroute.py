@@ -84,7 +84,7 @@ async def test_a_name_that_leads_elsewhere_is_followed(state: StateDir, far: tup
     assert outcome.problems == ()
     assert await way(state) == {
         "remote": "far", "path": f"{NAME}:{port}", "address": "127.0.0.1", "port": port, "connected": True,
-        "states": [],
+        "states": [], "keep_alive_s": 10,
     }  # fmt: skip
 
     def read_and_write() -> None:
