@@ -66,7 +66,7 @@ BESIDE = {
     "flush": Beside("the same, each followed by a flush", Work(WRITTEN, then=Opcode.FLUSH)),
     "discard": Beside("each followed by a discard", Work(DISCARDED, then=Opcode.DATASET_MANAGEMENT)),
     "write_zeroes": Beside("each followed by Write Zeroes", Work(ZEROED, then=Opcode.WRITE_ZEROES)),
-    "fill": Beside("4k random writes at depth 32 into a file without blocks", Work(FILLED, depth=32)),
+    "fill": Beside("the same into a file without blocks", Work(FILLED)),
     "attach": Beside("a namespace attached and detached", act=World.attach),
     "snapshot": Beside("a snapshot made of what is written", Work(POOLED), World.snapshot),
     "recover": Beside("another client killed, and one in its place", act=World.recover),
