@@ -115,6 +115,16 @@ async def begin(guest: FleetGuest, there: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(*argv, stdout=pipe, stderr=pipe)
 
 
+async def on_its_way(guest: FleetGuest, there: str, state: str) -> tuple[str, asyncio.subprocess.Process]:
+    """Move it while it writes, and wait for a state. Returns its boot, and the command that moves it."""
+    boot = await guest.boot_id()
+    await guest.load.begin()
+    coming = asyncio.create_task(entered(guest, state))
+    moving = await begin(guest, there)
+    await coming
+    return boot, moving
+
+
 async def check(guest: FleetGuest, boot: str) -> None:
     """It goes on with all that it has written and read."""
     seen = await guest.load.finish()
@@ -126,11 +136,7 @@ async def test_its_qemu_there_ends_before_it_is_known_that_all_was_sent(guest: F
     """It goes on where it was, where QEMU has it as one that has left."""
     world, here = guest.world, guest.here
     [there] = [name for name in world.hosts if name != here]
-    boot = await guest.boot_id()
-    await guest.load.begin()
-    coming = asyncio.create_task(entered(guest, WAITING))
-    moving = await begin(guest, there)
-    await coming
+    boot, moving = await on_its_way(guest, there, WAITING)
     stopped = list[int]()
     async with connected(registry(world.hosts[there].state).runtime(NAME).qmp) as qmp:
         await until(lambda: says(qmp, "query-migrate", "active"), 60)
@@ -160,11 +166,7 @@ async def says(qmp: QMPClient, command: str, status: str) -> bool:
 async def test_killed_at_each_state(guest: FleetGuest, state: str, victim: str, side: str) -> None:
     world, here = guest.world, guest.here
     [there] = [name for name in world.hosts if name != here]
-    boot = await guest.boot_id()
-    await guest.load.begin()
-    coming = asyncio.create_task(entered(guest, state))
-    moving = await begin(guest, there)
-    await coming
+    boot, moving = await on_its_way(guest, there, state)
     await kill(world.hosts[here if side == "here" else there], victim)
     async with asyncio.timeout(120):
         out, err = await moving.communicate()

@@ -94,7 +94,6 @@ class World:
             Volume("base", path=str(self._files / "base"), size=_POOL_BYTES),
             Pool("pool", base="base"),
             Volume("pooled", "lvol", pool="pool", size=_POOLED_BYTES),
-            Volume("filled", path=str(self._files / "filled"), size=_FILLED_BYTES),
         )
         beside = (Namespace("written", WRITTEN), Namespace("discarded", DISCARDED), Namespace("zeroed", ZEROED))
         controllers = (
@@ -104,15 +103,15 @@ class World:
             ),
             Controller(GUEST, (Namespace(GUEST),)),
         )
-        return (*volumes, *pool, self._spare("spare"), *controllers)
+        return (*volumes, *pool, self._spare("spare"), self._spare("filled", _FILLED_BYTES), *controllers)
 
     def _volume(self, name: str) -> Volume:
         if self._memory and name in _IN_MEMORY:
             return Volume(name, "malloc", size=_MEMORY_BYTES, volatile=True)
         return Volume(name, path=str(self._files / name))
 
-    def _spare(self, name: str) -> Volume:
-        return Volume(name, path=str(self._files / name), size=_SPARE_BYTES)
+    def _spare(self, name: str, size: int = _SPARE_BYTES) -> Volume:
+        return Volume(name, path=str(self._files / name), size=size)
 
     @asynccontextmanager
     async def attach(self, _number: int) -> AsyncIterator[Act]:
